@@ -1,0 +1,272 @@
+"""The contract between the kernel and a device.
+
+A **driver** runs one device group. It is the only code that knows addresses, layouts and kernels. The kernel decides what should happen
+and says it in **plans**; a driver carries them out in order and answers with tokens. This file is all that a driver author needs to import.
+
+Terms
+-----
+arena     the device memory that the driver takes once, in `open`: `slab_bytes` x `num_slabs`, touched. It holds weights and KV.
+granule   the unit of frame indices: frame f of the arena starts at byte f * granule_bytes.
+space     one KV group of one loaded model (`memory.page.Space`). The driver says how many bytes a frame takes (`KvGroupSpec`).
+host tier a memfd mapped by the front and the worker alike; the driver copies pages to and from it (`drivers.hostmem`).
+row       a running request inside the driver. It sits in a *row slot* from `RowStart` to its clear; the driver keeps its page table,
+          its pending tokens and its sampling state, and plans name only what changed.
+plan      page moves + row changes + the number of steps K. All frames that K steps can need are in the rows' tables already.
+step      one forward pass over all rows of the plan that still run.
+
+Life cycle
+----------
+    probe -> open -> { inspect -> load -> [ apply(plan) -> step x K ]* -> unload }* -> close
+
+`probe` and `inspect` change nothing. `load` may be called from another thread than `apply` and `step`; everything else comes from one.
+
+One plan, worked
+----------------
+A context of 20 tokens (its first 16 are in page 0, already in frame 8) asks for more; its next frame is 12; slot 3 is free:
+
+    Plan(seq=7, moves=(), zeros=(Zero(1, DEVICE, 12),), clears=(),
+         starts=(RowStart(slot=3, spaces=(1,), position=16, tokens=(t16, t17, t18, t19), frames=((8, 12),), sampling=...),),
+         patches=(), runs=(RowRun(slot=3, num_tokens=4),), num_steps=2)
+
+    apply(plan)   zeroes frame 12, seats the row
+    step(0)       computes tokens 16..19, writes their KV to frame 12 at offsets 0..3, samples token 20 -> RowResult(3, tokens=(t20,))
+    step(1)       computes token 20, writes offset 4, samples token 21                                  -> RowResult(3, tokens=(t21,))
+
+In step 0 each row named in `runs` computes `num_tokens` of its pending tokens; a row that reaches the end of its pending tokens samples
+one more, which becomes pending. In steps 1..K-1 every row of `runs` that sampled in the step before, and did not stop, computes that one token.
+A row whose pending tokens are not used up (a prefill cut into chunks) samples nothing and rests until a later plan runs it again.
+
+Ownership
+---------
+The driver owns the arena and whatever workspace it needs; it never allocates inside a step what it could have taken in `load`. A frame named by
+a plan belongs to that plan until its last step has answered. The kernel reuses frames only afterwards.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Protocol
+
+import msgspec
+
+from memory.page import Move, Zero
+
+CONTRACT_VERSION = 1
+
+
+class Capabilities(msgspec.Struct, frozen=True):
+    """What a driver can do on this machine."""
+
+    driver: str
+    version: str
+    device_name: str
+    memory_bytes: int  # what the device has, of which the arena takes a part
+    dtypes: tuple[str, ...]  # "float32", "bfloat16", "float16"
+    ops: tuple[str, ...] = ()
+    quantizations: tuple[str, ...] = ()
+    graph: bool = False
+    batch_invariant: bool = False
+    contract_version: int = CONTRACT_VERSION
+
+
+class OpenSpec(msgspec.Struct, frozen=True):
+    """The memory and settings that a driver gets for its whole life."""
+
+    num_slabs: int
+    slab_bytes: int
+    granule_bytes: int
+    page_tokens: int
+    max_rows: int  # row slots are 0 .. max_rows - 1
+    max_step_tokens: int  # most tokens of one step, all rows together
+    dtype: str = "float32"
+    threads: int = 0  # 0: as many as the process may use
+    batch_invariant: bool = False
+    host_bytes: int = 0  # size of the host tier; its descriptor comes beside the message
+    options: dict[str, str] = {}  # driver-specific, refused when unknown
+
+
+class KvGroupSpec(msgspec.Struct, frozen=True):
+    """Layers of a model whose KV shares lifetime and shape."""
+
+    num_layers: int
+    frame_bytes: int  # of one page, whole granules
+    window: int | None = None
+
+
+class SegmentSpec(msgspec.Struct, frozen=True):
+    """A part of the weights that moves as one: a layer, the embedding, the head."""
+
+    name: str
+    size_bytes: int  # as it will lie in the arena, alignment included
+
+
+class ModelSpec(msgspec.Struct, frozen=True):
+    """What a model needs, told before anything of it is loaded."""
+
+    architecture: str
+    dtype: str
+    vocab_size: int
+    max_positions: int
+    num_parameters: int
+    segments: tuple[SegmentSpec, ...]
+    groups: tuple[KvGroupSpec, ...]
+    bos_token_id: int | None
+    eos_token_ids: tuple[int, ...]
+    numerics: str  # names everything that changes the bits of a page: layout, dtype, rotary scaling, kernels
+    quant: str = ""
+
+
+class InspectSpec(msgspec.Struct, frozen=True):
+    """Which model to look at, and how it would be run."""
+
+    path: str
+    max_positions: int = 0  # 0: as the config says; rotary scaling that depends on length is fixed by it
+    quant: str = ""
+
+
+class LoadSpec(msgspec.Struct, frozen=True):
+    """Where the weights go: `offsets[i]` is the byte offset in the arena of segment i of `ModelSpec.segments`."""
+
+    model_id: int
+    source: InspectSpec
+    space_ids: tuple[int, ...]  # one per KV group, in order
+    offsets: tuple[int, ...]
+
+
+class Sampling(msgspec.Struct, frozen=True):
+    """How a row draws its next token.
+
+    Draws are a function of (seed, position) alone. Penalties see the tokens in `RowStart.history` and those sampled since.
+    """
+
+    temperature: float = 1.0  # 0: greedy
+    top_k: int = 0  # 0: off
+    top_p: float = 1.0
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0  # over input and output
+    presence_penalty: float = 0.0  # over output
+    frequency_penalty: float = 0.0  # over output
+    seed: int = 0  # 64 bit
+    stop_token_ids: tuple[int, ...] = ()  # the row stops after sampling one of these
+    num_logprobs: int = -1  # -1: none; 0: of the chosen token; n: and of the n likeliest
+
+    @property
+    def has_penalties(self) -> bool:
+        """Whether the row's history matters."""
+        return self.repetition_penalty != 1.0 or self.presence_penalty != 0.0 or self.frequency_penalty != 0.0
+
+
+class RowStart(msgspec.Struct, frozen=True, array_like=True):
+    """A request takes a row slot."""
+
+    slot: int
+    model_id: int
+    position: int  # position of tokens[0]; KV of everything before it is in the frames
+    tokens: tuple[int, ...]  # pending: known, but their KV is not computed
+    frames: tuple[tuple[int, ...], ...]  # [group][page]: the row's page tables
+    sampling: Sampling
+    history: tuple[int, ...] = ()  # tokens before `position`, only where penalties need them
+    output_start: int = 0  # position from which tokens count as output for penalties
+    score_from: int = -1  # >= 0: give log-probabilities of the pending tokens from this position on; sample nothing
+
+
+class FramePatch(msgspec.Struct, frozen=True, array_like=True):
+    """table[group][page_idx : page_idx + len(frames)] = frames, for the row in `slot`; the table grows where it must."""
+
+    slot: int
+    group: int
+    page_idx: int
+    frames: tuple[int, ...]
+
+
+class RowRun(msgspec.Struct, frozen=True, array_like=True):
+    """The row in `slot` computes `num_tokens` of its pending tokens in step 0 of the plan."""
+
+    slot: int
+    num_tokens: int
+
+
+class Plan(msgspec.Struct, frozen=True, array_like=True):
+    """One quantum of work. Order: zeros, moves, clears, starts, patches, then the steps."""
+
+    boot_generation: int
+    seq: int
+    abort_count: int = 0  # aborts that the front has seen; a worker drops plans that were made before its own last abort
+    zeros: tuple[Zero, ...] = ()
+    moves: tuple[Move, ...] = ()
+    clears: tuple[int, ...] = ()  # row slots
+    starts: tuple[RowStart, ...] = ()
+    patches: tuple[FramePatch, ...] = ()
+    runs: tuple[RowRun, ...] = ()
+    num_steps: int = 0  # 0: page moves and row changes only
+
+
+class TokenLogprob(msgspec.Struct, frozen=True, array_like=True):
+    """Log-probability of a token, and of the likeliest ones at its position, before temperature, penalties and cuts."""
+
+    logprob: float
+    top: tuple[tuple[int, float], ...] = ()
+
+
+class RowResult(msgspec.Struct, frozen=True, array_like=True):
+    """What one step did to one row."""
+
+    slot: int
+    tokens: tuple[int, ...] = ()  # sampled in this step; empty while a prefill goes on
+    logprobs: tuple[TokenLogprob, ...] = ()  # one per sampled token, or per scored token
+    is_stopped: bool = False  # the last token is one of its stop tokens; the row computes no more
+    error: str = ""  # the row failed alone (logits not finite, say); the other rows are good
+
+
+class StepResult(msgspec.Struct, frozen=True, array_like=True):
+    """The answer to one step."""
+
+    rows: tuple[RowResult, ...]
+    compute_s: float  # seconds inside the forward pass and sampling
+    num_tokens: int  # computed, all rows together
+
+
+class LoadedModel(msgspec.Struct, frozen=True):
+    """What a load left behind."""
+
+    model_id: int
+    bytes_loaded: int
+    seconds: float
+
+
+class Driver(Protocol):
+    """One device group. Every method blocks; errors are those of `drivers.errors`."""
+
+    def probe(self) -> Capabilities:
+        """Say what this driver can do here, without taking anything.
+
+        Raises: DriverUnavailable, if the device or a library is missing (says what to install).
+        """
+
+    def open(self, spec: OpenSpec, host_fd: int | None) -> None:
+        """Take the arena, touch it, and map the host tier. Raises: DeviceOutOfMemory, OptionUnknown."""
+
+    def inspect(self, spec: InspectSpec) -> ModelSpec:
+        """Read config and headers of a model and say what it needs. Raises: ModelUnsupported, ModelCorrupt; nothing is left behind."""
+
+    def load(self, spec: LoadSpec, progress: Callable[[int, int], None]) -> LoadedModel:
+        """Copy the weights to their offsets, build kernels, warm up, and call `progress(bytes_done, bytes_total)` on the way.
+
+        Raises: ModelUnsupported, ModelCorrupt, DeviceOutOfMemory; then the model is not loaded, and its offsets may be lent elsewhere.
+        """
+
+    def unload(self, model_id: int) -> None:
+        """Forget a model; its offsets and spaces may be lent elsewhere at once. Raises: UnknownModel."""
+
+    def apply(self, plan: Plan) -> None:
+        """Carry out zeros, moves, clears, starts and patches.
+
+        Raises: PageCorrupt, naming the moves whose source did not hold its checksum or key; the others were made, the rows were not
+        touched. Any other error means that the device is lost.
+        """
+
+    def step(self, step_idx: int) -> StepResult:
+        """Run step `step_idx` of the plan applied last. Raises: DeviceLost."""
+
+    def close(self) -> None:
+        """Give everything back. Safe to call twice."""

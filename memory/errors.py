@@ -1,0 +1,77 @@
+"""What can go wrong in bookkeeping.
+
+PagingError
+ +- OutOfFrames     a tier has too little that may be reclaimed now; waiting or preempting helps
+ +- NeverFits       more than the tier, or the owner's limit, could ever hold
+ +- OverLimit       the owner's own limit, not the tier, is what stops it
+ +- PagePinned      the page is named by a plan on its way
+ +- UnknownSpace    no such space is open
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Holder:
+    """Somebody who holds bytes of a tier."""
+
+    owner: str
+    size_bytes: int
+
+
+class PagingError(Exception):
+    """Memory bookkeeping failed."""
+
+
+class OutOfFrames(PagingError):
+    """No frame is free, and nothing may be reclaimed now."""
+
+    def __init__(self, tier: str, needed_bytes: int, free_bytes: int, holders: tuple[Holder, ...]) -> None:
+        self.tier = tier
+        self.needed_bytes = needed_bytes
+        self.free_bytes = free_bytes
+        self.holders = holders
+        super().__init__(f"The {tier} tier has {free_bytes} bytes free or reclaimable, {needed_bytes} are needed. {describe(holders)}")
+
+
+class NeverFits(PagingError):
+    """This can never fit, whoever else leaves."""
+
+    def __init__(self, tier: str, needed_bytes: int, limit_bytes: int, holders: tuple[Holder, ...]) -> None:
+        self.tier = tier
+        self.needed_bytes = needed_bytes
+        self.limit_bytes = limit_bytes
+        self.holders = holders
+        super().__init__(f"It needs {needed_bytes} bytes of the {tier} tier, which can give it {limit_bytes} at most. {describe(holders)}")
+
+
+class OverLimit(PagingError):
+    """The owner's limit for this tier is reached."""
+
+    def __init__(self, owner: str, tier: str, needed_bytes: int, limit_bytes: int, used_bytes: int) -> None:
+        self.owner = owner
+        self.tier = tier
+        self.needed_bytes = needed_bytes
+        self.limit_bytes = limit_bytes
+        self.used_bytes = used_bytes
+        super().__init__(
+            f"{owner} holds {used_bytes} bytes of the {tier} tier and needs {needed_bytes} more; its limit is {limit_bytes}."
+        )
+
+
+class PagePinned(PagingError):
+    """The page is named by a plan that is on its way."""
+
+
+class UnknownSpace(PagingError):
+    """No such space is open."""
+
+
+def describe(holders: tuple[Holder, ...]) -> str:
+    """Name the holders, largest first, in one sentence."""
+    if not holders:
+        return "Nobody else holds any of it."
+    ranked = sorted(holders, key=lambda holder: (-holder.size_bytes, holder.owner))
+    return "Held by " + ", ".join(f"{holder.owner} ({holder.size_bytes})" for holder in ranked) + "."
