@@ -1,0 +1,1 @@
+"""Floor 5: the two commands a person types, kernelctl and kerneld."""

@@ -1,0 +1,1 @@
+"""Floor 4: the system calls, one gRPC handler per verb."""
