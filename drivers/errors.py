@@ -10,6 +10,8 @@ DriverError
  +- UnknownModel          a model id that is not loaded
  +- DeviceOutOfMemory     the device has less than was asked for
  +- PageCorrupt           a page did not hold its checksum or key
+ +- HostPageCorrupt       the same, told of one frame of the host tier
+ +- HostTierInvalid       a descriptor that is not the host tier it was said to be
  +- PlanRejected          a plan that breaks the contract: a bug in the kernel
  +- DeviceLost            the worker or its device is gone
  +- WireError             bytes on the worker socket that are not a message
@@ -72,6 +74,18 @@ class PageCorrupt(DriverError):
     def __init__(self, move_idxs: tuple[int, ...]) -> None:
         self.move_idxs = move_idxs
         super().__init__(f"Moves {list(move_idxs)} of the plan were not made; the pages have to be recomputed.")
+
+
+class HostPageCorrupt(DriverError):
+    """A frame of the host tier does not hold the page that was asked for."""
+
+    def __init__(self, frame: int, detail: str) -> None:
+        self.frame = frame
+        super().__init__(f"Frame {frame}: {detail}")
+
+
+class HostTierInvalid(DriverError):
+    """The descriptor is not a host tier of the size that was said."""
 
 
 class PlanRejected(DriverError):

@@ -1,0 +1,62 @@
+"""Drivers by name: the built-in ones, and those that other distributions offer under the entry-point group `kerneld.drivers`.
+
+A driver is imported only when it is asked for, so that naming one costs nothing and a process loads the libraries of no other. Built-in
+names cannot be taken over by an entry point.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable
+from importlib.metadata import EntryPoint, entry_points
+
+from drivers.contract import Driver
+from drivers.errors import DriverNotFound, DriverUnavailable
+
+ENTRY_POINT_GROUP = "kerneld.drivers"
+BUILT_IN = {
+    "cpu": "drivers.cpu:CpuDriver",
+    "fake": "drivers.fake:FakeDriver",
+}
+
+
+def available() -> list[tuple[str, str]]:
+    """Return (name, origin) of every driver that can be asked for, sorted; origin is "built-in" or a distribution."""
+    found = {name: _origin(point) for name, point in _offered().items()}
+    found.update(dict.fromkeys(BUILT_IN, "built-in"))
+    return sorted(found.items())
+
+
+def create(name: str) -> Driver:
+    """Return a new driver of that name, not opened.
+
+    Raises: DriverNotFound, naming those there are; DriverUnavailable, if a library that it needs is not installed.
+    """
+    try:
+        return _factory(name)()
+    except ImportError as error:
+        raise DriverUnavailable(
+            f"{name} needs the module {error.name or 'of its entry point'}, which cannot be imported: {error}."
+        ) from error
+
+
+def _factory(name: str) -> Callable[[], Driver]:
+    target = BUILT_IN.get(name)
+    if target is not None:
+        module_name, _, class_name = target.partition(":")
+        factory: Callable[[], Driver] = getattr(importlib.import_module(module_name), class_name)
+        return factory
+    offered = _offered()
+    if name not in offered:
+        names = ", ".join(known for known, _ in available())
+        raise DriverNotFound(f"{name!r} is none of: {names}.")
+    loaded: Callable[[], Driver] = offered[name].load()
+    return loaded
+
+
+def _offered() -> dict[str, EntryPoint]:
+    return {point.name: point for point in entry_points(group=ENTRY_POINT_GROUP)}
+
+
+def _origin(point: EntryPoint) -> str:
+    return f"{point.dist.name} {point.dist.version}" if point.dist is not None else point.value
