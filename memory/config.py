@@ -1,0 +1,21 @@
+"""What an administrator may set about memory. Sizes are bytes; the config file also takes "512MiB" or "2GiB"."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+MIB = 1 << 20
+GIB = 1 << 30
+
+
+@dataclass(frozen=True, slots=True)
+class MemoryConfig:
+    """Section `memory`: how large the tiers are, and how they are cut."""
+
+    device_bytes: int = field(default=2 * GIB, metadata={"doc": "Device memory for weights and KV together.", "min": MIB})
+    host_bytes: int = field(default=GIB, metadata={"doc": "Host memory for KV pages that left the device; 0 turns the tier off.", "min": 0})
+    disk_bytes: int = field(
+        default=8 * GIB, metadata={"doc": "Disk space for checkpoint images, all tenants together; 0 is no limit.", "min": 0}
+    )
+    page_tokens: int = field(default=16, metadata={"doc": "Tokens of one page.", "min": 1, "max": 256})
+    slab_bytes: int = field(default=4 * MIB, metadata={"doc": "Unit in which the arena is lent to weights and KV.", "min": 64 << 10})
