@@ -490,6 +490,14 @@ class EventRecord:
 
 
 @dataclass(frozen=True, slots=True)
+class Drained:
+    """What a drain did with the requests that ran when it began."""
+
+    finished: int
+    left_for_next_start: int
+
+
+@dataclass(frozen=True, slots=True)
 class ListArgs:
     """A page of a list. `everybody` needs operator or admin."""
 
