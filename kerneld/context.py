@@ -1,0 +1,158 @@
+"""The context: what a process control block is to an operating system.
+
+           infer            admitted
+    NEW -> IDLE <-> READY <----------> RUNNING        any but FREED and FAILED -> FAILED(reason)
+           ^  |      ^ |                  |           any but FREED            -> FREED
+    resume |  |      | v                  |
+           |  v      BLOCKED <------------'           READY, RUNNING, BLOCKED -> IDLE: the request ended
+        SUSPENDED    (pages or model not there yet, or preempted)
+
+`LEGAL_MOVES` is that picture; `Context.move` is the only code that writes `state`.
+
+Invariants
+1. `kv_valid <= len(tokens)`: KV is a cache of the tokens, never ahead of them.
+2. `active_request` is set if and only if the state is READY, RUNNING or BLOCKED, from the end of the verb that moved it.
+3. FREED is final; FAILED leads to FREED only. A failed context says why in `failure`.
+4. Tokens are appended when they are durable (durability `none` excepted), so every token here may be shown to a reader.
+"""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Final
+
+from kerneld.calls import ContextInfo, ContextState, Durability, Grant, PageCounts, Priority
+from kerneld.errors import WrongState
+
+if TYPE_CHECKING:
+    from memory.table import PageTable
+
+_MASK_64: Final = (1 << 64) - 1
+_GOLDEN_GAMMA: Final = 0x9E3779B97F4A7C15
+
+_ENDED: Final = frozenset({ContextState.FAILED, ContextState.FREED})
+
+LEGAL_MOVES: Final[Mapping[ContextState, frozenset[ContextState]]] = {
+    ContextState.NEW: _ENDED | {ContextState.IDLE},
+    ContextState.IDLE: _ENDED | {ContextState.READY, ContextState.SUSPENDED},
+    ContextState.READY: _ENDED | {ContextState.RUNNING, ContextState.BLOCKED, ContextState.IDLE},
+    ContextState.RUNNING: _ENDED | {ContextState.READY, ContextState.BLOCKED, ContextState.IDLE},
+    ContextState.BLOCKED: _ENDED | {ContextState.READY, ContextState.IDLE},
+    ContextState.SUSPENDED: _ENDED | {ContextState.IDLE},
+    ContextState.FAILED: frozenset({ContextState.FREED}),
+    ContextState.FREED: frozenset(),
+}
+
+
+def derive_seed(seed: int, counter: int) -> int:
+    """The `counter`-th 64-bit seed that descends from `seed`; different counters give unrelated draws.
+
+    Source: SplitMix64, Steele, Lea and Flood, "Fast splittable pseudorandom number generators", OOPSLA 2014, figure 10.
+    """
+    mixed = (seed + (counter + 1) * _GOLDEN_GAMMA) & _MASK_64
+    mixed = ((mixed ^ (mixed >> 30)) * 0xBF58476D1CE4E5B9) & _MASK_64
+    mixed = ((mixed ^ (mixed >> 27)) * 0x94D049BB133111EB) & _MASK_64
+    return mixed ^ (mixed >> 31)
+
+
+@dataclass(slots=True, eq=False)
+class Context:
+    """Tokens and sampler state of one conversation or program, and the page table of its KV cache."""
+
+    # Written once, by alloc, fork, restore or recovery.
+    id: str  # 32 hexadecimal digits
+    owner: str  # name of the principal
+    tenant: str  # path
+    model: str  # name
+    fingerprint: str  # of everything that its KV depends on
+    seed: int  # 64 bit
+    created_at: float  # Unix seconds
+    durability: Durability = Durability.JOURNAL
+    parent: str = ""  # context it was forked from
+
+    # Written by the verb Set, and by Grant and Revoke.
+    max_tokens: int = 0
+    priority: Priority = Priority.INTERACTIVE
+    nice: int = 0
+    labels: dict[str, str] = field(default_factory=dict)
+    grants: tuple[Grant, ...] = ()
+
+    # Written by the dispatcher (commit) and the verbs that edit the past (truncate).
+    tokens: array[int] = field(default_factory=lambda: array("I"))  # index = position
+    kv_valid: int = 0  # leading tokens whose KV is committed, on the device or below
+    table: PageTable | None = None  # None while the model is not resident
+
+    # Written by `move` alone.
+    state: ContextState = ContextState.NEW
+    failure: str = ""
+
+    # Written by the kernel when a request starts and ends, and by fork.
+    last_used_at: float = 0.0
+    active_request: str = ""
+    last_request: str = ""
+    num_forks: int = 0
+
+    # Written by recovery: worker deaths in a row that this context's request was aboard; an ended request clears it.
+    num_crashes: int = 0
+
+    @property
+    def num_tokens(self) -> int:
+        """How many tokens it has."""
+        return len(self.tokens)
+
+    @property
+    def is_alive(self) -> bool:
+        """Whether verbs may still work on it."""
+        return self.state not in _ENDED
+
+    @property
+    def is_active(self) -> bool:
+        """Whether a request is in flight."""
+        return self.state in (ContextState.READY, ContextState.RUNNING, ContextState.BLOCKED)
+
+    def move(self, to: ContextState, reason: str = "") -> None:
+        """Go to another state; `reason` is kept as the failure of a context that goes to FAILED.
+
+        Raises: WrongState, if the move is not in `LEGAL_MOVES`.
+        """
+        if to not in LEGAL_MOVES[self.state]:
+            raise WrongState(
+                f"Context {self.id} is {self.state.value}; it cannot become {to.value}.",
+                facts={"context": self.id, "state": self.state.value, "wanted": to.value},
+            )
+        self.state = to
+        if to is ContextState.FAILED:
+            self.failure = reason
+
+    def next_fork_seed(self) -> int:
+        """The seed of the next fork that is not given one; every call gives another."""
+        self.num_forks += 1
+        return derive_seed(self.seed, self.num_forks)
+
+    def info(self, pages: PageCounts | None = None, kv_bytes: int = 0) -> ContextInfo:
+        """The context as `stat` shows it; where its pages are is the pager's to say."""
+        return ContextInfo(
+            id=self.id,
+            model=self.model,
+            owner=self.owner,
+            tenant=self.tenant,
+            state=self.state,
+            num_tokens=len(self.tokens),
+            max_tokens=self.max_tokens,
+            priority=self.priority,
+            nice=self.nice,
+            durability=self.durability,
+            labels=dict(self.labels),
+            created_at=self.created_at,
+            last_used_at=self.last_used_at,
+            seed=self.seed,
+            pages=pages or PageCounts(),
+            kv_bytes=kv_bytes,
+            parent=self.parent,
+            active_request=self.active_request,
+            last_request=self.last_request,
+            failure=self.failure,
+            grants=self.grants,
+        )

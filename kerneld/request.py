@@ -1,0 +1,127 @@
+"""The request: one infer in flight, from admission to its finish reason.
+
+    QUEUED <-> RUNNING -> FINISHED        preemption and the loss of a worker lead back to QUEUED, at the old place in the queue
+       '------------------^
+
+Positions of its context while it runs (`output_start` never changes, the others only grow while it is RUNNING):
+
+    0          output_start - num_input   output_start              next_position       num_tokens
+    |---- past ----|-------- input --------|--- output computed -----|-- pending ----------|
+
+Invariants
+1. `num_generated == context.num_tokens - output_start`: the output is the end of the context.
+2. A row slot is held if and only if the state is RUNNING.
+3. A request is charged for its input once, however often it is preempted.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum
+
+from drivers.contract import Sampling
+from kerneld.calls import FinishReason, InferArgs, Priority, Usage
+from kerneld.context import Context
+from kerneld.stream import OutputLog
+
+
+class RequestState(Enum):
+    """Where a request is."""
+
+    QUEUED = "queued"
+    RUNNING = "running"
+    FINISHED = "finished"
+
+
+@dataclass(slots=True, eq=False)
+class Request:
+    """One infer in flight."""
+
+    # Written once, when the call is accepted.
+    id: str  # 32 hexadecimal digits
+    context: Context
+    args: InferArgs
+    sampling: Sampling  # with seed and stop tokens resolved
+    num_input: int  # tokens that the call appended to the context
+    output_start: int  # position of the first output token
+    max_tokens: int  # output tokens at most, at least 1
+    arrival: float  # Unix seconds; kept through preemption and restart
+    log: OutputLog
+    deadline: float | None = None  # Unix seconds
+    detach_grace_s: float = 10.0
+
+    # Written by the scheduler.
+    state: RequestState = RequestState.QUEUED
+    ticket: int = 0  # its entry in a queue; 0: in none
+    is_charged: bool = False  # its input was paid for
+    num_prepaid: int = 0  # output tokens that were paid for before they came
+
+    # Written by the dispatcher.
+    slot: int | None = None
+    next_position: int = 0  # of the first token that no plan has computed or will compute
+    admitted_at: float = 0.0  # last time that it became RUNNING
+    num_since_admission: int = 0  # tokens generated since then
+    num_preemptions: int = 0
+
+    # Written by the dispatcher; what the caller is told in the end.
+    first_token_at: float | None = None
+    queue_s: float = 0.0
+    compute_s: float = 0.0
+    num_cached: int = 0  # input tokens that needed no computing
+    pages_restored: int = 0
+    pages_recomputed: int = 0
+
+    # Written by recovery.
+    num_crashes: int = 0  # worker deaths that it was aboard
+    is_alone: bool = False  # to be tried without company, because it may be what kills workers
+
+    @property
+    def tenant(self) -> str:
+        """Path of the tenant that pays."""
+        return self.context.tenant
+
+    @property
+    def priority(self) -> Priority:
+        """Latency class, as the context has it now."""
+        return self.context.priority
+
+    @property
+    def num_generated(self) -> int:
+        """How many output tokens there are."""
+        return self.context.num_tokens - self.output_start
+
+    @property
+    def num_remaining(self) -> int:
+        """How many output tokens may still come."""
+        return self.max_tokens - self.num_generated
+
+    @property
+    def num_pending(self) -> int:
+        """Known tokens that no plan has computed yet."""
+        return self.context.num_tokens - self.next_position
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether it has ended."""
+        return self.state is RequestState.FINISHED
+
+    def is_abandoned(self) -> bool:
+        """Whether its readers left longer ago than the grace that they asked for."""
+        return self.log.is_abandoned(self.detach_grace_s)
+
+    def usage(self) -> Usage:
+        """What it has used so far."""
+        return Usage(
+            input_tokens=self.num_input,
+            cached_tokens=self.num_cached,
+            output_tokens=self.num_generated,
+            pages_restored=self.pages_restored,
+            pages_recomputed=self.pages_recomputed,
+            queue_s=self.queue_s,
+            compute_s=self.compute_s,
+        )
+
+    def length_reason(self) -> FinishReason | None:
+        """LENGTH when it may generate no more, because of its own limit or the context's."""
+        is_full = self.num_remaining <= 0 or (0 < self.context.max_tokens <= self.context.num_tokens)
+        return FinishReason.LENGTH if is_full else None

@@ -1,0 +1,313 @@
+"""The scheduler: who is next, what the next quantum looks like, and who has to give way.
+
+It decides and keeps queues and accounts; it moves no page and starts no work (that is the dispatcher's). It never looks at a clock.
+
+    enqueue            admit                    finish
+    ------> waiting ----------> running -------------->          waiting: in the tenant's queue by (class, nice, arrival),
+              ^ |  ^               |                                      or parked while the model is not resident
+              | |  '---------------'  preempt
+     resident | v not resident
+            parked
+
+Invariants
+1. `next_candidate` is the first request of the tenant that `FairShare.pick` names. The dispatcher admits it or nobody: one that does not
+   fit stops the line, so that a large request is not passed by small ones for ever. A parked request stops nobody.
+2. A request's input is charged at its first admission, with the output that its tenant's last requests lead one to expect; tokens beyond
+   that are charged as they come, and what was expected and did not come is given back at the end.
+3. A tenant at its limit of running requests is closed in the accounts: it neither stops the line nor is served.
+4. A request that is to be tried alone is admitted only when nothing runs, and nothing is admitted while it runs.
+
+Every call costs O(log n) of what waits, none walks all requests, but `queue_position` and a change of a model's residency.
+"""
+
+from __future__ import annotations
+
+import heapq
+import itertools
+from collections import deque
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Final
+
+from kerneld.calls import Priority
+from kerneld.fairshare import SCALE, FairShare
+from kerneld.request import Request, RequestState
+from kerneld.step import RowNeed, StepShape, longest_quantum, share_budget
+from kerneld.tally import Tally, ancestors
+
+_CLASS_RANK: Final = {Priority.INTERACTIVE: 0, Priority.BATCH: 1, Priority.IDLE: 2}
+_OUTPUTS_REMEMBERED: Final = 5
+
+
+@dataclass(frozen=True, slots=True)
+class CostWeights:
+    """What a token costs, in tenths of an input token.
+
+    Source: Sheng et al. (OSDI 2024) take 1 for input and 2 for output; a cached token saves nine tenths.
+    """
+
+    uncached_input: int = 10
+    cached_input: int = 1
+    output: int = 20
+
+
+@dataclass(frozen=True, slots=True)
+class SchedulerPolicy:
+    """The numbers that the scheduler decides by."""
+
+    max_step_tokens: int = 512  # of one step, all rows together
+    max_steps: int = 8  # of a quantum, when nobody waits
+    min_service_tokens: int = 64  # that a request generates before it may be preempted for another
+    preempt_lag: int = 10_000  # cost by which the victim's tenant must be ahead of the waiting one's
+    cost: CostWeights = field(default_factory=CostWeights)
+
+
+class _Queue:
+    """What waits in one tenant, best first. Entries of requests that left are dropped when they come to the top."""
+
+    __slots__ = ("_heap", "num_live")
+
+    def __init__(self) -> None:
+        self._heap: list[tuple[int, int, float, int, Request]] = []
+        self.num_live = 0
+
+    def push(self, request: Request) -> None:
+        context = request.context
+        heapq.heappush(self._heap, (_CLASS_RANK[context.priority], context.nice, request.arrival, request.ticket, request))
+        self.num_live += 1
+
+    def discard(self) -> None:
+        """One of the entries has died."""
+        self.num_live -= 1
+        if len(self._heap) > 2 * self.num_live + 16:
+            self._heap = [entry for entry in self._heap if entry[3] == entry[4].ticket]
+            heapq.heapify(self._heap)
+
+    def first(self) -> Request:
+        heap = self._heap
+        while heap[0][3] != heap[0][4].ticket:
+            heapq.heappop(heap)
+        return heap[0][4]
+
+    def live(self) -> list[Request]:
+        return [entry[4] for entry in sorted(self._heap) if entry[3] == entry[4].ticket]
+
+
+class Scheduler:
+    """Queues and accounts of all tenants, and the decisions that follow from them."""
+
+    def __init__(self, shares: FairShare, policy: SchedulerPolicy | None = None) -> None:
+        self.shares = shares
+        self.policy = policy or SchedulerPolicy()
+        self.waiting = Tally()  # parked ones included
+        self.running = Tally()
+        self._queues: dict[str, _Queue] = {}
+        self._parked: dict[str, dict[int, Request]] = {}  # by model, by ticket
+        self._resident: set[str] = set()
+        self._max_running: dict[str, int] = {}
+        self._outputs: dict[str, deque[int]] = {}  # lengths of a tenant's last outputs
+        self._deadlines: list[tuple[float, int, Request]] = []
+        self._tickets = itertools.count(1)
+        self._num_alone = 0  # running requests that tolerate no company
+        self._num_runnable = 0  # waiting and not parked
+        self._last_num_steps = 1
+
+    # ------------------------------------------------------------------------------------------------------------ coming and going
+
+    def enqueue(self, request: Request) -> None:
+        """A new request begins to wait. Its tenant must be known to the accounts."""
+        if request.deadline is not None:
+            heapq.heappush(self._deadlines, (request.deadline, next(self._tickets), request))
+        self._wait(request)
+
+    def admit(self, request: Request, num_cached: int) -> int:
+        """The request runs from now on; `num_cached` leading tokens of its context need no computing. Returns what it was charged."""
+        self._leave_queue(request)
+        request.state = RequestState.RUNNING
+        self.running.add(request.tenant)
+        self._num_alone += request.is_alone
+        self._close_at_limit(request.tenant)
+        return self._charge_admission(request, num_cached)
+
+    def preempt(self, request: Request) -> None:
+        """A running request waits again, at its old place; for want of frames, or because its worker is gone. It is not charged for it."""
+        self._stop_running(request)
+        self._wait(request)
+
+    def reorder(self, request: Request) -> None:
+        """The class or niceness of a request changed; it takes the place that it has by them now."""
+        if request.ticket:
+            self._leave_queue(request)
+            self._wait(request)
+
+    def finish(self, request: Request) -> int:
+        """The request has ended, wherever it was. Returns what is given back of the charges."""
+        if request.state is RequestState.RUNNING:
+            self._stop_running(request)
+        elif request.ticket:
+            self._leave_queue(request)
+        request.state = RequestState.FINISHED
+        if not request.is_charged:
+            return 0
+        self._outputs.setdefault(request.tenant, deque(maxlen=_OUTPUTS_REMEMBERED)).append(request.num_generated)
+        refund = self.policy.cost.output * request.num_prepaid
+        request.num_prepaid = 0
+        self.shares.refund(request.tenant, refund)
+        return refund
+
+    def charge_output(self, request: Request, num_tokens: int) -> int:
+        """The request generated tokens. Returns what it was charged, which is nothing as long as they are prepaid."""
+        prepaid = min(request.num_prepaid, num_tokens)
+        request.num_prepaid -= prepaid
+        cost = self.policy.cost.output * (num_tokens - prepaid)
+        if cost:
+            self.shares.charge(request.tenant, cost)
+        return cost
+
+    def set_resident(self, model: str, is_resident: bool) -> None:
+        """A model came or went: what waits for it joins the line, or is parked until it comes back."""
+        if is_resident == (model in self._resident):
+            return
+        if is_resident:
+            moved = list(self._parked.get(model, {}).values())
+        else:
+            moved = [request for queue in self._queues.values() for request in queue.live() if request.context.model == model]
+        for request in moved:
+            self._leave_queue(request)
+        (self._resident.add if is_resident else self._resident.discard)(model)
+        for request in moved:
+            self._wait(request)
+
+    def set_max_running(self, path: str, limit: int) -> None:
+        """How many requests of a tenant, and of all below it, may run at once; 0: any number. Raises: NotFound."""
+        self._max_running[path] = limit
+        self.shares.set_open(path, self._has_room(path))
+
+    # ------------------------------------------------------------------------------------------------------------------- deciding
+
+    def next_candidate(self) -> Request | None:
+        """The request to be admitted next, if it fits; None if nothing may be admitted. Changes nothing (invariants 1 and 4)."""
+        if self._num_alone:
+            return None
+        path = self.shares.pick()
+        if path is None:
+            return None
+        request = self._queues[path].first()
+        return None if request.is_alone and self.running.total else request
+
+    def plan_step(self, rows: Sequence[RowNeed]) -> StepShape:
+        """The next quantum of these rows, which are in the order of their admission.
+
+        It has one step while somebody waits or a prefill is unfinished, else twice as many as the last one, up to the policy's limit.
+        """
+        shares = share_budget(rows, self.policy.max_step_tokens)
+        longest = 1 if self._num_runnable else longest_quantum(rows, shares)
+        self._last_num_steps = min(longest, 2 * self._last_num_steps, self.policy.max_steps)
+        return StepShape(shares, self._last_num_steps)
+
+    def victim(self, running: Iterable[Request], candidate: Request | None = None) -> Request | None:
+        """The running request that has to give way: the newest of the most-served tenant, of the laxest class first.
+
+        For a waiting `candidate`, only one that had its minimum service and whose tenant is ahead of the candidate's by more than the
+        policy's lag. Without one (rows that run need frames), any will do, those that had their minimum service first; but the only one
+        is left alone.
+        """
+        rows = list(running)
+        if candidate is None:
+            if len(rows) < 2:
+                return None
+            served = [row for row in rows if self._is_served(row)]
+            return max(served or rows, key=self._dispensability)
+        lag = self.policy.preempt_lag * SCALE
+        ahead = [row for row in rows if self._is_served(row) and self.shares.lag(row.tenant, candidate.tenant) > lag]
+        return max(ahead, key=self._dispensability, default=None)
+
+    def expired(self, now: float) -> tuple[Request, ...]:
+        """The requests whose deadline passed by `now` and that have not ended; each is told of once."""
+        late = []
+        while self._deadlines and self._deadlines[0][0] <= now:
+            request = heapq.heappop(self._deadlines)[2]
+            if not request.is_finished:
+                late.append(request)
+        return tuple(late)
+
+    def next_deadline(self) -> float | None:
+        """When `expired` is worth asking next."""
+        return self._deadlines[0][0] if self._deadlines else None
+
+    def queue_position(self, request: Request) -> int:
+        """Its place in the line of its own tenant, from 1; 0 if it does not wait or is parked."""
+        if not request.ticket or request.context.model not in self._resident:
+            return 0
+        return 1 + self._queues[request.tenant].live().index(request)
+
+    def wanted_models(self) -> tuple[str, ...]:
+        """The models that are not resident and that somebody waits for, the one that was asked for first in front."""
+        waiting = [(min(request.arrival for request in parked.values()), model) for model, parked in self._parked.items()]
+        return tuple(model for _, model in sorted(waiting))
+
+    # --------------------------------------------------------------------------------------------------------------------- inside
+
+    def _wait(self, request: Request) -> None:
+        request.state = RequestState.QUEUED
+        request.ticket = next(self._tickets)
+        self.waiting.add(request.tenant)
+        model = request.context.model
+        if model not in self._resident:
+            self._parked.setdefault(model, {})[request.ticket] = request
+            return
+        self._queues.setdefault(request.tenant, _Queue()).push(request)
+        self._num_runnable += 1
+        self.shares.enqueue(request.tenant)
+
+    def _leave_queue(self, request: Request) -> None:
+        assert request.ticket, "it does not wait"
+        ticket, request.ticket = request.ticket, 0
+        self.waiting.remove(request.tenant)
+        model = request.context.model
+        parked = self._parked.get(model)
+        if parked is not None and parked.pop(ticket, None) is not None:
+            if not parked:
+                del self._parked[model]
+            return
+        self._queues[request.tenant].discard()
+        self._num_runnable -= 1
+        self.shares.dequeue(request.tenant)
+
+    def _stop_running(self, request: Request) -> None:
+        self.running.remove(request.tenant)
+        self._num_alone -= request.is_alone
+        for path in ancestors(request.tenant):
+            if path in self._max_running and path in self.shares:
+                self.shares.set_open(path, self._has_room(path))
+
+    def _close_at_limit(self, tenant: str) -> None:
+        for path in ancestors(tenant):
+            if not self._has_room(path):
+                self.shares.set_open(path, False)
+
+    def _has_room(self, path: str) -> bool:
+        limit = self._max_running.get(path, 0)
+        return not limit or self.running.of(path) < limit
+
+    def _charge_admission(self, request: Request, num_cached: int) -> int:
+        if request.is_charged:
+            return 0
+        request.is_charged = True
+        request.num_prepaid = self._expected_output(request)
+        cost = self.policy.cost
+        charge = cost.cached_input * num_cached + cost.uncached_input * (request.output_start - num_cached)
+        charge += cost.output * request.num_prepaid
+        self.shares.charge(request.tenant, charge)
+        return charge
+
+    def _expected_output(self, request: Request) -> int:
+        """The mean of the tenant's last outputs, as far as this request could be that long; 0 where nothing is known."""
+        outputs = self._outputs.get(request.tenant)
+        return min(request.num_remaining, sum(outputs) // len(outputs)) if outputs else 0
+
+    def _is_served(self, request: Request) -> bool:
+        return request.num_since_admission >= self.policy.min_service_tokens
+
+    def _dispensability(self, request: Request) -> tuple[tuple[int, ...], int, float, str]:
+        return self.shares.counters(request.tenant), _CLASS_RANK[request.priority], request.arrival, request.id

@@ -1,0 +1,59 @@
+"""The shape of a quantum: which rows compute how many tokens in its first step, and how many steps it has."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from kerneld.request import Request
+
+
+class RowNeed(NamedTuple):
+    """A row that could take part in the next quantum."""
+
+    request: Request
+    num_pending: int  # tokens that it has to compute, those included that steps on their way will sample; a decoding row has 1
+    max_steps: int  # tokens that it may still sample, and for which it has or can get frames; at least 1
+
+
+class RowShare(NamedTuple):
+    """A row of the next quantum, and how many of its pending tokens its first step computes."""
+
+    request: Request
+    num_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class StepShape:
+    """The next quantum. Rows that are not named rest."""
+
+    shares: tuple[RowShare, ...]
+    num_steps: int
+
+    @property
+    def num_tokens(self) -> int:
+        """What the first step computes, all rows together."""
+        return sum(share.num_tokens for share in self.shares)
+
+
+def share_budget(rows: Sequence[RowNeed], budget: int) -> tuple[RowShare, ...]:
+    """Divide a step's token budget: one token for each decoding row first, the rest to prefills in order, each as much as it can use."""
+    tokens = [0] * len(rows)
+    left = budget
+    for i, row in enumerate(rows):
+        if row.num_pending == 1 and left > 0:
+            tokens[i] = 1
+            left -= 1
+    for i, row in enumerate(rows):
+        if row.num_pending > 1 and left > 0:
+            tokens[i] = min(row.num_pending, left)
+            left -= tokens[i]
+    return tuple(RowShare(row.request, num_tokens) for row, num_tokens in zip(rows, tokens, strict=True) if num_tokens)
+
+
+def longest_quantum(rows: Sequence[RowNeed], shares: Sequence[RowShare]) -> int:
+    """The most steps that suit every row: 1 while a prefill is unfinished, and no more than any row may still sample."""
+    if sum(share.num_tokens for share in shares) < sum(row.num_pending for row in rows):
+        return 1
+    return min((row.max_steps for row in rows), default=1)
