@@ -136,12 +136,12 @@ class Config:
     syscalls: SyscallsConfig = field(default_factory=SyscallsConfig)
 
 
-def split_address(address: str) -> tuple[str, int]:
-    """Host and port of "HOST:PORT" or "[V6]:PORT". Raises: ConfigError."""
+def split_address(address: str, name: str = "address") -> tuple[str, int]:
+    """Host and port of "HOST:PORT" or "[V6]:PORT"; `name` is the key that an error names. Raises: ConfigError."""
     host, separator, port = address.rpartition(":")
     host = host.removeprefix("[").removesuffix("]")
     if not separator or not host or not port.isascii() or not port.isdigit() or int(port) > 65535:
-        raise ConfigError(f"{address!r} is not HOST:PORT, such as 127.0.0.1:8420.")
+        raise ConfigError(f"{name} = {address!r} is not HOST:PORT, such as 127.0.0.1:8420.")
     return host, int(port)
 
 
@@ -182,9 +182,9 @@ def _check_addresses(syscalls: SyscallsConfig) -> None:
         raise ConfigError("syscalls.tls_cert and syscalls.tls_key are given together or not at all.")
     if syscalls.tls_client_ca is not None and syscalls.tls_cert is None:
         raise ConfigError("syscalls.tls_client_ca needs syscalls.tls_cert and syscalls.tls_key.")
-    if syscalls.tcp and not is_loopback(split_address(syscalls.tcp)[0]) and syscalls.tls_cert is None:
+    if syscalls.tcp and not is_loopback(split_address(syscalls.tcp, "syscalls.tcp")[0]) and syscalls.tls_cert is None:
         raise ConfigError(
             f"syscalls.tcp = {syscalls.tcp!r} can be reached from other machines: set syscalls.tls_cert and syscalls.tls_key."
         )
-    if syscalls.metrics and not is_loopback(split_address(syscalls.metrics)[0]):
+    if syscalls.metrics and not is_loopback(split_address(syscalls.metrics, "syscalls.metrics")[0]):
         raise ConfigError(f"syscalls.metrics = {syscalls.metrics!r} must be on loopback, such as 127.0.0.1:9420.")

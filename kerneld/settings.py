@@ -128,10 +128,8 @@ def read_assignment(assignment: str) -> Setting:
 
 def _nearest(name: str, known: Iterable[str]) -> str:
     names = list(known)
-    near = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
-    if not near:
-        key = name.partition(".")[2]
-        near = [other for other in names if other.partition(".")[2] == key]
+    near = [other for other in names if other.partition(".")[2] == name.partition(".")[2]]
+    near = near or difflib.get_close_matches(name, names, n=1, cutoff=0.75)
     return f"; did you mean {near[0]!r}?" if near else "; `kerneld config show` lists all keys"
 
 
