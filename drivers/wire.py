@@ -69,7 +69,8 @@ class Hello(Message, frozen=True):
 class Welcome(Message, frozen=True):
     """Front to worker: serve me. With `open.host_bytes`, a memfd is attached unless the worker shall keep its own.
 
-    A worker that holds exactly this memory keeps it, with its models; any other opens its driver anew and holds nothing.
+    A worker that holds exactly this memory keeps it, with its models; any other opens its driver anew and holds nothing. Boot generations
+    count from 1.
     """
 
     boot_generation: int

@@ -1,0 +1,105 @@
+"""The main program of a worker: one process per device group, expendable, and patient with fronts that come and go.
+
+    python -P -m drivers.worker --socket PATH --device cpu0 --driver cpu [--orphan-grace-s 15]
+
+    exit code   0   the front said so, SIGTERM, or the front stayed away for longer than the grace
+                1   the driver broke, or no front was ever there
+                2   the command line is wrong
+                3   starting it again is of no use: no such driver or device, not enough memory, or the front refused it
+
+It connects to the front, never the other way, so the front that comes after a crash finds it where it left off. It does not ask to be
+killed with its parent: under systemd the two are separate units, and elsewhere outliving the front is the point.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import signal
+import sys
+from pathlib import Path
+from types import FrameType
+
+from drivers import registry
+from drivers.errors import DriverError
+from drivers.server import Ending, StopFlag
+from drivers.station import Hopeless, Station, StationOptions
+
+logger = logging.getLogger(__name__)
+
+SECRET_VARIABLE = "KERNELD_WORKER_SECRET"
+EXIT_DONE = 0
+EXIT_BROKEN = 1
+EXIT_HOPELESS = 3
+OOM_SCORE_ADJ = 500  # the front, at 0, is to outlive its workers
+
+
+class LineFormatter(logging.Formatter):
+    """One line per record: the message, then its facts as name=value."""
+
+    _STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Return the line; a traceback, if there is one, follows it."""
+        line = super().format(record)
+        facts = " ".join(f"{name}={fact}" for name, fact in vars(record).items() if name not in self._STANDARD)
+        head, newline, rest = line.partition("\n")
+        return f"{head} {facts}".rstrip() + newline + rest
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run a worker until it is done, and return its exit code."""
+    options = _parse(arguments)
+    _log_to_stderr(options.device)
+    _prefer_to_die()
+    stop = StopFlag()
+
+    def note(_signum: int, _frame: FrameType | None) -> None:
+        stop.set()
+
+    signal.signal(signal.SIGTERM, note)
+    signal.signal(signal.SIGINT, note)
+    try:
+        station = Station(options, stop)
+        ending = station.run()
+        if ending is not Ending.BROKEN:
+            station.close()
+    except (DriverError, Hopeless) as error:
+        logger.error("Cannot serve", extra={"reason": str(error)})
+        return EXIT_HOPELESS
+    logger.info("Exit", extra={"ending": ending.value})
+    is_never_served = ending is Ending.GRACE_OVER and not station.was_opened
+    return EXIT_BROKEN if ending is Ending.BROKEN or is_never_served else EXIT_DONE
+
+
+def _parse(arguments: list[str] | None) -> StationOptions:
+    parser = argparse.ArgumentParser(prog="drivers.worker", description="Serve one device to the kerneld front behind a socket.")
+    parser.add_argument("--socket", required=True, help="unix socket of the front")
+    parser.add_argument("--device", required=True, help="name of the device group, such as cpu0")
+    parser.add_argument("--driver", required=True, help=f"one of: {', '.join(name for name, _ in registry.available())}")
+    parser.add_argument("--orphan-grace-s", type=float, default=15.0, help="how long to wait for a front before exiting")
+    parsed = parser.parse_args(arguments)
+    secret = os.environ.pop(SECRET_VARIABLE, "")
+    return StationOptions(parsed.socket, parsed.device, parsed.driver, parsed.orphan_grace_s, secret)
+
+
+def _log_to_stderr(device: str) -> None:
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(LineFormatter(f"%(asctime)s %(levelname)s {device} %(name)s: %(message)s"))
+    logging.basicConfig(level=logging.INFO, handlers=[handler])
+
+
+def _prefer_to_die() -> None:
+    """Tell the system to take this process before the front when memory is short; raising one's own score needs no privilege."""
+    try:
+        Path("/proc/self/oom_score_adj").write_text(str(OOM_SCORE_ADJ))
+    except OSError as error:
+        logger.warning("Memory score not set", extra={"reason": str(error)})
+
+
+if __name__ == "__main__":
+    exit_code = main()
+    logging.shutdown()
+    # Not sys.exit: a load still on its way in the side thread must neither hold the process nor run on while the interpreter is torn down.
+    os._exit(exit_code)
