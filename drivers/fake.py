@@ -1,0 +1,292 @@
+"""The fake driver: no arithmetic, no heavy libraries, and every duty of a real one. Tests of the kernel run on it.
+
+It speaks the language of `drivers.fake_model`, keeps a witness of every token in the frames that the kernel names (`drivers.fake_memory`),
+and reads the whole past of a row back through its page table before each step. A kernel that mixes up frames, loses a page or reuses one
+too early gets a row error, never luck. Weights are patterns in the arena, looked at again before each step.
+
+Penalties are taken and have no effect. Faults are scripted by `OpenSpec.options`, see `FakeScript`.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from hashlib import blake2b
+from pathlib import Path
+
+import msgspec
+import numpy as np
+import psutil
+
+from drivers.contract import (
+    Capabilities,
+    InspectSpec,
+    LoadedModel,
+    LoadSpec,
+    ModelSpec,
+    OpenSpec,
+    Plan,
+    RowResult,
+    SegmentSpec,
+    StepResult,
+)
+from drivers.errors import DeviceLost, DeviceOutOfMemory, HostPageCorrupt, OptionUnknown, PageCorrupt, PlanRejected, UnknownModel
+from drivers.fake_memory import FakeMemory, FakeSpace, HistoryLost
+from drivers.fake_model import FakeModel, describe, draw, links_after, logprob
+from drivers.rows import GroupLimit, ModelLimit, Row, RowTable, StepRows
+from memory.page import Move, Tier
+
+
+class FakeScript(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What is to go wrong, and when: steps, loads and copies are counted from 1, from `open` on; 0 and -1 mean never."""
+
+    die_at_step: int = 0  # the process is killed
+    hang_at_step: int = 0  # the step never returns
+    step_s: float = 0.0  # every step takes so long
+    error_token: int = -1  # computing it loses the device
+    nan_token: int = -1  # computing it fails the row alone
+    oom_at_load: int = 0  # this load finds too little memory
+    slow_load_s: float = 0.0  # every load takes so long
+    corrupt_host_copy: int = 0  # this copy to the host tier has a bit flipped
+
+
+@dataclass(frozen=True, slots=True)
+class _Loaded:
+    """A loaded model: what it says, where its KV lies, and the patterns that stand for its weights."""
+
+    model: FakeModel
+    spaces: dict[int, FakeSpace]
+    limit: ModelLimit
+    patterns: tuple[tuple[int, np.ndarray], ...]  # (offset in the arena, bytes)
+
+
+class FakeDriver:
+    """A device that exists only in host memory."""
+
+    def __init__(self) -> None:
+        self._device: _FakeDevice | None = None
+
+    def probe(self) -> Capabilities:
+        """Say what this driver can do."""
+        memory_bytes = psutil.virtual_memory().total
+        return Capabilities("fake", "1", "fake", memory_bytes, dtypes=("float32",), batch_invariant=True)
+
+    def open(self, spec: OpenSpec, host_fd: int | None) -> None:
+        """Take the arena and map the host tier. Raises: OptionUnknown, PlanRejected, HostTierInvalid."""
+        if self._device is not None:
+            raise PlanRejected("The driver is open already.")
+        try:
+            script = msgspec.convert(spec.options, FakeScript, strict=False)
+        except msgspec.ValidationError as error:
+            raise OptionUnknown(f"{error}.") from error
+        self._device = _FakeDevice(spec, host_fd, script)
+
+    def inspect(self, spec: InspectSpec) -> ModelSpec:
+        """Read `fake.json`. Raises: ModelUnsupported, ModelCorrupt."""
+        return self._opened().inspect(spec)
+
+    def load(self, spec: LoadSpec, progress: Callable[[int, int], None]) -> LoadedModel:
+        """Write the patterns. Raises: ModelUnsupported, ModelCorrupt, DeviceOutOfMemory, PlanRejected."""
+        return self._opened().load(spec, progress)
+
+    def unload(self, model_id: int) -> None:
+        """Forget a model. Raises: UnknownModel."""
+        self._opened().unload(model_id)
+
+    def apply(self, plan: Plan) -> None:
+        """Carry out what comes before the steps. Raises: PageCorrupt, PlanRejected."""
+        self._opened().apply(plan)
+
+    def step(self, step_idx: int) -> StepResult:
+        """Run a step. Raises: DeviceLost, PlanRejected."""
+        return self._opened().step(step_idx)
+
+    def close(self) -> None:
+        """Give everything back."""
+        if self._device is not None:
+            self._device.memory.close()
+            self._device = None
+
+    def _opened(self) -> _FakeDevice:
+        if self._device is None:
+            raise PlanRejected("The driver is not open.")
+        return self._device
+
+
+class _FakeDevice:
+    """An open driver."""
+
+    def __init__(self, spec: OpenSpec, host_fd: int | None, script: FakeScript) -> None:
+        self.memory = FakeMemory(spec, host_fd)
+        self._spec = spec
+        self._script = script
+        self._table = RowTable(spec.max_rows, spec.max_step_tokens, spec.page_tokens)
+        self._models: dict[int, _Loaded] = {}  # replaced, never changed: a load in another thread may end while a plan is applied
+        self._models_lock = threading.Lock()
+        self._links: dict[int, int] = {}  # by row slot: the link after the last token that the row computed here
+        self._num_steps = self._num_loads = self._num_host_copies = 0
+
+    def inspect(self, spec: InspectSpec) -> ModelSpec:
+        return describe(FakeModel.read(Path(spec.path)), self._spec, spec)
+
+    def load(self, spec: LoadSpec, progress: Callable[[int, int], None]) -> LoadedModel:
+        began = time.monotonic()
+        self._num_loads += 1
+        told = self.inspect(spec.source)
+        self._check_load(spec, told)
+        if self._num_loads == self._script.oom_at_load:
+            raise DeviceOutOfMemory(needed_bytes=told.segments[0].size_bytes, free_bytes=0)
+        total_bytes = sum(segment.size_bytes for segment in told.segments)
+        patterns: list[tuple[int, np.ndarray]] = []
+        for segment, offset in zip(told.segments, spec.offsets, strict=True):
+            time.sleep(self._script.slow_load_s / len(told.segments))
+            pattern = _pattern(told, segment)
+            self.memory.arena[offset : offset + segment.size_bytes] = pattern
+            patterns.append((offset, pattern))
+            progress(sum(written.size for _, written in patterns), total_bytes)
+        seated = self._seat(spec, told, tuple(patterns))
+        with self._models_lock:
+            self._models = {**self._models, spec.model_id: seated}
+        return LoadedModel(spec.model_id, total_bytes, time.monotonic() - began)
+
+    def unload(self, model_id: int) -> None:
+        with self._models_lock:
+            if model_id not in self._models:
+                raise UnknownModel(f"Model {model_id}.")
+            self._models = {other: loaded for other, loaded in self._models.items() if other != model_id}
+
+    def apply(self, plan: Plan) -> None:
+        spaces = {space_id: space for loaded in self._models.values() for space_id, space in loaded.spaces.items()}
+        self._check_pages(plan, spaces)
+        self._table.check(plan, {model_id: loaded.limit for model_id, loaded in self._models.items()})
+        for zero in plan.zeros:
+            self.memory.zero(spaces[zero.space_id], zero)
+        corrupt = tuple(idx for idx, move in enumerate(plan.moves) if not self._make(spaces[move.space_id], move))
+        if corrupt:
+            raise PageCorrupt(corrupt)
+        for row in self._table.apply(plan):
+            self._links.pop(row.slot, None)
+
+    def step(self, step_idx: int) -> StepResult:
+        began = time.monotonic()
+        self._num_steps += 1
+        self._act_out()
+        results: list[RowResult] = []
+        num_tokens = 0
+        for share in self._table.take(step_idx):
+            loaded = self._models[share.model_id]
+            self._check_weights(loaded)
+            results += [self._compute(loaded, share, idx) for idx in range(len(share.rows))]
+            num_tokens += sum(share.counts)
+        return StepResult(tuple(results), time.monotonic() - began, num_tokens)
+
+    def _compute(self, loaded: _Loaded, share: StepRows, idx: int) -> RowResult:
+        """Compute a row's part of a step."""
+        row, count = share.rows[idx], share.counts[idx]
+        tokens = row.pending[:count]
+        if self._script.error_token in tokens:
+            raise DeviceLost(f"Token {self._script.error_token} was computed.")
+        try:
+            links = links_after(self._recall(loaded, row), tokens, row.position)
+        except HistoryLost as error:
+            return self._fail(row, str(error))
+        if self._script.nan_token in tokens:
+            return self._fail(row, "The logits are not finite.")
+        for space, table in zip(loaded.spaces.values(), row.tables, strict=True):
+            self.memory.write(space, table, row.position, tokens, links)
+        self._links[row.slot] = links[-1]
+        return self._answer(loaded.model, share, idx, links)
+
+    def _answer(self, model: FakeModel, share: StepRows, idx: int, links: list[int]) -> RowResult:
+        """Sample or score, and advance the row."""
+        row, count = share.rows[idx], share.counts[idx]
+        if not share.samples(idx):
+            first, targets = share.scored(idx)
+            scored = links[first - share.starts[idx] :]
+            logprobs = tuple(logprob(model, link, target, 0) for link, target in zip(scored, targets, strict=False))
+            self._table.advance(row, count)
+            return RowResult(row.slot, logprobs=logprobs)
+        token = draw(model, links[-1], row.position + count, row.sampling)
+        num_top = row.sampling.num_logprobs
+        logprobs = (logprob(model, links[-1], token, num_top),) if num_top >= 0 else ()
+        self._table.advance(row, count)
+        return RowResult(row.slot, (token,), logprobs, is_stopped=self._table.append(row, token))
+
+    def _fail(self, row: Row, error: str) -> RowResult:
+        self._table.fail(row)
+        return RowResult(row.slot, error=error)
+
+    def _recall(self, loaded: _Loaded, row: Row) -> int:
+        """Return the link before the row's next token, as its frames tell it. Raises: HistoryLost."""
+        spaces = zip(loaded.spaces.values(), row.tables, strict=True)
+        links = {self.memory.last_link(space, table, row.position) for space, table in spaces}
+        remembered = self._links.get(row.slot)
+        if len(links | ({remembered} - {None})) != 1:
+            raise HistoryLost(f"The frames before position {row.position} hold the history of another row.")
+        return links.pop()
+
+    def _make(self, space: FakeSpace, move: Move) -> bool:
+        """Make a move, and say whether its source held the page."""
+        try:
+            self.memory.move(space, move)
+        except HostPageCorrupt:
+            return False
+        if move.target_tier is Tier.HOST:
+            self._num_host_copies += 1
+            if self._num_host_copies == self._script.corrupt_host_copy:
+                self.memory.spoil(move.target_frame)
+        return True
+
+    def _check_pages(self, plan: Plan, spaces: dict[int, FakeSpace]) -> None:
+        for space_id, tier, frame in [
+            *plan.zeros,
+            *((move.space_id, move.source_tier, move.source_frame) for move in plan.moves),
+            *((move.space_id, move.target_tier, move.target_frame) for move in plan.moves),
+        ]:
+            if space_id not in spaces:
+                raise PlanRejected(f"Space {space_id} is not open.")
+            self.memory.check(spaces[space_id], tier, frame)
+
+    def _check_weights(self, loaded: _Loaded) -> None:
+        for offset, pattern in loaded.patterns:
+            if not np.array_equal(self.memory.arena[offset : offset + len(pattern)], pattern):
+                raise DeviceLost(f"The weights at byte {offset} of the arena were overwritten.")
+
+    def _check_load(self, spec: LoadSpec, told: ModelSpec) -> None:
+        if spec.model_id in self._models:
+            raise PlanRejected(f"Model {spec.model_id} is loaded already.")
+        if len(spec.offsets) != len(told.segments) or len(spec.space_ids) != len(told.groups):
+            raise PlanRejected(f"It has {len(told.segments)} segments and {len(told.groups)} groups.")
+        for segment, offset in zip(told.segments, spec.offsets, strict=True):
+            if offset < 0 or offset + segment.size_bytes > len(self.memory.arena):
+                raise PlanRejected(f"Segment {segment.name} lies outside the arena.")
+
+    def _seat(self, spec: LoadSpec, told: ModelSpec, patterns: tuple[tuple[int, np.ndarray], ...]) -> _Loaded:
+        model = FakeModel.read(Path(spec.source.path))
+        num_frames = len(self.memory.arena) // self._spec.granule_bytes
+        token_bytes = model.kv_bytes_per_token // len(model.windows)
+        spaces = {
+            space_id: FakeSpace(model.root, model.root ^ idx + 1, token_bytes, group.frame_bytes, group.window)
+            for idx, (space_id, group) in enumerate(zip(spec.space_ids, told.groups, strict=True))
+        }
+        groups = tuple(GroupLimit(num_frames, group.window) for group in told.groups)
+        return _Loaded(model, spaces, ModelLimit(model.vocab_size, told.max_positions, groups), patterns)
+
+    def _act_out(self) -> None:
+        """Do what the script says of this step."""
+        if self._num_steps == self._script.die_at_step:
+            os.kill(os.getpid(), signal.SIGKILL)
+        if self._num_steps == self._script.hang_at_step:
+            threading.Event().wait()
+        if self._script.step_s:
+            time.sleep(self._script.step_s)
+
+
+def _pattern(model: ModelSpec, segment: SegmentSpec) -> np.ndarray:
+    """Return what stands for the weights of a segment."""
+    unit = blake2b(f"{model.numerics} {segment.name}".encode(), digest_size=64).digest()
+    return np.frombuffer(unit * (segment.size_bytes // len(unit) + 1), dtype=np.uint8)[: segment.size_bytes]

@@ -1,0 +1,132 @@
+"""The memory of the fake driver: an arena whose frames hold witnesses of tokens, so that every mix-up of frames is found.
+
+    frame     |token 0      |token 1      |...                     one stride of room per token, kv_bytes_per_token / groups
+    witness   |link ^ tag  u64|token  u32|position  u32|           at the start of the room; the rest of it is zeros
+
+A tag per model and KV group keeps the pages of one from passing for those of another.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from drivers.contract import OpenSpec
+from drivers.errors import PlanRejected
+from drivers.fake_model import mix
+from drivers.hostmem import HEADER_BYTES, HostMemory, host_frame_bytes
+from memory.page import Move, Tier, Zero
+
+WITNESS = np.dtype([("link", "<u8"), ("token", "<u4"), ("position", "<u4")])
+
+
+class HistoryLost(Exception):
+    """The frames of a row do not hold the row's own history."""
+
+
+@dataclass(frozen=True, slots=True)
+class FakeSpace:
+    """One KV group of a loaded model, and how its witnesses lie in a frame."""
+
+    root: int
+    tag: int
+    token_bytes: int
+    frame_bytes: int
+    window: int | None
+
+
+class FakeMemory:
+    """The arena and the host tier."""
+
+    def __init__(self, spec: OpenSpec, host_fd: int | None) -> None:
+        """Take both. Raises: HostTierInvalid, PlanRejected."""
+        if spec.granule_bytes % WITNESS.itemsize:
+            raise PlanRejected(f"Granules of {spec.granule_bytes} bytes are no multiple of {WITNESS.itemsize}.")
+        self.host = HostMemory(host_fd, spec.host_bytes, spec.granule_bytes) if host_fd is not None else None
+        self.arena = np.zeros(spec.num_slabs * spec.slab_bytes, dtype=np.uint8)
+        self._witnesses = self.arena.view(WITNESS)
+        self._granule_bytes = spec.granule_bytes
+        self._page_tokens = spec.page_tokens
+
+    def close(self) -> None:
+        """Let go of the host tier."""
+        if self.host is not None:
+            self.host.close()
+
+    def check(self, space: FakeSpace, tier: Tier, frame: int) -> None:
+        """Whether a frame of a space exists in a tier. Raises: PlanRejected."""
+        size_bytes = space.frame_bytes if tier is Tier.DEVICE else self.host_frame_bytes(space)
+        tier_bytes = {Tier.DEVICE: self.arena.size, Tier.HOST: self.host.size_bytes if self.host else 0}.get(tier, 0)
+        if frame < 0 or frame * self._granule_bytes + size_bytes > tier_bytes:
+            raise PlanRejected(f"Frame {frame} of the {tier.name.lower()} tier lies outside its {tier_bytes} bytes.")
+
+    def host_frame_bytes(self, space: FakeSpace) -> int:
+        """Return the size of a space's frames in the host tier."""
+        return host_frame_bytes(space.frame_bytes, self._granule_bytes)
+
+    def zero(self, space: FakeSpace, zero: Zero) -> None:
+        """Fill a frame with zeros."""
+        if zero.tier is Tier.DEVICE:
+            self._frame(space, zero.frame)[:] = 0
+        elif self.host is not None:
+            self.host.zero(zero.frame, self.host_frame_bytes(space))
+
+    def move(self, space: FakeSpace, move: Move) -> None:
+        """Copy a page. Raises: HostPageCorrupt, PlanRejected."""
+        tiers = (move.source_tier, move.target_tier)
+        if tiers == (Tier.DEVICE, Tier.DEVICE):
+            self._frame(space, move.target_frame)[:] = self._frame(space, move.source_frame)
+        elif tiers == (Tier.DEVICE, Tier.HOST) and self.host is not None:
+            payload = self._frame(space, move.source_frame).data
+            self.host.write_page(move.target_frame, payload, move.key, move.num_tokens, move.space_id)
+        elif tiers == (Tier.HOST, Tier.DEVICE) and self.host is not None:
+            self.host.read_page(move.source_frame, self._frame(space, move.target_frame).data, move.key, move.space_id)
+        else:
+            raise PlanRejected(f"No copies from {move.source_tier.name} to {move.target_tier.name} here.")
+
+    def spoil(self, host_frame: int) -> None:
+        """Flip a bit of the page in a host frame, as failing memory would."""
+        if self.host is not None:
+            offset = host_frame * self._granule_bytes + HEADER_BYTES
+            os.pwrite(self.host.fd, bytes([os.pread(self.host.fd, 1, offset)[0] ^ 1]), offset)
+
+    def write(self, space: FakeSpace, table: np.ndarray, position: int, tokens: Sequence[int], links: Sequence[int]) -> None:
+        """Leave witnesses of `tokens`, the first of which is at `position`, in the frames of a page table."""
+        positions = np.arange(position, position + len(tokens))
+        rooms = self._rooms(space, table, positions)
+        self._witnesses["link"][rooms] = np.array(links, dtype=np.uint64) ^ np.uint64(space.tag)
+        self._witnesses["token"][rooms] = tokens
+        self._witnesses["position"][rooms] = positions
+
+    def last_link(self, space: FakeSpace, table: np.ndarray, position: int) -> int:
+        """Return the link before `position`, having read everything back that the space still keeps of what came before it.
+
+        Raises: HistoryLost, naming the first position that does not follow from the one before.
+        """
+        if position == 0:
+            return space.root
+        first = 0 if space.window is None else max(0, position - space.window + 1)
+        positions = np.arange(first, position)
+        found = self._witnesses[self._rooms(space, table, positions)]
+        links = found["link"] ^ np.uint64(space.tag)
+        before = np.concatenate((np.array([space.root], dtype=np.uint64), links[:-1]))
+        follows = (mix(before, found["token"].astype(np.uint64), positions.astype(np.uint64)) == links) & (found["position"] == positions)
+        if first > 0:
+            follows[0] = found["position"][0] == first  # what it follows from has left the window
+        if not follows.all():
+            wrong = first + int(np.argmin(follows))
+            raise HistoryLost(f"Position {wrong} is not in frame {table[wrong // self._page_tokens]}.")
+        return int(links[-1])
+
+    def _frame(self, space: FakeSpace, frame: int) -> np.ndarray:
+        start = frame * self._granule_bytes
+        return self.arena[start : start + space.frame_bytes]
+
+    def _rooms(self, space: FakeSpace, table: np.ndarray, positions: np.ndarray) -> np.ndarray:
+        """Return the index in `_witnesses` of each position."""
+        pages, offsets = np.divmod(positions, self._page_tokens)
+        rooms: np.ndarray = (table[pages] * self._granule_bytes + offsets * space.token_bytes) // WITNESS.itemsize
+        return rooms
