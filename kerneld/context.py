@@ -27,6 +27,7 @@ from kerneld.calls import ContextInfo, ContextState, Durability, Grant, PageCoun
 from kerneld.errors import WrongState
 
 if TYPE_CHECKING:
+    from memory.prefix import HashChain
     from memory.table import PageTable
 
 _MASK_64: Final = (1 << 64) - 1
@@ -82,7 +83,8 @@ class Context:
     # Written by the dispatcher (commit) and the verbs that edit the past (truncate).
     tokens: array[int] = field(default_factory=lambda: array("I"))  # index = position
     kv_valid: int = 0  # leading tokens whose KV is committed, on the device or below
-    table: PageTable | None = None  # None while the model is not resident
+    table: PageTable | None = None  # None until it runs for the first time
+    chain: HashChain | None = None  # names of its full pages; there if and only if the table is
 
     # Written by `move` alone.
     state: ContextState = ContextState.NEW

@@ -3,10 +3,10 @@
     QUEUED <-> RUNNING -> FINISHED        preemption and the loss of a worker lead back to QUEUED, at the old place in the queue
        '------------------^
 
-Positions of its context while it runs (`output_start` never changes, the others only grow while it is RUNNING):
+Positions of its context while it runs (`output_start` never changes):
 
-    0          output_start - num_input   output_start              next_position       num_tokens
-    |---- past ----|-------- input --------|--- output computed -----|-- pending ----------|
+    0          output_start - num_input   output_start                  num_tokens
+    |---- past ----|-------- input --------|-------- output -------------|
 
 Invariants
 1. `num_generated == context.num_tokens - output_start`: the output is the end of the context.
@@ -16,13 +16,14 @@ Invariants
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum
 
-from drivers.contract import Sampling
+from drivers.contract import Sampling, TokenLogprob
 from kerneld.calls import FinishReason, InferArgs, Priority, Usage
 from kerneld.context import Context
 from kerneld.stream import OutputLog
+from kerneld.transcript import Transcript
 
 
 class RequestState(Enum):
@@ -47,8 +48,10 @@ class Request:
     max_tokens: int  # output tokens at most, at least 1
     arrival: float  # Unix seconds; kept through preemption and restart
     log: OutputLog
+    transcript: Transcript
     deadline: float | None = None  # Unix seconds
     detach_grace_s: float = 10.0
+    score_from: int = -1  # >= 0: nothing is sampled, the input from here on is scored
 
     # Written by the scheduler.
     state: RequestState = RequestState.QUEUED
@@ -58,7 +61,7 @@ class Request:
 
     # Written by the dispatcher.
     slot: int | None = None
-    next_position: int = 0  # of the first token that no plan has computed or will compute
+    queued_at: float = 0.0  # since when it waits
     admitted_at: float = 0.0  # last time that it became RUNNING
     num_since_admission: int = 0  # tokens generated since then
     num_preemptions: int = 0
@@ -70,6 +73,7 @@ class Request:
     num_cached: int = 0  # input tokens that needed no computing
     pages_restored: int = 0
     pages_recomputed: int = 0
+    scores: list[TokenLogprob] = field(default_factory=list)
 
     # Written by recovery.
     num_crashes: int = 0  # worker deaths that it was aboard
@@ -96,9 +100,9 @@ class Request:
         return self.max_tokens - self.num_generated
 
     @property
-    def num_pending(self) -> int:
-        """Known tokens that no plan has computed yet."""
-        return self.context.num_tokens - self.next_position
+    def is_scoring(self) -> bool:
+        """Whether it looks at its input instead of generating."""
+        return self.score_from >= 0
 
     @property
     def is_finished(self) -> bool:

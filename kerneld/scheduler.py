@@ -155,6 +155,11 @@ class Scheduler:
         self.shares.refund(request.tenant, refund)
         return refund
 
+    def acquit(self, request: Request) -> None:
+        """A running request that was to be tried alone is harmless: others may run beside it again."""
+        self._num_alone -= request.is_alone
+        request.is_alone = False
+
     def charge_output(self, request: Request, num_tokens: int) -> int:
         """The request generated tokens. Returns what it was charged, which is nothing as long as they are prepaid."""
         prepaid = min(request.num_prepaid, num_tokens)

@@ -34,13 +34,16 @@ MAX_DELTA_TOKENS: Final = 1024
 class OutputLog:
     """Output tokens of one request, as readers see them."""
 
-    __slots__ = ("_clock", "_logprobs", "_pieces", "_readers", "_tokens", "finished", "left_at", "start")
+    __slots__ = ("_clock", "_is_held", "_logprobs", "_num_shown", "_pieces", "_readers", "_tokens", "finished", "left_at", "start")
 
-    def __init__(self, start: int, clock: Callable[[], float]) -> None:
+    def __init__(self, start: int, clock: Callable[[], float], is_held: bool = False) -> None:
+        """`is_held`: readers see an entry only once it was released (durability `fsync`: once it is on the disk)."""
         self.start = start  # position of the first output token in the context
         self.finished: Finished | None = None
         self.left_at: float | None = clock()
         self._clock = clock
+        self._is_held = is_held
+        self._num_shown = 0
         self._tokens: array[int] = array("I")
         self._pieces: list[str] = []
         self._logprobs: list[TokenLogprob] = []  # empty, or one per token
@@ -48,8 +51,13 @@ class OutputLog:
 
     @property
     def end(self) -> int:
-        """The offset of the next token to be appended."""
-        return self.start + len(self._tokens)
+        """The offset after the last token that readers may see."""
+        return self.start + self._num_shown
+
+    @property
+    def num_written(self) -> int:
+        """How many tokens were appended, held ones included."""
+        return len(self._tokens)
 
     @property
     def num_readers(self) -> int:
@@ -62,11 +70,18 @@ class OutputLog:
         self._pieces.append(piece)
         if logprob is not None:
             self._logprobs.append(logprob)
+        if not self._is_held:
+            self.release(len(self._tokens))
+
+    def release(self, num_tokens: int) -> None:
+        """Let readers see the first `num_tokens` tokens."""
+        self._num_shown = max(self._num_shown, num_tokens)
         self._wake()
 
     def finish(self, finished: Finished) -> None:
         """Say how it ended; nothing is appended afterwards."""
         assert self.finished is None, "a request finishes once"
+        self._num_shown = len(self._tokens)
         self.finished = finished
         self._wake()
 
@@ -88,7 +103,7 @@ class OutputLog:
     def delta(self, offset: int) -> Delta:
         """What stands from `offset` on, as one delta of at most `MAX_DELTA_TOKENS`."""
         first = offset - self.start
-        last = min(first + MAX_DELTA_TOKENS, len(self._tokens))
+        last = min(first + MAX_DELTA_TOKENS, self._num_shown)
         return Delta(
             offset=offset,
             tokens=tuple(self._tokens[first:last]),

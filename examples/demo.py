@@ -1,0 +1,263 @@
+"""The story of `make demo`: what kerneld is for, on the shipped model, as a transcript.
+
+It starts a daemon of its own in a temporary folder, talks to it as any program would, kills its worker and then the daemon itself,
+and shows that nothing was lost. Every claim that it prints was checked just before; a claim that does not hold ends it with exit code 1.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import kerneld_client
+from kerneld_client import Client, Context
+
+HERE = Path(__file__).resolve().parent
+MODEL = HERE / "demo_model"
+PROMPT = "def read_lines(path):\n"
+READY_TIMEOUT_S = 60.0
+FAIRNESS_WINDOW_S = 6.0
+
+
+class ClaimFailed(Exception):
+    """Something that the demo promises did not hold."""
+
+
+class Daemon:
+    """A kerneld of our own, in a folder of its own."""
+
+    def __init__(self, folder: Path) -> None:
+        self.socket = folder / "kerneld.sock"
+        self._log = (folder / "daemon.log").open("ab")
+        self._command = [sys.executable, "-P", "-m", "cli.daemon", "serve", f"--state={folder / 'state'}", f"--socket={self.socket}"]
+        self._command += [f"--model-root={HERE}", "--set=memory.device_bytes=256MiB", "--set=memory.host_bytes=256MiB"]
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        """Start it and wait until it answers."""
+        environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(HERE.parent), str(HERE.parent / "sdk" / "python")])}
+        self._process = subprocess.Popen(self._command, stdout=self._log, stderr=self._log, env=environment)
+
+    def kill(self) -> None:
+        """kill -9."""
+        assert self._process is not None
+        self._process.send_signal(signal.SIGKILL)
+        self._process.wait()
+
+    def stop(self) -> int:
+        """SIGTERM, and its exit code."""
+        if self._process is None:
+            return 0
+        self._process.terminate()
+        return self._process.wait(timeout=60)
+
+
+class Transcript:
+    """Prints the story, a numbered chapter at a time."""
+
+    def __init__(self) -> None:
+        self._chapter = 0
+        self._started_at = time.monotonic()
+
+    def chapter(self, title: str) -> None:
+        """Begin the next chapter."""
+        self._chapter += 1
+        print(f"\n\033[1m{self._chapter}. {title}\033[0m   [{time.monotonic() - self._started_at:.1f} s]", flush=True)
+
+    def say(self, text: str) -> None:
+        """A line of narration."""
+        print(f"   {text}", flush=True)
+
+    def quote(self, label: str, text: str) -> None:
+        """Something that the model wrote."""
+        print(f"   {label} | " + text.strip("\n").replace("\n", f"\n   {' ' * len(label)} | "), flush=True)
+
+    def claim(self, text: str, holds: bool) -> None:
+        """A promise, checked. Raises: ClaimFailed."""
+        print(f"   {'✓' if holds else '✗'} {text}", flush=True)
+        if not holds:
+            raise ClaimFailed(text)
+
+
+def load_model(k: Client, story: Transcript) -> None:
+    """A model becomes resident once, for everybody."""
+    story.chapter("Load the shipped model")
+    model = k.load(str(MODEL), name="demo")
+    story.say(f"{model.name}: {model.num_parameters / 1e6:.1f} million parameters, {model.bytes / 2**20:.0f} MiB in the arena, {model.dtype}")
+
+
+def stream_and_fork(k: Client, story: Transcript) -> Context:
+    """One past, two futures; the pages of the past are shared."""
+    story.chapter("One context streams; a fork of it goes another way")
+    context = k.alloc("demo", seed=7)
+    context.infer(PROMPT, max_tokens=24, temperature=0).result()
+    branch = context.fork()
+    first = context.infer(max_tokens=32, temperature=0.8).result()
+    second = branch.infer(max_tokens=32, temperature=0.8).result()
+    story.quote("past ", context.read(0, 32).text)
+    story.quote("one  ", first.text)
+    story.quote("other", second.text)
+    story.claim("the branches differ, their past is the same", first.tokens != second.tokens)
+    branch.free()
+    return context
+
+
+def checkpoint(k: Client, context: Context, story: Transcript) -> tuple[str, list[int]]:
+    """An image on disk; what follows it is remembered to be compared later."""
+    story.chapter("Checkpoint")
+    image = context.checkpoint(name="before-the-storm")
+    continuation = context.infer(max_tokens=48, temperature=0).result().tokens
+    story.say(f"image {image.id[:8]}: {image.num_tokens} tokens, {image.num_pages} pages, {image.bytes} bytes")
+    return image.id, list(continuation)
+
+
+def run_many(contexts: list[Context], during: Callable[[], None]) -> list[list[int]]:
+    """Stream on all contexts at once, do something meanwhile, and return what each wrote."""
+    results: list[list[int]] = [[] for _ in contexts]
+    started = threading.Barrier(len(contexts) + 1)
+
+    def follow(idx: int) -> None:
+        stream = contexts[idx].infer(f"# file {idx}\nimport os\n", max_tokens=96, temperature=0, ignore_eos=True)
+        waited = False
+        for delta in stream:
+            results[idx].extend(delta.tokens)
+            if not waited:
+                started.wait(timeout=60)
+                waited = True
+
+    threads = [threading.Thread(target=follow, args=(idx,)) for idx in range(len(contexts))]
+    for thread in threads:
+        thread.start()
+    started.wait(timeout=60)
+    during()
+    for thread in threads:
+        thread.join()
+    return results
+
+
+def kill_worker(k: Client, story: Transcript) -> None:
+    """The process that holds the weights and the KV dies while eight streams run."""
+    story.chapter("Eight contexts at once, and kill -9 of the worker")
+    quiet = [k.alloc("demo") for _ in range(8)]
+    golden = run_many(quiet, lambda: None)
+    loud = [k.alloc("demo") for _ in range(8)]
+    pid = k.top().workers[0].pid
+
+    def kill() -> None:
+        story.say(f"kill -9 {pid}")
+        os.kill(pid, signal.SIGKILL)
+
+    disturbed = run_many(loud, kill)
+    story.claim("every stream completed, token for token as undisturbed", disturbed == golden)
+    story.say(f"the worker is now process {k.top().workers[0].pid}")
+    for context in quiet + loud:
+        context.free()
+
+
+def kill_daemon(daemon: Daemon, k: Client, image: str, continuation: list[int], story: Transcript) -> None:
+    """Everything acknowledged is there after kill -9 of the daemon."""
+    story.chapter("kill -9 of the daemon, and restore from the image")
+    daemon.kill()
+    daemon.start()
+    restored = k.restore(image)
+    again = restored.infer(max_tokens=len(continuation), temperature=0).result().tokens
+    story.claim("the restored context continues identically", list(again) == continuation)
+    restored.free()
+
+
+def share_fairly(k: Client, story: Transcript) -> None:
+    """A noisy tenant has ten times the requests of a quiet one, and gets no more than it while both have requests queued."""
+    story.chapter("A noisy and a quiet tenant")
+    k.add_tenant("noisy", weight=1)
+    k.add_tenant("quiet", weight=1)
+    with tenant_client(k, "noisy") as noisy, tenant_client(k, "quiet") as quiet:
+        stop = threading.Event()
+        crowd = [noisy.alloc("demo") for _ in range(60)] + [quiet.alloc("demo") for _ in range(36)]
+        threads = [threading.Thread(target=keep_asking, args=(context, stop)) for context in crowd]
+        for thread in threads:
+            thread.start()
+        before = service(k)
+        time.sleep(FAIRNESS_WINDOW_S)
+        after = service(k)
+        stop.set()
+        for thread in threads:
+            thread.join()
+    gained = {name: after[name] - before[name] for name in ("noisy", "quiet")}
+    share = gained["noisy"] / max(1, gained["noisy"] + gained["quiet"])
+    story.say(f"service in {FAIRNESS_WINDOW_S:.0f} s: noisy {gained['noisy']}, quiet {gained['quiet']}: noisy has {share:.0%}")
+    story.claim("equal service within 15 %", abs(share - 0.5) <= 0.075)
+
+
+@contextmanager
+def tenant_client(k: Client, tenant: str) -> Iterator[Client]:
+    """A client that is somebody of that tenant."""
+    token = k.add_token(tenant=tenant)
+    with kerneld_client.connect(k.target, token=token.token) as client:
+        yield client
+
+
+def keep_asking(context: Context, stop: threading.Event) -> None:
+    """Ask again as soon as an answer is there, until told to stop."""
+    while not stop.is_set():
+        context.infer("def f(x):\n", max_tokens=24, temperature=0, ignore_eos=True).result()
+        context.truncate(0)
+
+
+def service(k: Client) -> dict[str, int]:
+    """Service charged so far, by tenant."""
+    return {tenant.path: tenant.service for tenant in k.tenants()}
+
+
+def show_machine(k: Client, socket: Path, story: Transcript) -> None:
+    """What an administrator sees."""
+    story.chapter("What the administrator sees")
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(HERE.parent), str(HERE.parent / "sdk" / "python")])}
+    for command in (["top", "--once"], ["ps"], ["mem"]):
+        print(f"   $ kernelctl {' '.join(command)}", flush=True)
+        subprocess.run([sys.executable, "-P", "-m", "cli.main", f"--socket={socket}", *command], check=True, env=environment)
+    story.say(f"{len(k.contexts(all=True))} contexts live")
+
+
+def tell(folder: Path) -> None:
+    """The whole story. Raises: ClaimFailed."""
+    story = Transcript()
+    daemon = Daemon(folder)
+    daemon.start()
+    try:
+        with kerneld_client.connect(str(daemon.socket), connect_timeout_s=READY_TIMEOUT_S) as k:
+            load_model(k, story)
+            context = stream_and_fork(k, story)
+            image, continuation = checkpoint(k, context, story)
+            kill_worker(k, story)
+            kill_daemon(daemon, k, image, continuation, story)
+            share_fairly(k, story)
+            show_machine(k, daemon.socket, story)
+        story.chapter("SIGTERM")
+        story.claim("the daemon drained and left with exit code 0", daemon.stop() == 0)
+        story.claim("no socket is left behind", not daemon.socket.exists())
+    finally:
+        daemon.stop()
+
+
+def main() -> int:
+    """Run the demo in a temporary folder."""
+    with tempfile.TemporaryDirectory(prefix="kerneld-demo-") as folder:
+        try:
+            tell(Path(folder))
+        except ClaimFailed as failure:
+            print(f"\nThe demo failed: {failure}", file=sys.stderr)
+            print((Path(folder) / "daemon.log").read_text(errors="replace")[-4000:], file=sys.stderr)
+            return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

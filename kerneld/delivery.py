@@ -1,0 +1,169 @@
+"""Delivery: what becomes of a request's life and output, in the order that keeps the promises: journal first, then readers.
+
+    step result --> context.tokens --> journal --> transcript --> output log --> readers
+                                          |
+                                          +-- durability `fsync`: the log shows its new end only after the next sync
+
+Every change of a request's state passes here, so the scheduler's queues, the context's state, the journal and the readers agree.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import NamedTuple
+
+from drivers.contract import RowResult, StepResult, TokenLogprob
+from kerneld.calls import ContextState, Durability, Finished, FinishReason
+from kerneld.events import EventBus, FirstToken, RequestFinished, RequestPreempted
+from kerneld.request import Request
+from kerneld.rows import Flight, Row
+from kerneld.scheduler import Scheduler
+from kerneld.seating import Seating
+from kerneld.state.journal import Journal
+from kerneld.state.records import Finish, Tokens, pack_tokens
+from kerneld.sync_gate import SyncGate
+
+logger = logging.getLogger(__name__)
+
+CRASHES_BEFORE_ALONE = 2
+CRASHES_BEFORE_QUARANTINE = 3
+
+
+class Ending(NamedTuple):
+    """A row that has to leave, and why."""
+
+    row: Row
+    reason: FinishReason
+    detail: str = ""
+
+
+class Delivery:
+    """Moves requests through their lives."""
+
+    def __init__(self, journal: Journal, scheduler: Scheduler, seating: Seating, events: EventBus, clock: Callable[[], float]) -> None:
+        self._journal = journal
+        self._scheduler = scheduler
+        self._seating = seating
+        self._events = events
+        self._clock = clock
+        self._gate = SyncGate(journal)
+        self.on_finished: Callable[[Request], None] = lambda _request: None
+
+    # ------------------------------------------------------------------------------------------------------------------- running or not
+
+    def admitted(self, request: Request, num_cached: int) -> None:
+        """A request got a row."""
+        now = self._clock()
+        request.queue_s += now - request.queued_at
+        request.admitted_at = now
+        request.num_since_admission = 0
+        if not request.is_charged:
+            request.num_cached = min(num_cached, request.output_start)
+        self._scheduler.admit(request, num_cached)
+        if request.context.state is ContextState.BLOCKED:
+            request.context.move(ContextState.READY)
+        request.context.move(ContextState.RUNNING)
+
+    def requeue(self, request: Request, *, is_preempted: bool = False) -> None:
+        """A request lost its row and waits again at its old place."""
+        request.queued_at = self._clock()
+        self._scheduler.preempt(request)
+        request.context.move(ContextState.BLOCKED)
+        if is_preempted:
+            request.num_preemptions += 1
+            self._events.publish(RequestPreempted(request.context.id, request.id, request.tenant, "frames", request.num_generated))
+
+    def note_crash(self, request: Request) -> None:
+        """A request was aboard a worker that died: after the second time it is tried alone, after the third it is quarantined."""
+        request.num_crashes += 1
+        if request.num_crashes >= CRASHES_BEFORE_QUARANTINE:
+            self.settle(request, FinishReason.ERROR, "Quarantined: the request was aboard every one of three workers that died.")
+        elif request.num_crashes == CRASHES_BEFORE_ALONE:
+            request.is_alone = True
+
+    # ------------------------------------------------------------------------------------------------------------------- output
+
+    def deliver(self, flight: Flight, step_idx: int, result: StepResult) -> list[Ending]:
+        """Make the tokens of a step durable, show them, and say which rows have ended."""
+        heard = [(flight.parts[item.slot].row, item) for item in result.rows if not flight.parts[item.slot].row.is_over]
+        self._write(heard)
+        return [ending for row, item in heard for ending in self._show(row, item, result.compute_s)]
+
+    def _write(self, heard: list[tuple[Row, RowResult]]) -> None:
+        batch = []
+        for row, item in heard:
+            context = row.request.context
+            context.tokens.extend(item.tokens)
+            self._seating.note_valid(context, min(row.position, context.num_tokens))
+            if item.tokens and context.durability is not Durability.NONE:
+                batch.append((bytes.fromhex(context.id), pack_tokens(item.tokens)))
+        if batch:
+            self._journal.append([Tokens(tuple(batch))])
+
+    def _show(self, row: Row, item: RowResult, compute_s: float) -> Iterator[Ending]:
+        request = row.request
+        request.compute_s += compute_s
+        if item.error:
+            yield Ending(row, FinishReason.ERROR, item.error)
+            return
+        if row.score_from >= 0:
+            request.scores.extend(item.logprobs)
+            if row.position >= row.total:
+                yield Ending(row, FinishReason.STOP)
+            return
+        if not item.tokens:
+            return
+        self._acquit(request)
+        request.num_since_admission += len(item.tokens)
+        self._scheduler.charge_output(request, len(item.tokens))
+        reason = self._transcribe(request, item)
+        if request.first_token_at is None:
+            request.first_token_at = self._clock()
+            self._events.publish(FirstToken(request.context.id, request.id, request.tenant, request.first_token_at - request.arrival))
+        if request.context.durability is Durability.FSYNC:
+            self._gate.after_sync(partial(request.log.release, request.log.num_written))
+        if reason is not None:
+            yield Ending(row, reason)
+
+    def _acquit(self, request: Request) -> None:
+        """A request that was tried alone and lives is not what killed the workers."""
+        if request.is_alone:
+            request.num_crashes = 0
+            self._scheduler.acquit(request)
+
+    def _transcribe(self, request: Request, item: RowResult) -> FinishReason | None:
+        logprobs: tuple[TokenLogprob | None, ...] = item.logprobs or (None,) * len(item.tokens)
+        for token, logprob in zip(item.tokens, logprobs, strict=True):
+            if item.is_stopped and token == item.tokens[-1]:
+                request.transcript.push_end(token, logprob)
+                return FinishReason.STOP
+            if request.transcript.push(token, logprob):
+                return FinishReason.STOP
+        return request.length_reason()
+
+    # ------------------------------------------------------------------------------------------------------------------- the end
+
+    def settle(self, request: Request, reason: FinishReason, detail: str = "") -> None:
+        """End a request that has no row (any more): journal, accounts, context, readers, in this order."""
+        if request.is_finished:
+            return
+        context, now = request.context, self._clock()
+        if request.ticket:
+            request.queue_s += now - request.queued_at
+        self._scheduler.finish(request)
+        usage = request.usage()
+        if context.durability is not Durability.NONE and not request.is_scoring:
+            self._journal.append([Finish(bytes.fromhex(context.id), bytes.fromhex(request.id), reason, usage, detail, now)])
+        if context.is_active:
+            context.move(ContextState.IDLE)
+        context.active_request, context.last_request, context.last_used_at = "", request.id, now
+        request.transcript.close()
+        finished = Finished(reason, usage, detail)
+        if context.durability is Durability.FSYNC:
+            self._gate.after_sync(lambda: request.log.finish(finished))
+        else:
+            request.log.finish(finished)
+        self._events.publish(RequestFinished(context.id, request.id, request.tenant, reason.value, usage, now - request.arrival))
+        self.on_finished(request)

@@ -1,0 +1,176 @@
+"""Models: the names that people use, the directories behind them, and what is known of each.
+
+    REGISTERED --load--> LOADING --done--> RESIDENT --unload or worker lost--> REGISTERED
+                            |
+                            +--refused--> FAILED --load--> LOADING
+
+`kerneld.residency` alone moves a model between these states. Invariants:
+1. A path is real, is a directory, and lies under a configured model root, whatever links say.
+2. `weights_hash` names the bytes: files that changed since are another model, and old pages and images do not fit it.
+3. `model_id` and the space ids of a model are given once and stay for the life of this front, so that pages in the host tier outlive
+   an unload and the death of a worker.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from drivers.contract import InspectSpec, ModelSpec
+from kerneld.calls import LoadProgress, ModelInfo, ModelState, RegisterArgs
+from kerneld.errors import InvalidArgument, NotFound
+from kerneld.template import ChatTemplate
+from kerneld.tokenizer import Tokenizer
+from memory.page import Space
+
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:-]{0,127}")
+HASHED = ("*.safetensors", "*.gguf", "config.json", "tokenizer.json", "fake.json")
+HASH_CHUNK_BYTES = 4 << 20
+
+
+@dataclass(slots=True, eq=False)
+class Model:
+    """One registered model."""
+
+    # fixed at registration
+    name: str
+    path: str
+    max_positions: int
+    quant: str
+    weights_hash: str
+    registered_by: str
+    tokenizer: Tokenizer | None
+    template: ChatTemplate | None
+    # moved by kerneld.residency
+    state: ModelState = ModelState.REGISTERED
+    spec: ModelSpec | None = None
+    model_id: int = 0
+    spaces: tuple[Space, ...] = ()
+    fingerprint: bytes = b""
+    progress: LoadProgress = field(default_factory=lambda: LoadProgress("waiting", 0, 0))
+    failure: str = ""
+    # kept by the context table
+    num_contexts: int = 0
+
+    @property
+    def source(self) -> InspectSpec:
+        """The model as a driver is asked for it."""
+        return InspectSpec(path=self.path, max_positions=self.max_positions, quant=self.quant)
+
+    @property
+    def is_resident(self) -> bool:
+        """Whether requests can run on it now."""
+        return self.state is ModelState.RESIDENT
+
+    @property
+    def space_ids(self) -> tuple[int, ...]:
+        """The spaces of its KV groups, in order."""
+        return tuple(space.space_id for space in self.spaces)
+
+    @property
+    def size_bytes(self) -> int:
+        """Bytes of weights in the arena."""
+        return sum(segment.size_bytes for segment in self.spec.segments) if self.spec else 0
+
+    def context_limit(self) -> int:
+        """The longest context it can hold; 0 while that is not known."""
+        return self.spec.max_positions if self.spec else self.max_positions
+
+    def info(self, device: str) -> ModelInfo:
+        """The model as callers see it."""
+        spec = self.spec
+        page_tokens = self.spaces[0].page_tokens if self.spaces else 1
+        return ModelInfo(
+            name=self.name,
+            path=self.path,
+            state=self.state,
+            architecture=spec.architecture if spec else "",
+            dtype=spec.dtype if spec else "",
+            size_bytes=self.size_bytes,
+            num_parameters=spec.num_parameters if spec else 0,
+            max_positions=self.context_limit(),
+            vocab_size=spec.vocab_size if spec else 0,
+            weights_hash=self.weights_hash,
+            device=device if self.is_resident else "",
+            kv_bytes_per_token=sum(space.device_frame_bytes for space in self.spaces) // page_tokens,
+            num_contexts=self.num_contexts,
+            failure=self.failure,
+            quant=self.quant,
+            has_chat_template=self.template is not None,
+        )
+
+
+class ModelTable:
+    """All registered models by name."""
+
+    def __init__(self, roots: Iterable[str]) -> None:
+        self._roots = tuple(Path(root).resolve() for root in roots)
+        self._models: dict[str, Model] = {}
+
+    def __iter__(self) -> Iterator[Model]:
+        return iter(sorted(self._models.values(), key=lambda model: model.name))
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._models
+
+    def get(self, name: str) -> Model:
+        """The model of that name. Raises: NotFound."""
+        model = self._models.get(name)
+        if model is None:
+            raise NotFound("model", name)
+        return model
+
+    def add(self, model: Model) -> None:
+        """Make a model known under its name."""
+        self._models[model.name] = model
+
+    def remove(self, name: str) -> None:
+        """Forget a name."""
+        del self._models[name]
+
+    def resolve(self, args: RegisterArgs) -> Path:
+        """The directory that a registration names. Raises: InvalidArgument, if the name or path is not acceptable (invariant 1)."""
+        if not NAME.fullmatch(args.name):
+            raise InvalidArgument("name", "use 1 to 128 letters, digits, '.', '_', ':' or '-', beginning with a letter or digit.")
+        if not args.path:
+            raise InvalidArgument("path", "name the directory of the model.")
+        path = Path(args.path).resolve()
+        if not any(path.is_relative_to(root) for root in self._roots):
+            roots = ", ".join(str(root) for root in self._roots) or "none is configured"
+            raise InvalidArgument("path", f"{args.path} is not under a model root ({roots}); see kerneld.model_roots.")
+        if not path.is_dir():
+            raise InvalidArgument("path", f"{args.path} is not a directory.")
+        return path
+
+
+def file_stamp(path: Path) -> str:
+    """Names, sizes and times of a model's files: equal stamps need no new hash."""
+    parts = []
+    for file in _hashed_files(path):
+        stat = file.stat()
+        parts.append(f"{file.name}:{stat.st_size}:{stat.st_mtime_ns}")
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()
+
+
+def hash_files(path: Path) -> str:
+    """SHA-256 over names, sizes and bytes of a model's files; reads all of them (run it off the loop)."""
+    digest = hashlib.sha256()
+    for file in _hashed_files(path):
+        digest.update(f"{file.name}:{file.stat().st_size}\n".encode())
+        with file.open("rb") as stream:
+            while chunk := stream.read(HASH_CHUNK_BYTES):
+                digest.update(chunk)
+    return digest.hexdigest()
+
+
+def fingerprint_of(weights_hash: str, spec: ModelSpec, page_tokens: int) -> bytes:
+    """Sixteen bytes that name everything on which the bits of a page depend (promise 4)."""
+    text = f"{weights_hash}|{spec.numerics}|{spec.quant}|{spec.max_positions}|{page_tokens}"
+    return hashlib.blake2b(text.encode(), digest_size=16).digest()
+
+
+def _hashed_files(path: Path) -> list[Path]:
+    return sorted(file for pattern in HASHED for file in path.glob(pattern))

@@ -1,0 +1,204 @@
+"""Residency: which models are on the device, and the moves that bring them there and away.
+
+One task per model loads it, whoever asks and however often; everybody waits for that task. The steps of a load:
+
+    inspect    the driver says what the model needs; refused here, nothing has changed
+    place      the pager finds slabs for the weights, evicting idle pages where it must
+    copy       the driver copies weights, builds kernels and warms up, beside running steps
+    open       spaces for its KV are opened, once in the life of this front
+
+A worker that dies takes the weights with it, not the wish: `reload_all` brings back what was resident. A model that cannot be placed now is
+FAILED with the holders named, and may be tried again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import AsyncIterator, Callable
+
+from drivers.client import Device
+from drivers.contract import LoadSpec, ModelSpec
+from drivers.errors import DriverError
+from drivers.hostmem import host_frame_bytes
+from kerneld.calls import LoadProgress, ModelState
+from kerneld.errors import KernelError, Unavailable, WrongState
+from kerneld.events import EventBus, ModelLoaded, ModelUnloaded
+from kerneld.models import Model, ModelTable, fingerprint_of
+from memory.config import MemoryConfig
+from memory.errors import OutOfFrames, PagingError
+from memory.page import Space
+from memory.pager import Pager
+
+logger = logging.getLogger(__name__)
+
+WEIGHTS_OWNER = "models"
+DEVICE_WAIT_S = 30.0
+
+
+class Residency:
+    """Loads and unloads models on one device."""
+
+    def __init__(self, memory: MemoryConfig, models: ModelTable, pager: Pager, events: EventBus) -> None:
+        self._memory = memory
+        self._models = models
+        self._pager = pager
+        self._events = events
+        self._device: Device | None = None
+        self._has_device = asyncio.Event()
+        self._tasks: dict[str, asyncio.Task[None]] = {}
+        self._progressed = asyncio.Event()
+        self._next_model_id = 1
+        self._next_space_id = 1
+        self._make_room: Callable[[int], asyncio.Future[None]] = lambda _bytes: asyncio.get_running_loop().create_future()
+        self.on_resident: Callable[[Model], None] = lambda _model: None
+
+    # ------------------------------------------------------------------------------------------------------------------- the device
+
+    def bind(self, make_room: Callable[[int], asyncio.Future[None]], on_resident: Callable[[Model], None]) -> None:
+        """Say who evicts pages when weights need slabs, and who wants to know of a model that became resident."""
+        self._make_room = make_room
+        self.on_resident = on_resident
+
+    def attach(self, device: Device) -> None:
+        """A device is there (again): bring back what was resident on the one before."""
+        self._device = device
+        self._has_device.set()
+        for model in self._models:
+            if model.state is ModelState.LOADING and model.name not in self._tasks:
+                self.start(model)
+
+    def detach(self) -> None:
+        """The device is gone: resident models wait for the next one as LOADING."""
+        self._device = None
+        self._has_device.clear()
+        for task in self._tasks.values():
+            task.cancel()
+        self._tasks.clear()
+        for model in self._models:
+            if model.state is ModelState.RESIDENT:
+                model.state = ModelState.LOADING
+
+    async def inspect(self, model: Model) -> ModelSpec:
+        """What the driver says of a model. Raises: Unavailable, DriverError."""
+        if model.spec is None:
+            model.spec = await (await self._await_device()).inspect(model.source)
+        return model.spec
+
+    # ------------------------------------------------------------------------------------------------------------------- load, unload
+
+    def start(self, model: Model) -> None:
+        """Begin to load a model unless it is there or on its way."""
+        if model.is_resident or model.name in self._tasks:
+            return
+        model.state, model.failure = ModelState.LOADING, ""
+        task = asyncio.get_running_loop().create_task(self._load(model), name=f"load {model.name}")
+        self._tasks[model.name] = task
+        task.add_done_callback(lambda done: self._loaded(model, done))
+
+    async def load(self, model: Model) -> AsyncIterator[LoadProgress]:
+        """Load a model, or join a load on its way, and tell its progress until it is resident. Raises: what the load failed with."""
+        self.start(model)
+        shown: LoadProgress | None = None
+        while model.state is ModelState.LOADING:
+            if model.progress != shown:
+                shown = model.progress
+                yield shown
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._progressed.wait(), timeout=1.0)
+        if model.state is ModelState.FAILED:
+            raise WrongState(f"The model {model.name!r} could not be loaded. {model.failure}", reason="MODEL_LOAD_FAILED")
+
+    async def unload(self, model: Model) -> None:
+        """Take a model off the device. The caller made sure that nothing runs on it."""
+        task = self._tasks.pop(model.name, None)
+        if task is not None:
+            task.cancel()
+        if model.is_resident and self._device is not None:
+            await self._device.unload(model.model_id)
+            self._pager.release_weights(model.name)
+        model.state = ModelState.REGISTERED
+        self._events.publish(ModelUnloaded(model.name, model.size_bytes))
+        self._wake()
+
+    # ------------------------------------------------------------------------------------------------------------------- inner moves
+
+    async def _load(self, model: Model) -> None:
+        self._tell(model, "inspect", 0, 0)
+        device = await self._await_device()
+        spec = await self.inspect(model)
+        self._identify(model, spec)
+        self._tell(model, "place", 0, model.size_bytes)
+        offsets = await self._place(model, spec)
+        try:
+            order = LoadSpec(model.model_id, model.source, model.space_ids, offsets)
+            loaded = await device.load(order, lambda done, total: self._tell(model, "copy", done, total))
+        except BaseException:
+            self._pager.release_weights(model.name)
+            raise
+        self._events.publish(ModelLoaded(model.name, loaded.bytes_loaded, loaded.seconds))
+
+    def _identify(self, model: Model, spec: ModelSpec) -> None:
+        """Give a model its ids and open its spaces, the first time it is loaded (invariant 3 of models)."""
+        if model.model_id:
+            return
+        model.model_id = self._next_model_id
+        self._next_model_id += 1
+        model.fingerprint = fingerprint_of(model.weights_hash, spec, self._memory.page_tokens)
+        model.spaces = tuple(self._new_space(group.frame_bytes, group.window) for group in spec.groups)
+        for space in model.spaces:
+            self._pager.open_space(space)
+
+    def _new_space(self, frame_bytes: int, window: int | None) -> Space:
+        space_id = self._next_space_id
+        self._next_space_id += 1
+        on_host = host_frame_bytes(frame_bytes, self._memory.granule_bytes)
+        return Space(space_id, self._memory.page_tokens, frame_bytes, on_host, window)
+
+    async def _place(self, model: Model, spec: ModelSpec) -> tuple[int, ...]:
+        sizes = tuple(segment.size_bytes for segment in spec.segments)
+        try:
+            return self._pager.place_weights(model.name, WEIGHTS_OWNER, sizes)
+        except OutOfFrames:
+            await self._make_room(sum(sizes))
+            return self._pager.place_weights(model.name, WEIGHTS_OWNER, sizes)
+
+    async def _await_device(self) -> Device:
+        try:
+            await asyncio.wait_for(self._has_device.wait(), DEVICE_WAIT_S)
+        except TimeoutError:
+            raise Unavailable("The device's worker is not running; it is being restarted.", retry_after_s=1.0) from None
+        assert self._device is not None
+        return self._device
+
+    def _loaded(self, model: Model, task: asyncio.Task[None]) -> None:
+        """The load task ended: settle the model's state and wake those who wait."""
+        if self._tasks.get(model.name) is task:
+            del self._tasks[model.name]
+        if task.cancelled():
+            self._wake()
+            return
+        failure = task.exception()
+        if failure is None:
+            model.state = ModelState.RESIDENT
+            self.on_resident(model)
+        elif isinstance(failure, DriverError | PagingError | KernelError | OSError):
+            model.state, model.failure = ModelState.FAILED, str(failure)
+            logger.warning("a model could not be loaded", extra={"model": model.name, "failure": str(failure)})
+            self.on_resident(model)
+        else:
+            model.state, model.failure = ModelState.FAILED, "An internal error; see the log."
+            logger.error("a load failed", extra={"model": model.name}, exc_info=failure)
+            self.on_resident(model)
+        self._wake()
+
+    def _tell(self, model: Model, stage: str, done: int, total: int) -> None:
+        model.progress = LoadProgress(stage, done, total)
+        self._wake()
+
+    def _wake(self) -> None:
+        """Let everybody who follows a load look again."""
+        self._progressed.set()
+        self._progressed = asyncio.Event()
+

@@ -1,0 +1,128 @@
+"""Row: a request in a row slot of the device, and how far its plans reach.
+
+    0            position        reach                 total
+    |---- KV done ----|- on its way -|---- pending -------|          while its input is being read (prefill)
+    |------------ KV done ------------|- on its way -|               once it generates: every step computes the token sampled before
+
+Invariants
+1. `position` counts tokens whose KV was computed by finished steps.
+2. `in_flight` is the sum of what outstanding plans would compute for the row; a plan that was cut gives all of its part back.
+3. `samples_planned` counts output tokens sampled since its seat, or promised by outstanding plans; it never passes `max_output`, so that
+   no step runs for nothing.
+4. `sent` is the row's page tables as the device knows them; frames in it cover `reach` tokens.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass, field
+
+from drivers.contract import FramePatch, RowStart
+from kerneld.request import Request
+from kerneld.step import RowNeed
+from memory.page import Move
+from memory.pager import Want
+from memory.table import PageTable
+
+
+@dataclass(slots=True, eq=False)
+class Row:
+    """A seated request."""
+
+    request: Request
+    slot: int
+    table: PageTable
+    position: int
+    total: int  # tokens known at its seat: the end of its prefill
+    max_output: int  # tokens it may sample; 0 for a row that only scores
+    samples_planned: int = 0
+    in_flight: int = 0
+    is_over: bool = False  # it left; what the device still says of it is not heard
+    is_told: bool = False  # the device has seated it
+    score_from: int = -1
+    sent: list[list[int]] = field(default_factory=list)
+
+    @property
+    def reach(self) -> int:
+        """Tokens whose KV will be there once all outstanding plans are done."""
+        return self.position + self.in_flight
+
+    def need(self) -> RowNeed | None:
+        """What the scheduler may give it in the next quantum; None if no step would do anything for it."""
+        pending = self.total - self.reach
+        left = self.max_output - self.samples_planned
+        if self.is_over or (pending <= 0 and left <= 0):
+            return None
+        return RowNeed(self.request, max(pending, 1), max(left, 1))
+
+    def part(self, num_tokens: int, num_steps: int) -> Part:
+        """What a plan of `num_steps` does to it whose first step computes `num_tokens` of its pending tokens."""
+        if self.reach + num_tokens < self.total or self.max_output == 0:
+            return Part(self, num_tokens, num_tokens, 0)
+        return Part(self, num_tokens, num_tokens + num_steps - 1, num_steps)
+
+    def want(self, num_computed: int) -> Want:
+        """The pages that it needs on the device while a plan computes `num_computed` more tokens; all of its input at least."""
+        return Want(self.table, self.reach, max(self.reach + num_computed, self.total))
+
+    def start(self, model_id: int) -> RowStart:
+        """Tell the device of it for the first time."""
+        context, sampling = self.request.context, self.request.sampling
+        groups = range(len(self.table.space_ids))
+        self.sent = [self.table.frames(group) for group in groups]
+        self.is_told = True
+        return RowStart(
+            slot=self.slot,
+            model_id=model_id,
+            position=self.position,
+            tokens=tuple(context.tokens[self.position :]),
+            frames=tuple(tuple(frames) for frames in self.sent),
+            sampling=sampling,
+            history=tuple(context.tokens[: self.position]) if sampling.has_penalties else (),
+            output_start=self.request.output_start,
+            score_from=self.score_from,
+        )
+
+    def patches(self, page_tokens: int) -> list[FramePatch]:
+        """Tell the device what changed in its page tables: nothing before the page that is written next ever does."""
+        first = self.reach // page_tokens
+        patches = []
+        for group, known in enumerate(self.sent):
+            frames = self.table.frames(group, first)
+            if known[first:] != frames:
+                known[first:] = frames
+                patches.append(FramePatch(self.slot, group, first, tuple(frames)))
+        return patches
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """A row's part in one plan."""
+
+    row: Row
+    num_first: int  # tokens of its first step
+    num_computed: int  # tokens of all its steps
+    num_samples: int
+
+    def depart(self) -> None:
+        """The plan is on its way."""
+        self.row.in_flight += self.num_computed
+        self.row.samples_planned += self.num_samples
+
+    def arrive(self, num_sampled: int) -> None:
+        """The plan has ended, perhaps early."""
+        self.row.in_flight -= self.num_computed
+        self.row.samples_planned -= self.num_samples - num_sampled
+
+
+@dataclass(slots=True, eq=False)
+class Flight:
+    """A plan on its way to the device and back."""
+
+    seq: int
+    num_steps: int
+    parts: dict[int, Part]  # by row slot
+    moves: tuple[Move, ...] = ()
+    room: asyncio.Future[None] | None = None  # somebody who waits for what this plan evicts
+    sampled: dict[int, int] = field(default_factory=dict)  # tokens so far, by row slot
+    is_cut: bool = False

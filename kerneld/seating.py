@@ -1,0 +1,72 @@
+"""Seating: what a request needs before it can run: the page table of its context, and the place where its computing begins.
+
+    0              position                          num_tokens
+    |-- KV intact --|-- lost, or never computed ------|          a lost page is recomputed as a part of the prefill
+
+The last token is always computed again, because the logits after it are what the next token is sampled from.
+"""
+
+from __future__ import annotations
+
+from kerneld.context import Context
+from kerneld.models import Model, ModelTable
+from kerneld.request import Request
+from kerneld.rows import Row
+from memory.pager import Pager
+from memory.prefix import HashChain
+from memory.table import PageTable
+
+
+class Seating:
+    """Makes rows of requests."""
+
+    def __init__(self, pager: Pager, models: ModelTable) -> None:
+        self._pager = pager
+        self._models = models
+
+    def model_id(self, request: Request) -> int:
+        """The driver's id of the model that the request runs on."""
+        return self._models.get(request.context.model).model_id
+
+    def table_of(self, context: Context) -> PageTable:
+        """The page table of a context, made now if it has none. Its model has been loaded once."""
+        if context.table is None:
+            model = self._models.get(context.model)
+            context.table = self._pager.new_table(context.tenant, model.space_ids)
+            context.chain = chain_of(context, model, self._pager.page_tokens)
+        return context.table
+
+    def seat(self, request: Request, slot: int) -> Row:
+        """Seat a request in a free row slot."""
+        context = request.context
+        table = self.table_of(context)
+        intact = min(context.kv_valid, table.intact_tokens())
+        page_tokens = self._pager.page_tokens
+        request.pages_recomputed += -(-context.kv_valid // page_tokens) - -(-intact // page_tokens)
+        request.pages_restored += table.counts().host_only
+        context.kv_valid = intact
+        position = min(intact, context.num_tokens - 1)
+        return Row(request, slot, table, position, context.num_tokens, request.num_remaining, score_from=request.score_from)
+
+    def note_valid(self, context: Context, num_tokens: int) -> None:
+        """KV of the first `num_tokens` tokens is computed; pages that became full get their names."""
+        before, context.kv_valid = context.kv_valid, num_tokens
+        page_tokens = self._pager.page_tokens
+        if num_tokens // page_tokens == before // page_tokens or context.table is None:
+            return
+        name_pages(context, num_tokens)
+        assert context.chain is not None
+        self._pager.fill(context.table, num_tokens, context.chain.keys)
+
+
+def chain_of(context: Context, model: Model, page_tokens: int) -> HashChain:
+    """A new hash chain for a context: pages of one tenant on one model share names, those of two tenants never do."""
+    return HashChain(context.tenant.encode() + b"\0" + model.fingerprint, page_tokens)
+
+
+def name_pages(context: Context, num_tokens: int) -> None:
+    """Extend a context's chain over its first `num_tokens` tokens."""
+    assert context.chain is not None
+    known = context.chain.num_tokens
+    if num_tokens > known:
+        context.chain.extend(context.tokens[known:num_tokens])

@@ -1,0 +1,86 @@
+"""Seats: which request sits in which row slot of the device.
+
+    free --seat--> taken --leave--> leaving --take_clears (into the next plan)--> free
+
+Invariants
+1. A slot is free, taken or leaving, exactly one of them.
+2. A leaving slot is free again only once a plan that clears it is composed, so the device forgets the old row before it hears of a new one.
+3. Rows are listed in the order in which they were seated.
+"""
+
+from __future__ import annotations
+
+from kerneld.request import Request
+from kerneld.rows import Row
+
+
+class Seats:
+    """The row slots of one device."""
+
+    def __init__(self, num_slots: int) -> None:
+        self._num_slots = num_slots
+        self._free = list(range(num_slots - 1, -1, -1))
+        self._leaving: list[int] = []
+        self._rows: dict[str, Row] = {}  # by request id, in the order of seating
+        self._by_slot: dict[int, Row] = {}
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    @property
+    def has_free(self) -> bool:
+        """Whether another request can be seated in the next plan."""
+        return bool(self._free or self._leaving)
+
+    @property
+    def has_leaving(self) -> bool:
+        """Whether the device has rows to forget."""
+        return bool(self._leaving)
+
+    @property
+    def rows(self) -> list[Row]:
+        """All seated rows, oldest first."""
+        return list(self._rows.values())
+
+    def of(self, request: Request) -> Row | None:
+        """The row of a request, if it is seated."""
+        return self._rows.get(request.id)
+
+    def take_clears(self) -> tuple[int, ...]:
+        """Slots that the plan being composed has to clear; they are free from now on."""
+        clears, self._leaving = tuple(self._leaving), []
+        self._free.extend(reversed(clears))
+        return clears
+
+    def return_clears(self, slots: tuple[int, ...]) -> None:
+        """The plan was not sent after all."""
+        self._leaving.extend(slots)
+        self._free = [slot for slot in self._free if slot not in slots]
+
+    def next_slot(self) -> int:
+        """Take a free slot."""
+        return self._free.pop()
+
+    def seat(self, row: Row) -> None:
+        """A row begins."""
+        self._rows[row.request.id] = row
+        self._by_slot[row.slot] = row
+        row.request.slot = row.slot
+
+    def leave(self, row: Row) -> None:
+        """A row ends; nothing that the device still says of it is heard."""
+        row.is_over = True
+        row.request.slot = None
+        del self._rows[row.request.id]
+        del self._by_slot[row.slot]
+        if row.is_told:
+            self._leaving.append(row.slot)
+        else:
+            self._free.append(row.slot)
+
+    def reset(self, is_told: bool) -> None:
+        """Everybody has left. With `is_told` the device still has their rows and has to clear all slots."""
+        self._rows.clear()
+        self._by_slot.clear()
+        everything = list(range(self._num_slots - 1, -1, -1))
+        self._free, self._leaving = ([], everything) if is_told else (everything, [])

@@ -1,0 +1,235 @@
+"""Supervisor: keeps one worker process alive for the device, and says when it is there and when it is not.
+
+States, and who moves them:
+
+    STOPPED --start--> STARTING --hello--> RUNNING --lost--> BACKOFF --timer--> STARTING
+                          |  ^                                  |
+                          |  +------ no hello in time ----------+
+    any --stop--> STOPPED
+
+Rules
+1. A worker is started by exec, never by fork of this process, and is not tied to our death: a front that dies leaves it running, so that
+   the next front can take its weights over (`orphan_grace_s` of the worker bounds how long it waits).
+2. Before the first start, a worker left by an earlier front gets `ADOPT_WAIT_S` to report; only then is another one started.
+3. Death is seen by the connection (end-of-file or pidfd), never by polling. A worker that hangs is killed with SIGKILL by `kill`.
+4. Restarts back off 0, 0.5, 1, 2 ... 30 s, and forget after `HEALTHY_S` of running.
+5. Under systemd each worker is a unit of its own: then `spawn` is False and only connections are awaited.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from enum import Enum
+from pathlib import Path
+
+from drivers.client import WorkerClient
+
+logger = logging.getLogger(__name__)
+
+ADOPT_WAIT_S = 3.0
+HEALTHY_S = 30.0
+HELLO_TIMEOUT_S = 60.0
+BACKOFF_S = (0.0, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0)
+
+
+class WorkerState(Enum):
+    """Where the worker is, as `top` shows it."""
+
+    STOPPED = "stopped"
+    STARTING = "starting"
+    RUNNING = "running"
+    BACKOFF = "backoff"
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerCommand:
+    """How a worker is started. `spawn` False: somebody else starts it."""
+
+    device: str
+    driver: str
+    socket: Path
+    runtime_dir: Path
+    orphan_grace_s: float
+    spawn: bool = True
+
+    @property
+    def pid_file(self) -> Path:
+        """Where the pid of the running worker is noted for the next front."""
+        return self.runtime_dir / f"worker-{self.device}.pid"
+
+    def argv(self) -> list[str]:
+        """The command line, isolated from the working directory (`-P`)."""
+        return [
+            sys.executable,
+            "-P",
+            "-m",
+            "drivers.worker",
+            f"--socket={self.socket}",
+            f"--device={self.device}",
+            f"--driver={self.driver}",
+            f"--orphan-grace-s={self.orphan_grace_s}",
+        ]
+
+
+class Supervisor:
+    """Starts, watches and restarts the worker of one device."""
+
+    def __init__(self, command: WorkerCommand, on_running: Callable[[WorkerClient], None], on_lost: Callable[[str], None]) -> None:
+        self.command = command
+        self._on_running = on_running
+        self._on_lost = on_lost
+        self.state = WorkerState.STOPPED
+        self.restarts = 0
+        self.client: WorkerClient | None = None
+        self._process: subprocess.Popen[bytes] | None = None
+        self._failures = 0
+        self._running_since = 0.0
+        self._timer: asyncio.TimerHandle | None = None
+
+    @property
+    def pid(self) -> int:
+        """Process id of the connected worker, 0 while there is none."""
+        return self.client.pid if self.client is not None else 0
+
+    def start(self) -> None:
+        """Wait for a worker of an earlier front, else start one."""
+        self.state = WorkerState.STARTING
+        if not self.command.spawn:
+            return
+        if _is_worker_alive(self.command.pid_file):
+            logger.info("waiting for the worker of an earlier run", extra={"device": self.command.device})
+            self._after(ADOPT_WAIT_S, self._spawn)
+        else:
+            self._spawn()
+
+    def attach(self, client: WorkerClient) -> None:
+        """A worker said hello. A second one for the same device is turned away."""
+        if self.client is not None:
+            logger.warning("a second worker for the device was turned away", extra={"device": self.command.device, "pid": client.pid})
+            client.close()
+            return
+        self._cancel_timer()
+        self.client = client
+        self.state = WorkerState.RUNNING
+        self._running_since = asyncio.get_running_loop().time()
+        self.command.pid_file.write_text(str(client.pid))
+        client.on_lost = self._lost
+        self._on_running(client)
+
+    def kill(self, reason: str) -> None:
+        """End a worker that does not answer; its death is then seen like any other."""
+        if self.client is not None:
+            logger.warning("worker is killed", extra={"device": self.command.device, "pid": self.pid, "reason": reason})
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self.pid, signal.SIGKILL)
+
+    async def stop(self, timeout_s: float = 5.0) -> None:
+        """Ask the worker to leave, and make it leave; nothing of it stays behind."""
+        self.state = WorkerState.STOPPED
+        self._cancel_timer()
+        pid = self.pid
+        if self.client is not None:
+            self.client.on_lost = lambda _reason: None
+            self.client.shutdown()
+        await self._await_exit(pid, timeout_s)
+        if self.client is not None:
+            self.client.close()
+            self.client = None
+        self.command.pid_file.unlink(missing_ok=True)
+
+    # ------------------------------------------------------------------------------------------------------------------- inner moves
+
+    def _spawn(self) -> None:
+        self._timer = None
+        self._reap()
+        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
+        self._process = subprocess.Popen(self.command.argv(), stdin=subprocess.DEVNULL, env=environment, start_new_session=True)
+        self.command.pid_file.write_text(str(self._process.pid))
+        self.state = WorkerState.STARTING
+        self._after(HELLO_TIMEOUT_S, self._hello_missed)
+
+    def _hello_missed(self) -> None:
+        self._timer = None
+        if self._process is not None and self._process.poll() is None:
+            self._process.kill()
+        self._back_off("it did not report in time")
+
+    def _lost(self, reason: str) -> None:
+        self.client = None
+        if self.state is WorkerState.STOPPED:
+            return
+        ran_s = asyncio.get_running_loop().time() - self._running_since
+        self._failures = 0 if ran_s >= HEALTHY_S else self._failures
+        self._on_lost(reason)
+        self._back_off(reason)
+
+    def _back_off(self, reason: str) -> None:
+        delay_s = BACKOFF_S[min(self._failures, len(BACKOFF_S) - 1)]
+        self._failures += 1
+        self.restarts += 1
+        self.state = WorkerState.BACKOFF
+        facts = {"device": self.command.device, "reason": reason, "restart_in_s": delay_s}
+        logger.warning("worker is gone and will be started again", extra=facts)
+        if self.command.spawn:
+            self._after(delay_s, self._spawn)
+
+    def _after(self, delay_s: float, action: Callable[[], None]) -> None:
+        self._cancel_timer()
+        self._timer = asyncio.get_running_loop().call_later(delay_s, action)
+
+    def _cancel_timer(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def _reap(self) -> None:
+        if self._process is not None:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self._process.wait(timeout=0.1)
+
+    async def _await_exit(self, pid: int, timeout_s: float) -> None:
+        """Wait until both our child and the connected worker are gone, killing what is left after `timeout_s`."""
+        deadline = asyncio.get_running_loop().time() + timeout_s
+        while self._is_left(pid):
+            if asyncio.get_running_loop().time() > deadline:
+                self._kill_left(pid)
+                deadline += timeout_s
+            await asyncio.sleep(0.02)
+
+    def _is_left(self, pid: int) -> bool:
+        child_runs = self._process is not None and self._process.poll() is None
+        return child_runs or (pid > 0 and _is_alive(pid))
+
+    def _kill_left(self, pid: int) -> None:
+        if self._process is not None and self._process.poll() is None:
+            self._process.kill()
+        if pid > 0 and _is_alive(pid):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+
+
+def _is_alive(pid: int) -> bool:
+    """Whether a process runs (a zombie does not)."""
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text()
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+    return stat.rpartition(")")[2].split()[0] != "Z"
+
+
+def _is_worker_alive(pid_file: Path) -> bool:
+    """Whether the noted pid still runs our worker module (pids are used again by others)."""
+    try:
+        pid = int(pid_file.read_text())
+        command = Path(f"/proc/{pid}/cmdline").read_bytes()
+    except (FileNotFoundError, ProcessLookupError, ValueError):
+        return False
+    return b"drivers.worker" in command and _is_alive(pid)
