@@ -162,7 +162,7 @@ class _FakeDevice:
     def apply(self, plan: Plan) -> None:
         spaces = {space_id: space for loaded in self._models.values() for space_id, space in loaded.spaces.items()}
         self._check_pages(plan, spaces)
-        self._table.check(plan, {model_id: loaded.limit for model_id, loaded in self._models.items()})
+        check_rows(plan, self._table, {model_id: loaded.limit for model_id, loaded in self._models.items()})
         for zero in plan.zeros:
             self.memory.zero(spaces[zero.space_id], zero)
         corrupt = tuple(idx for idx, move in enumerate(plan.moves) if not self._make(spaces[move.space_id], move))

@@ -1,0 +1,106 @@
+"""The memory of the CPU device: one buffer taken at open, touched, and lent out as views.
+
+    arena     |<------------------- num_slabs * slab_bytes ------------------->|
+    granules  |0|1|2|3|...                    frame f starts at granule f
+    frame     | layer 0: page_tokens x [2, kv_heads, head_dim] | layer 1 | ... | slack |
+
+Invariants
+1. The buffer never moves and never grows; a view of it is good until `close`.
+2. Nothing here is shared with the host tier: pages move by copying.
+"""
+
+from __future__ import annotations
+
+import mmap
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import psutil
+import torch
+from torch import Tensor
+
+from drivers.errors import DeviceOutOfMemory
+
+CGROUP_LIMIT = Path("/sys/fs/cgroup/memory.max")
+
+
+@dataclass(frozen=True, slots=True)
+class FrameShape:
+    """A frame of one KV group as the CPU driver lays it out."""
+
+    num_layers: int
+    page_tokens: int
+    num_kv_heads: int
+    head_dim: int
+    size_bytes: int  # whole granules
+    dtype: torch.dtype
+
+    @property
+    def items_per_token(self) -> int:
+        """Keys and values of one token in one layer."""
+        return 2 * self.num_kv_heads * self.head_dim
+
+
+def device_bytes() -> int:
+    """Memory of this machine, or of the control group that confines this process."""
+    total: int = psutil.virtual_memory().total
+    try:
+        return min(total, int(CGROUP_LIMIT.read_text()))
+    except (OSError, ValueError):  # no limit ("max"), or no such file
+        return total
+
+
+class Arena:
+    """All of the device memory that the driver holds."""
+
+    def __init__(self, size_bytes: int, granule_bytes: int) -> None:
+        """Take and touch the memory. Raises: DeviceOutOfMemory."""
+        free: int = psutil.virtual_memory().available
+        if size_bytes > free:
+            raise DeviceOutOfMemory(size_bytes, free)
+        try:
+            self._map = mmap.mmap(-1, size_bytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        except (OSError, ValueError, OverflowError) as error:
+            raise DeviceOutOfMemory(size_bytes, free, str(error)) from error
+        self._map.madvise(mmap.MADV_HUGEPAGE)
+        self.granule_bytes = granule_bytes
+        self.size_bytes = size_bytes
+        self.bytes = torch.frombuffer(self._map, dtype=torch.uint8)
+        self.bytes.zero_()  # touches every page, on all threads: fresh pages in the middle of a step would cost six times the copy
+        self._array: np.ndarray = self.bytes.numpy()
+
+    def num_frames(self, frame_bytes: int) -> int:
+        """Frames of that size lie in [0, num_frames)."""
+        return (self.size_bytes - frame_bytes) // self.granule_bytes + 1
+
+    def frame(self, frame: int, frame_bytes: int) -> memoryview:
+        """The bytes of one frame, writable."""
+        start = frame * self.granule_bytes
+        return self._array[start : start + frame_bytes].data
+
+    def frames(self, frame_bytes: int) -> Tensor:
+        """Whole frames of that size, `[num_frames, frame_bytes] uint8`; consecutive ones overlap."""
+        return self.bytes.as_strided((self.num_frames(frame_bytes), frame_bytes), (self.granule_bytes, 1))
+
+    def layer_pages(self, shape: FrameShape, layer: int) -> Tensor:
+        """One layer's part of every frame, `[num_frames, page_tokens, 2, kv_heads, head_dim]`; `layer` counts within the group."""
+        items = shape.items_per_token
+        return self.bytes.view(shape.dtype).as_strided(
+            (self.num_frames(shape.size_bytes), shape.page_tokens, 2, shape.num_kv_heads, shape.head_dim),
+            (self.granule_bytes // shape.dtype.itemsize, items, items // 2, shape.head_dim, 1),
+            layer * shape.page_tokens * items,
+        )
+
+    def all_layers(self, shape: FrameShape) -> Tensor:
+        """Every layer of every frame, `[num_frames, num_layers, page_tokens, items]`."""
+        items = shape.items_per_token
+        return self.bytes.view(shape.dtype).as_strided(
+            (self.num_frames(shape.size_bytes), shape.num_layers, shape.page_tokens, items),
+            (self.granule_bytes // shape.dtype.itemsize, shape.page_tokens * items, items, 1),
+        )
+
+    def close(self) -> None:
+        """Forget the buffer; it is unmapped when the last view is gone."""
+        self._array = np.empty(0, dtype=np.uint8)
+        self.bytes = torch.empty(0, dtype=torch.uint8)

@@ -1,0 +1,238 @@
+"""The host CPU as a device: the driver that every machine has.
+
+Pages and weights lie in one arena (`drivers.arena`), the forward pass is `drivers.models.decoder` over torch ops, and rows are kept in
+`drivers.rows`. The host tier is a separate memory region, and pages move to it by real copies, as they would from any other device.
+
+Invariants
+1. Of the page that holds a row's `position`, everything at and beyond it is zero before a step reads it: what is masked out must be
+   finite, and a frame may hold the leavings of a page that was cut, forked or lost.
+2. `_loaded` is replaced, never changed in place: a load in another thread is seen by steps wholly or not at all.
+3. A plan is checked before anything of it is carried out; pages that fail to arrive leave the rows as they were.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import threading
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from drivers.arena import Arena, FrameShape, device_bytes
+from drivers.contract import (
+    Capabilities,
+    InspectSpec,
+    LoadedModel,
+    LoadSpec,
+    ModelSpec,
+    OpenSpec,
+    Plan,
+    RowResult,
+    StepResult,
+    TokenLogprob,
+)
+from drivers.cpu_model import CpuModel, Ground, load_model
+from drivers.errors import DeviceLost, OptionUnknown, PlanRejected, UnknownModel
+from drivers.hostmem import HostMemory
+from drivers.models.loader import PageShape, inspect_model, open_model
+from drivers.ops.table import fused_table, op_names
+from drivers.pages import PageMover
+from drivers.plan_check import check_rows
+from drivers.rows import Row, RowTable, StepRows
+from drivers.sampling import NOT_FINITE, Pick, pick_tokens, token_logprobs
+
+VERSION = "1"
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+SCORED_AT_ONCE = 64  # logits of so many scored tokens are in memory at a time
+GRANULE_ALIGN = 64
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """Everything that loads and unloads change, seen by steps as one value."""
+
+    models: Mapping[int, CpuModel] = field(default_factory=dict)
+    # Frames by space; those of unloaded models stay, because their frames may still have to be zeroed. A space id is never used again.
+    spaces: Mapping[int, FrameShape] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Device:
+    """What `open` takes."""
+
+    arena: Arena
+    host: HostMemory | None
+    pages: PageShape
+    mover: PageMover
+    rows: RowTable
+
+
+class CpuDriver:
+    """See `drivers.contract.Driver`."""
+
+    def __init__(self) -> None:
+        self._ops = fused_table()
+        self._device: Device | None = None
+        self._loaded = Loaded()
+        self._publishing = threading.Lock()  # two writers of `_loaded` at most: a load in its thread, an unload in the worker's
+
+    def probe(self) -> Capabilities:
+        """Say what this machine offers, without taking anything."""
+        return Capabilities(
+            driver="cpu",
+            version=VERSION,
+            device_name=f"{platform.machine()} CPU, {len(os.sched_getaffinity(0))} threads",
+            memory_bytes=device_bytes(),
+            dtypes=tuple(DTYPES),
+            ops=op_names(),
+        )
+
+    def open(self, spec: OpenSpec, host_fd: int | None) -> None:
+        """Take and touch the arena, and map the host tier. Raises: DeviceOutOfMemory, OptionUnknown, PlanRejected."""
+        if self._device is not None:
+            raise PlanRejected("The driver is open already.")
+        _check_open(spec)
+        torch.set_num_threads(spec.threads or len(os.sched_getaffinity(0)))
+        arena = Arena(spec.num_slabs * spec.slab_bytes, spec.granule_bytes)
+        host = None if host_fd is None or spec.host_bytes == 0 else HostMemory(host_fd, spec.host_bytes, spec.granule_bytes)
+        self._device = Device(
+            arena=arena,
+            host=host,
+            pages=PageShape(spec.page_tokens, spec.granule_bytes, DTYPES[spec.dtype]),
+            mover=PageMover(arena, host, self._ops),
+            rows=RowTable(spec.max_rows, spec.max_step_tokens, spec.page_tokens),
+        )
+
+    def inspect(self, spec: InspectSpec) -> ModelSpec:
+        """Read config and headers of a model. Raises: ModelUnsupported, ModelCorrupt."""
+        return inspect_model(spec, self._opened().pages)
+
+    def load(self, spec: LoadSpec, progress: Callable[[int, int], None]) -> LoadedModel:
+        """Copy the weights into place; see the contract. Raises: ModelUnsupported, ModelCorrupt, PlanRejected."""
+        device = self._opened()
+        began = time.perf_counter()
+        if spec.model_id in self._loaded.models or any(space in self._loaded.spaces for space in spec.space_ids):
+            raise PlanRejected(f"Model {spec.model_id} or one of its spaces {spec.space_ids} is in use already.")
+        with torch.inference_mode():
+            files = open_model(spec.source, device.pages.dtype)
+            model = load_model(files, spec, Ground(device.arena, device.pages, self._ops), progress)
+        with self._publishing:
+            spaces = dict(zip(model.space_ids, model.frames, strict=True))
+            self._loaded = Loaded({**self._loaded.models, spec.model_id: model}, {**self._loaded.spaces, **spaces})  # invariant 2
+        size_bytes = sum(segment.size_bytes for segment in files.segments)
+        return LoadedModel(spec.model_id, size_bytes, time.perf_counter() - began)
+
+    def unload(self, model_id: int) -> None:
+        """Forget a model. Raises: UnknownModel."""
+        with self._publishing:
+            models = dict(self._loaded.models)
+            if models.pop(model_id, None) is None:
+                raise UnknownModel(f"It has id {model_id}.")
+            self._loaded = Loaded(models, self._loaded.spaces)
+
+    def apply(self, plan: Plan) -> None:
+        """Carry out a plan but for its steps. Raises: PlanRejected, before anything changed; PageCorrupt, see the contract."""
+        device, loaded = self._opened(), self._loaded
+        device.mover.check(plan.zeros, plan.moves, loaded.spaces)  # invariant 3
+        check_rows(plan, device.rows, {model_id: model.limit for model_id, model in loaded.models.items()})
+        with torch.inference_mode():
+            device.mover.carry_out(plan.zeros, plan.moves, loaded.spaces)
+            for row in device.rows.apply(plan):
+                self._clear_ahead(row, row.position)
+
+    def step(self, step_idx: int) -> StepResult:
+        """Run one step of the plan applied last. Raises: PlanRejected, if it is not the next one."""
+        device = self._opened()
+        began = time.perf_counter()
+        results: list[RowResult] = []
+        num_tokens = 0
+        with torch.inference_mode():
+            for share in device.rows.take(step_idx):
+                num_tokens += len(share.tokens)
+                results += self._run(share)
+        return StepResult(tuple(results), time.perf_counter() - began, num_tokens)
+
+    def close(self) -> None:
+        """Give everything back. Safe to call twice."""
+        device, self._device = self._device, None
+        self._loaded = Loaded()
+        if device is not None:
+            device.arena.close()
+            if device.host is not None:
+                device.host.close()
+
+    def _opened(self) -> Device:
+        if self._device is None:
+            raise DeviceLost("The driver is not open.")
+        return self._device
+
+    def _clear_ahead(self, row: Row, position: int) -> None:
+        """Zero what lies at and beyond `position` in the page that holds it (invariant 1)."""
+        device, model = self._opened(), self._loaded.models[row.model_id]
+        page, num_tokens = divmod(position, device.pages.page_tokens)
+        if num_tokens:
+            for shape, table in zip(model.frames, row.tables, strict=True):
+                device.mover.clear_tail(shape, int(table[page]), num_tokens)
+
+    def _run(self, share: StepRows) -> list[RowResult]:
+        """One model's share of a step."""
+        model = self._loaded.models.get(share.model_id)
+        if model is None:
+            raise PlanRejected(f"Model {share.model_id} was unloaded under a plan that runs it.")
+        page_tokens = self._opened().pages.page_tokens
+        for row, count in zip(share.rows, share.counts, strict=True):
+            if row.position % page_tokens == 0 or row.position // page_tokens != (row.position + count - 1) // page_tokens:
+                self._clear_ahead(row, row.position + count)  # a page is opened: invariant 1
+        hidden = model.decoder.forward(model.batch(share))
+        sampling = [idx for idx in range(len(share.rows)) if share.samples(idx)]
+        scores = {idx: _score(model, hidden, share, idx) for idx, row in enumerate(share.rows) if row.is_scoring}
+        for row, count in zip(share.rows, share.counts, strict=True):
+            self._opened().rows.advance(row, count)
+        picks = dict(zip(sampling, self._pick(model, hidden, share, sampling), strict=True))
+        return [self._result(row, picks.get(idx), scores.get(idx, ())) for idx, row in enumerate(share.rows)]
+
+    def _pick(self, model: CpuModel, hidden: Tensor, share: StepRows, sampling: list[int]) -> list[Pick]:
+        if not sampling:
+            return []
+        last = [share.starts[idx] + share.counts[idx] - 1 for idx in sampling]
+        chosen = hidden if len(last) == hidden.shape[0] else hidden[last]
+        return pick_tokens(model.decoder.logits(chosen), [share.rows[idx] for idx in sampling], model.decoder.ops.sample)
+
+    def _result(self, row: Row, pick: Pick | None, scored: tuple[TokenLogprob, ...] | None) -> RowResult:
+        rows = self._opened().rows
+        if scored is None or (pick is not None and pick.token < 0):
+            rows.fail(row)
+            return RowResult(row.slot, error=NOT_FINITE)
+        if pick is None:
+            return RowResult(row.slot, logprobs=scored)
+        is_stopped = rows.append(row, pick.token)
+        return RowResult(row.slot, (pick.token,), () if pick.logprob is None else (pick.logprob,), is_stopped)
+
+
+def _check_open(spec: OpenSpec) -> None:
+    if spec.options:
+        raise OptionUnknown(f"The cpu driver has no options; it was given {', '.join(sorted(spec.options))}.")
+    if spec.dtype not in DTYPES:
+        raise OptionUnknown(f"dtype is {spec.dtype!r}; the cpu driver computes in {', '.join(DTYPES)}.")
+    if spec.batch_invariant:
+        raise OptionUnknown("batch_invariant is true; the cpu driver cannot promise it.")
+    if spec.granule_bytes <= 0 or spec.granule_bytes % GRANULE_ALIGN or spec.num_slabs <= 0 or spec.slab_bytes <= 0:
+        raise PlanRejected(f"The arena needs slabs, and granules that are a multiple of {GRANULE_ALIGN} bytes.")
+
+
+def _score(model: CpuModel, hidden: Tensor, share: StepRows, idx: int) -> tuple[TokenLogprob, ...] | None:
+    """Log-probabilities of the scored tokens of row `idx`; None where logits were not finite."""
+    first, targets = share.scored(idx)
+    num_top = max(0, share.rows[idx].sampling.num_logprobs)
+    answers: list[TokenLogprob] = []
+    for low in range(0, len(targets), SCORED_AT_ONCE):
+        part = targets[low : low + SCORED_AT_ONCE]
+        logits = model.decoder.logits(hidden[first + low : first + low + len(part)]).float()
+        if not bool(logits.amax(-1).isfinite().all()):
+            return None
+        answers += token_logprobs(logits, part, [num_top] * len(part))
+    return tuple(answers)

@@ -1,0 +1,1 @@
+"""Models as drivers see them: configs, weights on disk, and the forward pass."""

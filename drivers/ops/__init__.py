@@ -1,0 +1,1 @@
+"""Named operations: plain definitions and their fused implementations."""
