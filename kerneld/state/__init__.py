@@ -1,0 +1,1 @@
+"""Durable state: relations, the token journal and the audit log."""

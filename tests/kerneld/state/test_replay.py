@@ -1,0 +1,199 @@
+"""What records come to, and that a compaction changes nothing of it."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from drivers.contract import Sampling
+from kerneld import calls
+from kerneld.calls import Access, Durability, FinishReason, Priority, Usage
+from kerneld.errors import DataLoss
+from kerneld.state.records import (
+    Admit,
+    Alloc,
+    Counters,
+    Effect,
+    Fail,
+    Finish,
+    Free,
+    Grant,
+    Record,
+    Resume,
+    Revoke,
+    Set,
+    Suspend,
+    Tokens,
+    Truncate,
+    pack_tokens,
+    unpack_tokens,
+)
+from kerneld.state.replay import EFFECT_LIFETIME_S, LogState, compacted
+
+
+def context_id(number: int) -> bytes:
+    return number.to_bytes(16, "big")
+
+
+def alloc(number: int, tokens: tuple[int, ...] = (), parent: bytes = b"", fork_at: int = 0) -> Alloc:
+    return Alloc(
+        context_id=context_id(number),
+        owner="ann",
+        tenant="lab/ann",
+        model="m",
+        fingerprint="f",
+        max_tokens=100,
+        priority=Priority.BATCH,
+        nice=3,
+        durability=Durability.FSYNC,
+        labels={"a": "1"},
+        seed=2**64 - 1,
+        created_at=float(number),
+        parent=parent,
+        fork_at=fork_at,
+        tokens=pack_tokens(tokens),
+    )
+
+
+def admit(number: int, request: int, tokens: tuple[int, ...], output_start: int) -> Admit:
+    return Admit(
+        context_id=context_id(number),
+        request=context_id(request),
+        tokens=pack_tokens(tokens),
+        sampling=Sampling(temperature=0.5, stop_token_ids=(2,)),
+        stop=("\n",),
+        max_tokens=5,
+        ignore_eos=False,
+        deadline_at=0.0,
+        arrived_at=float(request),
+        output_start=output_start,
+        detach_grace_s=10.0,
+        charges={"lab": 7},
+    )
+
+
+def finish(number: int, request: int) -> Finish:
+    return Finish(context_id(number), context_id(request), FinishReason.STOP, Usage(output_tokens=2), "", 50.0, {"lab": -2})
+
+
+def test_input_and_output_follow_each_other() -> None:
+    state = LogState.fold(
+        [
+            alloc(1),
+            admit(1, 9, (1, 2), 2),
+            Tokens(((context_id(1), pack_tokens((3,))),), {"lab": 1}),
+            Tokens(((context_id(1), pack_tokens((4,))),)),
+        ]
+    )
+    context = state.contexts[context_id(1)]
+    assert list(context.tokens) == [1, 2, 3, 4]
+    assert list(context.output) == [3, 4]
+    assert state.counters == {"lab": 8}
+
+
+def test_a_finish_keeps_the_tokens_and_tells_how_it_ended() -> None:
+    state = LogState.fold([alloc(1), admit(1, 9, (1, 2), 2), finish(1, 9)])
+    context = state.contexts[context_id(1)]
+    assert (list(context.tokens), context.active, context.last_request) == ([1, 2], None, context_id(9))
+    assert context.last_finish is not None
+    assert context.last_finish.usage.output_tokens == 2
+    assert state.counters == {"lab": 5}
+
+
+def test_a_fork_has_the_parent_past_and_survives_it() -> None:
+    state = LogState.fold([alloc(1, (1, 2, 3)), alloc(2, (9,), parent=context_id(1), fork_at=2), Free(context_id(1))])
+    assert list(state.contexts[context_id(2)].tokens) == [1, 2, 9]
+    assert context_id(1) not in state.contexts
+
+
+def test_unfinished_requests_keep_their_order() -> None:
+    records: list[Record] = [alloc(1), alloc(2), alloc(3), admit(3, 7, (1,), 1), admit(1, 8, (1,), 1), admit(2, 6, (1,), 1), finish(1, 8)]
+    assert list(LogState.fold(records).active) == [context_id(3), context_id(2)]
+
+
+def test_labels_are_merged_and_an_empty_one_goes() -> None:
+    state = LogState.fold([alloc(1), Set(context_id(1), nice=5, labels={"a": "", "b": "2"})])
+    context = state.contexts[context_id(1)]
+    assert (context.labels, context.nice, context.priority) == ({"b": "2"}, 5, Priority.BATCH)
+
+
+def test_a_compaction_forgets_effects_after_a_day() -> None:
+    effects = [Effect("ann", str(at), "alloc", b"d", b"a", at) for at in (0.0, 10.0)]
+    assert list(LogState.fold(compacted(effects, EFFECT_LIFETIME_S + 5.0)).effects.values()) == effects[1:]
+
+
+@pytest.mark.parametrize(
+    "records",
+    [
+        [Free(context_id(1))],
+        [alloc(1), alloc(1)],
+        [alloc(1), finish(1, 9)],
+        [alloc(1), admit(1, 9, (), 0), finish(1, 8)],
+        [alloc(1), admit(1, 9, (), 0), admit(1, 8, (), 0)],
+        [alloc(1), Truncate(context_id(1), 1)],
+        [alloc(1), alloc(2, parent=context_id(1), fork_at=1)],
+        [Tokens(((context_id(1), b""),))],
+    ],
+)
+def test_a_log_that_contradicts_itself_is_refused(records: list[Record]) -> None:
+    with pytest.raises(DataLoss, match="contradicts itself"):
+        LogState.fold(records)
+
+
+@given(st.lists(st.integers(0, 2**32 - 1)))
+def test_tokens_come_back_as_they_were_packed(tokens: list[int]) -> None:
+    assert list(unpack_tokens(pack_tokens(tokens))) == tokens
+
+
+def history(seed: int, length: int) -> list[Record]:
+    """Return a random log that a daemon could have written."""
+    rng = random.Random(seed)
+    records: list[Record] = []
+    state = LogState()
+    for number in range(1, length + 1):
+        record = _next_record(rng, state, number)
+        state.apply(record)
+        records.append(record)
+    return records
+
+
+def _next_record(rng: random.Random, state: LogState, number: int) -> Record:
+    if not state.contexts or rng.random() < 0.2:
+        parents = [context for context in state.contexts.values() if context.tokens]
+        if parents and rng.random() < 0.5:
+            parent = rng.choice(parents)
+            return alloc(number, (number,), parent.context_id, rng.randrange(1, len(parent.tokens) + 1))
+        return alloc(number, (number, number))
+    context = rng.choice(list(state.contexts.values()))
+    key = context.context_id
+    if context.active is not None and rng.random() < 0.7:
+        batch = tuple((active, pack_tokens((rng.randrange(4096),))) for active in state.active)
+        return rng.choice(
+            [Tokens(batch, {"lab": 3}), Finish(key, context.active.request, FinishReason.LENGTH, Usage(), "x", number, {"lab": -1})]
+        )
+    if context.active is None and rng.random() < 0.5:
+        return admit(int.from_bytes(key, "big"), number, (number,), len(context.tokens) + 1)
+    others: list[Record] = [
+        Suspend(key),
+        Resume(key),
+        Set(key, nice=number % 5, labels={"x": str(number % 2 or "")}),
+        Grant(key, calls.Grant("tenant:lab", frozenset({Access.READ}), float(number))),
+        Revoke(key, "tenant:lab"),
+        Fail(key, "because"),
+        Truncate(key, len(context.tokens) // 2) if context.active is None else Suspend(key),
+        Free(key),
+        Effect("ann", str(number % 7), "alloc", b"d", b"a", float(number)),
+        Counters({"lab": number, "other": 1}),
+    ]
+    return rng.choice(others)
+
+
+@given(st.integers(0, 10_000), st.integers(0, 120), st.floats(0, 1))
+def test_a_compaction_anywhere_changes_nothing(seed: int, length: int, where: float) -> None:
+    records = history(seed, length)
+    cut = int(len(records) * where)
+    snapshot = LogState.fold(records[:cut]).snapshot()
+    assert LogState.fold([*snapshot, *records[cut:]]) == LogState.fold(records)  # invariant 1
