@@ -37,6 +37,7 @@ from drivers.contract import (
 from drivers.errors import DeviceLost, DeviceOutOfMemory, HostPageCorrupt, OptionUnknown, PageCorrupt, PlanRejected, UnknownModel
 from drivers.fake_memory import FakeMemory, FakeSpace, HistoryLost
 from drivers.fake_model import FakeModel, describe, draw, links_after, logprob
+from drivers.plan_check import check_rows
 from drivers.rows import GroupLimit, ModelLimit, Row, RowTable, StepRows
 from memory.page import Move, Tier
 
