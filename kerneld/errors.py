@@ -49,6 +49,7 @@ class InvalidArgument(KernelError):
 
     def __init__(self, field: str, problem: str) -> None:
         self.field = field
+        self.problem = problem
         super().__init__(f"{field}: {problem}", facts={"field": field})
 
 

@@ -1,0 +1,1 @@
+"""Messages of the system calls, generated from `proto/syscalls.proto`."""

@@ -1,0 +1,74 @@
+"""System calls on tenants, tokens and the daemon itself."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+
+from kerneld.calls import Caller
+from kerneld_client.pb import syscalls_pb2 as pb
+from syscalls import answers, convert
+from syscalls.streams import closing
+from syscalls.verbs import AdminVerbs
+
+
+class Admin:
+    """Service `kerneld.v1.Admin`."""
+
+    def __init__(self, kernel: AdminVerbs) -> None:
+        self._kernel = kernel
+
+    async def WhoAmI(self, request: pb.WhoAmIRequest, caller: Caller) -> pb.Principal:
+        """Show the caller to itself; the gate knows it already."""
+        del request
+        return answers.principal(caller.principal)
+
+    async def AddTenant(self, request: pb.AddTenantRequest, caller: Caller) -> pb.Tenant:
+        """Make a node of the tree of tenants."""
+        weight = request.weight or convert.DEFAULT_WEIGHT
+        return answers.tenant(await self._kernel.add_tenant(caller, request.path, weight, convert.limits_of(request.limits)))
+
+    async def SetTenant(self, request: pb.SetTenantRequest, caller: Caller) -> pb.Tenant:
+        """Change weight, or all limits at once."""
+        weight = request.weight if request.HasField("weight") else None
+        limits = convert.limits_of(request.limits) if request.HasField("limits") else None
+        return answers.tenant(await self._kernel.set_tenant(caller, request.path, weight, limits))
+
+    async def ListTenants(self, request: pb.ListTenantsRequest, caller: Caller) -> pb.ListTenantsResponse:
+        """Show one page of tenants."""
+        page = self._kernel.list_tenants(caller, convert.plain_list(request))
+        return pb.ListTenantsResponse(tenants=map(answers.tenant, page.items), next_page_token=page.next_page_token)
+
+    async def RemoveTenant(self, request: pb.RemoveTenantRequest, caller: Caller) -> pb.RemoveTenantResponse:
+        """Remove a tenant; with force, its contexts too."""
+        return pb.RemoveTenantResponse(contexts_freed=await self._kernel.remove_tenant(caller, request.path, request.force))
+
+    async def AddToken(self, request: pb.AddTokenRequest, caller: Caller) -> pb.NewToken:
+        """Make an API token; its secret is shown this once."""
+        roles = convert.roles_of(list(request.roles))
+        return answers.new_token(await self._kernel.add_token(caller, request.tenant, request.name, roles, request.lifetime_s))
+
+    async def ListTokens(self, request: pb.ListTokensRequest, caller: Caller) -> pb.ListTokensResponse:
+        """Show one page of API tokens, without secrets."""
+        page = await self._kernel.list_tokens(caller, convert.token_list(request))
+        return pb.ListTokensResponse(tokens=map(answers.token, page.items), next_page_token=page.next_page_token)
+
+    async def RemoveToken(self, request: pb.RemoveTokenRequest, caller: Caller) -> pb.RemoveTokenResponse:
+        """Make an API token worthless."""
+        await self._kernel.remove_token(caller, request.id)
+        return pb.RemoveTokenResponse()
+
+    async def Drain(self, request: pb.DrainRequest, caller: Caller) -> pb.DrainResponse:
+        """Refuse new requests, wait for those that run, stop the daemon."""
+        return answers.drained(await self._kernel.drain(caller, request.timeout_s))
+
+    async def Top(self, request: pb.TopRequest, caller: Caller) -> AsyncIterator[pb.TopFrame]:
+        """Show the machine, again and again."""
+        async with closing(self._kernel.top(caller, convert.top_interval_s(request), request.count)) as frames:
+            async for frame in frames:
+                yield answers.top_frame(frame)
+
+    async def Events(self, request: pb.EventsRequest, caller: Caller) -> AsyncIterator[pb.Event]:
+        """Show what happened, and with follow what happens."""
+        async with closing(self._kernel.events(caller, request.follow, request.since)) as records:
+            async for record in records:
+                yield answers.event(record)

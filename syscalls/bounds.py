@@ -1,0 +1,293 @@
+"""What every field of a request may hold: the outermost bounds, checked before a handler sees the message.
+
+`BOUNDS` names each field, either for all messages ("context_id") or for one ("ListCheckpointsRequest.context_id", which wins). Flags need
+no bound, and an enum is bound by its own numbers. A field that is in no row stops the daemon from starting (`BoundMissing`), so a new
+field cannot be forgotten. Limits that an administrator may set, or that depend on a model, are the kernel's and lie inside these.
+
+A refusal is `InvalidArgument`, with the path of the field ("sampling.top_p", "messages.messages[2].role") and one sentence.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from google.protobuf.descriptor import Descriptor, EnumDescriptor, FieldDescriptor
+from google.protobuf.message import Message
+
+from kerneld.errors import InvalidArgument
+
+# Compared with what may be read from a message: its value and the path that a refusal names.
+Check = Callable[[Any, str], None]
+
+YEAR_S = 366 * 86_400
+MAX_TOKENS = 1 << 24
+MAX_BYTES = 1 << 60
+
+
+class BoundMissing(RuntimeError):
+    """A field of a request has no bound."""
+
+
+@dataclass(frozen=True, slots=True)
+class Text:
+    """A string of `min_chars` to `max_chars` characters, all of it matching `pattern`."""
+
+    max_chars: int
+    min_chars: int = 0
+    pattern: re.Pattern[str] | None = None
+    meaning: str = ""  # completes "must be ..."
+
+    def __call__(self, value: str, path: str) -> None:
+        if len(value) < self.min_chars:
+            raise InvalidArgument(path, "is required." if not value else f"must be {self.meaning}.")
+        if len(value) > self.max_chars:
+            raise InvalidArgument(path, f"is {len(value)} characters long; at most {self.max_chars} are accepted.")
+        if self.pattern is not None and value and self.pattern.fullmatch(value) is None:
+            raise InvalidArgument(path, f"must be {self.meaning}.")
+
+
+@dataclass(frozen=True, slots=True)
+class Number:
+    """A number in [low, high]; never infinite, never NaN."""
+
+    low: float
+    high: float
+
+    def __call__(self, value: float, path: str) -> None:
+        if not self.low <= value <= self.high:
+            shown = "not a number" if math.isnan(value) else f"{value:g}" if isinstance(value, float) else str(value)
+            raise InvalidArgument(path, f"must be between {self.low} and {self.high}; it is {shown}.")
+
+
+@dataclass(frozen=True, slots=True)
+class Known:
+    """A number that the enum knows; 0, which stands for the default, only where `has_default`."""
+
+    enum: EnumDescriptor
+    has_default: bool = True
+
+    def __call__(self, value: int, path: str) -> None:
+        if value not in self.enum.values_by_number or (value == 0 and not self.has_default):
+            names = ", ".join(item.name for item in self.enum.values if item.number)
+            raise InvalidArgument(path, f"must be one of {names}; it is {value}.")
+
+
+@dataclass(frozen=True, slots=True)
+class Many:
+    """A list of `least` to `most` items, each within its own bound (None: the items are messages or enums, bound by themselves)."""
+
+    most: int
+    each: Text | Number | None = None
+    least: int = 0
+
+    def __call__(self, values: Sequence[Any], path: str) -> None:
+        self.count(values, path)
+        if isinstance(self.each, Number) and values and self.each.low <= min(values) and max(values) <= self.each.high:
+            return  # token ids come by the hundred thousand; min and max are ten times faster than a look at each
+        if self.each is not None:
+            for i, value in enumerate(values):
+                self.each(value, f"{path}[{i}]")
+
+    def count(self, values: Sequence[Any], path: str) -> None:
+        """Check the length alone."""
+        if len(values) > self.most:
+            raise InvalidArgument(path, f"has {len(values)} items; at most {self.most} are accepted.")
+        if len(values) < self.least:
+            raise InvalidArgument(path, "is required.")
+
+
+@dataclass(frozen=True, slots=True)
+class Labels:
+    """A map of at most `most` short texts."""
+
+    most: int
+    key: Text
+    value: Text
+
+    def __call__(self, labels: Any, path: str) -> None:
+        if len(labels) > self.most:
+            raise InvalidArgument(path, f"has {len(labels)} items; at most {self.most} are accepted.")
+        for key, value in labels.items():
+            self.key(key, f"{path} (a key)")
+            self.value(value, f"{path}[{key!r}]")
+
+
+Bound = Text | Number | Many | Labels
+
+
+@dataclass(frozen=True, slots=True)
+class Given:
+    """A message that has to be there; its fields have bounds of their own."""
+
+
+PRINTABLE = re.compile(r"[^\x00-\x1f\x7f]*")
+TOKEN_ID = Number(0, (1 << 31) - 1)
+ID = Text(32, 1, re.compile(r"[0-9a-f]{32}"), "32 hexadecimal digits")
+NAME = Text(128, 1, re.compile(r"[A-Za-z0-9][A-Za-z0-9._:/@+-]*"), "letters, digits and . _ : / @ + -, beginning with a letter or digit")
+OPTIONAL_NAME = Text(128, 0, NAME.pattern, NAME.meaning)
+TITLE = Text(256, 0, PRINTABLE, "free of control characters")
+TENANT = Text(256, 1, re.compile(r"[A-Za-z0-9._@+-]+(/[A-Za-z0-9._@+-]+)*"), "a path such as lab/group/person")
+OPTIONAL_TENANT = Text(256, 0, TENANT.pattern, TENANT.meaning)
+FILE_PATH = Text(4096, 1, PRINTABLE, "free of control characters")
+GRANTEE = Text(256, 1, re.compile(r"(principal|tenant):[^\x00-\x1f\x7f]+"), "principal:NAME or tenant:PATH")
+CONTENT = Text(1 << 26)  # the message limit is the narrower one
+
+BOUNDS: dict[str, Bound | Given] = {
+    "request_id": Text(64, 0, re.compile(r"[\x21-\x7e]*"), "printable characters without spaces"),
+    "context_id": ID,
+    "ListCheckpointsRequest.context_id": Text(32, 0, ID.pattern, ID.meaning),
+    "image_id": ID,
+    "id": Text(64, 1, re.compile(r"[\x21-\x7e]+"), "printable characters without spaces"),
+    "page_size": Number(0, 1000),
+    "page_token": Text(512, 0, PRINTABLE, "what next_page_token was"),
+    "model": OPTIONAL_NAME,
+    "AllocContextRequest.model": NAME,
+    "tenant": OPTIONAL_TENANT,
+    "AddTokenRequest.tenant": TENANT,
+    "labels": Labels(256, Text(256, 1, PRINTABLE, "free of control characters"), Text(1024, 0, PRINTABLE, "free of control characters")),
+    "max_tokens": Number(0, MAX_TOKENS),
+    "num_tokens": Number(0, MAX_TOKENS),
+    "offset": Number(0, MAX_TOKENS),
+    "at": Number(0, MAX_TOKENS),
+    "limit": Number(0, 1 << 16),
+    "nice": Number(-20, 19),
+    "seed": Number(0, (1 << 64) - 1),
+    "grant": Given(),
+    "grantee": GRANTEE,
+    "access": Many(3, least=1),
+    "expires_at": Number(0, 1e11),
+    "text": CONTENT,
+    "ScoreRequest.text": CONTENT,
+    "ids": Many(1 << 20, TOKEN_ID),
+    "messages": Many(1 << 14),
+    "role": Text(32, 1, re.compile(r"[a-z_]+"), "a role such as user, in small letters"),
+    "content": CONTENT,
+    "temperature": Number(0, 100),
+    "top_k": Number(0, (1 << 31) - 1),
+    "top_p": Number(0, 1),
+    "min_p": Number(0, 1),
+    "repetition_penalty": Number(0.01, 100),
+    "presence_penalty": Number(-2, 2),
+    "frequency_penalty": Number(-2, 2),
+    "stop": Many(64, Text(1024, 1)),
+    "stop_token_ids": Many(64, TOKEN_ID),
+    "logprobs": Number(0, 20),
+    "top": Number(0, 20),
+    "deadline_s": Number(0, 30 * 86_400),
+    "detach_grace_s": Number(0, 86_400),
+    "name": NAME,
+    "CheckpointRequest.name": TITLE,
+    "AddTokenRequest.name": TITLE,
+    "path": FILE_PATH,
+    "LoadModelRequest.path": Text(4096, 0, PRINTABLE, "free of control characters"),
+    "AddTenantRequest.path": TENANT,
+    "SetTenantRequest.path": TENANT,
+    "RemoveTenantRequest.path": TENANT,
+    "max_positions": Number(0, MAX_TOKENS),
+    "quant": Text(64, 0, re.compile(r"[a-z0-9_.-]*"), "the name of a quantization"),
+    "weight": Number(0, 1_000_000),
+    "device_bytes": Number(0, MAX_BYTES),
+    "host_bytes": Number(0, MAX_BYTES),
+    "image_bytes": Number(0, MAX_BYTES),
+    "max_contexts": Number(0, 1 << 30),
+    "max_running": Number(0, 1 << 30),
+    "max_queued": Number(0, 1 << 30),
+    "requests_per_minute": Number(0, 1 << 40),
+    "tokens_per_minute": Number(0, 1 << 40),
+    "roles": Many(4, Text(32, 1, re.compile(r"[a-z]+"), "the name of a role")),
+    "lifetime_s": Number(0, 20 * YEAR_S),
+    "timeout_s": Number(0, 7 * 86_400),
+    "interval_s": Number(0, 3600),
+    "count": Number(0, 1_000_000),
+    "since": Number(0, 1 << 62),
+}
+
+
+def compile_bounds(kind: type[Message]) -> Callable[[Message], None]:
+    """Make the function that checks one kind of message. Raises: BoundMissing, naming a field without a bound."""
+    descriptor: Any = kind.DESCRIPTOR  # its stub has two classes for one thing
+    return _compile(descriptor, "")
+
+
+def _compile(message: Descriptor, path: str) -> Callable[[Message], None]:
+    checks = tuple(_field_check(field, f"{path}.{field.name}" if path else field.name) for field in message.fields)
+    bound = tuple(check for check in checks if check is not None)
+
+    def check_message(value: Message) -> None:
+        for check in bound:
+            check(value)
+
+    return check_message
+
+
+def _field_check(field: FieldDescriptor, path: str) -> Callable[[Message], None] | None:
+    if field.type == FieldDescriptor.TYPE_BOOL:
+        return None
+    owner = field.full_name.split(".")[-2]
+    bound = BOUNDS.get(f"{owner}.{field.name}", BOUNDS.get(field.name))
+    if field.message_type is not None and not isinstance(bound, Labels):
+        return _message_check(field, field.message_type, bound, path)
+    if field.enum_type is not None and not field.is_repeated:
+        return _value_check(field, Known(field.enum_type), path)
+    if bound is None or isinstance(bound, Given):
+        raise BoundMissing(f"{field.full_name} has no bound in BOUNDS.")
+    if field.enum_type is not None and isinstance(bound, Many):
+        return _enums_check(field.name, bound, Known(field.enum_type, has_default=False), path)
+    return _value_check(field, bound, path)
+
+
+def _value_check(field: FieldDescriptor, check: Check, path: str) -> Callable[[Message], None]:
+    name = field.name
+
+    def check_value(message: Message) -> None:
+        check(getattr(message, name), path)
+
+    def check_given_value(message: Message) -> None:
+        if message.HasField(name):
+            check(getattr(message, name), path)
+
+    return check_given_value if field.has_presence else check_value
+
+
+def _message_check(field: FieldDescriptor, kind: Descriptor, bound: Bound | Given | None, path: str) -> Callable[[Message], None]:
+    name = field.name
+    if field.is_repeated:
+        if not isinstance(bound, Many):
+            raise BoundMissing(f"{field.full_name} has no bound in BOUNDS.")
+        return _messages_check(field.name, bound, _compile(kind, ""), path)
+    check = _compile(kind, path)
+
+    def check_nested(message: Message) -> None:
+        if message.HasField(name):
+            check(getattr(message, name))
+        elif isinstance(bound, Given):
+            raise InvalidArgument(path, "is required.")
+
+    return check_nested
+
+
+def _messages_check(name: str, bound: Many, check: Callable[[Message], None], path: str) -> Callable[[Message], None]:
+    def check_each(message: Message) -> None:
+        values = getattr(message, name)
+        bound.count(values, path)
+        for i, value in enumerate(values):
+            try:
+                check(value)
+            except InvalidArgument as error:
+                raise InvalidArgument(f"{path}[{i}].{error.field}", error.problem) from None
+
+    return check_each
+
+
+def _enums_check(name: str, bound: Many, known: Known, path: str) -> Callable[[Message], None]:
+    def check_enums(message: Message) -> None:
+        values: Iterable[int] = getattr(message, name)
+        bound.count(list(values), path)
+        for i, value in enumerate(values):
+            known(value, f"{path}[{i}]")
+
+    return check_enums
