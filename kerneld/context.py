@@ -78,7 +78,7 @@ class Context:
     priority: Priority = Priority.INTERACTIVE
     nice: int = 0
     labels: dict[str, str] = field(default_factory=dict)
-    grants: tuple[Grant, ...] = ()
+    grants: dict[str, Grant] = field(default_factory=dict)  # by grantee
 
     # Written by the dispatcher (commit) and the verbs that edit the past (truncate).
     tokens: array[int] = field(default_factory=lambda: array("I"))  # index = position
@@ -156,5 +156,5 @@ class Context:
             active_request=self.active_request,
             last_request=self.last_request,
             failure=self.failure,
-            grants=self.grants,
+            grants=tuple(self.grants.values()),
         )

@@ -30,8 +30,9 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from kerneld.calls import Priority
-from kerneld.fairshare import SCALE, FairShare
+from kerneld.fairshare import FairShare
 from kerneld.request import Request, RequestState
+from kerneld.sharenode import SCALE
 from kerneld.step import RowNeed, StepShape, longest_quantum, share_budget
 from kerneld.tally import Tally, ancestors
 

@@ -1,0 +1,221 @@
+"""Metrics in Prometheus format, fed by events and by one call per step.
+
+Names that mean what vLLM's mean keep its names behind the prefix `kerneld_`, so that its dashboards need only another prefix. The tenant
+label is capped: the first tenants get their own series, the rest shares "other". Gauges are read when somebody asks for the page.
+All on the event-loop thread.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Final
+
+from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
+from prometheus_client.core import GaugeMetricFamily, HistogramMetricFamily
+from prometheus_client.metrics_core import CounterMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+from kerneld.events import (
+    Event,
+    FirstTokenSampled,
+    ImageRestored,
+    ImageWritten,
+    ModelLoaded,
+    PageFoundCorrupt,
+    PagesEvicted,
+    PagesRestored,
+    QuotaRefused,
+    RequestAdmitted,
+    RequestFinished,
+    RequestPreempted,
+    WorkerLost,
+    WorkerRecovered,
+)
+
+OTHER: Final = "other"
+MAX_TENANTS: Final = 64
+CONTENT_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"
+
+_LATENCY_S: Final = (0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0, 20.0, 40.0, 80.0, 160.0)
+_TOKEN_S: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.75, 1.0, 2.5, 5.0)
+
+
+@dataclass(frozen=True, slots=True)
+class Gauges:
+    """The machine at one moment, as the kernel reads it off."""
+
+    running: int = 0
+    waiting: int = 0
+    contexts: int = 0
+    kv_usage: float = 0.0  # 0 to 1
+    service: Mapping[str, int] = field(default_factory=dict)  # by tenant, in cost units
+    tier_bytes: Mapping[tuple[str, str], int] = field(default_factory=dict)  # by (tier, kind)
+
+
+@dataclass(slots=True)
+class StepCounts:
+    """What steps did since the start; the dispatcher adds to it once per step."""
+
+    steps: int = 0
+    prompt_tokens: int = 0
+    generation_tokens: int = 0
+    compute_s: float = 0.0
+
+
+class BatchHistogram:
+    """A histogram that takes one value many times in one go: all rows of a step have the same step time."""
+
+    def __init__(self, bounds: Iterable[float]) -> None:
+        self._bounds = tuple(bounds)
+        self._counts = [0] * (len(self._bounds) + 1)
+        self._sum = 0.0
+
+    def observe(self, value: float, times: int) -> None:
+        """Count `value`, `times` times."""
+        self._counts[bisect_left(self._bounds, value)] += times
+        self._sum += value * times
+
+    def family(self, name: str, text: str) -> HistogramMetricFamily:
+        """The histogram as Prometheus takes it."""
+        total = 0
+        buckets: list[tuple[str, float]] = []
+        for bound, count in zip((*map(str, self._bounds), "+Inf"), self._counts, strict=True):
+            total += count
+            buckets.append((bound, total))
+        return HistogramMetricFamily(name, text, buckets=buckets, sum_value=self._sum)
+
+
+class TenantLabels:
+    """Which tenants have series of their own."""
+
+    def __init__(self, limit: int = MAX_TENANTS) -> None:
+        self._limit = limit
+        self._known: set[str] = set()
+
+    def label(self, tenant: str) -> str:
+        """The tenant, or "other" when there are too many already."""
+        if tenant in self._known:
+            return tenant
+        if len(self._known) >= self._limit:
+            return OTHER
+        self._known.add(tenant)
+        return tenant
+
+
+class Metrics(Collector):
+    """All series of the daemon. Subscribe `on_event` to the event bus."""
+
+    def __init__(self, gauges: Callable[[], Gauges]) -> None:
+        self.steps = StepCounts()
+        self.registry = CollectorRegistry()
+        self._gauges = gauges
+        self._tenants = TenantLabels()
+        self._inter_token = BatchHistogram(_TOKEN_S)
+        self._make_series()
+        self.registry.register(self)
+
+    def _make_series(self) -> None:
+        def counter(name: str, text: str, *labels: str) -> Counter:
+            return Counter(f"kerneld_{name}", text, labels, registry=self.registry)
+
+        def seconds(name: str, text: str) -> Histogram:
+            return Histogram(f"kerneld_{name}_seconds", text, buckets=_LATENCY_S, registry=self.registry)
+
+        self._success = counter("request_success", "Requests that ended, by reason.", "finished_reason")
+        self._first_token = seconds("time_to_first_token", "From arrival to the first output token.")
+        self._end_to_end = seconds("e2e_request_latency", "From arrival to the end.")
+        self._queue = seconds("request_queue_time", "Waiting, all of a request's waits together.")
+        self._cached = counter("prompt_tokens_cached", "Input tokens that needed no computing.")
+        self._preemptions = counter("num_preemptions", "Requests that ran and had to wait again, by cause.", "cause")
+        self._quota = counter("quota_rejections", "Calls that a limit refused.", "tenant", "limit")
+        self._evicted = counter("pages_evicted", "Pages that left the device, dropped ones included.")
+        self._restored = counter("pages_restored", "Pages that came back to the device.")
+        self._recomputed = counter("pages_recomputed", "Pages that were lost and computed again.")
+        self._corrupt = counter("pages_corrupt", "Pages that did not hold their checksum.")
+        self._losses = counter("worker_restarts", "Workers that were lost, by device.", "device")
+        self._recovery = seconds("worker_recovery", "From the loss of a worker to its work going on.")
+        self._loads = seconds("model_load", "Loading a model.")
+        self._images = counter("images", "Images written and restored.", "verb")
+        self._handlers: dict[type[Event], Callable[..., None]] = {
+            RequestFinished: self._on_finished,
+            RequestAdmitted: lambda event: self._cached.inc(event.cached_tokens),
+            FirstTokenSampled: lambda event: self._first_token.observe(event.seconds),
+            RequestPreempted: lambda event: self._preemptions.labels(event.cause).inc(),
+            QuotaRefused: lambda event: self._quota.labels(self._tenants.label(event.tenant), event.limit).inc(),
+            PagesEvicted: lambda event: self._evicted.inc(event.num_pages),
+            PagesRestored: self._on_restored,
+            PageFoundCorrupt: lambda _event: self._corrupt.inc(),
+            WorkerLost: lambda event: self._losses.labels(event.device).inc(),
+            WorkerRecovered: lambda event: self._recovery.observe(event.seconds),
+            ModelLoaded: lambda event: self._loads.observe(event.seconds),
+            ImageWritten: lambda _event: self._images.labels("checkpoint").inc(),
+            ImageRestored: lambda _event: self._images.labels("restore").inc(),
+        }
+
+    def on_event(self, event: Event) -> None:
+        """Take an event of the bus."""
+        handler = self._handlers.get(type(event))
+        if handler is not None:
+            handler(event)
+
+    def observe_step(self, prompt_tokens: int, generation_tokens: int, compute_s: float, token_gap_s: float) -> None:
+        """One step is done; `token_gap_s` is the time since the step before it, which every row that generated waited."""
+        steps = self.steps
+        steps.steps += 1
+        steps.prompt_tokens += prompt_tokens
+        steps.generation_tokens += generation_tokens
+        steps.compute_s += compute_s
+        self._inter_token.observe(token_gap_s, generation_tokens)
+
+    def render(self) -> bytes:
+        """The page as Prometheus scrapes it."""
+        return generate_latest(self.registry)
+
+    def collect(self) -> Iterator[Metric]:
+        """Series that are read off when asked for; called by the registry."""
+        yield from self._step_families()
+        yield self._inter_token.family("kerneld_inter_token_latency_seconds", "Between two output tokens of a request.")
+        yield from self._gauge_families(self._gauges())
+
+    def describe(self) -> Iterable[Metric]:
+        """Nothing to say in advance: the names of `collect` are no other's."""
+        return ()
+
+    def _on_finished(self, event: RequestFinished) -> None:
+        self._success.labels(event.reason.value).inc()
+        self._end_to_end.observe(event.total_s)
+        self._queue.observe(event.queue_s)
+
+    def _on_restored(self, event: PagesRestored) -> None:
+        self._restored.inc(event.num_pages)
+        self._recomputed.inc(event.num_recomputed)
+
+    def _step_families(self) -> Iterator[Metric]:
+        steps = self.steps
+        yield CounterMetricFamily("kerneld_steps", "Forward passes.", value=steps.steps)
+        yield CounterMetricFamily("kerneld_prompt_tokens", "Input tokens computed.", value=steps.prompt_tokens)
+        yield CounterMetricFamily("kerneld_generation_tokens", "Output tokens.", value=steps.generation_tokens)
+        yield CounterMetricFamily("kerneld_compute_seconds", "Seconds inside forward passes.", value=steps.compute_s)
+
+    def _gauge_families(self, gauges: Gauges) -> Iterator[Metric]:
+        yield GaugeMetricFamily("kerneld_num_requests_running", "Requests that run.", value=gauges.running)
+        yield GaugeMetricFamily("kerneld_num_requests_waiting", "Requests that wait.", value=gauges.waiting)
+        yield GaugeMetricFamily("kerneld_num_contexts", "Contexts that live.", value=gauges.contexts)
+        yield GaugeMetricFamily("kerneld_kv_cache_usage_perc", "Share of the device's KV memory in use, 0 to 1.", value=gauges.kv_usage)
+        service = CounterMetricFamily("kerneld_tenant_service", "Cost charged, by tenant.", labels=["tenant"])
+        for tenant, cost in self._capped(gauges.service).items():
+            service.add_metric([tenant], cost)
+        yield service
+        memory = GaugeMetricFamily("kerneld_memory_bytes", "Bytes in use, by tier and kind.", labels=["tier", "kind"])
+        for (tier, kind), size in gauges.tier_bytes.items():
+            memory.add_metric([tier, kind], size)
+        yield memory
+
+    def _capped(self, by_tenant: Mapping[str, int]) -> dict[str, int]:
+        capped: dict[str, int] = {}
+        for tenant, amount in by_tenant.items():
+            label = self._tenants.label(tenant)
+            capped[label] = capped.get(label, 0) + amount
+        return capped
