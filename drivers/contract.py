@@ -187,7 +187,7 @@ class RowRun(msgspec.Struct, frozen=True, array_like=True):
 
 
 class Plan(msgspec.Struct, frozen=True, array_like=True):
-    """One quantum of work. Order: zeros, moves, clears, starts, patches, then the steps."""
+    """One quantum of work. Order: zeros, moves, late zeros, clears, starts, patches, then the steps."""
 
     boot_generation: int
     seq: int
@@ -199,6 +199,7 @@ class Plan(msgspec.Struct, frozen=True, array_like=True):
     patches: tuple[FramePatch, ...] = ()
     runs: tuple[RowRun, ...] = ()
     num_steps: int = 0  # 0: page moves and row changes only
+    late_zeros: tuple[Zero, ...] = ()  # frames that a move of this plan reads before they change their owner
 
 
 class TokenLogprob(msgspec.Struct, frozen=True, array_like=True):
@@ -259,7 +260,7 @@ class Driver(Protocol):
         """Forget a model; its offsets and spaces may be lent elsewhere at once. Raises: UnknownModel."""
 
     def apply(self, plan: Plan) -> None:
-        """Carry out zeros, moves, clears, starts and patches.
+        """Carry out zeros, moves, late zeros, clears, starts and patches.
 
         Raises: PageCorrupt, naming the moves whose source did not hold its checksum or key; the others were made, the rows were not
         touched. Any other error means that the device is lost.

@@ -19,3 +19,10 @@ class MemoryConfig:
     )
     page_tokens: int = field(default=16, metadata={"doc": "Tokens of one page.", "min": 1, "max": 256})
     slab_bytes: int = field(default=4 * MIB, metadata={"doc": "Unit in which the arena is lent to weights and KV.", "min": 64 << 10})
+    granule_bytes: int = field(
+        default=4096, metadata={"doc": "Unit of frame addresses; frames and segments start on one.", "min": 512, "max": 64 << 10}
+    )
+    write_behind: bool = field(
+        default=True, metadata={"doc": "Whether full pages are copied to the host tier before anybody needs their room."}
+    )
+    max_copies: int = field(default=64, metadata={"doc": "Most pages that one plan copies behind to the host tier.", "min": 1})

@@ -56,9 +56,7 @@ class OverLimit(PagingError):
         self.needed_bytes = needed_bytes
         self.limit_bytes = limit_bytes
         self.used_bytes = used_bytes
-        super().__init__(
-            f"{owner} holds {used_bytes} bytes of the {tier} tier and needs {needed_bytes} more; its limit is {limit_bytes}."
-        )
+        super().__init__(f"{owner} holds {used_bytes} bytes of the {tier} tier and needs {needed_bytes} more; its limit is {limit_bytes}.")
 
 
 class PagePinned(PagingError):

@@ -66,8 +66,12 @@ class Move(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class PagePlan:
-    """What has to happen to pages before the steps of plan `seq` may run: zeros first, then moves, both in order."""
+    """What has to happen to pages before the steps of plan `seq` may run: zeros, then moves, then late zeros, each in order.
+
+    Late zeros are for frames that a move of the same plan still reads before they change their owner.
+    """
 
     seq: int
     zeros: tuple[Zero, ...] = ()
     moves: tuple[Move, ...] = ()
+    late_zeros: tuple[Zero, ...] = ()

@@ -1,0 +1,231 @@
+"""The frames of one space in one tier.
+
+                   alloc, take                       a page took it
+        FREE  ---------------------->  USED          (mapped, or the target of a move in flight: the pager knows which)
+         ^ ^           free             | ^
+         | '----------------------------' |
+         |                          defer | | recall: the plan that freed it was aborted, or uses it again
+         |     retire: no plan            v |
+         '------ names it ------------  LIMBO
+
+A frame that a plan on its way may still name goes to limbo with the number of the newest plan, and is free once that plan has finished.
+A slab whose frames are all free goes back to the arena.
+
+Invariants
+1. Every frame of every slab held is free, used or in limbo: exactly one.
+2. Numbers in limbo do not fall, so `retire` looks only at what it frees.
+3. No slab is held whose frames are all free.
+4. The residue of a frame names every owner whose bytes may be in it; an empty residue means zeros.
+"""
+
+from __future__ import annotations
+
+from memory.errors import PagingError
+from memory.slabs import CLEAN, Arena
+
+
+class SlabFrames:
+    """The frames of one slab, as a pool keeps them."""
+
+    __slots__ = ("first", "free", "num_frames", "residues", "slab", "tail")
+
+    def __init__(self, slab: int, first: int, num_frames: int, frame_granules: int, residue: frozenset[str]) -> None:
+        self.slab = slab
+        self.first = first
+        self.num_frames = num_frames
+        self.free = {first + idx * frame_granules: None for idx in range(num_frames)}  # an ordered set
+        self.residues = dict.fromkeys(self.free, residue) if residue else {}
+        self.tail = residue  # of the waste behind the last frame
+
+    def residue(self) -> frozenset[str]:
+        """Owners whose bytes may be anywhere in the slab."""
+        return self.tail.union(*self.residues.values())
+
+
+class FramePool:
+    """Gives and takes the frames of one space in one tier."""
+
+    def __init__(self, arena: Arena, frame_bytes: int) -> None:
+        if frame_bytes <= 0 or frame_bytes % arena.granule_bytes:
+            raise ValueError(f"a frame of {frame_bytes} bytes is not whole granules of {arena.granule_bytes}")
+        if frame_bytes > arena.slab_bytes:
+            raise ValueError(f"a frame of {frame_bytes} bytes spans slabs of {arena.slab_bytes}")
+        self._arena = arena
+        self.frame_bytes = frame_bytes
+        self.frame_granules = frame_bytes // arena.granule_bytes
+        self.frames_per_slab = arena.slab_granules // self.frame_granules
+        self._wastes = arena.slab_granules % self.frame_granules != 0
+        self._slabs: dict[int, SlabFrames] = {}
+        self._open: dict[int, SlabFrames] = {}  # slabs with a free frame, those longest open first
+        self._limbo: dict[int, int] = {}  # frame -> newest plan that may name it; invariant 2
+
+    # ------------------------------------------------------------------------------------------------------------------ counts
+
+    @property
+    def num_slabs(self) -> int:
+        """Slabs held."""
+        return len(self._slabs)
+
+    @property
+    def num_free(self) -> int:
+        """Frames that `alloc` gives without another slab."""
+        return sum(len(slab.free) for slab in self._open.values())
+
+    @property
+    def num_limbo(self) -> int:
+        """Frames that wait for a plan to finish."""
+        return len(self._limbo)
+
+    @property
+    def num_used(self) -> int:
+        """Frames that are neither free nor in limbo."""
+        return len(self._slabs) * self.frames_per_slab - self.num_free - self.num_limbo
+
+    def slabs(self) -> list[int]:
+        """Slabs held, those longest held first."""
+        return list(self._slabs)
+
+    def frames_of(self, slab: int) -> range:
+        """All frames of a slab, whatever their state."""
+        first = slab * self._arena.slab_granules
+        return range(first, first + self.frames_per_slab * self.frame_granules, self.frame_granules)
+
+    def holds(self, frame: int) -> bool:
+        """Whether a frame index is one of this pool's."""
+        slab = self._slabs.get(self._arena.slab_of(frame))
+        return slab is not None and (frame - slab.first) % self.frame_granules == 0 and frame in self.frames_of(slab.slab)
+
+    def is_free(self, frame: int) -> bool:
+        """Whether a frame of this pool is free."""
+        return frame in self._slabs[self._arena.slab_of(frame)].free
+
+    def is_limbo(self, frame: int) -> bool:
+        """Whether a frame waits for a plan to finish."""
+        return frame in self._limbo
+
+    # ------------------------------------------------------------------------------------------------------------------ alloc, free
+
+    def alloc(self) -> int | None:
+        """Take a free frame, with another slab where none is left, or None if the arena has none either."""
+        slab = next(iter(self._open.values()), None)
+        if slab is None:
+            number = self._arena.lend()
+            if number is None:
+                return None
+            slab = self._add(number)
+        frame, _ = slab.free.popitem()
+        if not slab.free:
+            del self._open[slab.slab]
+        return frame
+
+    def take(self, frame: int) -> None:
+        """Take a certain frame, with the slab it lies in where need be. Raises: PagingError, if either is not to be had."""
+        number = self._arena.slab_of(frame)
+        if frame not in self.frames_of(number):
+            raise PagingError(f"Frame {frame} is not on the grid of frames of {self.frame_granules} granules.")
+        if number not in self._slabs:
+            self._arena.claim(number)
+            self._add(number)
+        slab = self._slabs[number]
+        if frame not in slab.free:
+            raise PagingError(f"Frame {frame} is not free.")
+        del slab.free[frame]
+        if not slab.free:
+            del self._open[number]
+
+    def free(self, frame: int) -> None:
+        """Free a used frame that no plan on its way names. Raises: PagingError, if it is not used (invariant 1)."""
+        slab = self._used(frame)
+        slab.free[frame] = None
+        self._open.setdefault(slab.slab, slab)
+        if len(slab.free) == slab.num_frames:
+            self._give_back(slab)
+
+    def defer(self, frame: int, seq: int) -> None:
+        """Free a used frame as soon as plan `seq` has finished. Raises: PagingError, if it is not used (invariant 1)."""
+        self._used(frame)
+        self._limbo[frame] = seq
+
+    def recall(self, frame: int) -> None:
+        """Make a frame in limbo a used one again. Raises: PagingError, if it is not in limbo."""
+        if frame not in self._limbo:
+            raise PagingError(f"Frame {frame} is not in limbo.")
+        del self._limbo[frame]
+
+    def retire(self, seq: int) -> None:
+        """Plans up to `seq` have finished: free what waited for them."""
+        while self._limbo:
+            frame, newest = next(iter(self._limbo.items()))
+            if newest > seq:
+                return
+            del self._limbo[frame]
+            self.free(frame)
+
+    def rewind(self, seq: int) -> None:
+        """Plans after `seq` were aborted: nothing waits for them any more."""
+        for frame, newest in self._limbo.items():
+            self._limbo[frame] = min(newest, seq)
+
+    # ------------------------------------------------------------------------------------------------------------------ residue
+
+    def residue(self, frame: int) -> frozenset[str]:
+        """Owners whose bytes may be in a frame."""
+        return self._slabs[self._arena.slab_of(frame)].residues.get(frame, CLEAN)
+
+    def set_residue(self, frame: int, residue: frozenset[str]) -> None:
+        """Say whose bytes may be in a frame."""
+        residues = self._slabs[self._arena.slab_of(frame)].residues
+        if residue:
+            residues[frame] = residue
+        else:
+            residues.pop(frame, None)
+
+    def free_residues(self) -> list[tuple[int, frozenset[str]]]:
+        """Free frames that are not known to be zero, with whose bytes may be in them."""
+        return [(frame, slab.residues[frame]) for slab in self._open.values() for frame in slab.free if frame in slab.residues]
+
+    # ------------------------------------------------------------------------------------------------------------------ whole slabs
+
+    def withdraw(self, slab: int) -> tuple[SlabFrames, dict[int, int]]:
+        """Give a slab without used frames to the arena at once, and what `restore` needs to undo it. Raises: PagingError."""
+        frames = self._slabs[slab]
+        waiting = {frame: self._limbo[frame] for frame in self.frames_of(slab) if frame in self._limbo}
+        if len(frames.free) + len(waiting) != frames.num_frames:
+            raise PagingError(f"Slab {slab} has frames in use.")
+        for frame in waiting:
+            del self._limbo[frame]
+        self._give_back(frames)
+        return frames, waiting
+
+    def restore(self, frames: SlabFrames, waiting: dict[int, int]) -> None:
+        """Undo a `withdraw`; the slab is free in the arena. Plans after those in `waiting` were aborted (invariant 2)."""
+        self._arena.claim(frames.slab)
+        self._slabs[frames.slab] = frames
+        if frames.free:
+            self._open[frames.slab] = frames
+        self._limbo.update(waiting)
+
+    def reset(self) -> None:
+        """Forget every frame and slab; the caller resets the arena."""
+        self._slabs.clear()
+        self._open.clear()
+        self._limbo.clear()
+
+    def _add(self, number: int) -> SlabFrames:
+        residue = self._arena.residue(number)
+        slab = SlabFrames(number, number * self._arena.slab_granules, self.frames_per_slab, self.frame_granules, residue)
+        if not self._wastes:
+            slab.tail = CLEAN
+        self._slabs[number] = self._open[number] = slab
+        return slab
+
+    def _give_back(self, slab: SlabFrames) -> None:
+        del self._slabs[slab.slab]
+        self._open.pop(slab.slab, None)
+        self._arena.give_back(slab.slab, slab.residue())  # invariant 3
+
+    def _used(self, frame: int) -> SlabFrames:
+        slab = self._slabs.get(self._arena.slab_of(frame))
+        if slab is None or frame in slab.free or frame in self._limbo or frame not in self.frames_of(slab.slab):
+            raise PagingError(f"Frame {frame} is not in use.")
+        return slab

@@ -1,0 +1,145 @@
+"""The page table of a context: for every KV group, the pages of its tokens in order.
+
+A page may be held by several tables (fork), always at the same place in each. It is *on the device*, *on the host* (as a copy that stays
+when the page is promoted), both, or neither: then it is *lost*, and its tokens must be computed again.
+
+    page              0    1    2    3    4    5
+    device frame      8   12   16    -    -    -
+    host frame        4    -    6    7    -    -
+                    |-- resident --|    |-- lost
+    num_tokens      |---------------------|
+
+Pages and tables are changed by `memory.mapping` alone, which keeps their counters; everybody may read them.
+
+Invariants
+1. Every table in `page.holders` has the page in group `page.group` at `page.idx`, once, and no other table has it.
+2. The first `resident[group]` pages of a group are on the device.
+3. `num_device`, `num_host`, `num_lost`, `num_shared` count the group's pages that are on the device, on the host, on neither, and held by
+   more than this table.
+4. A host copy holds the first `page.num_tokens` tokens of the page under `page.key`; without a host copy `page.num_tokens` is 0.
+"""
+
+from __future__ import annotations
+
+from memory.page import Space
+
+
+class Page:
+    """KV of `page_tokens` consecutive tokens, for one group."""
+
+    __slots__ = ("device_frame", "group", "holders", "host_frame", "idx", "key", "num_tokens", "pins", "space_id")
+
+    def __init__(self, space_id: int, group: int, idx: int) -> None:
+        self.space_id = space_id
+        self.group = group
+        self.idx = idx
+        self.device_frame: int | None = None
+        self.host_frame: int | None = None
+        self.holders: list[PageTable] = []  # oldest first
+        self.key = b""  # 16 bytes that name the content, or empty: unknown
+        self.num_tokens = 0  # valid in the host copy
+        self.pins = 0  # moves of outstanding plans that name it
+
+    @property
+    def is_lost(self) -> bool:
+        """Whether its content is nowhere."""
+        return self.device_frame is None and self.host_frame is None
+
+    @property
+    def num_valid(self) -> int:
+        """Tokens of the page that one holder or another needs."""
+        page_tokens = self.holders[0].page_tokens if self.holders else 0
+        start = self.idx * page_tokens
+        return min(max((table.num_tokens - start for table in self.holders), default=0), page_tokens)
+
+    @property
+    def is_clean(self) -> bool:
+        """Whether the host copy holds everything that anybody needs of it."""
+        return self.host_frame is not None and self.num_tokens >= self.num_valid
+
+
+class PageTable:
+    """Logical pages of one context, per KV group."""
+
+    __slots__ = (
+        "is_dropped",
+        "is_suspended",
+        "num_device",
+        "num_filled",
+        "num_holds",
+        "num_host",
+        "num_lost",
+        "num_shared",
+        "num_tokens",
+        "owner",
+        "page_tokens",
+        "pages",
+        "parked",
+        "pins",
+        "resident",
+        "spaces",
+    )
+
+    def __init__(self, owner: str, spaces: tuple[Space, ...]) -> None:
+        num_groups = len(spaces)
+        self.owner = owner
+        self.spaces = spaces
+        self.page_tokens = spaces[0].page_tokens
+        self.pages: list[list[Page]] = [[] for _ in spaces]
+        self.num_tokens = 0  # valid once all outstanding plans are done
+        self.num_filled = 0  # full pages that were named by `Pager.fill`
+        self.resident = [0] * num_groups
+        self.num_device = [0] * num_groups
+        self.num_host = [0] * num_groups
+        self.num_lost = [0] * num_groups
+        self.num_shared = [0] * num_groups
+        self.parked: list[Page] = []  # host copies that are kept only until `Pager.release_host`
+        self.num_holds = 0  # readers of its host frames
+        self.pins = 0  # outstanding plans that want it
+        self.is_suspended = False
+        self.is_dropped = False
+
+    @property
+    def space_ids(self) -> tuple[int, ...]:
+        """The space of every group."""
+        return tuple(space.space_id for space in self.spaces)
+
+    @property
+    def num_pages(self) -> int:
+        """Pages of each group."""
+        return len(self.pages[0])
+
+    @property
+    def device_bytes(self) -> int:
+        """Bytes of the device frames that it maps, shared ones in full."""
+        return sum(count * space.device_frame_bytes for count, space in zip(self.num_device, self.spaces, strict=True))
+
+    def frames(self, group: int, first_page: int = 0) -> list[int]:
+        """Device frames of a group's pages from `first_page` on, as far as they are on the device without a gap."""
+        frames: list[int] = []
+        for page in self.pages[group][first_page:]:
+            if page.device_frame is None:
+                break
+            frames.append(page.device_frame)
+        return frames
+
+    def intact_tokens(self) -> int:
+        """Leading tokens whose pages are somewhere, device or host, in every group."""
+        return min(self._intact_pages(group) for group in range(len(self.pages))) * self.page_tokens
+
+    def counts(self) -> tuple[int, int, int, int]:
+        """Pages on the device, on the host alone, lost, and shared with other tables; all groups together."""
+        device, lost = sum(self.num_device), sum(self.num_lost)
+        host_only = sum(map(len, self.pages)) - device - lost
+        return device, host_only, lost, sum(self.num_shared)
+
+    def num_both(self, group: int) -> int:
+        """Pages of a group that are on the device and on the host."""
+        return self.num_device[group] + self.num_host[group] + self.num_lost[group] - len(self.pages[group])
+
+    def _intact_pages(self, group: int) -> int:
+        pages = self.pages[group]
+        if not self.num_lost[group]:
+            return len(pages)
+        first = self.resident[group]
+        return next((idx for idx in range(first, len(pages)) if pages[idx].is_lost), len(pages))
