@@ -261,8 +261,8 @@ def _toml(value: object, name: str) -> str:
     if isinstance(value, tuple):
         return "[" + ", ".join(_toml(item, name) for item in value) + "]"
     if isinstance(value, Mapping):
-        return "{ " + ", ".join(f"{_quoted(key)} = {_quoted(item)}" for key, item in value.items()) + " }" if value else "{}"
-    return _quoted(str(value))
+        return "{ " + ", ".join(f"{quoted(key)} = {quoted(item)}" for key, item in value.items()) + " }" if value else "{}"
+    return quoted(str(value))
 
 
 def _size_text(size_bytes: int) -> str:
@@ -272,7 +272,7 @@ def _size_text(size_bytes: int) -> str:
     return str(size_bytes)
 
 
-def _quoted(text: str) -> str:
+def quoted(text: str) -> str:
     """A TOML basic string; control characters are written as escapes."""
     escaped = text.replace("\\", "\\\\").replace('"', '\\"')
     return '"' + "".join(c if c.isprintable() or ord(c) > 0x7F else f"\\u{ord(c):04x}" for c in escaped) + '"'

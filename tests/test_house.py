@@ -26,7 +26,7 @@ MAX_FUNCTION_LINES = 50
 LONGER_FILES = {"kerneld/calls.py": 560, "kerneld/events.py": 360}
 
 # The files of `kernelctl` know only what any user's program knows; the others of cli/ may see the tower.
-DAEMON_COMMANDS = {"cli/daemon.py", "cli/serve.py", "cli/doctor.py", "cli/config.py"}
+DAEMON_COMMANDS = {"cli/daemon.py", "cli/serve.py", "cli/doctor.py", "cli/host.py"}
 KERNELCTL_MAY_IMPORT = {"kerneld_client", "click", "rich", "yaml", "cli"}
 # What a floor may take from one below, where that is less than all of it. The host tier is mapped by the front too; the configuration is
 # composed of every floor's section.

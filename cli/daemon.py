@@ -1,0 +1,118 @@
+"""`kerneld`: starts the daemon, shows and checks its configuration, looks at the machine."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import click
+
+from cli.findings import Level, show_findings
+from cli.render import Format, Printer
+from kerneld.config import Config, ConfigError
+from kerneld.settings import load_config, quoted, render_config
+
+EXIT_ERROR = 1
+
+_CONFIG = (
+    click.option("--config", "path", type=click.Path(path_type=Path), envvar="KERNELD_CONFIG", help="TOML file.  [env: KERNELD_CONFIG]"),
+    click.option("--state", "state", metavar="DIR", help="The same as --set kerneld.state_dir=DIR."),
+    click.option("--socket", "socket", metavar="PATH", help="The same as --set syscalls.socket=PATH."),
+    click.option("--model-root", "roots", multiple=True, metavar="DIR", help="Folder with models; may be repeated (kerneld.model_roots)."),
+    click.option("--set", "assignments", multiple=True, metavar="SECTION.KEY=VALUE", help="Set one key; may be repeated, wins over all."),
+)
+
+
+def config_options(command: Callable[..., None]) -> Callable[..., None]:
+    """Give a command the options that make a configuration; `read_config` takes them."""
+    for option in reversed(_CONFIG):
+        command = option(command)
+    return command
+
+
+def read_config(options: dict[str, Any]) -> Config:
+    """The configuration of file, environment and options. Raises: click.UsageError, with the reason."""
+    try:
+        return load_config(options["path"], os.environ, list(assignments_of(options)))
+    except ConfigError as error:
+        raise click.UsageError(str(error)) from error
+
+
+def assignments_of(options: dict[str, Any]) -> Iterator[str]:
+    """All options as `section.key=value`, those of --set last."""
+    for option, name in (("state", "kerneld.state_dir"), ("socket", "syscalls.socket")):
+        if options[option] is not None:
+            yield f"{name}={options[option]}"
+    if options["roots"]:
+        yield f"kerneld.model_roots=[{', '.join(quoted(root) for root in options['roots'])}]"
+    yield from options["assignments"]
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(package_name="kerneld", prog_name="kerneld")
+def cli() -> None:
+    """The daemon of kerneld, the kernel for language-model work on this machine.
+
+    \b
+    Configuration: the file, then KERNELD_SECTION__KEY variables, then options; the later wins.
+    `kerneld config show` prints every key with its meaning.
+    """
+
+
+@cli.command()
+@config_options
+def serve(**options: Any) -> None:
+    """Serve until SIGTERM. Exit codes: 0 stopped in order, 1 error, 2 the configuration is wrong."""
+    config = read_config(options)
+    from cli.serve import serve as serve_until_stopped
+
+    sys.exit(serve_until_stopped(config))
+
+
+@cli.group()
+def config() -> None:
+    """Show and check the configuration."""
+
+
+@config.command()
+@config_options
+def show(**options: Any) -> None:
+    """Print the configuration as TOML, with a comment for every key; what is printed can be used as --config."""
+    click.echo(render_config(read_config(options)), nl=False)
+
+
+@config.command()
+@config_options
+def check(**options: Any) -> None:
+    """Say whether the configuration can be used; exit code 2 if not."""
+    read_config(options)
+    click.echo("The configuration is good.")
+
+
+@cli.command()
+@config_options
+@click.option(
+    "-o", "--output", type=click.Choice([item.value for item in Format]), default="table", show_default=True, help="How to print."
+)
+@click.pass_context
+def doctor(ctx: click.Context, /, output: str, **options: Any) -> None:
+    """Check devices, compiler, permissions, disk and versions, and say what to do; exit code 1 if something fails."""
+    config = read_config(options)
+    from cli.doctor import examine
+
+    findings = list(examine(config))
+    show_findings(Printer(Format(output)), findings)
+    if any(finding.level is Level.FAIL for finding in findings):
+        ctx.exit(EXIT_ERROR)
+
+
+def main() -> None:
+    """Entry point of `kerneld`."""
+    cli.main(prog_name="kerneld")
+
+
+if __name__ == "__main__":
+    main()

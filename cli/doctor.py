@@ -1,0 +1,130 @@
+"""`kerneld doctor`: whether this machine can run the daemon as it is configured, and what to do where it cannot.
+
+Software and devices are looked at here, what the machine gives (memory, disk, sockets, limits) in `cli.host`.
+"""
+
+from __future__ import annotations
+
+import re
+import shutil
+import sys
+from collections.abc import Iterator
+from importlib import metadata
+
+from cli.findings import Finding, Level
+from cli.host import examine_host
+from cli.render import bytes_text
+from drivers import registry
+from drivers.errors import DriverError
+from kerneld.config import Config
+
+REQUIREMENT = re.compile(r"([A-Za-z0-9._-]+)(?:\[.*?\])?(?:>=([0-9.]+))?")
+COMPILERS = ("c++", "g++", "clang++")
+MIN_PYTHON = (3, 11)
+
+
+def examine(config: Config) -> Iterator[Finding]:
+    """Look at everything, cheapest first."""
+    yield check_python()
+    yield from check_packages()
+    yield check_compiler()
+    yield from check_driver(config)
+    yield from check_accelerators()
+    yield from examine_host(config)
+
+
+def check_python() -> Finding:
+    """The interpreter's version."""
+    found = ".".join(map(str, sys.version_info[:3]))
+    if sys.version_info < MIN_PYTHON:
+        return Finding("python", Level.FAIL, found, "Install Python 3.11 or newer.")
+    return Finding("python", Level.OK, f"{found}, {sys.executable}")
+
+
+def check_packages() -> Iterator[Finding]:
+    """Every package that the daemon needs, against the least version that kerneld's own metadata asks for."""
+    try:
+        requirements = metadata.requires("kerneld") or []
+    except metadata.PackageNotFoundError:
+        yield Finding("kerneld", Level.FAIL, "not installed as a package", "pip install 'kerneld[daemon]', or `make setup` in a checkout.")
+        return
+    for requirement in requirements:
+        if "extra ==" in requirement and "daemon" not in requirement:
+            continue
+        match = REQUIREMENT.match(requirement)
+        if match is not None:
+            yield check_package(match[1], match[2] or "0")
+
+
+def check_package(name: str, least: str) -> Finding:
+    """One package, and that it is not too old."""
+    try:
+        found = metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return Finding(name, Level.FAIL, "not installed", "pip install 'kerneld[daemon]'")
+    if version_key(found) < version_key(least):
+        return Finding(name, Level.FAIL, f"{found}, older than {least}", f"pip install --upgrade {name}")
+    return Finding(name, Level.OK, found)
+
+
+def version_key(version: str) -> tuple[int, ...]:
+    """The numbers of a release, for comparison; what follows them is left out."""
+    release = re.match(r"\d+(?:\.\d+)*", version)
+    return tuple(int(part) for part in release[0].split(".")) if release else ()
+
+
+def check_compiler() -> Finding:
+    """A C++ compiler, which the fused operations are built with."""
+    for name in COMPILERS:
+        path = shutil.which(name)
+        if path is not None:
+            return Finding("compiler", Level.OK, path)
+    return Finding("compiler", Level.WARN, "no C++ compiler", "Install one for fused operations: sudo apt install g++")
+
+
+def check_driver(config: Config) -> Iterator[Finding]:
+    """The configured driver on this machine."""
+    name = config.drivers.use
+    try:
+        found = registry.create(name).probe()
+    except DriverError as error:
+        yield Finding("driver", Level.FAIL, f"{name}: {error}", "Install what it needs, or choose another driver with drivers.use.")
+        return
+    yield Finding("driver", Level.OK, f"{found.driver} {found.version} on {found.device_name}")
+    if config.drivers.dtype not in found.dtypes:
+        yield Finding(
+            "dtype",
+            Level.FAIL,
+            f"{name} cannot compute in {config.drivers.dtype}",
+            f"Set drivers.dtype to one of {', '.join(found.dtypes)}.",
+        )
+    if config.drivers.batch_invariant and not found.batch_invariant:
+        yield Finding("batch_invariant", Level.FAIL, f"{name} is not batch-invariant", "Set drivers.batch_invariant = false.")
+    if config.memory.device_bytes > found.memory_bytes:
+        wanted, has = bytes_text(config.memory.device_bytes), bytes_text(found.memory_bytes)
+        yield Finding("device memory", Level.FAIL, f"{wanted} configured, the device has {has}", "Lower memory.device_bytes.")
+
+
+def check_accelerators() -> Iterator[Finding]:
+    """NVIDIA devices, where the library for them is."""
+    try:
+        import pynvml
+    except ImportError:
+        yield Finding("accelerators", Level.WARN, "nvidia-ml-py is not installed", "pip install nvidia-ml-py")
+        return
+    try:
+        pynvml.nvmlInit()
+    except pynvml.NVMLError_LibraryNotFound:
+        yield Finding("accelerators", Level.OK, "no NVIDIA driver on this machine")
+        return
+    except pynvml.NVMLError as error:
+        yield Finding("accelerators", Level.WARN, f"the NVIDIA driver does not answer: {error}", "Run nvidia-smi, and mend what it says.")
+        return
+    try:
+        for index in range(pynvml.nvmlDeviceGetCount()):
+            device = pynvml.nvmlDeviceGetHandleByIndex(index)
+            memory = pynvml.nvmlDeviceGetMemoryInfo(device)
+            text = f"{pynvml.nvmlDeviceGetName(device)}, {bytes_text(memory.free)} of {bytes_text(memory.total)} free"
+            yield Finding(f"gpu {index}", Level.OK, text)
+    finally:
+        pynvml.nvmlShutdown()

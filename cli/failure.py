@@ -1,0 +1,96 @@
+"""How a command fails: one sentence on stderr, what to do about it, and an exit code that scripts may rely on.
+
+0  done
+1  error
+2  usage: the command, or a value in it, is wrong
+3  not found
+4  not allowed, or not logged in
+5  the daemon cannot be reached, is starting, or is draining
+6  a limit is reached, or there is no room; waiting may help
+7  the object is in the wrong state, or the name is taken
+8  the deadline passed
+130  interrupted
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+import click
+
+from cli.render import write_note
+
+if TYPE_CHECKING:
+    from kerneld_client.errors import KerneldError
+
+EXIT_ERROR = 1
+EXIT_UNAVAILABLE = 5
+EXIT_INTERRUPTED = 130
+EXIT_CODES = {
+    "INVALID_ARGUMENT": 2,
+    "OUT_OF_RANGE": 2,
+    "NOT_FOUND": 3,
+    "UNAUTHENTICATED": 4,
+    "PERMISSION_DENIED": 4,
+    "UNAVAILABLE": EXIT_UNAVAILABLE,
+    "RESOURCE_EXHAUSTED": 6,
+    "FAILED_PRECONDITION": 7,
+    "ALREADY_EXISTS": 7,
+    "ABORTED": 7,
+    "DEADLINE_EXCEEDED": 8,
+    "CANCELLED": EXIT_INTERRUPTED,
+}
+ADVICE = {
+    "INVALID_ARGUMENT": "Mend the command; --help says what is accepted.",
+    "OUT_OF_RANGE": "Shorten the input or ask for less.",
+    "NOT_FOUND": "List what there is with `ps`, `model ls`, `ckpt ls` or `tenant ls`; what belongs to others is not shown.",
+    "UNAUTHENTICATED": "Over TCP give --token-file; `kernelctl token add` makes tokens.",
+    "PERMISSION_DENIED": "See who you are with `kernelctl whoami`, and ask an administrator for a role or the owner for a grant.",
+    "UNAVAILABLE": "See whether the daemon runs (`kernelctl doctor`), and try again.",
+    "RESOURCE_EXHAUSTED": "Wait and try again, or free contexts (`kernelctl ps`).",
+    "FAILED_PRECONDITION": "Change its state first, then repeat the command.",
+    "ALREADY_EXISTS": "Choose another name.",
+    "ABORTED": "Nothing happened: repeat the command.",
+    "DEADLINE_EXCEEDED": "Try again, or allow more time.",
+    "DATA_LOSS": "Restore an older image; `kernelctl ckpt verify` says which are whole.",
+    "INTERNAL": "This is a defect of the daemon: please report it with the error id.",
+}
+
+
+def client_errors() -> type[KerneldError]:
+    """The client's errors. Called only when something was raised, so that a command that fails early does not load the client."""
+    from kerneld_client.errors import KerneldError
+
+    return KerneldError
+
+
+def code_name(error: KerneldError) -> str:
+    """Name of the gRPC status of an error."""
+    return str(getattr(error.code, "name", error.code)).upper()
+
+
+def report(error: KerneldError) -> int:
+    """Say what went wrong and what to do, and return the exit code."""
+    name = code_name(error)
+    write_note(f"error: {str(error).rstrip('.')}.")
+    retry_after_s = getattr(error, "retry_after_s", None)
+    advice = f"Try again in {retry_after_s:.0f} s." if retry_after_s else ADVICE.get(name, "")
+    if advice:
+        write_note(advice)
+    return EXIT_CODES.get(name, EXIT_ERROR)
+
+
+@contextmanager
+def failures_end_with(end: Callable[[int], None]) -> Iterator[None]:
+    """Turn the client's errors, and an interrupt, into a sentence and an exit code."""
+    try:
+        yield
+    except (KeyboardInterrupt, click.Abort):
+        write_note("Interrupted.")
+        end(EXIT_INTERRUPTED)
+    except (click.exceptions.Exit, click.ClickException, BrokenPipeError):
+        raise  # click's own business; and the client need not be loaded to see that
+    except client_errors() as error:
+        end(report(error))

@@ -1,0 +1,110 @@
+"""Images: the group ckpt."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import click
+
+from cli.context import context_columns, label_option, parse_labels
+from cli.render import Column, Printer, bytes_text, plain, write_line, write_note
+from cli.target import Shell, output_option, pass_shell
+
+if TYPE_CHECKING:
+    from kerneld_client.values import Image
+
+EXIT_BROKEN = 1
+
+
+def image_columns(printer: Printer) -> tuple[Column, ...]:
+    """How an image is shown in a table."""
+    return (
+        Column("ID", lambda i: i.id),
+        Column("NAME", lambda i: i.name),
+        Column("MODEL", lambda i: i.model),
+        Column("TOKENS", lambda i: str(i.num_tokens), is_number=True),
+        Column("PAGES", lambda i: str(i.num_pages), is_number=True),
+        Column("SIZE", lambda i: bytes_text(i.bytes), is_number=True),
+        Column("AGE", lambda i: printer.age(i.created_at), is_number=True),
+        Column("CONTEXT", lambda i: i.context_id, is_wide=True),
+        Column("OWNER", lambda i: i.owner, is_wide=True),
+        Column("TENANT", lambda i: i.tenant, is_wide=True),
+    )
+
+
+def show_images(printer: Printer, images: list[Image]) -> None:
+    """Print images as a list."""
+    printer.rows(images, image_columns(printer), name=lambda i: str(i.id))
+
+
+@click.group(short_help="Checkpoint contexts to images and restore them.")
+def ckpt() -> None:
+    """Checkpoint contexts to images and restore them."""
+
+
+@ckpt.command()
+@click.argument("context_id", metavar="CTX")
+@click.option("--name", default="", help="Name for people.")
+@click.option("--tokens-only", is_flag=True, help="Leave the pages out; a restore then computes them again.")
+@output_option
+@pass_shell
+def save(shell: Shell, context_id: str, name: str, tokens_only: bool) -> None:
+    """Write an image of CTX."""
+    with shell.connect() as client:
+        show_images(shell.printer, [client.context(context_id).checkpoint(name=name, tokens_only=tokens_only)])
+
+
+@ckpt.command()
+@click.argument("image_id", metavar="IMAGE")
+@label_option
+@output_option
+@pass_shell
+def restore(shell: Shell, image_id: str, labels: tuple[str, ...]) -> None:
+    """Make a new context from IMAGE."""
+    printer = shell.printer
+    with shell.connect() as client:
+        context = client.restore(image_id, labels=parse_labels(labels))
+        info = context.stat()
+    printer.rows([info], context_columns(printer), name=lambda c: str(c.id))
+
+
+@ckpt.command("ls")
+@click.option("-a", "--all", "everybody", is_flag=True, help="Of everybody (administrators and operators).")
+@click.option("--context", "context_id", default="", help="Only those taken from this context.")
+@output_option
+@pass_shell
+def list_command(shell: Shell, everybody: bool, context_id: str) -> None:
+    """List your images."""
+    with shell.connect() as client:
+        show_images(shell.printer, list(client.images(all=everybody, context_id=context_id)))
+
+
+@ckpt.command()
+@click.argument("image_id", metavar="IMAGE")
+@output_option
+@click.pass_context
+def verify(ctx: click.Context, image_id: str) -> None:
+    """Read IMAGE again and check it; exit code 1 if it is not whole."""
+    shell = ctx.ensure_object(Shell)
+    with shell.connect() as client:
+        verified = client.verify(image_id)
+    if shell.printer.is_for_people:
+        for problem in verified.problems:
+            write_note(problem)
+        write_line(f"{image_id} {'is broken' if verified.problems else 'is whole'}, {bytes_text(verified.bytes_read)} read")
+    else:
+        shell.printer.document({"id": image_id, "ok": not verified.problems, **plain(verified)})
+    if verified.problems:
+        ctx.exit(EXIT_BROKEN)
+
+
+@ckpt.command()
+@click.argument("image_ids", metavar="IMAGE...", nargs=-1, required=True)
+@output_option
+@pass_shell
+def rm(shell: Shell, image_ids: tuple[str, ...]) -> None:
+    """Delete images; contexts that were restored from them stay."""
+    with shell.connect() as client:
+        for image_id in image_ids:
+            client.remove_image(image_id)
+            shell.printer.done(f"{image_id} deleted", {"id": image_id, "deleted": True})

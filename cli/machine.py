@@ -1,0 +1,176 @@
+"""The machine as a whole: top, mem, events, drain, whoami."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Iterable, Iterator
+from typing import TYPE_CHECKING
+
+import click
+
+from cli.model import COLUMNS as MODEL_COLUMNS
+from cli.render import Column, Printer, bar_text, bytes_text, duration_text, labels_text, shown, table_of, word, write_line, write_table
+from cli.target import Shell, output_option, pass_shell
+from cli.tenant import tenant_columns
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+    from kerneld_client.values import Event, TierUse, TopFrame
+
+BAR_WIDTH = 40
+WEIGHTS_MARK = "#"
+KV_MARKS = "=+*o%@"  # by tenant, in order of path; used again when there are more tenants than marks
+
+WORKER_COLUMNS = (
+    Column("DEVICE", lambda w: w.device),
+    Column("DRIVER", lambda w: w.driver),
+    Column("PID", lambda w: str(w.pid), is_number=True),
+    Column("STATE", lambda w: word(w.state)),
+    Column("BUSY", lambda w: f"{w.busy:.0%}", is_number=True),
+    Column("RESTARTS", lambda w: str(w.restarts), is_number=True),
+)
+
+
+@click.command(short_help="Watch the machine.")
+@click.option("--once", is_flag=True, help="One frame, then end.")
+@click.option("--interval", "interval_s", type=click.FloatRange(0.1, 3600), default=1.0, show_default=True, help="Seconds between frames.")
+@click.option("--count", type=click.IntRange(0), default=0, help="End after this many frames; 0 is never.")
+@output_option
+@pass_shell
+def top(shell: Shell, once: bool, interval_s: float, count: int) -> None:
+    """Watch workers, memory, tenants and models."""
+    with shell.connect() as client:
+        if once:
+            show_frame(shell.printer, client.top())
+            return
+        frames = client.top_stream(interval_s=interval_s, count=count)
+        if shell.printer.is_for_people and sys.stdout.isatty():
+            watch(shell.printer, frames)
+        else:
+            for frame in frames:
+                show_frame(shell.printer, frame)
+
+
+@click.command(short_help="Show who holds the memory.")
+@output_option
+@pass_shell
+def mem(shell: Shell) -> None:
+    """Draw every tier as a bar: weights, and KV by tenant."""
+    with shell.connect() as client:
+        tiers = client.top().tiers
+    if not shell.printer.is_for_people:
+        shell.printer.rows(tiers, (), name=lambda tier: str(tier.tier))
+        return
+    for line in memory_lines(tiers):
+        write_line(line)
+
+
+@click.command(short_help="Show what happened.")
+@click.option("-f", "--follow", is_flag=True, help="Go on as things happen.")
+@click.option("--since", type=click.IntRange(0), default=0, help="Only events after this sequence number.")
+@output_option
+@pass_shell
+def events(shell: Shell, follow: bool, since: int) -> None:
+    """Print events, one per line."""
+    with shell.connect() as client:
+        for event in client.events(follow=follow, since=since):
+            if shell.printer.is_for_people:
+                write_line(event_text(event))
+                sys.stdout.flush()
+            else:
+                shell.printer.record(event)
+
+
+@click.command(short_help="Refuse new work, wait for the rest, stop the daemon.")
+@click.option("--timeout", "timeout_s", type=click.FloatRange(0), default=0.0, help="Seconds to wait.  [default: the daemon's own]")
+@output_option
+@pass_shell
+def drain(shell: Shell, timeout_s: float) -> None:
+    """Refuse new work, wait for requests that run, and stop the daemon; what is left goes on at its next start."""
+    with shell.connect() as client:
+        drained = client.drain(timeout_s=timeout_s)
+    sentence = f"Drained: {drained.finished} requests finished, {drained.left_for_next_start} left for the next start."
+    shell.printer.done(sentence, {"finished": drained.finished, "left_for_next_start": drained.left_for_next_start})
+
+
+@click.command(short_help="Show who the daemon takes you for.")
+@output_option
+@pass_shell
+def whoami(shell: Shell) -> None:
+    """Show principal, tenant and roles of this connection."""
+    columns = (
+        Column("NAME", lambda p: p.name),
+        Column("TENANT", lambda p: p.tenant),
+        Column("ROLES", lambda p: ", ".join(sorted(word(role) for role in p.roles))),
+        Column("VIA", lambda p: p.via),
+    )
+    with shell.connect() as client:
+        shell.printer.item(client.whoami(), columns, name=lambda p: str(p.name))
+
+
+def show_frame(printer: Printer, frame: TopFrame) -> None:
+    """Print one frame below the last."""
+    if not printer.is_for_people:
+        printer.record(frame)
+        return
+    for line in head_lines(frame):
+        write_line(line)
+    for items, columns in tables_of(printer, frame):
+        write_line("")
+        write_table(table_of(items, columns))
+
+
+def watch(printer: Printer, frames: Iterable[TopFrame]) -> None:
+    """Show each frame in the place of the last, until there are no more."""
+    from rich.console import Group
+    from rich.live import Live
+    from rich.text import Text
+
+    with Live(screen=True, auto_refresh=False) as live:
+        for frame in frames:
+            parts: list[RenderableType] = [Text(shown("\n".join(head_lines(frame))))]
+            for items, columns in tables_of(printer, frame):
+                parts += [Text(""), table_of(items, columns)]
+            live.update(Group(*parts), refresh=True)
+
+
+def head_lines(frame: TopFrame) -> Iterator[str]:
+    """What stands above the tables of a frame."""
+    yield (
+        f"up {duration_text(frame.uptime_s)} (boot {frame.boot_generation})  running {frame.running}  waiting {frame.waiting}"
+        f"  contexts {frame.num_contexts}  {frame.tokens_per_s:.0f} tokens/s out, {frame.prefill_tokens_per_s:.0f} tokens/s in"
+    )
+    yield from memory_lines(frame.tiers)
+
+
+def tables_of(printer: Printer, frame: TopFrame) -> Iterator[tuple[list[object], list[Column]]]:
+    """Workers, models and tenants of a frame, those that there are."""
+    for items, columns in ((frame.workers, WORKER_COLUMNS), (frame.models, MODEL_COLUMNS), (frame.tenants, tenant_columns(printer))):
+        if items:
+            yield list(items), [column for column in columns if not column.is_wide]
+
+
+def memory_lines(tiers: Iterable[TierUse]) -> Iterator[str]:
+    """A bar for each tier, and what its marks mean.
+
+    |####======++..........|  # weights, = tenant a, + tenant b, dots are free
+    """
+    for tier in tiers:
+        tenants = sorted(tier.kv_bytes)
+        marks = {tenant: KV_MARKS[idx % len(KV_MARKS)] for idx, tenant in enumerate(tenants)}
+        parts = [(WEIGHTS_MARK, tier.weights_bytes), *((marks[tenant], tier.kv_bytes[tenant]) for tenant in tenants)]
+        used = tier.total_bytes - tier.free_bytes
+        bar = bar_text(parts, tier.total_bytes, BAR_WIDTH)
+        yield f"{word(tier.tier):<6} |{bar}| {bytes_text(used)} of {bytes_text(tier.total_bytes)}"
+        legend = [f"{WEIGHTS_MARK} weights {bytes_text(tier.weights_bytes)}"] if tier.weights_bytes else []
+        legend += [f"{marks[tenant]} {tenant} {bytes_text(tier.kv_bytes[tenant])}" for tenant in tenants if tier.kv_bytes[tenant]]
+        if legend:
+            yield " " * 8 + "  ".join(legend)
+
+
+def event_text(event: Event) -> str:
+    """An event on one line."""
+    at = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(event.at))
+    return f"{at}  {event.sequence:>6}  {event.name}  {labels_text(event.facts).replace(',', ' ')}".rstrip()

@@ -1,0 +1,158 @@
+"""Models: the group model."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from cli.render import Column, Printer, bytes_text, count_text, word, write_note
+from cli.target import Shell, output_option, pass_shell
+
+if TYPE_CHECKING:
+    from kerneld_client.values import LoadProgress, ModelInfo
+
+COLUMNS = (
+    Column("NAME", lambda m: m.name),
+    Column("STATE", lambda m: word(m.state)),
+    Column("ARCHITECTURE", lambda m: m.architecture),
+    Column("PARAMETERS", lambda m: count_text(m.num_parameters), is_number=True),
+    Column("DTYPE", lambda m: m.dtype),
+    Column("SIZE", lambda m: bytes_text(m.bytes), is_number=True),
+    Column("CONTEXTS", lambda m: str(m.num_contexts), is_number=True),
+    Column("POSITIONS", lambda m: str(m.max_positions), is_wide=True, is_number=True),
+    Column("VOCABULARY", lambda m: str(m.vocab_size), is_wide=True, is_number=True),
+    Column("KV PER TOKEN", lambda m: bytes_text(m.kv_bytes_per_token), is_wide=True, is_number=True),
+    Column("CHAT", lambda m: "yes" if m.has_chat_template else "no", is_wide=True),
+    Column("DEVICE", lambda m: m.device, is_wide=True),
+    Column("QUANT", lambda m: m.quant, is_wide=True),
+    Column("WEIGHTS", lambda m: m.weights_hash[:16], is_wide=True),
+    Column("PATH", lambda m: m.path, is_wide=True),
+    Column("FAILURE", lambda m: m.failure, is_wide=True),
+)
+
+
+def show_models(printer: Printer, models: list[ModelInfo]) -> None:
+    """Print models as a list."""
+    printer.rows(models, COLUMNS, name=lambda m: str(m.name))
+
+
+@click.group(short_help="Load, unload and list models.")
+def model() -> None:
+    """Load, unload and list models."""
+
+
+source_options = (
+    click.option("--max-positions", type=click.IntRange(1), help="Longest context.  [default: what the model's config says]"),
+    click.option("--quant", help="Quantize while loading, in this form."),
+)
+
+
+@model.command()
+@click.argument("path")
+@click.option("--name", help="Name to call it by.  [default: the folder's name]")
+@source_options[0]
+@source_options[1]
+@output_option
+@pass_shell
+def load(shell: Shell, /, path: str, name: str | None, **options: Any) -> None:
+    """Load the model in the folder PATH (under a model root of the daemon), or the registered model of that name."""
+    is_path = "/" in path or Path(path).is_dir()
+    asked = {key: value for key, value in options.items() if value is not None}
+    source = str(Path(path).absolute()) if is_path else None
+    with shell.connect() as client:
+        bar = LoadBar(name or Path(path).absolute().name if is_path else path)
+        with bar:
+            loaded = client.load(source, name=name or (Path(path).absolute().name if is_path else path), progress=bar.show, **asked)
+    show_models(shell.printer, [loaded])
+
+
+@model.command()
+@click.argument("path")
+@click.option("--name", help="Name to call it by.  [default: the folder's name]")
+@source_options[0]
+@source_options[1]
+@output_option
+@pass_shell
+def register(shell: Shell, /, path: str, name: str | None, **options: Any) -> None:
+    """Make the model in the folder PATH known without loading it."""
+    folder = Path(path).absolute()
+    asked = {key: value for key, value in options.items() if value is not None}
+    with shell.connect() as client:
+        show_models(shell.printer, [client.register(str(folder), name=name or folder.name, **asked)])
+
+
+@model.command()
+@click.argument("name")
+@output_option
+@pass_shell
+def unload(shell: Shell, name: str) -> None:
+    """Take a model's weights from the device; its contexts stay and wait for the next load."""
+    with shell.connect() as client:
+        show_models(shell.printer, [client.unload(name)])
+
+
+@model.command("ls")
+@output_option
+@pass_shell
+def list_command(shell: Shell) -> None:
+    """List models."""
+    with shell.connect() as client:
+        show_models(shell.printer, list(client.models()))
+
+
+@model.command()
+@click.argument("name")
+@output_option
+@pass_shell
+def show(shell: Shell, name: str) -> None:
+    """Show everything about a model."""
+    with shell.connect() as client:
+        shell.printer.item(client.model(name), COLUMNS, name=lambda m: str(m.name))
+
+
+@model.command()
+@click.argument("name")
+@output_option
+@pass_shell
+def rm(shell: Shell, name: str) -> None:
+    """Forget an unloaded model; its files stay."""
+    with shell.connect() as client:
+        client.remove_model(name)
+    shell.printer.done(f"{name} removed", {"name": name, "removed": True})
+
+
+class LoadBar:
+    """Progress of a load on stderr: a bar on a terminal, a line per stage elsewhere."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+        self._stage = ""
+        self._bar: Any = None
+        self._task: Any = None
+
+    def __enter__(self) -> LoadBar:
+        if sys.stderr.isatty():
+            from rich.console import Console
+            from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
+
+            columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(binary_units=True), TransferSpeedColumn())
+            self._bar = Progress(*columns, console=Console(stderr=True), transient=True)
+            self._task = self._bar.add_task(self._name, total=None)
+            self._bar.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+
+    def show(self, progress: LoadProgress) -> None:
+        """Show how far the load is."""
+        if self._bar is not None:
+            text = f"{self._name}: {progress.stage}"
+            self._bar.update(self._task, description=text, completed=progress.bytes_done, total=progress.bytes_total or None)
+        elif progress.stage != self._stage:
+            write_note(f"{self._name}: {progress.stage}")
+        self._stage = progress.stage

@@ -1,0 +1,209 @@
+"""Tenants and their tokens: the groups tenant and token."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import click
+
+from cli.render import Column, Printer, bytes_text, count_text, plain, word, write_line, write_note
+from cli.target import Shell, output_option, pass_shell
+
+if TYPE_CHECKING:
+    from kerneld_client.values import Tenant, Token
+
+SIZES = {"": 1, "Ki": 1 << 10, "Mi": 1 << 20, "Gi": 1 << 30, "Ti": 1 << 40}
+ROLES = click.Choice(["admin", "operator", "user", "viewer"])
+
+
+def parse_size(text: str) -> int:
+    """Bytes, as a number or with a binary suffix: 1048576, 512MiB, 2GiB."""
+    match = re.fullmatch(r"(\d+)\s*([KMGT]i)?B?", text.strip())
+    if match is None:
+        raise click.BadParameter(f"{text!r} is not a size such as 1048576, 512MiB or 2GiB.")
+    return int(match[1]) * SIZES[match[2] or ""]
+
+
+_LIMITS = (
+    click.option("--device-bytes", type=parse_size, metavar="SIZE", help="Device memory of its KV."),
+    click.option("--host-bytes", type=parse_size, metavar="SIZE", help="Host memory of its KV."),
+    click.option("--image-bytes", type=parse_size, metavar="SIZE", help="Disk space of its images."),
+    click.option("--max-contexts", type=click.IntRange(0), help="Contexts."),
+    click.option("--max-running", type=click.IntRange(0), help="Requests running at once."),
+    click.option("--max-queued", type=click.IntRange(0), help="Requests waiting."),
+    click.option("--requests-per-minute", type=click.IntRange(0), help="Requests in any minute."),
+    click.option("--tokens-per-minute", type=click.IntRange(0), help="Tokens in any minute, input and output."),
+)
+
+
+def limit_options(command: Callable[..., None]) -> Callable[..., None]:
+    """Give a command the limits of a tenant as options; 0 is no limit of its own."""
+    for option in reversed(_LIMITS):
+        command = option(command)
+    return command
+
+
+def limit_text(count: int, show: Callable[[int], str] = str) -> str:
+    """A limit, or a dash where there is none."""
+    return show(count) if count else "-"
+
+
+def tenant_columns(printer: Printer) -> tuple[Column, ...]:
+    """How a tenant is shown in a table."""
+    return (
+        Column("TENANT", lambda t: t.path),
+        Column("WEIGHT", lambda t: str(t.weight), is_number=True),
+        Column("CONTEXTS", lambda t: str(t.num_contexts), is_number=True),
+        Column("RUNNING", lambda t: str(t.num_running), is_number=True),
+        Column("QUEUED", lambda t: str(t.num_queued), is_number=True),
+        Column("SERVICE", lambda t: count_text(t.service), is_number=True),
+        Column("KV DEVICE", lambda t: bytes_text(t.kv_device_bytes), is_number=True),
+        Column("HOST", lambda t: bytes_text(t.kv_host_bytes), is_number=True),
+        Column("INPUT", lambda t: count_text(t.input_tokens), is_wide=True, is_number=True),
+        Column("OUTPUT", lambda t: count_text(t.output_tokens), is_wide=True, is_number=True),
+        Column("MAX DEVICE", lambda t: limit_text(t.limits.device_bytes, bytes_text), is_wide=True, is_number=True),
+        Column("MAX HOST", lambda t: limit_text(t.limits.host_bytes, bytes_text), is_wide=True, is_number=True),
+        Column("MAX IMAGES", lambda t: limit_text(t.limits.image_bytes, bytes_text), is_wide=True, is_number=True),
+        Column("MAX CONTEXTS", lambda t: limit_text(t.limits.max_contexts), is_wide=True, is_number=True),
+        Column("MAX RUNNING", lambda t: limit_text(t.limits.max_running), is_wide=True, is_number=True),
+        Column("MAX QUEUED", lambda t: limit_text(t.limits.max_queued), is_wide=True, is_number=True),
+        Column("REQUESTS/MIN", lambda t: limit_text(t.limits.requests_per_minute), is_wide=True, is_number=True),
+        Column("TOKENS/MIN", lambda t: limit_text(t.limits.tokens_per_minute), is_wide=True, is_number=True),
+        Column("AGE", lambda t: printer.age(t.created_at), is_wide=True, is_number=True),
+    )
+
+
+def token_columns(printer: Printer) -> tuple[Column, ...]:
+    """How a token is shown in a table; never its secret."""
+    return (
+        Column("ID", lambda t: t.id),
+        Column("TENANT", lambda t: t.tenant),
+        Column("NAME", lambda t: t.name),
+        Column("ROLES", lambda t: ",".join(sorted(word(role) for role in t.roles))),
+        Column("AGE", lambda t: printer.age(t.created_at), is_number=True),
+        Column("LAST USED", lambda t: printer.age(t.last_used_at) or "never", is_number=True),
+        Column("LEFT", lambda t: printer.left(t.expires_at) or "forever", is_number=True),
+    )
+
+
+def show_tenants(printer: Printer, tenants: list[Tenant]) -> None:
+    """Print tenants as a list."""
+    printer.rows(tenants, tenant_columns(printer), name=lambda t: str(t.path))
+
+
+def show_tokens(printer: Printer, tokens: list[Token]) -> None:
+    """Print tokens as a list."""
+    printer.rows(tokens, token_columns(printer), name=lambda t: str(t.id))
+
+
+@click.group(short_help="Add, change and remove tenants.")
+def tenant() -> None:
+    """Add, change and remove tenants. A limit of 0 is none of its own; its parents' limits hold all the same."""
+
+
+@tenant.command()
+@click.argument("path", metavar="NAME")
+@click.option("--weight", type=click.IntRange(1), default=1, show_default=True, help="Its share, against its siblings.")
+@limit_options
+@output_option
+@pass_shell
+def add(shell: Shell, /, path: str, weight: int, **limits: int | None) -> None:
+    """Add the tenant NAME; a path such as lab/group makes it a child."""
+    with shell.connect() as client:
+        show_tenants(shell.printer, [client.add_tenant(path, weight=weight, limits=given_limits(limits))])
+
+
+@tenant.command("set")
+@click.argument("path", metavar="NAME")
+@click.option("--weight", type=click.IntRange(1), help="Its share, against its siblings.")
+@limit_options
+@output_option
+@pass_shell
+def set_command(shell: Shell, /, path: str, weight: int | None, **limits: int | None) -> None:
+    """Change weight or limits of a tenant; what is not named stays."""
+    with shell.connect() as client:
+        now: dict[str, int] = {}
+        if given_limits(limits):
+            now = plain(next((t.limits for t in client.tenants() if t.path == path), {}))
+        merged = {**now, **given_limits(limits)}
+        show_tenants(shell.printer, [client.set_tenant(path, weight=weight, limits=merged or None)])
+
+
+@tenant.command("ls")
+@output_option
+@pass_shell
+def list_tenants(shell: Shell) -> None:
+    """List tenants."""
+    with shell.connect() as client:
+        show_tenants(shell.printer, list(client.tenants()))
+
+
+@tenant.command()
+@click.argument("path", metavar="NAME")
+@click.option("--force", is_flag=True, help="Free the contexts it still has.")
+@output_option
+@pass_shell
+def rm(shell: Shell, path: str, force: bool) -> None:
+    """Remove a tenant; its frames are zeroed at once."""
+    with shell.connect() as client:
+        freed = client.remove_tenant(path, force=force)
+    shell.printer.done(f"{path} removed, {freed} contexts freed", {"path": path, "contexts_freed": freed})
+
+
+@click.group(short_help="Make and remove API tokens.")
+def token() -> None:
+    """Make and remove API tokens."""
+
+
+@token.command("add")
+@click.option("--tenant", "path", required=True, metavar="NAME", help="Whose token it is.")
+@click.option("--name", default="", help="What it is for.")
+@click.option("--role", "roles", type=ROLES, multiple=True, default=("user",), show_default=True, help="What it may do; may be repeated.")
+@click.option(
+    "--lifetime",
+    "lifetime_s",
+    type=click.FloatRange(0),
+    default=0.0,
+    metavar="SECONDS",
+    help="How long it is good for.  [default: forever]",
+)
+@output_option
+@pass_shell
+def add_token(shell: Shell, path: str, name: str, roles: tuple[str, ...], lifetime_s: float) -> None:
+    """Make a token for a tenant. It is shown once: the daemon keeps only a hash."""
+    with shell.connect() as client:
+        made = client.add_token(tenant=path, name=name, roles=list(roles), lifetime_s=lifetime_s)
+    if shell.printer.is_for_people:
+        write_line(made.token)
+        write_note(f"Token {made.id} of {made.tenant}; keep it now, it is not shown again.")
+    else:
+        shell.printer.item(made, (), name=lambda t: str(t.token))
+
+
+@token.command("ls")
+@click.option("--tenant", "path", default="", metavar="NAME", help="Only of this tenant.")
+@output_option
+@pass_shell
+def list_tokens(shell: Shell, path: str) -> None:
+    """List tokens, without their secrets."""
+    with shell.connect() as client:
+        show_tokens(shell.printer, list(client.tokens(tenant=path)))
+
+
+@token.command("rm")
+@click.argument("token_ids", metavar="TOKEN...", nargs=-1, required=True)
+@output_option
+@pass_shell
+def remove_tokens(shell: Shell, token_ids: tuple[str, ...]) -> None:
+    """Remove tokens by id; who uses one is out at once."""
+    with shell.connect() as client:
+        for token_id in token_ids:
+            client.remove_token(token_id)
+            shell.printer.done(f"{token_id} removed", {"id": token_id, "removed": True})
+
+
+def given_limits(limits: dict[str, int | None]) -> dict[str, int]:
+    """The limits that were named."""
+    return {name: limit for name, limit in limits.items() if limit is not None}
