@@ -127,6 +127,7 @@ class _FakeDevice:
         self._script = script
         self._table = RowTable(spec.max_rows, spec.max_step_tokens, spec.page_tokens)
         self._models: dict[int, _Loaded] = {}  # replaced, never changed: a load in another thread may end while a plan is applied
+        self._spaces: dict[int, FakeSpace] = {}  # likewise; those of unloaded models stay, their frames may still have to be zeroed
         self._models_lock = threading.Lock()
         self._links: dict[int, int] = {}  # by row slot: the link after the last token that the row computed here
         self._num_steps = self._num_loads = self._num_host_copies = 0
@@ -152,6 +153,7 @@ class _FakeDevice:
         seated = self._seat(spec, told, tuple(patterns))
         with self._models_lock:
             self._models = {**self._models, spec.model_id: seated}
+            self._spaces = {**self._spaces, **seated.spaces}
         return LoadedModel(spec.model_id, total_bytes, time.monotonic() - began)
 
     def unload(self, model_id: int) -> None:
@@ -161,7 +163,7 @@ class _FakeDevice:
             self._models = {other: loaded for other, loaded in self._models.items() if other != model_id}
 
     def apply(self, plan: Plan) -> None:
-        spaces = {space_id: space for loaded in self._models.values() for space_id, space in loaded.spaces.items()}
+        spaces = self._spaces
         self._check_pages(plan, spaces)
         check_rows(plan, self._table, {model_id: loaded.limit for model_id, loaded in self._models.items()})
         for zero in plan.zeros:
@@ -258,8 +260,8 @@ class _FakeDevice:
                 raise DeviceLost(f"The weights at byte {offset} of the arena were overwritten.")
 
     def _check_load(self, spec: LoadSpec, told: ModelSpec) -> None:
-        if spec.model_id in self._models:
-            raise PlanRejected(f"Model {spec.model_id} is loaded already.")
+        if spec.model_id in self._models or any(space_id in self._spaces for space_id in spec.space_ids):
+            raise PlanRejected(f"Model {spec.model_id} or one of its spaces {spec.space_ids} was loaded before.")
         if len(spec.offsets) != len(told.segments) or len(spec.space_ids) != len(told.groups):
             raise PlanRejected(f"It has {len(told.segments)} segments and {len(told.groups)} groups.")
         for segment, offset in zip(told.segments, spec.offsets, strict=True):
