@@ -10,7 +10,8 @@ A character has at most four bytes and a token at least one, so of many pending 
 that is still unfinished: the work per token is bounded, whatever comes.
 
 Promise: if the first prefix is empty, all pieces together, `flush` included, are what `Tokenizer.decode` makes of all tokens together.
-Exception: if more than `MAX_SILENT` special tokens stand inside an unfinished character, that character is given up as U+FFFD.
+Exceptions: if more than `MAX_SILENT` special tokens stand inside an unfinished character, that character is given up as U+FFFD; and where
+byte fallback decodes a run of bytes that is not UTF-8 to nothing but U+FFFD, the whole characters in it that were told already stay.
 With a first prefix P, they are what the decoded whole has after the text of P; if P ends inside a character, U+FFFD stands for it there.
 """
 
@@ -70,11 +71,16 @@ class Detokenizer:
 
     def _tell(self, num_tokens: int, text: str) -> str:
         """Tell the first pending tokens, whose text with the prefix is `text`, and make them the next prefix."""
-        piece = text[len(self._prefix_text) :]
         told = self._pending[:num_tokens]
+        piece = self._after_prefix(text, told)
         # A prefix without text would leave the next token as the first one of the decoded whole, where some decoders cut a space.
         self._prefix = told if piece else (self._prefix + told)[-MAX_PENDING:]
         self._prefix_text = self._tokenizer.decode(self._prefix)
         self._pending = self._pending[num_tokens:]
         self._num_silent = 0
         return piece
+
+    def _after_prefix(self, text: str, told: list[int]) -> str:
+        if text.startswith(self._prefix_text) or self._prefix_text.endswith(REPLACEMENT):
+            return text[len(self._prefix_text) :]
+        return self._tokenizer.decode(told)  # byte fallback took back what was a whole character

@@ -26,8 +26,7 @@ Source: Sheng et al., "Fairness in serving large language models", OSDI 2024 (al
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Mapping
 from typing import Final
 
 from kerneld.errors import InvalidArgument, NotFound, WrongState
@@ -37,18 +36,11 @@ MAX_WEIGHT: Final = 10_000
 # Counters that have all passed this are moved back together, so that they fit in 64 bits wherever they are stored.
 REBASE_AT: Final = 1 << 60
 
-
-@dataclass(frozen=True, slots=True)
-class ShareRecord:
-    """One node of the tree, as the journal keeps it."""
-
-    path: str
-    weight: int
-    counter: int
-    remainder: int
-    service: int
-    last_active: str = ""  # name of the child that was active last
-    last_active_counter: int = 0
+# Keys of a snapshot: one of these, then the path.
+_COUNTER: Final = "counter:"
+_REMAINDER: Final = "remainder:"
+_SERVICE: Final = "service:"
+_LAST_ACTIVE: Final = "last:"  # counter of the child that was active last
 
 
 class FairShare:
@@ -57,6 +49,7 @@ class FairShare:
     def __init__(self) -> None:
         self._root = ShareNode("", "", None)
         self._nodes: dict[str, ShareNode] = {"": self._root}
+        self._told: dict[str, int] = {}  # what `changes` gave last
 
     # ------------------------------------------------------------------------------------------------------------------ the tree
 
@@ -143,30 +136,39 @@ class FairShare:
 
     # -------------------------------------------------------------------------------------------------------- keeping and restoring
 
-    def snapshot(self) -> tuple[ShareRecord, ...]:
-        """Every account, parents before children. What waits is not part of it: requests queue again after a restart."""
-        return tuple(
-            ShareRecord(
-                path=node.path,
-                weight=node.weight,
-                counter=node.counter,
-                remainder=node.remainder,
-                service=node.service,
-                last_active=node.last_active.name if node.last_active else "",
-                last_active_counter=node.last_active.counter if node.last_active else 0,
-            )
-            for node in self._nodes.values()
-        )
+    def snapshot(self) -> dict[str, int]:
+        """Every account as numbers by key, for `restore`. What waits is not part of it: requests queue again after a restart."""
+        values: dict[str, int] = {}
+        for path, node in self._nodes.items():
+            values[_COUNTER + path], values[_REMAINDER + path], values[_SERVICE + path] = node.counter, node.remainder, node.service
+            if node.last_active is not None:
+                values[_LAST_ACTIVE + path] = node.last_active.counter
+        return values
 
-    def restore(self, records: Iterable[ShareRecord]) -> None:
-        """Put accounts back as `snapshot` gave them; tenants that are known and not named keep theirs. Call it before anything waits."""
-        kept = list(records)
-        for record in kept:
-            node = self._restored(record.path)
-            node.weight, node.counter, node.remainder, node.service = record.weight, record.counter, record.remainder, record.service
-        for record in kept:
-            if record.last_active:
-                self._nodes[record.path].last_active = self._last_active(record)
+    def changes(self) -> dict[str, int]:
+        """The part of `snapshot` that is not what the last call of this method left it to be."""
+        values = self.snapshot()
+        changed = {key: value for key, value in values.items() if self._told.get(key, 0) != value}
+        self._told = values
+        return changed
+
+    def restore(self, values: Mapping[str, int]) -> None:
+        """Put accounts back, as `snapshot` gave them or all `changes` one over the other. Weights are not part of them.
+
+        Call it before anything waits. Tenants that are not known any more are left out.
+        """
+        for path, node in list(self._nodes.items()):
+            own = _own_path(path)
+            if path and _COUNTER + own in values:
+                self._own(path)
+            if _LAST_ACTIVE + path in values:
+                node.last_active = ShareNode("", "", None)  # whoever it was; its counter is what the next lift asks for
+                node.last_active.counter = values[_LAST_ACTIVE + path]
+        for path, node in self._nodes.items():
+            node.counter = values.get(_COUNTER + path, node.counter)
+            node.remainder = values.get(_REMAINDER + path, node.remainder) % node.weight
+            node.service = values.get(_SERVICE + path, node.service)
+        self._told = self.snapshot()
 
     def rebase(self) -> bool:
         """Move counters back, siblings together, where all that matter have passed `REBASE_AT`; differences between active siblings stay.
@@ -202,21 +204,6 @@ class FairShare:
         parent.children[name] = node
         self._nodes[path] = node
         return node
-
-    def _restored(self, path: str) -> ShareNode:
-        if not path:
-            return self._root
-        parent, _, name = path.rpartition("/")
-        return self._nodes.get(path) or self._add_child(self._restored(parent), name)
-
-    def _last_active(self, record: ShareRecord) -> ShareNode:
-        node = self._nodes[record.path]
-        child = node.children.get(record.last_active)
-        if child is not None:
-            return child
-        gone = ShareNode(record.last_active, "", None)  # it was removed; its counter still counts for the lift
-        gone.counter = record.last_active_counter
-        return gone
 
     @staticmethod
     def _set_weight(node: ShareNode, weight: int) -> None:

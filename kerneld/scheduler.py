@@ -29,14 +29,13 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
-from kerneld.calls import Priority
 from kerneld.fairshare import FairShare
 from kerneld.request import Request, RequestState
 from kerneld.sharenode import SCALE
 from kerneld.step import RowNeed, StepShape, longest_quantum, share_budget
 from kerneld.tally import Tally, ancestors
+from kerneld.tenantqueue import TenantQueue, class_rank
 
-_CLASS_RANK: Final = {Priority.INTERACTIVE: 0, Priority.BATCH: 1, Priority.IDLE: 2}
 _OUTPUTS_REMEMBERED: Final = 5
 
 
@@ -63,37 +62,6 @@ class SchedulerPolicy:
     cost: CostWeights = field(default_factory=CostWeights)
 
 
-class _Queue:
-    """What waits in one tenant, best first. Entries of requests that left are dropped when they come to the top."""
-
-    __slots__ = ("_heap", "num_live")
-
-    def __init__(self) -> None:
-        self._heap: list[tuple[int, int, float, int, Request]] = []
-        self.num_live = 0
-
-    def push(self, request: Request) -> None:
-        context = request.context
-        heapq.heappush(self._heap, (_CLASS_RANK[context.priority], context.nice, request.arrival, request.ticket, request))
-        self.num_live += 1
-
-    def discard(self) -> None:
-        """One of the entries has died."""
-        self.num_live -= 1
-        if len(self._heap) > 2 * self.num_live + 16:
-            self._heap = [entry for entry in self._heap if entry[3] == entry[4].ticket]
-            heapq.heapify(self._heap)
-
-    def first(self) -> Request:
-        heap = self._heap
-        while heap[0][3] != heap[0][4].ticket:
-            heapq.heappop(heap)
-        return heap[0][4]
-
-    def live(self) -> list[Request]:
-        return [entry[4] for entry in sorted(self._heap) if entry[3] == entry[4].ticket]
-
-
 class Scheduler:
     """Queues and accounts of all tenants, and the decisions that follow from them."""
 
@@ -102,7 +70,7 @@ class Scheduler:
         self.policy = policy or SchedulerPolicy()
         self.waiting = Tally()  # parked ones included
         self.running = Tally()
-        self._queues: dict[str, _Queue] = {}
+        self._queues: dict[str, TenantQueue] = {}
         self._parked: dict[str, dict[int, Request]] = {}  # by model, by ticket
         self._resident: set[str] = set()
         self._max_running: dict[str, int] = {}
@@ -262,7 +230,7 @@ class Scheduler:
         if model not in self._resident:
             self._parked.setdefault(model, {})[request.ticket] = request
             return
-        self._queues.setdefault(request.tenant, _Queue()).push(request)
+        self._queues.setdefault(request.tenant, TenantQueue()).push(request)
         self._num_runnable += 1
         self.shares.enqueue(request.tenant)
 
@@ -316,4 +284,4 @@ class Scheduler:
         return request.num_since_admission >= self.policy.min_service_tokens
 
     def _dispensability(self, request: Request) -> tuple[tuple[int, ...], int, float, str]:
-        return self.shares.counters(request.tenant), _CLASS_RANK[request.priority], request.arrival, request.id
+        return self.shares.counters(request.tenant), class_rank(request), request.arrival, request.id
