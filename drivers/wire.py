@@ -38,6 +38,7 @@ NO_STEP = -1
 RECEIVE_BYTES = 256 << 10
 
 _LENGTH = struct.Struct("<I")
+_DESCRIPTOR = struct.Struct("i")
 
 
 class Message(msgspec.Struct, frozen=True, array_like=True, tag=True):
@@ -69,8 +70,7 @@ class Hello(Message, frozen=True):
 class Welcome(Message, frozen=True):
     """Front to worker: serve me. With `open.host_bytes`, a memfd is attached unless the worker shall keep its own.
 
-    A worker that holds exactly this memory keeps it, with its models; any other opens its driver anew and holds nothing. Boot generations
-    count from 1.
+    A worker that holds exactly this memory keeps it and its models; any other opens its driver anew. Boot generations count from 1.
     """
 
     boot_generation: int
@@ -274,8 +274,12 @@ def send_with_fd(sock: socket.socket, message: Message, fd: int | None) -> None:
 
 def receive_with_fd(sock: socket.socket) -> tuple[bytes, int | None]:
     """Return what has come during the handshake, and the descriptor beside it, which is the caller's now; b"" at the end of the stream."""
-    chunk, fds, _, _ = socket.recv_fds(sock, RECEIVE_BYTES, 1, socket.MSG_CMSG_CLOEXEC)
-    return chunk, fds[0] if fds else None
+    # Not socket.recv_fds: up to Python 3.12 it drops its flags, and the descriptor would be inherited by every process started later.
+    chunk, beside, _, _ = sock.recvmsg(RECEIVE_BYTES, socket.CMSG_LEN(_DESCRIPTOR.size), socket.MSG_CMSG_CLOEXEC)
+    for level, kind, content in beside:
+        if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS and len(content) == _DESCRIPTOR.size:
+            return chunk, _DESCRIPTOR.unpack(content)[0]
+    return chunk, None
 
 
 def describe_error(request_id: int, error: errors.DriverError) -> Failed:
