@@ -56,10 +56,11 @@ class StateDirectory:
             self._lock_fd = -1
 
     def _prepare(self) -> None:
-        if any(self.journal.glob("*.log")) and not self.database.exists():
+        has_database = self.database.exists() and self.database.stat().st_size > 0
+        if any(self.journal.glob("*.log")) and not has_database:
             raise DataLoss(
-                f"{self.path} has a journal but no database {self.database.name}. Restore the database from a backup, or move the whole "
-                "directory away to start from nothing.",
+                f"{self.path} has a journal but no database in {self.database.name}. Restore the database from a backup, or move the "
+                "whole directory away to start from nothing.",
                 facts={"path": str(self.database)},
             )
         os.chmod(self.path, 0o700)  # invariant 2

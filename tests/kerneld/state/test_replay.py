@@ -171,9 +171,9 @@ def _next_record(rng: random.Random, state: LogState, number: int) -> Record:
     key = context.context_id
     if context.active is not None and rng.random() < 0.7:
         batch = tuple((active, pack_tokens((rng.randrange(4096),))) for active in state.active)
-        return rng.choice(
-            [Tokens(batch, {"lab": 3}), Finish(key, context.active.request, FinishReason.LENGTH, Usage(), "x", number, {"lab": -1})]
-        )
+        if rng.random() < 0.5:
+            return Finish(key, context.active.request, FinishReason.LENGTH, Usage(), "x", number, {"lab": -1})
+        return Tokens(batch, {"lab": 3})
     if context.active is None and rng.random() < 0.5:
         return admit(int.from_bytes(key, "big"), number, (number,), len(context.tokens) + 1)
     others: list[Record] = [

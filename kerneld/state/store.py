@@ -1,0 +1,305 @@
+"""The store: every durable change of a relation is one method, done in one transaction and on the disk when it returns.
+
+A change that answers a call with a request id takes the call's effects along, in the same transaction. Reads see what is committed.
+Errors of all methods, besides their own: DiskFull, Unavailable, WrongState (read-only), DataLoss; then nothing has changed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, TypeVar
+
+from sqlalchemy import Connection, Row, Table, delete, insert, select, update
+from sqlalchemy.exc import DBAPIError, IntegrityError
+
+from kerneld.calls import ImageInfo, Limits
+from kerneld.errors import AlreadyExists, NotFound, WrongState
+from kerneld.state.commits import Commits
+from kerneld.state.database import Database
+from kerneld.state.records import Effect
+from kerneld.state.tables import (
+    ModelRow,
+    PrincipalRow,
+    TenantRow,
+    TokenRow,
+    UsageRow,
+    api_tokens,
+    boots,
+    effects,
+    images,
+    limits_json,
+    models,
+    principal_of,
+    principals,
+    roles_json,
+    tenant_of,
+    tenant_values,
+    tenants,
+    token_of,
+    token_values,
+    usage,
+)
+
+BUSY_TIMEOUT_S = 5.0
+
+Item = TypeVar("Item")
+Effects = Iterable[Effect]
+
+
+class Store:
+    """The relations of one state directory."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+        self._commits = Commits(database.writer, database.explain)
+
+    @classmethod
+    def open(cls, url: str, clock: Callable[[], float] = time.time, busy_timeout_s: float = BUSY_TIMEOUT_S) -> Store:
+        """Open, check and migrate a database; blocks. Raises: as `Database.open`."""
+        return cls(Database.open(url, clock(), busy_timeout_s))
+
+    async def close(self) -> None:
+        """Wait for changes under way and close. Safe to call twice."""
+        await self._commits.close()
+        self._database.close()
+
+    async def begin_boot(self) -> int:
+        """Count a start of the daemon; returns its boot generation, which no other start has or will have."""
+
+        def change(connection: Connection) -> int:
+            generation: int = 1 + (connection.execute(select(boots.c.generation)).scalar() or 0)
+            _put(connection, boots, {"id": 1}, {"generation": generation})
+            return generation
+
+        return await self._commits.commit(change)
+
+    # ---------------------------------------------------------------------------------------------------------------------------- tenants
+
+    async def load_tenants(self) -> list[TenantRow]:
+        """Every tenant, by path."""
+        return await self._load(tenants, "path", tenant_of)
+
+    async def add_tenant(self, tenant: TenantRow, made_by: Effects = ()) -> None:
+        """Add a tenant. Raises: AlreadyExists."""
+
+        def change(connection: Connection) -> None:
+            _insert(connection, tenants, f"The tenant {tenant.path!r}", tenant_values(tenant))
+            _remember(connection, made_by)
+
+        await self._commits.commit(change)
+
+    async def set_tenant(self, path: str, weight: int | None, limits: Limits | None, made_by: Effects = ()) -> None:
+        """Change a tenant; None leaves a field as it is. Raises: NotFound."""
+        values: dict[str, object] = {"weight": weight} if weight is not None else {}
+        if limits is not None:
+            values["limits"] = limits_json(limits)
+
+        def change(connection: Connection) -> None:
+            if values and not connection.execute(update(tenants).where(tenants.c.path == path).values(values)).rowcount:
+                raise NotFound("tenant", path)
+            _remember(connection, made_by)
+
+        await self._commits.commit(change)
+
+    async def remove_tenant(self, path: str, made_by: Effects = ()) -> None:
+        """Remove a tenant, with its principals, tokens and accounts. Raises: NotFound; WrongState, if it has images or tenants beneath."""
+
+        def change(connection: Connection) -> None:
+            if connection.execute(select(tenants.c.path).where(tenants.c.path.startswith(path + "/", autoescape=True))).first():
+                raise WrongState(f"The tenant {path!r} has tenants beneath it.", reason="TENANT_NOT_EMPTY", facts={"tenant": path})
+            if connection.execute(select(images.c.id).where(images.c.tenant == path)).first():
+                raise WrongState(f"The tenant {path!r} has images.", reason="TENANT_NOT_EMPTY", facts={"tenant": path})
+            for table in (api_tokens, principals, usage):
+                connection.execute(delete(table).where(table.c.tenant == path))
+            if not connection.execute(delete(tenants).where(tenants.c.path == path)).rowcount:
+                raise NotFound("tenant", path)
+            _remember(connection, made_by)
+
+        await self._commits.commit(change)
+
+    # -------------------------------------------------------------------------------------------------------------- principals and tokens
+
+    async def load_principals(self) -> list[PrincipalRow]:
+        """Everybody who was seen, by name."""
+        return await self._load(principals, "name", principal_of)
+
+    async def put_principal(self, principal: PrincipalRow, tenant: TenantRow | None = None) -> None:
+        """Add a principal or change it, and first its tenant if that is given and not there."""
+
+        def change(connection: Connection) -> None:
+            _put_principal(connection, principal, tenant)
+
+        await self._commits.commit(change)
+
+    async def load_tokens(self) -> list[TokenRow]:
+        """Every API token, by id."""
+        return await self._load(api_tokens, "id", token_of)
+
+    async def add_token(self, token: TokenRow, principal: PrincipalRow, made_by: Effects = ()) -> None:
+        """Add an API token and whom it speaks for. Raises: AlreadyExists; NotFound, if there is no such tenant."""
+
+        def change(connection: Connection) -> None:
+            if connection.execute(select(tenants.c.path).where(tenants.c.path == token.info.tenant)).first() is None:
+                raise NotFound("tenant", token.info.tenant)
+            _put_principal(connection, principal, None)
+            _insert(connection, api_tokens, f"The token {token.info.id!r}", token_values(token))
+            _remember(connection, made_by)
+
+        await self._commits.commit(change)
+
+    async def remove_token(self, token_id: str, made_by: Effects = ()) -> None:
+        """Remove an API token. Raises: NotFound."""
+        await self._remove(api_tokens, api_tokens.c.id, "token", token_id, made_by)
+
+    async def touch_tokens(self, last_used: Mapping[str, float]) -> None:
+        """Note when tokens were used last."""
+
+        def change(connection: Connection) -> None:
+            for token_id, at in last_used.items():
+                connection.execute(update(api_tokens).where(api_tokens.c.id == token_id).values(last_used_at=at))
+
+        await self._commits.commit(change)
+
+    # ----------------------------------------------------------------------------------------------------------------------------- models
+
+    async def load_models(self) -> list[ModelRow]:
+        """Every registered model, by name."""
+        return await self._load(models, "name", lambda row: ModelRow(**row._mapping))
+
+    async def put_model(self, model: ModelRow, made_by: Effects = ()) -> None:
+        """Register a model, or change what is known of it."""
+        values = {name: getattr(model, name) for name in ModelRow.__dataclass_fields__ if name != "name"}
+
+        def change(connection: Connection) -> None:
+            _put(connection, models, {"name": model.name}, values)
+            _remember(connection, made_by)
+
+        await self._commits.commit(change)
+
+    async def set_want_loaded(self, name: str, want_loaded: bool, made_by: Effects = ()) -> None:
+        """Say whether a model comes back by itself after a restart. Raises: NotFound."""
+
+        def change(connection: Connection) -> None:
+            if not connection.execute(update(models).where(models.c.name == name).values(want_loaded=want_loaded)).rowcount:
+                raise NotFound("model", name)
+            _remember(connection, made_by)
+
+        await self._commits.commit(change)
+
+    async def remove_model(self, name: str, made_by: Effects = ()) -> None:
+        """Forget a model. Raises: NotFound."""
+        await self._remove(models, models.c.name, "model", name, made_by)
+
+    # ----------------------------------------------------------------------------------------------------------------------------- images
+
+    async def load_images(self) -> list[ImageInfo]:
+        """Every image, by id."""
+        return await self._load(images, "id", lambda row: ImageInfo(**row._mapping))
+
+    async def add_image(self, image: ImageInfo, made_by: Effects = ()) -> None:
+        """Add an image whose files are on the disk. Raises: AlreadyExists; Conflict, if its tenant is gone."""
+        values = {name: getattr(image, name) for name in ImageInfo.__dataclass_fields__}
+
+        def change(connection: Connection) -> None:
+            if connection.execute(select(images.c.id).where(images.c.id == image.id)).first():
+                raise AlreadyExists(f"The image {image.id!r} is already there.")
+            connection.execute(insert(images).values(values))
+            _remember(connection, made_by)
+
+        await self._commits.commit(change)
+
+    async def remove_image(self, image_id: str, made_by: Effects = ()) -> None:
+        """Forget an image; its files go after this. Raises: NotFound."""
+        await self._remove(images, images.c.id, "image", image_id, made_by)
+
+    # ------------------------------------------------------------------------------------------------------------------ effects and usage
+
+    async def load_effects(self, since: float) -> list[Effect]:
+        """The effects of calls made since a time, oldest first."""
+        rows = await self._read(
+            lambda connection: connection.execute(select(effects).where(effects.c.at >= since).order_by(effects.c.at)).all()
+        )
+        return [Effect(**row._mapping) for row in rows]
+
+    async def forget_effects(self, before: float) -> None:
+        """Drop the effects of calls made before a time."""
+        await self._commits.commit(lambda connection: connection.execute(delete(effects).where(effects.c.at < before)).rowcount)
+
+    async def load_usage(self) -> dict[str, UsageRow]:
+        """What every tenant has used, by path."""
+        rows = await self._load(usage, "tenant", lambda row: (row.tenant, UsageRow(row.input_tokens, row.output_tokens, row.service)))
+        return dict(rows)
+
+    async def add_usage(self, used: Mapping[str, UsageRow]) -> None:
+        """Add what tenants used since the last time."""
+
+        def change(connection: Connection) -> None:
+            for tenant, more in used.items():
+                _add_usage(connection, tenant, more)
+
+        await self._commits.commit(change)
+
+    # ----------------------------------------------------------------------------------------------------------------------------- common
+
+    async def _load(self, table: Table, order: str, item_of: Callable[[Row[Any]], Item]) -> list[Item]:
+        rows = await self._read(lambda connection: connection.execute(select(table).order_by(table.c[order])).all())
+        return [item_of(row) for row in rows]
+
+    async def _read(self, query: Callable[[Connection], Item]) -> Item:
+        def read() -> Item:
+            try:
+                with self._database.reader.connect() as connection, connection.begin():
+                    return query(connection)
+            except (DBAPIError, OSError) as error:
+                raise self._database.explain(error) from error
+
+        return await asyncio.to_thread(read)
+
+    async def _remove(self, table: Table, key: Any, noun: str, name: str, made_by: Effects) -> None:
+        def change(connection: Connection) -> None:
+            if not connection.execute(delete(table).where(key == name)).rowcount:
+                raise NotFound(noun, name)
+            _remember(connection, made_by)
+
+        await self._commits.commit(change)
+
+
+def _put(connection: Connection, table: Table, key: dict[str, object], values: Mapping[str, object]) -> None:
+    """Update the row with this key, or insert it. There is one writer, so nobody comes between."""
+    matches = [table.c[name] == value for name, value in key.items()]
+    if not connection.execute(update(table).where(*matches).values(**values)).rowcount:
+        connection.execute(insert(table).values(**key, **values))
+
+
+def _insert(connection: Connection, table: Table, what: str, values: Mapping[str, object]) -> None:
+    try:
+        with connection.begin_nested():
+            connection.execute(insert(table).values(**values))
+    except IntegrityError as error:
+        raise AlreadyExists(f"{what} is already there.") from error
+
+
+def _remember(connection: Connection, made_by: Effects) -> None:
+    for effect in made_by:
+        values = {name: getattr(effect, name) for name in Effect.__struct_fields__}
+        _insert(connection, effects, f"The request id {effect.request_id!r}", values)
+
+
+def _put_principal(connection: Connection, principal: PrincipalRow, tenant: TenantRow | None) -> None:
+    if tenant is not None and connection.execute(select(tenants.c.path).where(tenants.c.path == tenant.path)).first() is None:
+        connection.execute(insert(tenants).values(tenant_values(tenant)))
+    values = {"tenant": principal.tenant, "roles": roles_json(principal.roles), "is_local": principal.is_local}
+    _put(connection, principals, {"name": principal.name}, values)
+
+
+def _add_usage(connection: Connection, tenant: str, more: UsageRow) -> None:
+    row = connection.execute(select(usage).where(usage.c.tenant == tenant)).first()
+    old = UsageRow(row.input_tokens, row.output_tokens, row.service) if row else UsageRow()
+    values = {
+        "input_tokens": old.input_tokens + more.input_tokens,
+        "output_tokens": old.output_tokens + more.output_tokens,
+        "service": old.service + more.service,
+    }
+    _put(connection, usage, {"tenant": tenant}, values)
