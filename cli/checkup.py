@@ -46,15 +46,18 @@ def check_way(target: Target) -> Iterator[Finding]:
     """The socket, or the address and its token."""
     if target.tcp:
         yield check_address(target.tcp)
-        if target.token_file is None:
+        if target.token_file is None and target.tls is not None and target.tls.cert is not None:
+            yield Finding("certificate", Level.OK, str(target.tls.cert))
+        elif target.token_file is None:
             yield Finding("token", Level.FAIL, "no token file", "Give --token-file; `kernelctl token add` makes tokens.")
         elif target.token_file.stat().st_mode & (stat.S_IRGRP | stat.S_IROTH):
             yield Finding("token", Level.WARN, f"{target.token_file} can be read by others", f"chmod 600 {target.token_file}")
         else:
             yield Finding("token", Level.OK, str(target.token_file))
         return
-    for name, path in (("socket", target.socket), ("login", Path(f"{target.socket}.login"))):
-        yield check_socket(name, path)
+    path = target.socket_path()
+    yield check_socket("socket", path)
+    yield check_socket("login", path.with_name(f"{path.name}.login"))
 
 
 def check_address(address: str) -> Finding:

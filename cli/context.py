@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -128,10 +129,11 @@ def alloc(shell: Shell, /, model: str, labels: tuple[str, ...], **options: Any) 
 @label_option
 @output_option
 @pass_shell
-def fork(shell: Shell, context_id: str, at: int | None, seed: int | None, labels: tuple[str, ...]) -> None:
+def fork(shell: Shell, /, context_id: str, labels: tuple[str, ...], **options: Any) -> None:
     """Make a context that shares the past of CTX."""
+    asked: dict[str, Any] = {name: value for name, value in options.items() if value is not None}
     with shell.connect() as client:
-        branch = client.context(context_id).fork(at=at, seed=seed, labels=parse_labels(labels))
+        branch = client.context(context_id).fork(labels=parse_labels(labels), **asked)
         show_contexts(shell.printer, [branch.stat()])
 
 
@@ -240,13 +242,7 @@ def revoke(shell: Shell, context_id: str, grantee: str) -> None:
     change(shell, lambda client: client.context(context_id).revoke(grantee))
 
 
-def change(shell: Shell, verb: Any) -> None:
+def change(shell: Shell, verb: Callable[[Client], ContextInfo]) -> None:
     """Call a verb that gives the changed context, and show that."""
     with shell.connect() as client:
-        show_contexts(shell.printer, [changed(client, verb)])
-
-
-def changed(client: Client, verb: Any) -> ContextInfo:
-    """The context after `verb(client)`."""
-    info: ContextInfo = verb(client)
-    return info
+        show_contexts(shell.printer, [verb(client)])

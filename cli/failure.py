@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from cli.render import write_note
+from cli.render import bytes_text, write_note
 
 if TYPE_CHECKING:
     from kerneld_client.errors import KerneldError
@@ -49,7 +49,7 @@ ADVICE = {
     "UNAUTHENTICATED": "Over TCP give --token-file; `kernelctl token add` makes tokens.",
     "PERMISSION_DENIED": "See who you are with `kernelctl whoami`, and ask an administrator for a role or the owner for a grant.",
     "UNAVAILABLE": "See whether the daemon runs (`kernelctl doctor`), and try again.",
-    "RESOURCE_EXHAUSTED": "Wait and try again, or free contexts (`kernelctl ps`).",
+    "RESOURCE_EXHAUSTED": "Wait and try again, or free contexts; `kernelctl ps` lists them.",
     "FAILED_PRECONDITION": "Change its state first, then repeat the command.",
     "ALREADY_EXISTS": "Choose another name.",
     "ABORTED": "Nothing happened: repeat the command.",
@@ -75,6 +75,9 @@ def report(error: KerneldError) -> int:
     """Say what went wrong and what to do, and return the exit code."""
     name = code_name(error)
     write_note(f"error: {str(error).rstrip('.')}.")
+    holders: dict[str, int] = getattr(error, "holders", {})
+    if holders:
+        write_note("held by: " + ", ".join(f"{owner} {bytes_text(size)}" for owner, size in holders.items()))
     retry_after_s = getattr(error, "retry_after_s", None)
     advice = f"Try again in {retry_after_s:.0f} s." if retry_after_s else ADVICE.get(name, "")
     if advice:

@@ -87,7 +87,7 @@ def verify(ctx: click.Context, image_id: str) -> None:
     """Read IMAGE again and check it; exit code 1 if it is not whole."""
     shell = ctx.ensure_object(Shell)
     with shell.connect() as client:
-        verified = client.verify(image_id)
+        verified = client.verify_image(image_id)
     if shell.printer.is_for_people:
         for problem in verified.problems:
             write_note(problem)
@@ -106,5 +106,5 @@ def rm(shell: Shell, image_ids: tuple[str, ...]) -> None:
     """Delete images; contexts that were restored from them stay."""
     with shell.connect() as client:
         for image_id in image_ids:
-            client.remove_image(image_id)
+            client.delete_image(image_id)
             shell.printer.done(f"{image_id} deleted", {"id": image_id, "deleted": True})

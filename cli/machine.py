@@ -84,7 +84,7 @@ def events(shell: Shell, follow: bool, since: int) -> None:
 
 
 @click.command(short_help="Refuse new work, wait for the rest, stop the daemon.")
-@click.option("--timeout", "timeout_s", type=click.FloatRange(0), default=0.0, help="Seconds to wait.  [default: the daemon's own]")
+@click.option("--timeout", "timeout_s", type=click.FloatRange(0), default=30.0, show_default=True, help="Seconds to wait.")
 @output_option
 @pass_shell
 def drain(shell: Shell, timeout_s: float) -> None:

@@ -14,7 +14,7 @@ import click
 
 from cli.failure import failures_end_with
 from cli.render import Format, Printer
-from cli.target import Shell, Target, default_socket
+from cli.target import Shell, Target, TlsFiles
 
 if TYPE_CHECKING:
     from kerneld_client import Client
@@ -95,15 +95,25 @@ _FORMATS = click.Choice([item.value for item in Format])
 @click.option("--socket", type=click.Path(path_type=Path), envvar="KERNELD_SOCKET", help="Socket of the daemon.  [env: KERNELD_SOCKET]")
 @click.option("--tcp", metavar="HOST:PORT", default="", help="Address of a daemon elsewhere; needs --token-file.")
 @click.option("--token-file", type=_FILE, help="File with an API token.")
-@click.option("--tls-ca", type=_FILE, help="Authorities (PEM) that vouch for the daemon; turns TLS on.")
+@click.option("--tls", "is_tls", is_flag=True, help="Use TLS, trusting this machine's authorities.")
+@click.option("--tls-ca", type=_FILE, help="Use TLS, trusting these authorities (PEM).")
+@click.option("--tls-cert", type=_FILE, help="Certificate (PEM) that says who you are.")
+@click.option("--tls-key", type=_FILE, help="Its private key (PEM).")
 @click.option("-o", "--output", type=_FORMATS, default="table", show_default=True, help="How to print results.")
 @click.version_option(package_name="kerneld", prog_name="kernelctl")
 @click.pass_context
-def cli(ctx: click.Context, socket: Path | None, tcp: str, token_file: Path | None, tls_ca: Path | None, output: str) -> None:
+def cli(ctx: click.Context, /, socket: Path | None, tcp: str, token_file: Path | None, output: str, **tls: Any) -> None:
     """Find the target; a caller that put its own way to connect into `ctx.obj` keeps it."""
-    target = Target(socket or default_socket(), tcp, token_file, tls_ca)
+    target = Target(socket, tcp, token_file, tls_files(**tls))
     given: Callable[[], Client] | None = ctx.obj
     ctx.obj = Shell(target, given or target.connect, Printer(Format(output)))
+
+
+def tls_files(is_tls: bool, tls_ca: Path | None, tls_cert: Path | None, tls_key: Path | None) -> TlsFiles | None:
+    """The files of a TLS connection, None where none is asked for."""
+    if (tls_cert is None) != (tls_key is None):
+        raise click.UsageError("--tls-cert and --tls-key are given together or not at all.")
+    return TlsFiles(tls_ca, tls_cert, tls_key) if is_tls or tls_ca or tls_cert else None
 
 
 def main() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +13,7 @@ from cli.render import Column, Printer, bytes_text, count_text, word, write_note
 from cli.target import Shell, output_option, pass_shell
 
 if TYPE_CHECKING:
+    from kerneld_client import Client
     from kerneld_client.values import LoadProgress, ModelInfo
 
 COLUMNS = (
@@ -44,44 +46,57 @@ def model() -> None:
     """Load, unload and list models."""
 
 
-source_options = (
+_SOURCE = (
+    click.option("--name", help="Name to call it by.  [default: the folder's name]"),
     click.option("--max-positions", type=click.IntRange(1), help="Longest context.  [default: what the model's config says]"),
     click.option("--quant", help="Quantize while loading, in this form."),
 )
 
 
+def source_options(command: Callable[..., None]) -> Callable[..., None]:
+    """Give a command the options that say how a model is read."""
+    for option in reversed(_SOURCE):
+        command = option(command)
+    return command
+
+
+def given(options: dict[str, Any]) -> dict[str, Any]:
+    """The options that were given."""
+    return {name: value for name, value in options.items() if value is not None}
+
+
+def locate(client: Client, path: str, name: str | None) -> tuple[str, str]:
+    """Folder and name of a model: a word without a slash, where no folder has that name here, is a model that the daemon knows."""
+    if "/" in path or Path(path).is_dir():
+        folder = Path(path).absolute()
+        return str(folder), name or folder.name
+    return client.model(path).path, path
+
+
 @model.command()
 @click.argument("path")
-@click.option("--name", help="Name to call it by.  [default: the folder's name]")
-@source_options[0]
-@source_options[1]
+@source_options
 @output_option
 @pass_shell
 def load(shell: Shell, /, path: str, name: str | None, **options: Any) -> None:
-    """Load the model in the folder PATH (under a model root of the daemon), or the registered model of that name."""
-    is_path = "/" in path or Path(path).is_dir()
-    asked = {key: value for key, value in options.items() if value is not None}
-    source = str(Path(path).absolute()) if is_path else None
+    """Load the model in the folder PATH (under a model root of the daemon), or the known model of that name."""
     with shell.connect() as client:
-        bar = LoadBar(name or Path(path).absolute().name if is_path else path)
-        with bar:
-            loaded = client.load(source, name=name or (Path(path).absolute().name if is_path else path), progress=bar.show, **asked)
+        source, called = locate(client, path, name)
+        with LoadBar(called) as bar:
+            loaded = client.load(source, name=called, progress=bar.show, **given(options))
     show_models(shell.printer, [loaded])
 
 
 @model.command()
 @click.argument("path")
-@click.option("--name", help="Name to call it by.  [default: the folder's name]")
-@source_options[0]
-@source_options[1]
+@source_options
 @output_option
 @pass_shell
 def register(shell: Shell, /, path: str, name: str | None, **options: Any) -> None:
     """Make the model in the folder PATH known without loading it."""
     folder = Path(path).absolute()
-    asked = {key: value for key, value in options.items() if value is not None}
     with shell.connect() as client:
-        show_models(shell.printer, [client.register(str(folder), name=name or folder.name, **asked)])
+        show_models(shell.printer, [client.register(folder, name=name or folder.name, **given(options))])
 
 
 @model.command()

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,41 +12,43 @@ import click
 from cli.render import Format, Printer
 
 if TYPE_CHECKING:
-    from kerneld_client import Client
-
-SYSTEM_SOCKET = Path("/run/kerneld/kerneld.sock")
+    from kerneld_client import Client, Tls
 
 
-def default_socket(environment: Mapping[str, str] = os.environ) -> Path:
-    """The socket of the user's own daemon where there is one, else that of the machine's."""
-    folder = environment.get("XDG_RUNTIME_DIR")
-    own = Path(folder) / "kerneld" / "kerneld.sock" if folder else SYSTEM_SOCKET
-    return own if own.exists() else SYSTEM_SOCKET
+@dataclass(frozen=True, slots=True)
+class TlsFiles:
+    """PEM files of a TLS connection; none of them means that the machine's own authorities are trusted."""
+
+    ca: Path | None = None
+    cert: Path | None = None
+    key: Path | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """The way to a daemon: a socket on this machine, or an address with a token and perhaps TLS."""
+    """The way to a daemon: a socket on this machine (None: the client's default), or an address with a token and perhaps TLS."""
 
-    socket: Path
+    socket: Path | None = None
     tcp: str = ""
     token_file: Path | None = None
-    tls_ca: Path | None = None
-
-    def __str__(self) -> str:
-        return self.tcp or str(self.socket)
-
-    def token(self) -> str | None:
-        """The API token, where one is given."""
-        return self.token_file.read_text(encoding="utf-8").strip() if self.token_file else None
+    tls: TlsFiles | None = None
 
     def connect(self) -> Client:
-        """Log in and return a client. Raises: kerneld_client.errors.KerneldError."""
+        """Log in and return a client. Raises: kerneld_client.KerneldError."""
         import kerneld_client
 
-        if not self.tcp:
-            return kerneld_client.connect(str(self.socket))
-        return kerneld_client.connect(self.tcp, token=self.token(), tls=str(self.tls_ca) if self.tls_ca else None)
+        return kerneld_client.connect(self.tcp or self.socket, token_file=self.token_file, tls=self._tls())
+
+    def socket_path(self) -> Path:
+        """The socket that is meant."""
+        from kerneld_client.target import default_socket
+
+        return self.socket or Path(default_socket())
+
+    def _tls(self) -> Tls | None:
+        from kerneld_client import Tls
+
+        return Tls(self.tls.ca, self.tls.cert, self.tls.key) if self.tls is not None else None
 
 
 @dataclass(slots=True)

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import click
 
-from cli.render import Column, Printer, bytes_text, count_text, plain, word, write_line, write_note
+from cli.render import Column, Printer, bytes_text, count_text, word, write_line, write_note
 from cli.target import Shell, output_option, pass_shell
 
 if TYPE_CHECKING:
-    from kerneld_client.values import Tenant, Token
+    from kerneld_client.values import Limits, TenantInfo, TokenInfo
 
 SIZES = {"": 1, "Ki": 1 << 10, "Mi": 1 << 20, "Gi": 1 << 30, "Ti": 1 << 40}
 ROLES = click.Choice(["admin", "operator", "user", "viewer"])
@@ -88,12 +89,12 @@ def token_columns(printer: Printer) -> tuple[Column, ...]:
     )
 
 
-def show_tenants(printer: Printer, tenants: list[Tenant]) -> None:
+def show_tenants(printer: Printer, tenants: list[TenantInfo]) -> None:
     """Print tenants as a list."""
     printer.rows(tenants, tenant_columns(printer), name=lambda t: str(t.path))
 
 
-def show_tokens(printer: Printer, tokens: list[Token]) -> None:
+def show_tokens(printer: Printer, tokens: list[TokenInfo]) -> None:
     """Print tokens as a list."""
     printer.rows(tokens, token_columns(printer), name=lambda t: str(t.id))
 
@@ -112,7 +113,7 @@ def tenant() -> None:
 def add(shell: Shell, /, path: str, weight: int, **limits: int | None) -> None:
     """Add the tenant NAME; a path such as lab/group makes it a child."""
     with shell.connect() as client:
-        show_tenants(shell.printer, [client.add_tenant(path, weight=weight, limits=given_limits(limits))])
+        show_tenants(shell.printer, [client.add_tenant(path, weight=weight, limits=make_limits(limits))])
 
 
 @tenant.command("set")
@@ -124,11 +125,11 @@ def add(shell: Shell, /, path: str, weight: int, **limits: int | None) -> None:
 def set_command(shell: Shell, /, path: str, weight: int | None, **limits: int | None) -> None:
     """Change weight or limits of a tenant; what is not named stays."""
     with shell.connect() as client:
-        now: dict[str, int] = {}
-        if given_limits(limits):
-            now = plain(next((t.limits for t in client.tenants() if t.path == path), {}))
-        merged = {**now, **given_limits(limits)}
-        show_tenants(shell.printer, [client.set_tenant(path, weight=weight, limits=merged or None)])
+        changed = None
+        if any(limit is not None for limit in limits.values()):
+            # The daemon takes all limits at once; those that are not named are to stay.
+            changed = make_limits(limits, next((found.limits for found in client.tenants() if found.path == path), None))
+        show_tenants(shell.printer, [client.set_tenant(path, weight=weight, limits=changed)])
 
 
 @tenant.command("ls")
@@ -204,6 +205,8 @@ def remove_tokens(shell: Shell, token_ids: tuple[str, ...]) -> None:
             shell.printer.done(f"{token_id} removed", {"id": token_id, "removed": True})
 
 
-def given_limits(limits: dict[str, int | None]) -> dict[str, int]:
-    """The limits that were named."""
-    return {name: limit for name, limit in limits.items() if limit is not None}
+def make_limits(named: dict[str, int | None], before: Limits | None = None) -> Limits:
+    """The limits that were named, over those before."""
+    from kerneld_client.values import Limits
+
+    return replace(before or Limits(), **{name: limit for name, limit in named.items() if limit is not None})
