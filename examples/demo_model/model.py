@@ -77,7 +77,7 @@ class Attention(nn.Module):
         weight = torch.cat((self.q_proj.weight, self.k_proj.weight, self.v_proj.weight)).to(x.dtype)
         heads = F.linear(x, weight).view(batch, positions, -1, shape.head_dim).transpose(1, 2)
         num_q, num_kv = shape.num_attention_heads, shape.num_key_value_heads
-        q, k, v = heads.split((num_q, num_kv, num_kv), dim=1)
+        q, k, v = torch.split(heads, [num_q, num_kv, num_kv], dim=1)
         k = rotate(k, cos, sin).repeat_interleave(num_q // num_kv, dim=1)
         v = v.repeat_interleave(num_q // num_kv, dim=1)
         mixed = F.scaled_dot_product_attention(rotate(q, cos, sin), k, v, is_causal=True)
@@ -113,7 +113,8 @@ class Layer(nn.Module):
     def forward(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         """Returns the stream after this layer."""
         x = x + self.self_attn(self.input_layernorm(x), cos, sin)
-        return x + self.mlp(self.post_attention_layernorm(x))
+        out: Tensor = x + self.mlp(self.post_attention_layernorm(x))
+        return out
 
 
 class Decoder(nn.Module):
