@@ -26,7 +26,7 @@ import secrets
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeAlias
 
 import grpc
 from google.protobuf.message import DecodeError, Message
@@ -35,6 +35,7 @@ from prometheus_client import CollectorRegistry, Counter
 
 from kerneld.calls import Caller, Principal
 from kerneld.errors import InvalidArgument, OutOfRange, PermissionDenied, Unauthenticated
+from kerneld.security.acl import check_permission
 from syscalls.bounds import compile_bounds
 from syscalls.status import code_of, internal, to_status, trailers, translate
 from syscalls.streams import closing
@@ -42,7 +43,7 @@ from syscalls.table import Syscall
 
 logger = logging.getLogger(__name__)
 
-Context = grpc.aio.ServicerContext[Any, Any]
+Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
 UnaryHandler = Callable[[Any, Caller], Awaitable[Message]]
 StreamHandler = Callable[[Any, Caller], AsyncIterator[Message]]
 Handler = UnaryHandler | StreamHandler
@@ -97,7 +98,7 @@ class Door:
     has_request_id: bool
 
 
-class Gate(grpc.aio.ServerInterceptor[Any, Any]):
+class Gate(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
     """Serves the rows of the syscall table, each behind identity, permission and bounds."""
 
     def __init__(self, table: Mapping[str, Syscall], handlers: Mapping[str, Handler], guards: Guards) -> None:
@@ -185,7 +186,7 @@ class Gate(grpc.aio.ServerInterceptor[Any, Any]):
         syscall = door.syscall
         principal = self._identify(context)
         try:
-            self._guards.check_permission(principal, syscall.permission)
+            check_permission(principal, syscall.permission)
         except PermissionDenied:
             if syscall.mutates:
                 self._guards.audit.append(principal, syscall.verb, "", PermissionDenied.reason, {})
@@ -248,7 +249,7 @@ class Gate(grpc.aio.ServerInterceptor[Any, Any]):
         """Rule 5."""
         syscall = door.syscall
         object_id = str(getattr(request, syscall.object_field)) if syscall.object_field else ""
-        made = getattr(answer, "id", "") if answer is not None else ""
+        made = getattr(getattr(answer, "context", answer), "id", "")  # of a new context, image or token
         facts = {"made": made} if made and made != object_id else {}
         self._guards.audit.append(caller.principal, syscall.verb, object_id, outcome, facts)
 
@@ -258,7 +259,6 @@ class Guards:
     """Whom the gate asks, and where it writes."""
 
     identity: Identity
-    check_permission: Callable[[Principal, str], None]  # raises PermissionDenied
     audit: Audit
     counters: CallCounters
     max_message_bytes: int

@@ -22,7 +22,6 @@ from grpc_health.v1.health import aio as health_aio  # type: ignore[attr-defined
 from grpc_reflection.v1alpha import reflection
 from prometheus_client import CollectorRegistry
 
-from kerneld.calls import Principal
 from kerneld.config import SyscallsConfig, is_loopback, split_address
 from syscalls.admin import Admin
 from syscalls.checkpoint import Checkpoints
@@ -49,7 +48,6 @@ class Security:
 
     identity: Identity
     login: Login
-    check_permission: Callable[[Principal, str], None]
     audit: Audit
     boot_id: str
 
@@ -62,7 +60,7 @@ class SyscallServer:
         self._readiness: Readiness = kernel
         self._login = LoginServer(config.socket, security.login, security.boot_id)
         counters = CallCounters(registry)
-        guards = Guards(security.identity, security.check_permission, security.audit, counters, config.max_message_bytes)
+        guards = Guards(security.identity, security.audit, counters, config.max_message_bytes)
         self._gate = Gate(build_table(), handlers_of(kernel), guards)
         self._health = health_aio.HealthServicer()
         self._server: grpc.aio.Server | None = None

@@ -1,0 +1,512 @@
+"""What calls give back: frozen values. Names are those of the interface; points in time are Unix seconds."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import Enum, StrEnum
+from typing import Any, TypeVar
+
+from kerneld_client.pb import syscalls_pb2 as pb
+
+
+class ContextState(StrEnum):
+    """Where a context is in its life."""
+
+    NEW = "new"
+    IDLE = "idle"
+    READY = "ready"
+    RUNNING = "running"
+    BLOCKED = "blocked"
+    SUSPENDED = "suspended"
+    FAILED = "failed"
+    FREED = "freed"
+    UNSPECIFIED = "unspecified"  # a state that this client is too old to know
+
+
+class ModelState(StrEnum):
+    """Where a model is."""
+
+    REGISTERED = "registered"
+    LOADING = "loading"
+    RESIDENT = "resident"
+    FAILED = "failed"
+    UNSPECIFIED = "unspecified"
+
+
+class FinishReason(StrEnum):
+    """Why a request ended."""
+
+    STOP = "stop"
+    LENGTH = "length"
+    CANCELLED = "cancelled"
+    DEADLINE = "deadline"
+    ERROR = "error"
+    UNSPECIFIED = "unspecified"
+
+
+class Priority(StrEnum):
+    """Latency class of a context's requests; it changes slice and order, not share."""
+
+    INTERACTIVE = "interactive"
+    BATCH = "batch"
+    IDLE = "idle"
+    UNSPECIFIED = "unspecified"
+
+
+class Durability(StrEnum):
+    """How hard a context's tokens are kept."""
+
+    JOURNAL = "journal"
+    FSYNC = "fsync"
+    NONE = "none"
+    UNSPECIFIED = "unspecified"
+
+
+class Access(StrEnum):
+    """What a grant allows."""
+
+    READ = "read"
+    WRITE = "write"
+    FORK = "fork"
+    UNSPECIFIED = "unspecified"
+
+
+@dataclass(frozen=True, slots=True)
+class PageCounts:
+    """Where a context's pages are."""
+
+    device: int
+    host: int
+    lost: int
+    shared: int
+
+
+@dataclass(frozen=True, slots=True)
+class Grant:
+    """Access of somebody else to a context."""
+
+    grantee: str
+    access: frozenset[Access]
+    expires_at: float
+
+
+@dataclass(frozen=True, slots=True)
+class ContextInfo:
+    """A context as it stood when asked."""
+
+    id: str
+    model: str
+    owner: str
+    tenant: str
+    state: ContextState
+    num_tokens: int
+    max_tokens: int
+    priority: Priority
+    nice: int
+    durability: Durability
+    labels: Mapping[str, str]
+    created_at: float
+    last_used_at: float
+    pages: PageCounts
+    kv_bytes: int
+    parent: str
+    active_request: str
+    last_request: str
+    failure: str
+    grants: tuple[Grant, ...]
+    seed: int
+
+
+@dataclass(frozen=True, slots=True)
+class ContextText:
+    """A range of a context's tokens, and their text. `num_tokens` is of the whole context."""
+
+    offset: int
+    tokens: tuple[int, ...]
+    text: str
+    num_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class Logprob:
+    """Log-probability of a token, and of the likeliest ones at its position."""
+
+    logprob: float
+    top: tuple[tuple[int, float], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Delta:
+    """Tokens that came, and the text that they completed. `offset` is the position of the first of them in the context."""
+
+    offset: int
+    tokens: tuple[int, ...]
+    text: str
+    logprobs: tuple[Logprob, ...] = ()
+
+    @property
+    def end(self) -> int:
+        """The position of the next token."""
+        return self.offset + len(self.tokens)
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """What a request used."""
+
+    input_tokens: int = 0
+    cached_tokens: int = 0
+    output_tokens: int = 0
+    pages_restored: int = 0
+    pages_recomputed: int = 0
+    queue_s: float = 0.0
+    compute_s: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """A whole answer. `offset` is the position of the first of its tokens; `detail` says more where the reason is error."""
+
+    offset: int
+    tokens: tuple[int, ...]
+    text: str
+    logprobs: tuple[Logprob, ...]
+    finish_reason: FinishReason
+    usage: Usage
+    request: str = ""
+    detail: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Score:
+    """Log-probabilities of a continuation."""
+
+    tokens: tuple[int, ...]
+    logprobs: tuple[Logprob, ...]
+    total: float
+
+
+@dataclass(frozen=True, slots=True)
+class ModelInfo:
+    """A model as it stood when asked. `bytes` are those of its weights on the device."""
+
+    name: str
+    path: str
+    state: ModelState
+    architecture: str
+    dtype: str
+    bytes: int
+    num_parameters: int
+    max_positions: int
+    vocab_size: int
+    weights_hash: str
+    device: str
+    kv_bytes_per_token: int
+    num_contexts: int
+    failure: str
+    quant: str
+    has_chat_template: bool
+
+
+@dataclass(frozen=True, slots=True)
+class LoadProgress:
+    """How far a load is."""
+
+    stage: str
+    bytes_done: int
+    bytes_total: int
+
+
+@dataclass(frozen=True, slots=True)
+class Image:
+    """What a checkpoint left."""
+
+    id: str
+    context_id: str
+    model: str
+    owner: str
+    tenant: str
+    num_tokens: int
+    num_pages: int
+    bytes: int
+    created_at: float
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
+class Restored:
+    """How much of a restored context needs no prefill; `recompute_reason` is empty when all of its pages came back."""
+
+    context: ContextInfo
+    pages_restored: int
+    pages_to_recompute: int
+    recompute_reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Verified:
+    """What a re-read of an image found."""
+
+    ok: bool
+    problems: tuple[str, ...]
+    bytes_read: int
+
+
+@dataclass(frozen=True, slots=True)
+class Principal:
+    """Who the caller is to the daemon."""
+
+    name: str
+    tenant: str
+    roles: tuple[str, ...]
+    via: str
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What a tenant may have; 0 is no limit of its own."""
+
+    device_bytes: int = 0
+    host_bytes: int = 0
+    max_contexts: int = 0
+    max_running: int = 0
+    max_queued: int = 0
+    requests_per_minute: int = 0
+    tokens_per_minute: int = 0
+    image_bytes: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class TenantInfo:
+    """A tenant as it stood when asked."""
+
+    path: str
+    weight: int
+    limits: Limits
+    num_contexts: int
+    num_running: int
+    num_queued: int
+    service: int
+    kv_device_bytes: int
+    kv_host_bytes: int
+    created_at: float
+    input_tokens: int
+    output_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class NewToken:
+    """An API token; `token` is shown this once."""
+
+    id: str
+    token: str
+    tenant: str
+    expires_at: float
+
+
+@dataclass(frozen=True, slots=True)
+class TokenInfo:
+    """An API token without its secret."""
+
+    id: str
+    tenant: str
+    name: str
+    roles: tuple[str, ...]
+    created_at: float
+    expires_at: float
+    last_used_at: float
+
+
+@dataclass(frozen=True, slots=True)
+class Drained:
+    """What a drain did with the requests that ran when it began."""
+
+    finished: int
+    left_for_next_start: int
+
+
+@dataclass(frozen=True, slots=True)
+class TierUse:
+    """Bytes of one tier; KV by tenant."""
+
+    tier: str
+    total_bytes: int
+    free_bytes: int
+    weights_bytes: int
+    kv_bytes: Mapping[str, int]
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerStatus:
+    """One worker."""
+
+    device: str
+    driver: str
+    pid: int
+    state: str
+    restarts: int
+    busy: float
+
+
+@dataclass(frozen=True, slots=True)
+class TopFrame:
+    """The machine at one moment."""
+
+    at: float
+    uptime_s: float
+    running: int
+    waiting: int
+    num_contexts: int
+    tokens_per_s: float
+    prefill_tokens_per_s: float
+    tiers: tuple[TierUse, ...]
+    tenants: tuple[TenantInfo, ...]
+    workers: tuple[WorkerStatus, ...]
+    models: tuple[ModelInfo, ...]
+    boot_generation: int
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """One event of the daemon."""
+
+    sequence: int
+    at: float
+    name: str
+    facts: Mapping[str, str]
+
+
+W = TypeVar("W", bound=Enum)
+V = TypeVar("V")
+
+
+def _word(enum: type[W], names: Any, prefix: str, number: int) -> W:
+    """The member of a number of the interface; one that this client does not know is UNSPECIFIED."""
+    name = names.Name(number).removeprefix(prefix) if number in names.values() else ""
+    return enum[name if name in enum.__members__ else "UNSPECIFIED"]
+
+
+def _plain(kind: type[V], message: Any, **read: Any) -> V:
+    """A value whose fields have the names of the message's; `read` holds those that need more than reading."""
+    names = kind.__dataclass_fields__  # type: ignore[attr-defined]
+    return kind(**{name: read[name] if name in read else getattr(message, name) for name in names})
+
+
+def context_info(message: pb.Context) -> ContextInfo:
+    """Read a context."""
+    return _plain(
+        ContextInfo,
+        message,
+        state=_word(ContextState, pb.ContextState, "CONTEXT_STATE_", message.state),
+        priority=_word(Priority, pb.Priority, "PRIORITY_", message.priority),
+        durability=_word(Durability, pb.Durability, "DURABILITY_", message.durability),
+        labels=dict(message.labels),
+        pages=_plain(PageCounts, message.pages),
+        grants=tuple(grant(item) for item in message.grants),
+    )
+
+
+def grant(message: pb.Grant) -> Grant:
+    """Read a grant."""
+    access = frozenset(_word(Access, pb.Access, "ACCESS_", number) for number in message.access)
+    return Grant(message.grantee, access, message.expires_at)
+
+
+def context_text(message: pb.ReadContextResponse) -> ContextText:
+    """Read a range of a context."""
+    return ContextText(message.offset, tuple(message.tokens), message.text, message.num_tokens)
+
+
+def logprobs(messages: Any) -> tuple[Logprob, ...]:
+    """Read log-probabilities."""
+    return tuple(Logprob(item.logprob, tuple((top.token, top.logprob) for top in item.top)) for item in messages)
+
+
+def delta(message: pb.Delta) -> Delta:
+    """Read a delta."""
+    return Delta(message.offset, tuple(message.tokens), message.text, logprobs(message.logprobs) if message.logprobs else ())
+
+
+def usage(message: pb.RequestUsage) -> Usage:
+    """Read what a request used."""
+    return _plain(Usage, message)
+
+
+def finish_reason(number: int) -> FinishReason:
+    """Read why a request ended."""
+    return _word(FinishReason, pb.FinishReason, "FINISH_REASON_", number)
+
+
+def score(message: pb.ScoreResponse) -> Score:
+    """Read a score."""
+    return Score(tuple(message.tokens), logprobs(message.logprobs), message.total)
+
+
+def model_info(message: pb.Model) -> ModelInfo:
+    """Read a model."""
+    return _plain(ModelInfo, message, state=_word(ModelState, pb.ModelState, "MODEL_STATE_", message.state))
+
+
+def load_event(message: pb.LoadModelEvent) -> LoadProgress | ModelInfo:
+    """Read how far a load is, or what it left."""
+    if message.WhichOneof("event") == "ready":
+        return model_info(message.ready)
+    return _plain(LoadProgress, message.progress)
+
+
+def image(message: pb.Image) -> Image:
+    """Read an image."""
+    return _plain(Image, message)
+
+
+def restored(message: pb.RestoreResponse) -> Restored:
+    """Read what a restore did."""
+    return _plain(Restored, message, context=context_info(message.context))
+
+
+def verified(message: pb.VerifyCheckpointResponse) -> Verified:
+    """Read what a re-read found."""
+    return _plain(Verified, message, problems=tuple(message.problems))
+
+
+def principal(message: pb.Principal) -> Principal:
+    """Read who the caller is."""
+    return _plain(Principal, message, roles=tuple(message.roles))
+
+
+def tenant_info(message: pb.Tenant) -> TenantInfo:
+    """Read a tenant."""
+    return _plain(TenantInfo, message, limits=_plain(Limits, message.limits))
+
+
+def new_token(message: pb.NewToken) -> NewToken:
+    """Read a new API token."""
+    return _plain(NewToken, message)
+
+
+def token_info(message: pb.Token) -> TokenInfo:
+    """Read an API token."""
+    return _plain(TokenInfo, message, roles=tuple(message.roles))
+
+
+def drained(message: pb.DrainResponse) -> Drained:
+    """Read what a drain did."""
+    return _plain(Drained, message)
+
+
+def top_frame(message: pb.TopFrame) -> TopFrame:
+    """Read the machine at one moment."""
+    return _plain(
+        TopFrame,
+        message,
+        tiers=tuple(_plain(TierUse, tier, kv_bytes=dict(tier.kv_bytes)) for tier in message.tiers),
+        tenants=tuple(tenant_info(tenant) for tenant in message.tenants),
+        workers=tuple(_plain(WorkerStatus, worker) for worker in message.workers),
+        models=tuple(model_info(model) for model in message.models),
+    )
+
+
+def event(message: pb.Event) -> Event:
+    """Read one event."""
+    return _plain(Event, message, facts=dict(message.facts))
