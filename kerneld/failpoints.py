@@ -25,7 +25,7 @@ NAMES = frozenset(
         "image.collect.before_unlink",
         "image.delete.after_manifest",
         "image.delete.before_manifest",
-        "image.manifest.after_rename",
+        "image.manifest.after_link",
         "image.manifest.after_sync",
         "image.manifest.before_write",
         "image.page.after_rename",

@@ -58,6 +58,13 @@ def write_file(path: Path, chunks: Iterable[Bytes], mode: int = 0o600) -> int:
     return size_bytes
 
 
+def read_bounded(path: Path, max_bytes: int) -> bytes:
+    """Return a file's content, at most one byte more than `max_bytes`; no link is followed. Raises: OSError."""
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+    with os.fdopen(fd, "rb") as file:
+        return file.read(max_bytes + 1)
+
+
 def free_bytes(path: Path) -> int:
     """Return what an unprivileged process may still write on the file system that holds `path`."""
     usage = os.statvfs(path)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, TypeVar
 
 from sqlalchemy import Connection, Row, Table, delete, insert, select, update
@@ -125,11 +125,14 @@ class Store:
         """Everybody who was seen, by name."""
         return await self._load(principals, "name", principal_of)
 
-    async def put_principal(self, principal: PrincipalRow, tenant: TenantRow | None = None) -> None:
-        """Add a principal or change it, and first its tenant if that is given and not there."""
+    async def put_principal(self, principal: PrincipalRow, above: Sequence[TenantRow] = ()) -> None:
+        """Add a principal or change it, and first those of the tenants `above` it that are not there."""
 
         def change(connection: Connection) -> None:
-            _put_principal(connection, principal, tenant)
+            for tenant in above:
+                if connection.execute(select(tenants.c.path).where(tenants.c.path == tenant.path)).first() is None:
+                    connection.execute(insert(tenants).values(tenant_values(tenant)))
+            _put_principal(connection, principal)
 
         await self._commits.commit(change)
 
@@ -143,7 +146,7 @@ class Store:
         def change(connection: Connection) -> None:
             if connection.execute(select(tenants.c.path).where(tenants.c.path == token.info.tenant)).first() is None:
                 raise NotFound("tenant", token.info.tenant)
-            _put_principal(connection, principal, None)
+            _put_principal(connection, principal)
             _insert(connection, api_tokens, f"The token {token.info.id!r}", token_values(token))
             _remember(connection, made_by)
 
@@ -287,9 +290,7 @@ def _remember(connection: Connection, made_by: Effects) -> None:
         _insert(connection, effects, f"The request id {effect.request_id!r}", values)
 
 
-def _put_principal(connection: Connection, principal: PrincipalRow, tenant: TenantRow | None) -> None:
-    if tenant is not None and connection.execute(select(tenants.c.path).where(tenants.c.path == tenant.path)).first() is None:
-        connection.execute(insert(tenants).values(tenant_values(tenant)))
+def _put_principal(connection: Connection, principal: PrincipalRow) -> None:
     values = {"tenant": principal.tenant, "roles": roles_json(principal.roles), "is_local": principal.is_local}
     _put(connection, principals, {"name": principal.name}, values)
 
