@@ -75,16 +75,21 @@ class WorkerListener:
         self._path = path
         self._reception = reception
         self._secret = secret
-        self._sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
         self._tasks: set[asyncio.Task[None]] = set()
+        self._sockets: set[socket.socket] = set()  # the listening one, and those whose handshake is on its way
 
     def start(self) -> None:
         """Bind the socket, with mode 0600, and accept on the running loop. Raises: OSError, if the path is taken by a living process."""
         _remove_stale(self._path)
-        self._sock.bind(str(self._path))
-        self._path.chmod(0o600)  # nobody can connect before `listen`
-        self._sock.listen()
-        self._spawn(self._accept())
+        with contextlib.ExitStack() as undo:
+            sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+            undo.callback(sock.close)
+            sock.bind(str(self._path))
+            self._path.chmod(0o600)  # nobody can connect before `listen`
+            sock.listen()
+            undo.pop_all()
+        self._sockets.add(sock)
+        self._spawn(self._accept(sock))
 
     async def close(self) -> None:
         """Stop accepting, drop handshakes on their way, and remove the socket. Ready workers are not touched."""
@@ -92,7 +97,8 @@ class WorkerListener:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-        self._sock.close()
+        while self._sockets:  # of tasks that were cancelled before they began
+            self._sockets.pop().close()
         self._path.unlink(missing_ok=True)
 
     def _spawn(self, coroutine: Coroutine[None, None, None]) -> None:
@@ -100,17 +106,18 @@ class WorkerListener:
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
-    async def _accept(self) -> None:
+    async def _accept(self, listening: socket.socket) -> None:
         loop = asyncio.get_running_loop()
         while True:
-            sock, _ = await loop.sock_accept(self._sock)
+            sock, _ = await loop.sock_accept(listening)
+            self._sockets.add(sock)
             self._spawn(self._meet(sock))
 
     async def _meet(self, sock: socket.socket) -> None:
         """Do the handshake with one connection, which is closed unless it becomes a ready worker."""
         decoder = front_decoder()
         with contextlib.ExitStack() as undo:
-            undo.callback(sock.close)
+            undo.callback(self._drop, sock)
             try:
                 hello, admission = await self._admit(sock, decoder)
             except (OSError, WireError) as error:
@@ -126,8 +133,13 @@ class WorkerListener:
                 self._reception.failed(hello, error if isinstance(error, DriverError) else DeviceLost(str(error) or type(error).__name__))
                 return
             undo.pop_all()
+        self._sockets.discard(sock)
         connection = Connection(sock, decoder, asyncio.get_running_loop())
         self._reception.ready(WorkerClient(connection, hello, admission.boot_generation, opened.models))
+
+    def _drop(self, sock: socket.socket) -> None:
+        self._sockets.discard(sock)
+        sock.close()
 
     async def _admit(self, sock: socket.socket, decoder: Decoder) -> tuple[Hello, Admission]:
         """Raises: OSError, WireError, to drop the connection; another DriverError, to refuse the worker for good."""
