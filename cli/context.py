@@ -46,14 +46,14 @@ def context_columns(printer: Printer) -> tuple[Column, ...]:
     )
 
 
-def show_contexts(printer: Printer, contexts: list[ContextInfo]) -> None:
-    """Print contexts as a list."""
-    printer.rows(contexts, context_columns(printer), name=lambda c: str(c.id))
+def id_of(context: ContextInfo) -> str:
+    """What `-o name` shows of a context."""
+    return context.id
 
 
 def show_context(printer: Printer, context: ContextInfo) -> None:
-    """Print one context with all it has."""
-    printer.item(context, context_columns(printer), name=lambda c: str(c.id))
+    """Print one context in a line."""
+    printer.row(context, context_columns(printer), id_of)
 
 
 def parse_labels(pairs: tuple[str, ...]) -> dict[str, str]:
@@ -74,7 +74,7 @@ def list_contexts(shell: Shell, everybody: bool, model: str, tenant: str) -> Non
     """Print the contexts that are asked for."""
     with shell.connect() as client:
         contexts = client.contexts(all=everybody, model=model, tenant=tenant)
-    show_contexts(shell.printer, list(contexts))
+    shell.printer.rows(contexts, context_columns(shell.printer), id_of)
 
 
 @click.command(short_help="List contexts.")
@@ -119,7 +119,7 @@ def alloc(shell: Shell, /, model: str, labels: tuple[str, ...], **options: Any) 
     asked = {name: value for name, value in options.items() if value is not None}
     with shell.connect() as client:
         context = client.alloc(model, labels=parse_labels(labels), **asked)
-        show_contexts(shell.printer, [context.stat()])
+        show_context(shell.printer, context.stat())
 
 
 @ctx.command()
@@ -134,7 +134,7 @@ def fork(shell: Shell, /, context_id: str, labels: tuple[str, ...], **options: A
     asked: dict[str, Any] = {name: value for name, value in options.items() if value is not None}
     with shell.connect() as client:
         branch = client.context(context_id).fork(labels=parse_labels(labels), **asked)
-        show_contexts(shell.printer, [branch.stat()])
+        show_context(shell.printer, branch.stat())
 
 
 @ctx.command()
@@ -156,7 +156,7 @@ def free(shell: Shell, context_ids: tuple[str, ...]) -> None:
 def stat(shell: Shell, context_id: str) -> None:
     """Show everything about CTX."""
     with shell.connect() as client:
-        show_context(shell.printer, client.context(context_id).stat())
+        shell.printer.item(client.context(context_id).stat(), context_columns(shell.printer), id_of)
 
 
 @ctx.command()
@@ -245,4 +245,4 @@ def revoke(shell: Shell, context_id: str, grantee: str) -> None:
 def change(shell: Shell, verb: Callable[[Client], ContextInfo]) -> None:
     """Call a verb that gives the changed context, and show that."""
     with shell.connect() as client:
-        show_contexts(shell.printer, [verb(client)])
+        show_context(shell.printer, verb(client))

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from cli.context import context_columns, label_option, parse_labels
+from cli.context import label_option, parse_labels, show_context
 from cli.render import Column, Printer, bytes_text, plain, write_line, write_note
 from cli.target import Shell, output_option, pass_shell
 
@@ -32,9 +32,9 @@ def image_columns(printer: Printer) -> tuple[Column, ...]:
     )
 
 
-def show_images(printer: Printer, images: list[Image]) -> None:
-    """Print images as a list."""
-    printer.rows(images, image_columns(printer), name=lambda i: str(i.id))
+def id_of(image: Image) -> str:
+    """What `-o name` shows of an image."""
+    return image.id
 
 
 @click.group(short_help="Checkpoint contexts to images and restore them.")
@@ -51,7 +51,8 @@ def ckpt() -> None:
 def save(shell: Shell, context_id: str, name: str, tokens_only: bool) -> None:
     """Write an image of CTX."""
     with shell.connect() as client:
-        show_images(shell.printer, [client.context(context_id).checkpoint(name=name, tokens_only=tokens_only)])
+        image = client.context(context_id).checkpoint(name=name, tokens_only=tokens_only)
+    shell.printer.row(image, image_columns(shell.printer), id_of)
 
 
 @ckpt.command()
@@ -61,11 +62,8 @@ def save(shell: Shell, context_id: str, name: str, tokens_only: bool) -> None:
 @pass_shell
 def restore(shell: Shell, image_id: str, labels: tuple[str, ...]) -> None:
     """Make a new context from IMAGE."""
-    printer = shell.printer
     with shell.connect() as client:
-        context = client.restore(image_id, labels=parse_labels(labels))
-        info = context.stat()
-    printer.rows([info], context_columns(printer), name=lambda c: str(c.id))
+        show_context(shell.printer, client.restore(image_id, labels=parse_labels(labels)).stat())
 
 
 @ckpt.command("ls")
@@ -76,7 +74,8 @@ def restore(shell: Shell, image_id: str, labels: tuple[str, ...]) -> None:
 def list_command(shell: Shell, everybody: bool, context_id: str) -> None:
     """List your images."""
     with shell.connect() as client:
-        show_images(shell.printer, list(client.images(all=everybody, context_id=context_id)))
+        images = client.images(all=everybody, context_id=context_id)
+    shell.printer.rows(images, image_columns(shell.printer), id_of)
 
 
 @ckpt.command()

@@ -45,7 +45,12 @@ def sampling_options(command: Callable[..., None]) -> Callable[..., None]:
 
 def given(options: Options) -> Options:
     """The options that were given; the daemon's defaults hold for the others."""
-    return {name: list(value) if name == "stop" else value for name, value in options.items() if value not in (None, (), False)}
+    return {name: list(value) if name == "stop" else value for name, value in options.items() if was_given(value)}
+
+
+def was_given(value: object) -> bool:
+    """Whether an option was given; 0 was, and is not the same as False."""
+    return value is not None and value is not False and value != ()
 
 
 def read_prompt(prompt: str | None) -> str | None:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import click
 
 from cli.model import COLUMNS as MODEL_COLUMNS
-from cli.render import Column, Printer, bar_text, bytes_text, duration_text, labels_text, shown, table_of, word, write_line, write_table
+from cli.render import Column, Printer, bar_text, bytes_text, duration_text, shown, table_of, word, write_line, write_table
 from cli.target import Shell, output_option, pass_shell
 from cli.tenant import tenant_columns
 
@@ -173,4 +173,5 @@ def memory_lines(tiers: Iterable[TierUse]) -> Iterator[str]:
 def event_text(event: Event) -> str:
     """An event on one line."""
     at = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(event.at))
-    return f"{at}  {event.sequence:>6}  {event.name}  {labels_text(event.facts).replace(',', ' ')}".rstrip()
+    facts = " ".join(f"{key}={event.facts[key]}" for key in sorted(event.facts))
+    return f"{at}  {event.sequence:>6}  {event.name}  {facts}".rstrip()

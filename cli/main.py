@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -103,10 +104,10 @@ _FORMATS = click.Choice([item.value for item in Format])
 @click.version_option(package_name="kerneld", prog_name="kernelctl")
 @click.pass_context
 def cli(ctx: click.Context, /, socket: Path | None, tcp: str, token_file: Path | None, output: str, **tls: Any) -> None:
-    """Find the target; a caller that put its own way to connect into `ctx.obj` keeps it."""
+    """Find the target; a caller that put its own way to connect to one into `ctx.obj` keeps it."""
     target = Target(socket, tcp, token_file, tls_files(**tls))
-    given: Callable[[], Client] | None = ctx.obj
-    ctx.obj = Shell(target, given or target.connect, Printer(Format(output)))
+    connect: Callable[[Target], Client] = ctx.obj or Target.connect
+    ctx.obj = Shell(target, partial(connect, target), Printer(Format(output)))
 
 
 def tls_files(is_tls: bool, tls_ca: Path | None, tls_cert: Path | None, tls_key: Path | None) -> TlsFiles | None:

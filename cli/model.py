@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from cli.render import Column, Printer, bytes_text, count_text, word, write_note
+from cli.render import Column, bytes_text, count_text, word, write_note
 from cli.target import Shell, output_option, pass_shell
 
 if TYPE_CHECKING:
@@ -36,9 +36,9 @@ COLUMNS = (
 )
 
 
-def show_models(printer: Printer, models: list[ModelInfo]) -> None:
-    """Print models as a list."""
-    printer.rows(models, COLUMNS, name=lambda m: str(m.name))
+def name_of(model: ModelInfo) -> str:
+    """What `-o name` shows of a model."""
+    return model.name
 
 
 @click.group(short_help="Load, unload and list models.")
@@ -84,7 +84,7 @@ def load(shell: Shell, /, path: str, name: str | None, **options: Any) -> None:
         source, called = locate(client, path, name)
         with LoadBar(called) as bar:
             loaded = client.load(source, name=called, progress=bar.show, **given(options))
-    show_models(shell.printer, [loaded])
+    shell.printer.row(loaded, COLUMNS, name_of)
 
 
 @model.command()
@@ -96,7 +96,7 @@ def register(shell: Shell, /, path: str, name: str | None, **options: Any) -> No
     """Make the model in the folder PATH known without loading it."""
     folder = Path(path).absolute()
     with shell.connect() as client:
-        show_models(shell.printer, [client.register(folder, name=name or folder.name, **given(options))])
+        shell.printer.row(client.register(folder, name=name or folder.name, **given(options)), COLUMNS, name_of)
 
 
 @model.command()
@@ -106,7 +106,7 @@ def register(shell: Shell, /, path: str, name: str | None, **options: Any) -> No
 def unload(shell: Shell, name: str) -> None:
     """Take a model's weights from the device; its contexts stay and wait for the next load."""
     with shell.connect() as client:
-        show_models(shell.printer, [client.unload(name)])
+        shell.printer.row(client.unload(name), COLUMNS, name_of)
 
 
 @model.command("ls")
@@ -115,7 +115,7 @@ def unload(shell: Shell, name: str) -> None:
 def list_command(shell: Shell) -> None:
     """List models."""
     with shell.connect() as client:
-        show_models(shell.printer, list(client.models()))
+        shell.printer.rows(client.models(), COLUMNS, name_of)
 
 
 @model.command()
@@ -125,7 +125,7 @@ def list_command(shell: Shell) -> None:
 def show(shell: Shell, name: str) -> None:
     """Show everything about a model."""
     with shell.connect() as client:
-        shell.printer.item(client.model(name), COLUMNS, name=lambda m: str(m.name))
+        shell.printer.item(client.model(name), COLUMNS, name_of)
 
 
 @model.command()

@@ -62,14 +62,19 @@ class Printer:
         else:
             self.document([plain(item) for item in items])
 
-    def item(self, item: object, columns: Sequence[Column], name: Callable[[Any], str]) -> None:
-        """Print one thing: as a list of its columns, one per line, for people."""
-        if self.format is Format.NAME:
-            write_line(name(item))
-        elif self.is_for_people:
-            self.facts({column.title.lower(): column.show(item) for column in columns})
+    def row(self, item: object, columns: Sequence[Column], name: Callable[[Any], str]) -> None:
+        """Print one thing: as a table of one row for people, as itself for programs."""
+        if self.is_for_people or self.format is Format.NAME:
+            self.rows([item], columns, name)
         else:
             self.document(plain(item))
+
+    def item(self, item: object, columns: Sequence[Column], name: Callable[[Any], str]) -> None:
+        """Print one thing with all it has: one fact per line for people."""
+        if self.is_for_people:
+            self.facts({column.title.lower(): column.show(item) for column in columns})
+        else:
+            self.row(item, columns, name)
 
     def facts(self, facts: Mapping[str, str]) -> None:
         """Print names and values, one pair per line, leaving out empty ones."""

@@ -89,14 +89,14 @@ def token_columns(printer: Printer) -> tuple[Column, ...]:
     )
 
 
-def show_tenants(printer: Printer, tenants: list[TenantInfo]) -> None:
-    """Print tenants as a list."""
-    printer.rows(tenants, tenant_columns(printer), name=lambda t: str(t.path))
+def path_of(tenant: TenantInfo) -> str:
+    """What `-o name` shows of a tenant."""
+    return tenant.path
 
 
-def show_tokens(printer: Printer, tokens: list[TokenInfo]) -> None:
-    """Print tokens as a list."""
-    printer.rows(tokens, token_columns(printer), name=lambda t: str(t.id))
+def id_of(token: TokenInfo) -> str:
+    """What `-o name` shows of a token."""
+    return token.id
 
 
 @click.group(short_help="Add, change and remove tenants.")
@@ -113,7 +113,7 @@ def tenant() -> None:
 def add(shell: Shell, /, path: str, weight: int, **limits: int | None) -> None:
     """Add the tenant NAME; a path such as lab/group makes it a child."""
     with shell.connect() as client:
-        show_tenants(shell.printer, [client.add_tenant(path, weight=weight, limits=make_limits(limits))])
+        shell.printer.row(client.add_tenant(path, weight=weight, limits=make_limits(limits)), tenant_columns(shell.printer), path_of)
 
 
 @tenant.command("set")
@@ -129,7 +129,7 @@ def set_command(shell: Shell, /, path: str, weight: int | None, **limits: int | 
         if any(limit is not None for limit in limits.values()):
             # The daemon takes all limits at once; those that are not named are to stay.
             changed = make_limits(limits, next((found.limits for found in client.tenants() if found.path == path), None))
-        show_tenants(shell.printer, [client.set_tenant(path, weight=weight, limits=changed)])
+        shell.printer.row(client.set_tenant(path, weight=weight, limits=changed), tenant_columns(shell.printer), path_of)
 
 
 @tenant.command("ls")
@@ -138,7 +138,7 @@ def set_command(shell: Shell, /, path: str, weight: int | None, **limits: int | 
 def list_tenants(shell: Shell) -> None:
     """List tenants."""
     with shell.connect() as client:
-        show_tenants(shell.printer, list(client.tenants()))
+        shell.printer.rows(client.tenants(), tenant_columns(shell.printer), path_of)
 
 
 @tenant.command()
@@ -190,7 +190,7 @@ def add_token(shell: Shell, path: str, name: str, roles: tuple[str, ...], lifeti
 def list_tokens(shell: Shell, path: str) -> None:
     """List tokens, without their secrets."""
     with shell.connect() as client:
-        show_tokens(shell.printer, list(client.tokens(tenant=path)))
+        shell.printer.rows(client.tokens(tenant=path), token_columns(shell.printer), id_of)
 
 
 @token.command("rm")

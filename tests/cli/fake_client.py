@@ -1,0 +1,191 @@
+"""A client that answers from memory, at the border where `kernelctl` meets `kerneld_client`."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from click.testing import CliRunner, Result
+
+from cli.main import cli
+from cli.target import Target
+from kerneld_client import values
+from kerneld_client.errors import KerneldError
+
+LONG_AGO = time.time() - 3 * 86400 - 2 * 3600 - 60  # shown as 3d2h
+LIMITS = values.Limits(max_contexts=4)
+CONTEXT = values.ContextInfo(
+    id="c1",
+    model="small",
+    owner="ana",
+    tenant="lab/ana",
+    state=values.ContextState.IDLE,
+    num_tokens=20,
+    max_tokens=1024,
+    priority=values.Priority.INTERACTIVE,
+    nice=0,
+    durability=values.Durability.JOURNAL,
+    labels={"job": "eval"},
+    created_at=LONG_AGO,
+    last_used_at=LONG_AGO,
+    pages=values.PageCounts(device=2, host=1, lost=0, shared=1),
+    kv_bytes=3 << 20,
+    parent="",
+    active_request="",
+    last_request="",
+    failure="",
+    grants=(),
+    seed=7,
+)
+MODEL = values.ModelInfo(
+    name="small",
+    path="/srv/models/small",
+    state=values.ModelState.RESIDENT,
+    architecture="llama",
+    dtype="float32",
+    bytes=24 << 20,
+    num_parameters=6_300_000,
+    max_positions=1024,
+    vocab_size=4096,
+    weights_hash="ab" * 32,
+    device="cpu0",
+    kv_bytes_per_token=2048,
+    num_contexts=1,
+    failure="",
+    quant="",
+    has_chat_template=True,
+)
+IMAGE = values.Image("i1", "c1", "small", "ana", "lab/ana", 20, 2, 1536, LONG_AGO, "before")
+TENANT = values.TenantInfo("lab", 2, LIMITS, 1, 1, 0, 12_345, 2 << 20, 0, LONG_AGO, 100, 50)
+TOKEN = values.TokenInfo("t1", "lab", "ci", ("user",), LONG_AGO, 0.0, 0.0)
+TIER = values.TierUse("device", 100 << 20, 40 << 20, 30 << 20, {"lab": 20 << 20, "solo": 10 << 20})
+WORKER = values.WorkerStatus("cpu0", "cpu", 4711, "running", 1, 0.5)
+FRAME = values.TopFrame(LONG_AGO, 75.0, 1, 2, 3, 120.4, 900.0, (TIER,), (TENANT,), (WORKER,), (MODEL,), 5)
+EVENT = values.Event(9, LONG_AGO, "WorkerLost", {"device": "cpu0"})
+
+
+class FakeStream:
+    """Two deltas and a result; `interrupted` ends it after the first as Ctrl-C does."""
+
+    def __init__(self, interrupted: bool = False) -> None:
+        self._interrupted = interrupted
+
+    def __iter__(self) -> Iterator[values.Delta]:
+        yield values.Delta(4, (1, 2), "Once ")
+        if self._interrupted:
+            raise KeyboardInterrupt
+        yield values.Delta(6, (3,), "upon")
+
+    def result(self) -> values.Result:
+        """The whole of it."""
+        usage = values.Usage(input_tokens=4, output_tokens=3)
+        return values.Result(4, (1, 2, 3), "Once upon", (), values.FinishReason.LENGTH, usage, "r1")
+
+
+@dataclass
+class FakeClient:
+    """Remembers what it was asked, and answers with the values above. `error`, once set, is raised by every call."""
+
+    asked: list[tuple[str, tuple[Any, ...], dict[str, Any]]] = field(default_factory=list)
+    error: KerneldError | None = None
+    interrupted: bool = False
+    problems: tuple[str, ...] = ()
+
+    def __enter__(self) -> FakeClient:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.asked.append(("close", (), {}))
+
+    def __getattr__(self, verb: str) -> Callable[..., Any]:
+        answers: dict[str, Any] = {
+            "alloc": FakeContext(self, "c1"),
+            "restore": FakeContext(self, "c1"),
+            "contexts": [CONTEXT],
+            "models": [MODEL],
+            "model": MODEL,
+            "register": MODEL,
+            "unload": MODEL,
+            "images": [IMAGE],
+            "verify_image": values.Verified(not self.problems, self.problems, 1536),
+            "tenants": [TENANT],
+            "add_tenant": TENANT,
+            "set_tenant": TENANT,
+            "remove_tenant": 1,
+            "tokens": [TOKEN],
+            "add_token": values.NewToken("t1", "kd_secret", "lab", 0.0),
+            "whoami": values.Principal("ana", "lab/ana", ("user",), "peer"),
+            "drain": values.Drained(3, 1),
+            "top": FRAME,
+            "top_stream": iter([FRAME, replace(FRAME, running=2)]),
+            "events": iter([EVENT]),
+            "stat": CONTEXT,
+            "truncate": CONTEXT,
+            "suspend": CONTEXT,
+            "resume": CONTEXT,
+            "set": CONTEXT,
+            "grant": CONTEXT,
+            "revoke": CONTEXT,
+            "fork": FakeContext(self, "c2"),
+            "checkpoint": IMAGE,
+            "read": values.ContextText(0, (1, 2), "Once", 20),
+            "score": values.Score((1, 2), (values.Logprob(-0.5), values.Logprob(-1.25)), -1.75),
+            "infer": FakeStream(self.interrupted),
+            "attach": FakeStream(),
+        }
+
+        def answer(*positional: Any, **named: Any) -> Any:
+            self.asked.append((verb, positional, named))
+            if self.error is not None:
+                raise self.error
+            return answers.get(verb)
+
+        return answer
+
+    def context(self, context_id: str) -> FakeContext:
+        """A handle; nothing is asked."""
+        return FakeContext(self, context_id)
+
+    def load(self, path: str, *, name: str, progress: Callable[[values.LoadProgress], None], **options: Any) -> values.ModelInfo:
+        """Load in two stages."""
+        self.asked.append(("load", (path,), {"name": name, **options}))
+        progress(values.LoadProgress("hash", 0, 10))
+        progress(values.LoadProgress("copy", 5, 10))
+        progress(values.LoadProgress("copy", 10, 10))
+        return MODEL
+
+    def verbs(self) -> list[str]:
+        """Names of what was asked, in order."""
+        return [verb for verb, _, _ in self.asked]
+
+    def arguments_of(self, verb: str) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """Arguments of the first call of a verb."""
+        return next((positional, named) for asked, positional, named in self.asked if asked == verb)
+
+
+class FakeContext:
+    """A handle whose verbs are the client's, with the id in front."""
+
+    def __init__(self, client: FakeClient, context_id: str) -> None:
+        self._client = client
+        self.id = context_id
+
+    def __getattr__(self, verb: str) -> Callable[..., Any]:
+        return lambda *positional, **named: getattr(self._client, verb)(self.id, *positional, **named)
+
+
+class Kernelctl:
+    """Runs kernelctl against a fake client."""
+
+    def __init__(self) -> None:
+        self.client = FakeClient()
+        self.targets: list[Target] = []
+
+    def __call__(self, *arguments: str, stdin: str | None = None, **environment: str) -> Result:
+        return CliRunner().invoke(cli, list(arguments), obj=self._connect, input=stdin, env=environment, prog_name="kernelctl")
+
+    def _connect(self, target: Target) -> FakeClient:
+        self.targets.append(target)
+        return self.client

@@ -1,0 +1,45 @@
+"""model."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from tests.cli.fake_client import Kernelctl
+
+AS_TABLE = """\
+NAME   STATE     ARCHITECTURE  PARAMETERS  DTYPE     SIZE  CONTEXTS
+small  resident  llama               6.3M  float32  24MiB         1
+"""
+
+
+def test_models_are_listed(kernelctl: Kernelctl) -> None:
+    assert kernelctl("model", "ls").stdout == AS_TABLE
+    assert json.loads(kernelctl("model", "ls", "-o", "json").stdout)[0]["bytes"] == 24 << 20
+
+
+def test_load_shows_stages_on_stderr_and_the_model_on_stdout(kernelctl: Kernelctl) -> None:
+    loaded = kernelctl("model", "load", "/srv/models/small", "--max-positions", "512")
+
+    assert loaded.stdout == AS_TABLE
+    assert loaded.stderr == "small: hash\nsmall: copy\n"
+    assert kernelctl.client.arguments_of("load") == (("/srv/models/small",), {"name": "small", "max_positions": 512})
+
+
+def test_load_by_name_takes_the_folder_that_the_daemon_knows(kernelctl: Kernelctl) -> None:
+    kernelctl("model", "load", "small")
+
+    assert kernelctl.client.arguments_of("load") == (("/srv/models/small",), {"name": "small"})
+
+
+def test_register_names_a_folder(kernelctl: Kernelctl) -> None:
+    kernelctl("model", "register", "/srv/models/small", "--name", "s")
+
+    assert kernelctl.client.arguments_of("register") == ((Path("/srv/models/small"),), {"name": "s"})
+
+
+def test_show_unload_and_rm(kernelctl: Kernelctl) -> None:
+    assert "weights       abab" in kernelctl("model", "show", "small").stdout
+    assert kernelctl("model", "unload", "small").stdout == AS_TABLE
+    assert kernelctl("model", "rm", "small").stdout == "small removed\n"
+    assert [verb for verb in kernelctl.client.verbs() if verb != "close"] == ["model", "unload", "remove_model"]
