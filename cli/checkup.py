@@ -39,7 +39,7 @@ def check_versions() -> Iterator[Finding]:
         try:
             yield Finding(name, Level.OK, metadata.version(name))
         except metadata.PackageNotFoundError:
-            yield Finding(name, Level.FAIL, "not installed", f"pip install {name}")
+            yield Finding(name, Level.WARN, "not installed as a distribution", f"pip install {name}")
 
 
 def check_way(target: Target) -> Iterator[Finding]:

@@ -46,7 +46,7 @@ def check_packages() -> Iterator[Finding]:
     try:
         requirements = metadata.requires("kerneld") or []
     except metadata.PackageNotFoundError:
-        yield Finding("kerneld", Level.FAIL, "not installed as a package", "pip install 'kerneld[daemon]', or `make setup` in a checkout.")
+        yield Finding("kerneld", Level.WARN, "not installed as a distribution", "pip install 'kerneld[daemon]', or `make setup` in a checkout.")
         return
     for requirement in requirements:
         if "extra ==" in requirement and "daemon" not in requirement:
