@@ -167,7 +167,9 @@ class RowStart(msgspec.Struct, frozen=True, array_like=True):
     sampling: Sampling
     history: tuple[int, ...] = ()  # tokens before `position`, only where penalties need them
     output_start: int = 0  # position from which tokens count as output for penalties
-    score_from: int = -1  # >= 0: give log-probabilities of the pending tokens from this position on; sample nothing
+    # >= 0: sample nothing; give log-probabilities of the pending tokens at positions [max(score_from, position + 1), end). Each is told
+    # by the token before it, so they come with the step that computes that one, and the first pending token has none.
+    score_from: int = -1
 
 
 class FramePatch(msgspec.Struct, frozen=True, array_like=True):

@@ -20,6 +20,7 @@ from drivers.rows import Row
 
 SampleOp = Callable[[Tensor, Cuts, Tensor], Tensor]
 
+MIN_TEMPERATURE = 1e-5  # below it a draw is greedy in all but name, and logits divided by it might overflow
 NOT_FINITE = "The model's logits are not finite; its weights, or the row's cached pages, may be damaged."
 
 
@@ -63,7 +64,7 @@ def _draw(scores: Tensor, rows: Sequence[Row], drawing: list[int], sample: Sampl
 def cuts_of(settings: Sequence[Sampling]) -> Cuts:
     """The settings of several rows side by side."""
     return Cuts(
-        temperature=torch.tensor([one.temperature for one in settings], dtype=torch.float32).clamp_min_(torch.finfo(torch.float32).tiny),
+        temperature=torch.tensor([one.temperature for one in settings], dtype=torch.float32).clamp_min_(MIN_TEMPERATURE),
         top_k=torch.tensor([max(0, one.top_k) for one in settings], dtype=torch.int64),
         top_p=torch.tensor([one.top_p for one in settings], dtype=torch.float64),
         min_p=torch.tensor([one.min_p for one in settings], dtype=torch.float32),

@@ -23,7 +23,7 @@ from drivers.models.config import DecoderConfig, read_config
 from drivers.models.layout import Arrangement, Segment, Source, check_tensors, decoder_segments
 from drivers.models.shards import MappedFile, StoredTensor, find_tensors
 
-PIECE_BYTES = 32 << 20
+PIECE_BYTES = 8 << 20
 STORED_DTYPES = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
 LAYOUT_VERSION = "page-layer-token-kv-head.1"  # changes with anything about how a page is laid out or computed
 

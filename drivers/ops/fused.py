@@ -84,21 +84,24 @@ def _attend_span(queries: Tensor, kv: LayerKv, span: Span) -> tuple[Tensor, Tens
     for piece in span.pieces[1:]:
         out, lse = merge((out, lse), _attend_piece(grouped, kv, piece))
     shape = (span.count, heads.num_heads, heads.head_dim)
-    return out.permute(2, 1, 0, 3).reshape(shape), lse.permute(2, 1, 0).reshape(shape[:2])
+    return out.permute(2, 1, 0, 3).reshape(shape).to(queries.dtype), lse.permute(2, 1, 0).reshape(shape[:2])
 
 
 def _attend_piece(grouped: Tensor, kv: LayerKv, piece: Piece) -> tuple[Tensor, Tensor]:
     heads = kv.heads
     gathered = _gather(kv, piece.frames)[: piece.num_keys].permute(1, 2, 0, 3)  # [2, J, keys, D]
     keys, values = gathered.unsqueeze(2).expand(2, heads.num_kv_heads, heads.num_queries_per_kv, piece.num_keys, heads.head_dim)
-    return _attend(grouped, keys, values, piece.mask, piece.is_causal)
+    out, lse = _attend(grouped, keys, values, piece.mask, piece.is_causal)
+    if piece.blind is not None:
+        lse.masked_fill_(piece.blind, float("-inf"))  # the kernel answers 0 for a query that sees nothing
+    return out, lse
 
 
 def merge(one: tuple[Tensor, Tensor], other: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
-    """Attention over the keys of both: outputs `[..., n, D]` and their log-sum-exps `[..., n]`; a part that saw no key weighs nothing."""
+    """Attention over the keys of both, in f32: outputs `[..., n, D]`, log-sum-exps `[..., n]`; a part that saw no key weighs nothing."""
     lse = torch.logaddexp(one[1], other[1])
-    out = sum(torch.exp(part[1] - lse).unsqueeze(-1) * part[0].float().nan_to_num() for part in (one, other))
-    return torch.as_tensor(out).to(one[0].dtype), lse
+    weights = [torch.exp(part[1] - lse).nan_to_num_(0.0).unsqueeze(-1) for part in (one, other)]  # NaN: neither has seen a key yet
+    return weights[0] * one[0] + weights[1] * other[0], lse
 
 
 def _gather(kv: LayerKv, frames: Tensor) -> Tensor:

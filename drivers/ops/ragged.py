@@ -65,8 +65,9 @@ class Piece:
 
     frames: Tensor  # [num_pages] int64
     num_keys: int  # the first keys of those pages
-    mask: Tensor | None  # [count, num_keys], 0 or -inf; None where every query sees every key, or all is plain causal
-    is_causal: bool
+    mask: Tensor | None = None  # [count, num_keys], 0 or -inf; None where every query sees every key, or all is plain causal
+    blind: Tensor | None = None  # [count] bool: queries that see none of these keys; None where there are none
+    is_causal: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,14 +175,15 @@ def _piece(shape: AttentionShape, row: RowSpan, frames: Tensor, keys: tuple[int,
     end = row.position + row.count
     is_windowed = shape.window is not None and end - shape.window > low
     if high <= row.position + 1 and not is_windowed:
-        return Piece(frames, high - low, None, is_causal=False)
+        return Piece(frames, high - low)
     if row.position == 0 and low == 0 and high == end and not is_windowed:
-        return Piece(frames, high - low, None, is_causal=True)
+        return Piece(frames, high - low, is_causal=True)
     queries, columns = np.arange(row.position, end)[:, None], np.arange(low, high)[None, :]
     hidden = columns > queries
     if shape.window is not None:
         hidden |= columns <= queries - shape.window
-    return Piece(frames, high - low, _additive(hidden, shape.dtype), is_causal=False)
+    blind = hidden.all(axis=1)
+    return Piece(frames, high - low, _additive(hidden, shape.dtype), torch.from_numpy(blind) if blind.any() else None)
 
 
 def _additive(hidden: np.ndarray, dtype: torch.dtype) -> Tensor:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -32,7 +32,7 @@ SHAPE: dict[str, object] = {
 }
 
 
-def save_model(directory: Path, family: str, **changes: object) -> torch.nn.Module:
+def save_model(directory: Path, family: str, **changes: object) -> transformers.PreTrainedModel:
     """Write a small random model of a family to a directory and answer the reference implementation of it, in float32."""
     torch.manual_seed(7)
     shard_bytes = changes.pop("max_shard_size", "5GB")
@@ -43,7 +43,7 @@ def save_model(directory: Path, family: str, **changes: object) -> torch.nn.Modu
         if name.endswith(("norm.weight", "bias")):  # the defaults, ones and zeros, would hide mistakes
             torch.nn.init.normal_(parameter, 1.0 if name.endswith("norm.weight") else 0.0, 0.2)
     model.to(dtype).save_pretrained(directory, max_shard_size=shard_bytes)
-    reference: torch.nn.Module = model.float().eval()
+    reference: transformers.PreTrainedModel = model.float().eval()
     return reference
 
 
@@ -65,6 +65,10 @@ class CpuRig:
         self.driver.open(
             OpenSpec(self.num_slabs, 1 << 20, GRANULE_BYTES, self.page_tokens, 8, self.max_step_tokens, dtype=self.dtype, threads=1), None
         )
+        self.adopt()
+
+    def adopt(self) -> None:
+        """Load the model into the open driver."""
         source = InspectSpec(str(self.directory), self.max_positions)
         self.spec = self.driver.inspect(source)
         offsets, end = [], 0
@@ -129,11 +133,19 @@ class CpuRig:
         return found
 
 
-def reference_logits(model: torch.nn.Module, tokens: Sequence[int]) -> Tensor:
+def reference_logits(model: transformers.PreTrainedModel, tokens: Sequence[int]) -> Tensor:
     """Logits of every position `[len(tokens), vocab]`."""
     with torch.no_grad():
         logits: Tensor = model(torch.tensor([list(tokens)]), use_cache=False).logits[0]
     return logits
+
+
+def greedy_reference(model: transformers.PreTrainedModel, prompt: Sequence[int], num_tokens: int) -> list[int]:
+    """The continuation that `transformers` finds, past any stop token."""
+    generate: Callable[..., Tensor] = model.generate  # type: ignore[assignment]
+    settings = {"max_new_tokens": num_tokens, "min_new_tokens": num_tokens, "do_sample": False, "eos_token_id": None}
+    tokens: list[int] = generate(torch.tensor([list(prompt)]), **settings)[0, len(prompt) :].tolist()
+    return tokens
 
 
 def prompt_of(length: int, seed: int = 0, vocab_size: int = 199) -> list[int]:

@@ -15,7 +15,7 @@ from drivers.cpu_model import CpuModel, Ground, load_model
 from drivers.models.loader import PageShape, inspect_model, open_model
 from drivers.ops.table import OpTable, fused_table
 from drivers.rows import RowTable
-from tests.drivers.cpu_rig import GRANULE_BYTES, GREEDY, CpuRig, prompt_of, reference_logits, save_model
+from tests.drivers.cpu_rig import GRANULE_BYTES, GREEDY, CpuRig, greedy_reference, prompt_of, reference_logits, save_model
 
 LLAMA3 = {"rope_type": "llama3", "factor": 4.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 64}
 YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 128}
@@ -124,8 +124,7 @@ def test_greedy_text_equals_transformers_over_64_tokens(case: str, tmp_path: Pat
     rest = rig.run([(0, 1), (1, 1), (2, 1)], num_steps=63)
     for slot, prompt in enumerate(prompts):
         found = [token for results in first + rest for token in results[slot].tokens][:64]
-        generated = reference.generate(torch.tensor([prompt]), max_new_tokens=64, min_new_tokens=64, do_sample=False, eos_token_id=None)
-        assert found == generated[0, len(prompt) :].tolist()
+        assert found == greedy_reference(reference, prompt, 64)
 
 
 def test_reference_ops_and_fused_ops_agree_on_a_model_with_two_kv_groups(tmp_path: Path) -> None:

@@ -1,0 +1,135 @@
+"""Fused ops against their definitions, the shapes of ragged batches, and the quarantine of an op that disagrees."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from drivers.errors import OpUnsupported
+from drivers.ops import fused, reference
+from drivers.ops.check import TOLERANCES, CheckShape, disagreements
+from drivers.ops.ragged import AttentionShape, HeadShape, RowSpan, plan_attention
+from drivers.ops.reference import LayerKv
+from drivers.ops.table import FusedOp, OpTable, fused_table, op_names, quarantine
+
+SHAPE = CheckShape(
+    hidden_size=48,
+    intermediate_size=80,
+    vocab_size=300,
+    heads=HeadShape(num_heads=6, num_kv_heads=2, head_dim=16),
+    page_tokens=8,
+    windows=(None, 11),
+    dtype=torch.float32,
+)
+
+
+def spans(page_tokens: int, lengths: Sequence[tuple[int, int]]) -> tuple[list[RowSpan], int]:
+    """Rows of (count, position) in batch order with shuffled frames, and how many frames there are."""
+    ordered = sorted(lengths)
+    pages = [(position + count - 1) // page_tokens + 1 for count, position in ordered]
+    frames = np.random.default_rng(3).permutation(sum(pages))
+    rows, start, first = [], 0, 0
+    for (count, position), num_pages in zip(ordered, pages, strict=True):
+        rows.append(RowSpan(start, count, position, frames[first : first + num_pages]))
+        start, first = start + count, first + num_pages
+    return rows, sum(pages)
+
+
+@settings(max_examples=60)
+@given(
+    lengths=st.lists(st.tuples(st.sampled_from([1, 1, 1, 2, 7, 20]), st.integers(0, 60)), min_size=1, max_size=7),
+    window=st.sampled_from([None, 1, 5, 16, 40]),
+    workspace_pages=st.sampled_from([1, 3, 64]),
+)
+def test_paged_attention_equals_its_definition(lengths: list[tuple[int, int]], window: int | None, workspace_pages: int) -> None:
+    heads = HeadShape(num_heads=6, num_kv_heads=2, head_dim=8)
+    rows, num_frames = spans(4, lengths)
+    random = torch.Generator().manual_seed(1)
+    shape = AttentionShape(4, window, 4 * workspace_pages, torch.float32)
+    kv = LayerKv(torch.randn(num_frames, 4, 2, 2, 8, generator=random), torch.full((shape.workspace_tokens, 2, 2, 8), float("nan")), heads)
+    queries = torch.randn(sum(row.count for row in rows), 6, 8, generator=random)
+    batch = plan_attention(shape, rows)
+    for found, expected in zip(fused.paged_attention(queries, kv, batch), reference.paged_attention(queries, kv, batch), strict=True):
+        torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", TOLERANCES)
+def test_every_fused_op_agrees_with_its_definition(dtype: torch.dtype) -> None:
+    assert disagreements(fused_table(), replace(SHAPE, dtype=dtype)) == {}
+
+
+def test_an_op_that_disagrees_is_quarantined_and_logged(caplog: pytest.LogCaptureFixture) -> None:
+    def wrong(gate_up: Tensor) -> Tensor:
+        return fused.swiglu(gate_up) * 1.01
+
+    table = fused_table((FusedOp("swiglu", wrong), FusedOp("rms_norm", fused.rms_norm)))
+    found = disagreements(table, SHAPE)
+    assert list(found) == ["swiglu"]
+    with caplog.at_level(logging.ERROR):
+        healed = quarantine(table, found)
+    assert healed.swiglu is OpTable().swiglu
+    assert healed.rms_norm is fused.rms_norm
+    assert "not used" in caplog.text
+
+
+def test_an_op_that_gives_nan_is_quarantined() -> None:
+    table = fused_table((FusedOp("swiglu", lambda gate_up: fused.swiglu(gate_up) * float("nan")),))
+    assert list(disagreements(table, SHAPE)) == ["swiglu"]
+
+
+def test_an_op_that_this_machine_cannot_run_is_not_chosen() -> None:
+    table = fused_table((FusedOp("swiglu", fused.swiglu, lambda: False),))
+    assert table.swiglu is reference.swiglu
+
+
+def test_an_op_nobody_asks_for_is_refused() -> None:
+    with pytest.raises(OpUnsupported, match="warp_drive"):
+        fused_table((FusedOp("warp_drive", fused.swiglu),))
+
+
+def test_the_ops_of_the_design_are_there() -> None:
+    assert {"paged_attention", "rope_kv_write", "add_rms_norm", "swiglu", "linear", "sample", "page_copy", "page_zero"} <= set(op_names())
+
+
+def test_merging_two_halves_equals_attention_over_both() -> None:
+    random = torch.Generator().manual_seed(2)
+    scores, values = torch.randn(3, 10, generator=random), torch.randn(10, 4, generator=random)
+    halves = [(scores[:, part].softmax(-1) @ values[part], scores[:, part].logsumexp(-1)) for part in (slice(0, 4), slice(4, 10))]
+    out, lse = fused.merge(halves[0], halves[1])
+    torch.testing.assert_close(out, scores.softmax(-1) @ values)
+    torch.testing.assert_close(lse, scores.logsumexp(-1))
+
+
+def test_rows_of_like_length_share_a_bucket_and_a_long_one_stands_alone() -> None:
+    rows, _ = spans(16, [(1, 2000), (1, 100), (1, 110), (1, 120)])
+    batch = plan_attention(AttentionShape(16, None, 8192, torch.float32), rows)
+    assert sorted(bucket.num_rows for bucket in batch.buckets) == [1, 3]
+
+
+def test_a_bucket_never_needs_more_than_the_workspace() -> None:
+    rows, _ = spans(16, [(1, 500)] * 8)
+    batch = plan_attention(AttentionShape(16, None, 1024, torch.float32), rows)
+    assert all(bucket.frames.shape[0] * 16 <= 1024 for bucket in batch.buckets)
+    assert sum(bucket.num_rows for bucket in batch.buckets) == 8
+
+
+def test_pages_before_the_window_are_never_read() -> None:
+    frames = np.array([-1, -1, 5, 6])
+    batch = plan_attention(AttentionShape(4, 4, 64, torch.float32), [RowSpan(0, 1, 14, frames)])
+    assert batch.buckets[0].frames.tolist() == [5, 6]
+
+
+def test_page_copy_and_page_zero_touch_one_frame_of_overlapping_views() -> None:
+    memory = torch.arange(40, dtype=torch.uint8)
+    pages = memory.as_strided((8, 12), (4, 1))
+    reference.page_copy(pages, 0, 3)
+    reference.page_zero(pages, 6)
+    assert memory.tolist() == [*range(12), *range(12), *([0] * 12), *range(36, 40)]
