@@ -16,7 +16,8 @@ Invariants
 1. Counters are integers, and exact: what a division leaves over is carried to the next charge.
 2. Lift: a node that becomes active is raised to the least counter among its active siblings; if none is active, to the counter of the
    sibling that was active last. A lift never lowers. (Without it, a tenant that slept would be owed the service it never asked for.)
-3. A refund lowers a node no further than the least counter of its active siblings, and never raises it.
+3. A refund lowers a node no further than the least counter of its active siblings, and never raises it. What is left of it is credit that
+   the next charges use up, so that nothing is lost (dropping it would let service drift apart without bound); a lift that raises ends it.
 4. A node is active if and only if it is open and has an active child; the hidden child is active while requests wait in it.
 5. Every active node has one live entry in its parent's heap, whose key is at most its counter: charging a node touches no heap, and a
    key that has fallen behind is mended when it comes to the top.
@@ -26,7 +27,7 @@ Source: Sheng et al., "Fairness in serving large language models", OSDI 2024 (al
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Final
 
 from kerneld.errors import InvalidArgument, NotFound, WrongState
@@ -39,7 +40,9 @@ REBASE_AT: Final = 1 << 60
 # Keys of a snapshot: one of these, then the path.
 _COUNTER: Final = "counter:"
 _REMAINDER: Final = "remainder:"
+_CREDIT: Final = "credit:"
 _SERVICE: Final = "service:"
+_ACTIVE: Final = "active:"  # 1 or 0
 _LAST_ACTIVE: Final = "last:"  # counter of the child that was active last
 
 
@@ -49,7 +52,8 @@ class FairShare:
     def __init__(self) -> None:
         self._root = ShareNode("", "", None)
         self._nodes: dict[str, ShareNode] = {"": self._root}
-        self._told: dict[str, int] = {}  # what `changes` gave last
+        self._touched: set[ShareNode] = set()  # nodes whose account may have changed since `changes` was asked
+        self._is_resuming = False  # accounts were restored, and nothing was charged since
 
     # ------------------------------------------------------------------------------------------------------------------ the tree
 
@@ -65,8 +69,10 @@ class FairShare:
     def set_open(self, path: str, is_open: bool) -> None:
         """Close a tenant that is at a limit, so that nothing below it is picked; or open it again. Raises: NotFound."""
         node = self._get(path)
-        node.is_open = is_open
-        node.refresh()
+        if node.is_open != is_open:
+            self._touch(path)
+            node.is_open = is_open
+            node.refresh()
 
     def remove(self, path: str) -> None:
         """Forget a tenant that has no children and nothing waiting. Raises: NotFound, WrongState."""
@@ -100,13 +106,13 @@ class FairShare:
 
     def enqueue(self, path: str) -> None:
         """A request of this tenant begins to wait."""
-        node = self._own(path)
+        node = self._touch(path)
         node.num_active += 1
         node.refresh()
 
     def dequeue(self, path: str) -> None:
         """A request of this tenant waits no more."""
-        node = self._own(path)
+        node = self._touch(path)
         assert node.num_active > 0, "nothing waits in this tenant"
         node.num_active -= 1
         node.refresh()
@@ -114,13 +120,15 @@ class FairShare:
     def charge(self, path: str, cost: int) -> None:
         """Charge `cost` to a tenant and everybody above it."""
         assert cost >= 0, "give back with refund"
-        for node in self._own(path).up():
+        if self._is_resuming:
+            self._end_resuming()
+        for node in self._touch(path).up():
             node.charge(cost)
 
     def refund(self, path: str, cost: int) -> None:
         """Give back what was charged for work that was not done (invariant 3)."""
         assert cost >= 0, "take with charge"
-        for node in self._own(path).up():
+        for node in self._touch(path).up():
             node.refund(cost)
 
     def pick(self) -> str | None:
@@ -138,45 +146,45 @@ class FairShare:
 
     def snapshot(self) -> dict[str, int]:
         """Every account as numbers by key, for `restore`. What waits is not part of it: requests queue again after a restart."""
-        values: dict[str, int] = {}
-        for path, node in self._nodes.items():
-            values[_COUNTER + path], values[_REMAINDER + path], values[_SERVICE + path] = node.counter, node.remainder, node.service
-            if node.last_active is not None:
-                values[_LAST_ACTIVE + path] = node.last_active.counter
-        return values
+        return self._values(self._nodes.values())
 
     def changes(self) -> dict[str, int]:
-        """The part of `snapshot` that is not what the last call of this method left it to be."""
-        values = self.snapshot()
-        changed = {key: value for key, value in values.items() if self._told.get(key, 0) != value}
-        self._told = values
-        return changed
+        """The part of `snapshot` that changed since the last call: the later of two goes over the earlier."""
+        values = self._values(self._touched)
+        self._touched.clear()
+        return values
 
     def restore(self, values: Mapping[str, int]) -> None:
         """Put accounts back, as `snapshot` gave them or all `changes` one over the other. Weights are not part of them.
 
-        Call it before anything waits. Tenants that are not known any more are left out.
+        Call it before anything waits. Tenants that are not known any more are left out. Those that were active are not lifted when their
+        requests queue again, until the first charge: a restart is no sleep.
         """
         for path, node in list(self._nodes.items()):
             own = _own_path(path)
             if path and _COUNTER + own in values:
                 self._own(path)
-            if _LAST_ACTIVE + path in values:
+            if values.get(_LAST_ACTIVE + path):
                 node.last_active = ShareNode("", "", None)  # whoever it was; its counter is what the next lift asks for
                 node.last_active.counter = values[_LAST_ACTIVE + path]
         for path, node in self._nodes.items():
             node.counter = values.get(_COUNTER + path, node.counter)
             node.remainder = values.get(_REMAINDER + path, node.remainder) % node.weight
+            node.credit = values.get(_CREDIT + path, node.credit)
             node.service = values.get(_SERVICE + path, node.service)
-        self._told = self.snapshot()
+            node.keeps_counter = bool(values.get(_ACTIVE + path))
+        self._is_resuming = True
+        self.rebase()
 
     def rebase(self) -> bool:
         """Move counters back, siblings together, where all that matter have passed `REBASE_AT`; differences between active siblings stay.
 
         A sibling that is behind the others by then is raised to them, which is what its next lift would do.
         """
-        moved = [node.rebase_children(REBASE_AT) for node in self._nodes.values() if node.children]
-        return any(moved)
+        moved = [node for node in self._nodes.values() if node.children and node.rebase_children(REBASE_AT)]
+        for node in moved:
+            self._touched.update((node, *node.children.values()))
+        return bool(moved)
 
     # ------------------------------------------------------------------------------------------------------------------- inside
 
@@ -197,6 +205,29 @@ class FairShare:
                 raise InvalidArgument("path", f"{path!r} is not a tenant path: names are not empty and not {OWN!r}.")
             node = node.children.get(name) or self._add_child(node, name)
         return node
+
+    def _touch(self, path: str) -> ShareNode:
+        """The hidden child of a tenant, whose account is about to change, and with it those of everybody above."""
+        own = self._own(path)
+        self._touched.add(self._root)
+        self._touched.update(own.up())
+        return own
+
+    @staticmethod
+    def _values(nodes: Iterable[ShareNode]) -> dict[str, int]:
+        values: dict[str, int] = {}
+        for node in nodes:
+            path = node.path
+            values[_COUNTER + path], values[_REMAINDER + path] = node.counter, node.remainder
+            values[_CREDIT + path], values[_SERVICE + path] = node.credit, node.service
+            values[_ACTIVE + path] = int(node.is_active)
+            values[_LAST_ACTIVE + path] = node.last_active.counter if node.last_active else 0
+        return values
+
+    def _end_resuming(self) -> None:
+        self._is_resuming = False
+        for node in self._nodes.values():
+            node.keeps_counter = False
 
     def _add_child(self, parent: ShareNode, name: str) -> ShareNode:
         path = f"{parent.path}/{name}" if parent.path else name

@@ -32,8 +32,10 @@ class ShareNode:
         "_heap",
         "children",
         "counter",
+        "credit",
         "is_active",
         "is_open",
+        "keeps_counter",
         "last_active",
         "name",
         "num_active",
@@ -52,9 +54,11 @@ class ShareNode:
         self.weight = 1
         self.counter = 0
         self.remainder = 0  # of the division by weight, in [0, weight)
+        self.credit = 0  # cost in counter units, weight apart, that the next charges need not add
         self.service = 0  # cost charged, refunds taken off, weights apart
         self.is_open = True
         self.is_active = False
+        self.keeps_counter = False  # it was active when the accounts were kept: the next lift is left out
         self.num_active = 0  # active children; in a hidden child: requests that wait
         self.last_active: ShareNode | None = None  # the child that was active last
         self._heap: list[_Entry] = []
@@ -69,17 +73,22 @@ class ShareNode:
 
     def charge(self, cost: int) -> None:
         """Add `cost / weight` to the counter (invariant 1)."""
-        quotient, self.remainder = divmod(cost * SCALE + self.remainder, self.weight)
+        scaled = cost * SCALE
+        spent = min(self.credit, scaled)
+        self.credit -= spent
+        quotient, self.remainder = divmod(scaled - spent + self.remainder, self.weight)
         self.counter += quotient
         self.service += cost
 
     def refund(self, cost: int) -> None:
-        """Take `cost / weight` off the counter, as far as invariant 3 allows."""
+        """Take `cost / weight` off the counter, as far as invariant 3 allows; the rest is credit for charges to come."""
         quotient, remainder = divmod(self.remainder - cost * SCALE, self.weight)
         lowered = self.counter + quotient
         floor = self._least_sibling()
         if floor is not None and lowered < floor.counter:
-            lowered, remainder = min(self.counter, floor.counter), 0
+            kept = min(self.counter, floor.counter)
+            self.credit += (kept - lowered) * self.weight - remainder
+            lowered, remainder = kept, 0
         self.counter, self.remainder = lowered, remainder
         self.service -= cost
         if self.is_active:
@@ -106,9 +115,11 @@ class ShareNode:
     def lift(self) -> None:
         """Invariant 2, for a node that is about to be active."""
         assert self.parent is not None, "the root is not lifted"
+        if self.keeps_counter:
+            return
         reference = self.parent.least_child() or self.parent.last_active
         if reference is not None and reference.counter > self.counter:
-            self.counter, self.remainder = reference.counter, 0
+            self.counter, self.remainder, self.credit = reference.counter, 0, 0
 
     def least_child(self) -> ShareNode | None:
         """The active child of least counter; clears away entries that are dead and mends keys that have fallen behind (invariant 5)."""
@@ -130,7 +141,7 @@ class ShareNode:
 
     def rebase_children(self, at: int) -> bool:
         """Move the children's counters back together if all that matter have passed `at`; whether they were moved."""
-        active = [child.counter for child in self.children.values() if child.is_active]
+        active = [child.counter for child in self.children.values() if child.is_active or child.keeps_counter]
         last = self.last_active
         base = min(active) if active else (last.counter if last else 0)
         if base < at:

@@ -1,0 +1,454 @@
+"""Decisions of the scheduler: who is next, how long a quantum is, who gives way. The bounds are in test_scheduler_fairness.py."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+
+from drivers.contract import Sampling
+from kerneld.calls import InferArgs, Priority
+from kerneld.context import Context
+from kerneld.fairshare import FairShare
+from kerneld.request import Request, RequestState
+from kerneld.scheduler import Scheduler, SchedulerPolicy
+from kerneld.step import RowNeed
+from kerneld.stream import OutputLog
+from kerneld.transcript import Transcript
+
+MakeRequest = Callable[..., Request]
+
+
+@pytest.fixture
+def scheduler() -> Scheduler:
+    shares = FairShare()
+    for path in ("lab", "lab/ann", "lab/bob", "other"):
+        shares.add(path)
+    made = Scheduler(shares, SchedulerPolicy(max_step_tokens=64))
+    made.set_resident("m", True)
+    return made
+
+
+def admit_all(scheduler: Scheduler) -> list[Request]:
+    """Admit as if everything fitted."""
+    admitted = []
+    while (request := scheduler.next_candidate()) is not None:
+        scheduler.admit(request, 0)
+        admitted.append(request)
+    return admitted
+
+
+def grow(request: Request, num_tokens: int) -> None:
+    request.context.tokens.extend([0] * num_tokens)
+    request.num_since_admission += num_tokens
+
+
+# ------------------------------------------------------------------------------------------------------------------------ who is next
+
+
+def test_a_tenant_is_served_by_class_then_niceness_then_arrival(scheduler: Scheduler, make_request: MakeRequest) -> None:
+    late = make_request("lab", arrival=3.0)
+    early = make_request("lab", arrival=1.0)
+    nice = make_request("lab", arrival=0.0, nice=5)
+    batch = make_request("lab", arrival=0.0, nice=-5, priority=Priority.BATCH)
+    for request in (batch, nice, late, early):
+        scheduler.enqueue(request)
+
+    assert admit_all(scheduler) == [early, late, nice, batch]
+
+
+def test_asking_for_the_candidate_changes_nothing(scheduler: Scheduler, make_request: MakeRequest) -> None:
+    scheduler.enqueue(make_request("lab"))
+
+    assert scheduler.next_candidate() is scheduler.next_candidate()
+
+
+def test_a_large_request_that_is_next_is_not_passed_by_a_small_one(scheduler: Scheduler, make_request: MakeRequest) -> None:  # invariant 1
+    large = make_request("lab/ann", num_input=1000, arrival=1.0)
+    small = make_request("lab/ann", num_input=1, arrival=2.0)
+    scheduler.enqueue(large)
+    scheduler.enqueue(small)
+
+    assert scheduler.next_candidate() is large
+
+
+def test_a_request_whose_model_is_not_there_stops_nobody(scheduler: Scheduler, make_request: MakeRequest) -> None:  # invariant 1
+    absent = make_request("lab/ann", model="absent", arrival=1.0)
+    present = make_request("lab/ann", arrival=2.0)
+    scheduler.enqueue(absent)
+    scheduler.enqueue(present)
+
+    parked = (scheduler.next_candidate(), scheduler.wanted_models(), scheduler.queue_position(absent), scheduler.waiting.total)
+    scheduler.set_resident("absent", True)
+
+    assert parked == (present, ("absent",), 0, 2)
+    assert (scheduler.next_candidate(), scheduler.wanted_models()) == (absent, ())
+
+
+def test_requests_are_parked_when_their_model_goes(scheduler: Scheduler, make_request: MakeRequest) -> None:
+    request = make_request("lab/ann")
+    scheduler.enqueue(request)
+
+    scheduler.set_resident("m", False)
+
+    assert (scheduler.next_candidate(), scheduler.wanted_models(), scheduler.waiting.of("lab")) == (None, ("m",), 1)
+
+
+def test_a_parked_request_can_end(scheduler: Scheduler, make_request: MakeRequest) -> None:
+    request = make_request("lab/ann", model="absent")
+    scheduler.enqueue(request)
+
+    scheduler.finish(request)
+    scheduler.set_resident("absent", True)
+
+    assert (scheduler.next_candidate(), scheduler.waiting.total, request.state) == (None, 0, RequestState.FINISHED)
+
+
+def test_a_preempted_request_keeps_its_place(scheduler: Scheduler, make_request: MakeRequest) -> None:
+    first, second = make_request("lab/ann", arrival=1.0), make_request("lab/ann", arrival=2.0)
+    scheduler.enqueue(first)
+    scheduler.admit(first, 0)
+    scheduler.enqueue(second)
+
+    scheduler.preempt(first)
+
+    assert (scheduler.next_candidate(), scheduler.queue_position(second)) == (first, 2)
+
+
+def test_a_change_of_niceness_moves_a_waiting_request(scheduler: Scheduler, make_request: MakeRequest) -> None:
+    first, second = make_request("lab/ann", arrival=1.0), make_request("lab/ann", arrival=2.0)
+    scheduler.enqueue(first)
+    scheduler.enqueue(second)
+
+    second.context.nice = -1
+    scheduler.reorder(second)
+    scheduler.reorder(make_request("lab/ann"))  # in no queue: nothing to move
+
+    assert (scheduler.next_candidate(), scheduler.queue_position(first)) == (second, 2)
+
+
+def test_cancelled_requests_leave_no_trace(scheduler: Scheduler, make_request: MakeRequest) -> None:
+    requests = [make_request("lab/ann") for _ in range(100)]
+    for request in requests:
+        scheduler.enqueue(request)
+
+    for request in requests[:-1]:
+        scheduler.finish(request)
+
+    assert admit_all(scheduler) == requests[-1:]
+    assert (scheduler.waiting.total, scheduler.running.of("lab")) == (0, 1)
+
+
+# ------------------------------------------------------------------------------------------------------------------- limits and company
+
+
+def test_a_tenant_at_its_limit_waits_without_stopping_others(scheduler: Scheduler, make_request: MakeRequest) -> None:  # invariant 3
+    scheduler.set_max_running("lab", 1)
+    mine = [make_request("lab/ann", arrival=float(i)) for i in range(2)]
+    theirs = make_request("other", arrival=9.0)
+    for request in (*mine, theirs):
+        scheduler.enqueue(request)
+
+    admitted = admit_all(scheduler)
+    scheduler.finish(mine[0])
+
+    assert set(admitted) == {mine[0], theirs}
+    assert scheduler.next_candidate() is mine[1]
+
+
+def test_a_raised_limit_lets_the_next_one_in(scheduler: Scheduler, make_request: MakeRequest) -> None:
+    scheduler.set_max_running("lab/ann", 1)
+    requests = [make_request("lab/ann") for _ in range(2)]
+    for request in requests:
+        scheduler.enqueue(request)
+    admit_all(scheduler)
+
+    scheduler.set_max_running("lab/ann", 0)
+
+    assert scheduler.next_candidate() is requests[1]
+
+
+def test_a_suspect_runs_without_company(scheduler: Scheduler, make_request: MakeRequest) -> None:  # invariant 4
+    running, suspect, bystander = make_request("lab/ann"), make_request("lab/ann"), make_request("lab/ann")
+    suspect.is_alone = True
+    for request in (running, suspect, bystander):
+        scheduler.enqueue(request)
+    scheduler.admit(running, 0)
+
+    candidates = [scheduler.next_candidate()]
+    scheduler.finish(running)
+    candidates.append(scheduler.next_candidate())
+    scheduler.admit(suspect, 0)
+    candidates.append(scheduler.next_candidate())
+    scheduler.acquit(suspect)
+    candidates.append(scheduler.next_candidate())
+
+    assert candidates == [None, suspect, None, bystander]
+
+
+# ------------------------------------------------------------------------------------------------------------------------- what is paid
+
+
+def test_input_is_charged_once_and_cached_input_costs_a_tenth(scheduler: Scheduler, make_request: MakeRequest) -> None:  # invariant 2
+    request = make_request("lab/ann", num_input=100)
+    scheduler.enqueue(request)
+
+    first = scheduler.admit(request, 60)
+    scheduler.preempt(request)
+    again = scheduler.admit(request, 0)
+
+    assert (first, again, scheduler.shares.service("lab")) == (60 * 1 + 40 * 10, 0, 460)
+
+
+def test_output_is_charged_as_it_comes_while_nothing_is_known(scheduler: Scheduler, make_request: MakeRequest) -> None:
+    request = make_request("lab/ann", num_input=0)
+    scheduler.enqueue(request)
+    scheduler.admit(request, 0)
+
+    assert scheduler.charge_output(request, 3) == 60
+
+
+def test_expected_output_is_paid_ahead_and_given_back(scheduler: Scheduler, make_request: MakeRequest) -> None:  # invariant 2
+    for length in (10, 30):
+        past = make_request("lab/ann", num_input=0)
+        scheduler.enqueue(past)
+        scheduler.admit(past, 0)
+        scheduler.charge_output(past, length)
+        grow(past, length)
+        scheduler.finish(past)
+    spent = scheduler.shares.service("lab/ann")
+    request = make_request("lab/ann", num_input=0)
+    scheduler.enqueue(request)
+
+    paid = [scheduler.admit(request, 0), scheduler.charge_output(request, 5)]
+    grow(request, 5)
+    refund = scheduler.finish(request)
+
+    assert (paid, refund) == ([20 * 20, 0], 15 * 20)
+    assert scheduler.shares.service("lab/ann") - spent == 5 * 20
+
+
+def test_output_beyond_what_was_expected_is_charged(scheduler: Scheduler, make_request: MakeRequest) -> None:
+    request = make_request("lab/ann", num_input=0)
+    request.num_prepaid = 2
+
+    assert [scheduler.charge_output(request, 3), scheduler.charge_output(request, 1)] == [20, 20]
+
+
+# ------------------------------------------------------------------------------------------------------------------------- the quantum
+
+
+def test_quanta_grow_while_nobody_waits_and_shrink_when_somebody_does(scheduler: Scheduler, make_request: MakeRequest) -> None:
+    rows = [RowNeed(make_request("lab/ann"), 1, 100)]
+
+    calm = [scheduler.plan_step(rows).num_steps for _ in range(5)]
+    scheduler.enqueue(make_request("other"))
+    busy = scheduler.plan_step(rows).num_steps
+
+    assert (calm, busy) == ([2, 4, 8, 8, 8], 1)
+
+
+def test_a_parked_request_does_not_shorten_quanta(scheduler: Scheduler, make_request: MakeRequest) -> None:
+    scheduler.enqueue(make_request("other", model="absent"))
+
+    assert scheduler.plan_step([RowNeed(make_request(), 1, 100)]).num_steps == 2
+
+
+def test_an_unfinished_prefill_makes_single_steps(scheduler: Scheduler, make_request: MakeRequest) -> None:
+    shape = scheduler.plan_step([RowNeed(make_request(), 1, 100), RowNeed(make_request(), 500, 100)])
+
+    assert (shape.num_steps, [share.num_tokens for share in shape.shares]) == (1, [1, 63])
+
+
+# ------------------------------------------------------------------------------------------------------------------------ who gives way
+
+
+def run(scheduler: Scheduler, request: Request, num_served: int) -> Request:
+    scheduler.enqueue(request)
+    scheduler.admit(request, 0)
+    scheduler.charge_output(request, num_served)
+    request.num_since_admission = num_served
+    return request
+
+
+def test_the_newest_of_the_most_served_tenant_gives_way(scheduler: Scheduler, make_request: MakeRequest) -> None:
+    other = run(scheduler, make_request("other", arrival=3.0), 90)
+    old = run(scheduler, make_request("lab/ann", arrival=1.0), 500)
+    new = run(scheduler, make_request("lab/ann", arrival=2.0), 100)
+
+    assert scheduler.victim([other, new, old]) is new
+
+
+def test_a_lax_class_gives_way_before_a_newer_request(scheduler: Scheduler, make_request: MakeRequest) -> None:
+    batch = run(scheduler, make_request("lab/ann", arrival=1.0, priority=Priority.BATCH), 100)
+    new = run(scheduler, make_request("lab/ann", arrival=2.0), 100)
+
+    assert scheduler.victim([batch, new]) is batch
+
+
+def test_who_had_its_minimum_service_gives_way_first(scheduler: Scheduler, make_request: MakeRequest) -> None:
+    fresh = run(scheduler, make_request("lab/ann", arrival=2.0), 10)
+    served = run(scheduler, make_request("other", arrival=1.0), 64)
+    scheduler.shares.charge("lab/ann", 1_000_000)
+
+    assert scheduler.victim([fresh, served]) is served
+
+
+def test_the_only_one_that_runs_never_gives_way_to_itself(scheduler: Scheduler, make_request: MakeRequest) -> None:
+    only = run(scheduler, make_request("lab/ann"), 500)
+
+    assert scheduler.victim([only]) is None
+
+
+def test_a_waiting_request_preempts_only_who_is_far_ahead(scheduler: Scheduler, make_request: MakeRequest) -> None:
+    rich = run(scheduler, make_request("lab/ann"), 70)
+    waiting = make_request("other")
+    scheduler.enqueue(waiting)
+
+    scheduler.shares.charge("lab/ann", scheduler.policy.preempt_lag)
+    at_the_lag = scheduler.victim([rich], waiting)
+    scheduler.shares.charge("lab/ann", 1)
+
+    assert (at_the_lag, scheduler.victim([rich], waiting)) == (None, rich)
+
+
+def test_a_tenant_does_not_preempt_itself(scheduler: Scheduler, make_request: MakeRequest) -> None:
+    rich = run(scheduler, make_request("lab/ann"), 10_000)
+
+    assert scheduler.victim([rich], make_request("lab/ann")) is None
+
+
+# --------------------------------------------------------------------------------------------------------------------------- deadlines
+
+
+def test_each_expired_request_is_told_of_once(scheduler: Scheduler, make_request: MakeRequest) -> None:
+    waiting = make_request("lab/ann", deadline=5.0)
+    running = make_request("lab/ann", deadline=4.0)
+    ended = make_request("lab/ann", deadline=3.0)
+    later = make_request("lab/ann", deadline=9.0)
+    for request in (waiting, running, ended, later):
+        scheduler.enqueue(request)
+    scheduler.admit(running, 0)
+    scheduler.finish(ended)
+
+    told = [scheduler.expired(2.0), scheduler.expired(5.0), scheduler.expired(6.0)]
+
+    assert told == [(), (running, waiting), ()]
+    assert scheduler.next_deadline() == 9.0
+
+
+# ----------------------------------------------------------------------------------------------------------------------- random lives
+
+TENANTS = ["a", "a/x", "a/y", "b"]
+MODELS = ["m", "n"]
+
+
+class LifeOfScheduler(RuleBasedStateMachine):
+    """Arrivals, admissions, preemptions, endings, models coming and going, limits: the queues, the counts and the accounts always agree."""
+
+    @initialize()
+    def start(self) -> None:
+        shares = FairShare()
+        for path in TENANTS:
+            shares.add(path)
+        self.scheduler = Scheduler(shares)
+        self.scheduler.set_resident("m", True)
+        self.resident = {"m"}
+        self.limits = dict.fromkeys(TENANTS, 0)
+        self.waiting: list[Request] = []
+        self.running: list[Request] = []
+        self.num_made = 0
+
+    @rule(tenant=st.sampled_from(TENANTS), model=st.sampled_from(MODELS), nice=st.integers(-2, 2), num_input=st.integers(0, 50))
+    def arrive(self, tenant: str, model: str, nice: int, num_input: int) -> None:
+        self.num_made += 1
+        context = Context(id=f"c{self.num_made}", owner="o", tenant=tenant, model=model, fingerprint="", seed=0, created_at=0.0, nice=nice)
+        log = OutputLog(num_input, lambda: 0.0)
+        context.tokens.extend([0] * num_input)
+        request = Request(
+            id=f"r{self.num_made}",
+            context=context,
+            args=InferArgs(context.id),
+            sampling=Sampling(),
+            num_input=num_input,
+            output_start=num_input,
+            max_tokens=64,
+            arrival=float(self.num_made // 2),
+            log=log,
+            transcript=Transcript(log, None),
+        )
+        self.scheduler.enqueue(request)
+        self.waiting.append(request)
+
+    @rule(num_cached=st.integers(0, 50))
+    def admit(self, num_cached: int) -> None:
+        request = self.scheduler.next_candidate()
+        if request is None:
+            return
+        self.scheduler.admit(request, min(num_cached, request.num_input))
+        self.waiting.remove(request)
+        self.running.append(request)
+
+    @precondition(lambda self: self.running)
+    @rule(data=st.data(), num_tokens=st.integers(1, 8))
+    def generate(self, data: st.DataObject, num_tokens: int) -> None:
+        request = data.draw(st.sampled_from(self.running))
+        grow(request, num_tokens)
+        self.scheduler.charge_output(request, num_tokens)
+
+    @precondition(lambda self: self.running)
+    @rule(data=st.data())
+    def preempt(self, data: st.DataObject) -> None:
+        request = data.draw(st.sampled_from(self.running))
+        self.scheduler.preempt(request)
+        self.running.remove(request)
+        self.waiting.append(request)
+
+    @precondition(lambda self: self.running or self.waiting)
+    @rule(data=st.data())
+    def finish(self, data: st.DataObject) -> None:
+        request = data.draw(st.sampled_from(self.running + self.waiting))
+        self.scheduler.finish(request)
+        (self.running if request in self.running else self.waiting).remove(request)
+
+    @rule(model=st.sampled_from(MODELS), is_resident=st.booleans())
+    def load_or_unload(self, model: str, is_resident: bool) -> None:
+        self.scheduler.set_resident(model, is_resident)
+        (self.resident.add if is_resident else self.resident.discard)(model)
+
+    @rule(tenant=st.sampled_from(TENANTS), limit=st.integers(0, 3))
+    def limit(self, tenant: str, limit: int) -> None:
+        self.scheduler.set_max_running(tenant, limit)
+        self.limits[tenant] = limit
+
+    @invariant()
+    def counts_agree(self) -> None:
+        for path in TENANTS:
+            assert self.scheduler.waiting.of(path) == sum(below(request.tenant, path) for request in self.waiting)
+            assert self.scheduler.running.of(path) == sum(below(request.tenant, path) for request in self.running)
+
+    @invariant()
+    def the_candidate_is_the_best_of_its_tenant_and_there_is_one_if_one_may_run(self) -> None:
+        eligible = [request for request in self.waiting if request.context.model in self.resident and self.has_room(request.tenant)]
+        candidate = self.scheduler.next_candidate()
+        assert (candidate is None) == (not eligible)
+        if candidate is not None:
+            assert candidate in eligible
+            ranks = [(request.context.nice, request.arrival) for request in eligible if request.tenant == candidate.tenant]
+            assert (candidate.context.nice, candidate.arrival) == min(ranks)
+
+    def has_room(self, tenant: str) -> bool:
+        return all(
+            not limit or sum(below(request.tenant, path) for request in self.running) < limit
+            for path, limit in self.limits.items()
+            if below(tenant, path)
+        )
+
+
+def below(tenant: str, path: str) -> bool:
+    return f"{tenant}/".startswith(f"{path}/")
+
+
+TestLifeOfScheduler = LifeOfScheduler.TestCase
