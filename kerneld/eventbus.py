@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import deque
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, Callable
 from dataclasses import fields
 from enum import Enum
 from typing import Final
@@ -56,7 +56,7 @@ class EventBus:
             logger.log(event.level, name, extra=facts)
         self._wake()
 
-    async def follow(self, since: int = 0, follow: bool = True) -> AsyncIterator[EventRecord]:
+    async def follow(self, since: int = 0, follow: bool = True) -> AsyncGenerator[EventRecord, None]:
         """Events from number `since` on that are still in the ring; with `follow`, then those to come, until the caller leaves."""
         cursor = since
         while True:

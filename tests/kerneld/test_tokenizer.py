@@ -44,7 +44,7 @@ def test_a_saved_tokenizer_is_loaded(tmp_path: Path, byte_tokenizer: Tokenizer) 
     loaded = Tokenizer.load(tmp_path)
 
     assert loaded is not None
-    assert (loaded.vocab_size, loaded.special_tokens) == (byte_tokenizer.vocab_size, {0, 1})
+    assert (loaded.vocab_size, loaded.special_tokens) == (byte_tokenizer.vocab_size, frozenset({0, 1}))
     assert loaded.encode("def hello") == byte_tokenizer.encode("def hello")
 
 

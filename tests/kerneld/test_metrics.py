@@ -1,0 +1,113 @@
+"""The page that Prometheus scrapes."""
+
+from __future__ import annotations
+
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+from kerneld.calls import FinishReason
+from kerneld.events import (
+    FirstTokenSampled,
+    ModelUnloaded,
+    PagesRestored,
+    QuotaRefused,
+    RequestFinished,
+    RequestPreempted,
+    WorkerLost,
+)
+from kerneld.metrics import MAX_TENANTS, OTHER, Gauges, Metrics
+
+# The names of vLLM that its dashboards draw and that mean the same here.
+VLLM_NAMES = [
+    "num_requests_running",
+    "num_requests_waiting",
+    "kv_cache_usage_perc",
+    "prompt_tokens_total",
+    "generation_tokens_total",
+    "request_success_total",
+    "time_to_first_token_seconds_bucket",
+    "inter_token_latency_seconds_bucket",
+    "e2e_request_latency_seconds_bucket",
+    "request_queue_time_seconds_bucket",
+    "num_preemptions_total",
+]
+
+
+def samples_of(metrics: Metrics) -> dict[tuple[str, tuple[tuple[str, str], ...]], float]:
+    families = text_string_to_metric_families(metrics.render().decode())
+    return {(sample.name, tuple(sorted(sample.labels.items()))): sample.value for family in families for sample in family.samples}
+
+
+def finished(tenant: str = "lab") -> RequestFinished:
+    return RequestFinished("r", "c", tenant, FinishReason.STOP, 5, 0, 7, 0.5, 1.5)
+
+
+def test_vllm_dashboards_find_their_names() -> None:
+    metrics = Metrics(Gauges)
+    metrics.on_event(finished())
+    metrics.on_event(RequestPreempted("r", "lab", "frames"))
+
+    names = {name for name, _ in samples_of(metrics)}
+
+    assert {f"kerneld_{name}" for name in VLLM_NAMES} <= names
+
+
+def test_events_are_counted() -> None:
+    metrics = Metrics(Gauges)
+    for event in (
+        finished(),
+        finished(),
+        FirstTokenSampled("r", "lab", 0.03),
+        RequestPreempted("r", "lab", "share"),
+        PagesRestored("lab", 4, 2),
+        QuotaRefused("lab", "max_queued", "lab"),
+        WorkerLost("cpu", 1, "killed", 0),
+        ModelUnloaded("m", 1),  # counts nowhere
+    ):
+        metrics.on_event(event)
+
+    samples = samples_of(metrics)
+
+    assert samples["kerneld_request_success_total", (("finished_reason", "stop"),)] == 2
+    assert samples["kerneld_time_to_first_token_seconds_sum", ()] == pytest.approx(0.03)
+    assert samples["kerneld_num_preemptions_total", (("cause", "share"),)] == 1
+    assert samples["kerneld_pages_restored_total", ()] == 4
+    assert samples["kerneld_pages_recomputed_total", ()] == 2
+    assert samples["kerneld_quota_rejections_total", (("limit", "max_queued"), ("tenant", "lab"))] == 1
+    assert samples["kerneld_worker_restarts_total", (("device", "cpu"),)] == 1
+
+
+def test_a_step_is_counted_in_one_go() -> None:
+    metrics = Metrics(Gauges)
+
+    metrics.observe_step(prompt_tokens=100, generation_tokens=32, compute_s=0.25, token_gap_s=0.03)
+    metrics.observe_step(prompt_tokens=0, generation_tokens=8, compute_s=0.25, token_gap_s=99.0)
+
+    samples = samples_of(metrics)
+    assert samples["kerneld_prompt_tokens_total", ()] == 100
+    assert samples["kerneld_generation_tokens_total", ()] == 40
+    assert samples["kerneld_inter_token_latency_seconds_bucket", (("le", "0.025"),)] == 0
+    assert samples["kerneld_inter_token_latency_seconds_bucket", (("le", "0.05"),)] == 32
+    assert samples["kerneld_inter_token_latency_seconds_bucket", (("le", "+Inf"),)] == 40
+    assert samples["kerneld_inter_token_latency_seconds_sum", ()] == pytest.approx(32 * 0.03 + 8 * 99.0)
+
+
+def test_gauges_are_read_when_the_page_is_asked_for() -> None:
+    readings = [Gauges(running=1), Gauges(running=2, waiting=3, kv_usage=0.5, tier_bytes={("device", "kv"): 64})]
+    metrics = Metrics(lambda: readings.pop(0))
+
+    first, second = samples_of(metrics), samples_of(metrics)
+
+    assert (first["kerneld_num_requests_running", ()], second["kerneld_num_requests_running", ()]) == (1, 2)
+    assert second["kerneld_memory_bytes", (("kind", "kv"), ("tier", "device"))] == 64
+
+
+def test_tenants_past_the_cap_share_one_series() -> None:
+    service = {f"t{i:03d}": 10 for i in range(MAX_TENANTS + 5)}
+    metrics = Metrics(lambda: Gauges(service=service))
+
+    samples = samples_of(metrics)
+
+    series = {labels: value for (name, labels), value in samples.items() if name == "kerneld_tenant_service_total"}
+    assert len(series) == MAX_TENANTS + 1
+    assert series[(("tenant", OTHER),)] == 50
