@@ -1,7 +1,7 @@
 """The composition root of the daemon: kernel below, system calls above, signals and logs around them.
 
-    start   logs -> kernel (kerneld.daemon) -> system calls -> metrics -> READY=1
-    stop    SIGTERM, SIGINT or the verb drain -> STOPPING=1 -> running requests end -> system calls -> kernel; exit 0, and nothing is left
+start   logs -> kernel (kerneld.daemon) -> system calls -> metrics -> READY=1
+stop    SIGTERM, SIGINT or the verb drain -> STOPPING=1 -> running requests end -> system calls -> kernel; exit 0, and nothing is left
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import uvloop
 from kerneld.config import Config
 from kerneld.daemon import Daemon
 from kerneld.errors import KernelError
-from kerneld.eventlog import configure_logging
+from kerneld.logs import configure_logging
 from kerneld.notify import Notifier
 from kerneld.state.audit import AuditLog
 from kerneld.verbs.admin import drain_requests
@@ -77,4 +77,4 @@ async def _serve_calls(config: Config, daemon: Daemon, notifier: Notifier) -> No
         if metrics is not None:
             await metrics.stop()
         await server.stop(STREAMS_GRACE_S)
-        await audit.close()
+        await asyncio.to_thread(audit.close)

@@ -12,7 +12,6 @@ from typing import Generic, TypeVar
 
 from drivers.contract import Sampling, TokenLogprob
 
-
 T = TypeVar("T")
 
 

@@ -23,7 +23,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
-from kerneld.calls import ContextInfo, ContextState, Durability, Grant, PageCounts, Priority
+from kerneld.calls import ContextInfo, ContextState, Durability, Finished, Grant, PageCounts, Priority
 from kerneld.errors import WrongState
 
 if TYPE_CHECKING:
@@ -94,6 +94,7 @@ class Context:
     last_used_at: float = 0.0
     active_request: str = ""
     last_request: str = ""
+    last_finished: Finished | None = None
     num_forks: int = 0
 
     # Written by recovery: worker deaths in a row that this context's request was aboard; an ended request clears it.

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import bisect
 import time
-from collections import Counter
 from collections.abc import Callable, Iterator
 from typing import TypeVar
 
@@ -18,7 +17,8 @@ from kerneld.calls import Access, Caller, ListArgs, ListPage
 from kerneld.context import Context
 from kerneld.errors import InvalidArgument, NotFound
 from kerneld.models import ModelTable
-from kerneld.security.acl import may, may_see_everything
+from kerneld.security.acl import may, may_control, may_see, may_see_everything
+from kerneld.tally import Tally
 
 DEFAULT_PAGE_SIZE = 100
 MAX_PAGE_SIZE = 1000
@@ -29,12 +29,13 @@ Item = TypeVar("Item")
 class ContextTable:
     """The living contexts of this machine."""
 
-    def __init__(self, models: ModelTable, clock: Callable[[], float] = time.time) -> None:
+    def __init__(self, models: ModelTable, per_tenant: Tally, clock: Callable[[], float] = time.time) -> None:
+        """`per_tenant` is kept equal to what is in the table."""
         self._models = models
         self._clock = clock
         self._contexts: dict[str, Context] = {}
         self._ids: list[str] = []  # sorted, so that pages of a list stay put while contexts come and go
-        self._per_tenant: Counter[str] = Counter()
+        self._per_tenant = per_tenant
 
     def __len__(self) -> int:
         return len(self._contexts)
@@ -46,7 +47,7 @@ class ContextTable:
         """Make a context known."""
         self._contexts[context.id] = context
         bisect.insort(self._ids, context.id)
-        self._per_tenant[context.tenant] += 1
+        self._per_tenant.add(context.tenant)
         if context.model in self._models:
             self._models.get(context.model).num_contexts += 1
 
@@ -54,7 +55,7 @@ class ContextTable:
         """Forget a context."""
         del self._contexts[context.id]
         self._ids.pop(bisect.bisect_left(self._ids, context.id))
-        self._per_tenant[context.tenant] -= 1
+        self._per_tenant.remove(context.tenant)
         if context.model in self._models:
             self._models.get(context.model).num_contexts -= 1
 
@@ -63,18 +64,26 @@ class ContextTable:
         return self._contexts.get(context_id)
 
     def get(self, caller: Caller, context_id: str, access: Access) -> Context:
-        """The context, if the caller may do that with it. Raises: NotFound (invariant 2)."""
+        """The context, if the caller may do that with what is in it. Raises: NotFound (invariant 2)."""
+        return self._check(context_id, lambda c: may(caller.principal, c.owner, c.tenant, c.grants.values(), access, self._clock()))
+
+    def look(self, caller: Caller, context_id: str) -> Context:
+        """The context, if the caller may know its state. Raises: NotFound."""
+        return self._check(context_id, lambda c: may_see(caller.principal, c.owner, c.tenant, c.grants.values(), self._clock()))
+
+    def control(self, caller: Caller, context_id: str) -> Context:
+        """The context, if the caller may suspend, cancel, free or re-prioritize it. Raises: NotFound."""
+        return self._check(context_id, lambda c: may_control(caller.principal, c.owner, c.tenant, c.grants.values(), self._clock()))
+
+    def _check(self, context_id: str, is_allowed: Callable[[Context], bool]) -> Context:
         context = self._contexts.get(context_id)
-        if context is None or not may(
-            caller.principal, context.owner, context.tenant, tuple(context.grants.values()), access, self._clock()
-        ):
+        if context is None or not is_allowed(context):
             raise NotFound("context", context_id)
         return context
 
     def count_below(self, tenant: str) -> int:
         """Contexts of a tenant and everybody beneath it."""
-        prefix = tenant + "/"
-        return sum(count for path, count in self._per_tenant.items() if path == tenant or path.startswith(prefix))
+        return self._per_tenant.of(tenant)
 
     def of_tenant(self, tenant: str) -> list[Context]:
         """Contexts of a tenant and everybody beneath it."""

@@ -16,7 +16,8 @@ from typing import NamedTuple
 
 from drivers.contract import RowResult, StepResult, TokenLogprob
 from kerneld.calls import ContextState, Durability, Finished, FinishReason
-from kerneld.events import EventBus, FirstToken, RequestFinished, RequestPreempted
+from kerneld.eventbus import EventBus
+from kerneld.events import FirstTokenSampled, RequestAdmitted, RequestFinished, RequestPreempted, RequestQuarantined
 from kerneld.request import Request
 from kerneld.rows import Flight, Row
 from kerneld.scheduler import Scheduler
@@ -65,6 +66,7 @@ class Delivery:
         if request.context.state is ContextState.BLOCKED:
             request.context.move(ContextState.READY)
         request.context.move(ContextState.RUNNING)
+        self._events.publish(RequestAdmitted(request.id, request.tenant, request.queue_s, request.num_cached))
 
     def requeue(self, request: Request, *, is_preempted: bool = False) -> None:
         """A request lost its row and waits again at its old place."""
@@ -73,19 +75,20 @@ class Delivery:
         request.context.move(ContextState.BLOCKED)
         if is_preempted:
             request.num_preemptions += 1
-            self._events.publish(RequestPreempted(request.context.id, request.id, request.tenant, "frames", request.num_generated))
+            self._events.publish(RequestPreempted(request.id, request.tenant, "frames"))
 
     def note_crash(self, request: Request) -> None:
         """A request was aboard a worker that died: after the second time it is tried alone, after the third it is quarantined."""
         request.num_crashes += 1
         if request.num_crashes >= CRASHES_BEFORE_QUARANTINE:
+            self._events.publish(RequestQuarantined(request.id, request.context.id, request.tenant, request.num_crashes))
             self.settle(request, FinishReason.ERROR, "Quarantined: the request was aboard every one of three workers that died.")
         elif request.num_crashes == CRASHES_BEFORE_ALONE:
             request.is_alone = True
 
     # ------------------------------------------------------------------------------------------------------------------- output
 
-    def deliver(self, flight: Flight, step_idx: int, result: StepResult) -> list[Ending]:
+    def deliver(self, flight: Flight, result: StepResult) -> list[Ending]:
         """Make the tokens of a step durable, show them, and say which rows have ended."""
         heard = [(flight.parts[item.slot].row, item) for item in result.rows if not flight.parts[item.slot].row.is_over]
         self._write(heard)
@@ -121,7 +124,7 @@ class Delivery:
         reason = self._transcribe(request, item)
         if request.first_token_at is None:
             request.first_token_at = self._clock()
-            self._events.publish(FirstToken(request.context.id, request.id, request.tenant, request.first_token_at - request.arrival))
+            self._events.publish(FirstTokenSampled(request.id, request.tenant, request.first_token_at - request.arrival))
         if request.context.durability is Durability.FSYNC:
             self._gate.after_sync(partial(request.log.release, request.log.num_written))
         if reason is not None:
@@ -160,10 +163,22 @@ class Delivery:
             context.move(ContextState.IDLE)
         context.active_request, context.last_request, context.last_used_at = "", request.id, now
         request.transcript.close()
-        finished = Finished(reason, usage, detail)
+        finished = context.last_finished = Finished(reason, usage, detail)
         if context.durability is Durability.FSYNC:
             self._gate.after_sync(lambda: request.log.finish(finished))
         else:
             request.log.finish(finished)
-        self._events.publish(RequestFinished(context.id, request.id, request.tenant, reason.value, usage, now - request.arrival))
+        self._events.publish(
+            RequestFinished(
+                request=request.id,
+                context=context.id,
+                tenant=request.tenant,
+                reason=reason,
+                input_tokens=usage.input_tokens,
+                cached_tokens=usage.cached_tokens,
+                output_tokens=usage.output_tokens,
+                queue_s=usage.queue_s,
+                total_s=now - request.arrival,
+            )
+        )
         self.on_finished(request)

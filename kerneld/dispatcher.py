@@ -6,8 +6,8 @@
          |                          +------ requeue ------+  +------------ on_step ----------------+
          +------ output log <---- delivery <--------------------------- (journal first)
 
-`pump` is the loop's turn: called whenever something may have become possible (an arrival, a step, room, a device), it sends as many plans as
-it may. It never waits, and it is not re-entered.
+`pump` is the loop's turn: called whenever something may have become possible (an arrival, a step, room, a device), it sends as many
+plans as it may. It never waits, and it is not re-entered.
 
 Invariants
 1. At most MAX_FLIGHTS plans are outstanding; they end in order, and `pager.commit` or `pager.abort` settles each of them once.
@@ -33,8 +33,8 @@ from kerneld.delivery import Delivery
 from kerneld.request import Request
 from kerneld.rows import Flight, Part, Row
 from kerneld.scheduler import Scheduler
-from kerneld.seats import Seats
 from kerneld.seating import Seating
+from kerneld.seats import Seats
 from memory.errors import OutOfFrames, OverLimit
 from memory.page import PagePlan
 from memory.pager import Pager
@@ -55,7 +55,9 @@ class _Room:
 class Dispatcher:
     """Runs the requests of one device."""
 
-    def __init__(self, pager: Pager, scheduler: Scheduler, seating: Seating, delivery: Delivery, deadline: StepDeadline, max_rows: int) -> None:
+    def __init__(
+        self, pager: Pager, scheduler: Scheduler, seating: Seating, delivery: Delivery, deadline: StepDeadline, max_rows: int
+    ) -> None:
         self._pager = pager
         self._scheduler = scheduler
         self._seating = seating
@@ -70,7 +72,10 @@ class Dispatcher:
         self._rooms: deque[_Room] = deque()
         self._is_line_stopped = False
         self._is_pumping = False
+        self._landing: asyncio.Future[None] | None = None
+        self.landed_seq = 0
         self.on_crash: Callable[[str], None] = lambda _reason: None
+        self.on_progress: Callable[[int, int, float], None] = lambda _prefill, _output, _compute_s: None
 
     @property
     def num_running(self) -> int:
@@ -81,6 +86,19 @@ class Dispatcher:
     def is_idle(self) -> bool:
         """Whether no plan is on its way."""
         return not self._flights
+
+    @property
+    def last_seq(self) -> int:
+        """Number of the plan that was sent last."""
+        return self._seq
+
+    def next_landing(self) -> asyncio.Future[None] | None:
+        """A future that is done when the next plan has ended, or is void; None if none is on its way."""
+        if not self._flights:
+            return None
+        if self._landing is None:
+            self._landing = asyncio.get_running_loop().create_future()
+        return self._landing
 
     # --------------------------------------------------------------------------------------------------------- the device comes and goes
 
@@ -122,6 +140,7 @@ class Dispatcher:
         if self._flights:
             self._pager.abort(self._flights[0].seq)
         self._flights.clear()
+        self._tell_landing()
         rows = self._seats.rows
         for row in rows:
             self.unseat(row.request)
@@ -247,14 +266,14 @@ class Dispatcher:
     def end(self, request: Request, reason: FinishReason, detail: str = "") -> None:
         """End a request wherever it is: running or waiting."""
         self.unseat(request)
-        self._delivery.finish(request, reason, detail)
+        self._delivery.settle(request, reason, detail)
         self.room_made()
 
     # ------------------------------------------------------------------------------------------------------------------ out and back
 
     def _submit(self, pages: PagePlan, clears: tuple[int, ...], parts: list[Part]) -> None:
         assert self._device is not None
-        starts, patches = self._tell_rows(clears)
+        starts, patches = self._tell_rows()
         num_steps = max((part.num_samples for part in parts), default=1) or 1 if parts else 0
         plan = Plan(
             boot_generation=self._boot_generation,
@@ -277,7 +296,7 @@ class Dispatcher:
             self._deadline.start(sum(part.num_computed for part in parts))
         self._device.submit(plan)
 
-    def _tell_rows(self, clears: tuple[int, ...]) -> tuple[list[RowStart], list[FramePatch]]:
+    def _tell_rows(self) -> tuple[list[RowStart], list[FramePatch]]:
         starts: list[RowStart] = []
         patches: list[FramePatch] = []
         for row in self._seats.rows:
@@ -307,30 +326,39 @@ class Dispatcher:
         assert flight.seq == plan_seq, "plans end in order"
         if step_idx != NO_STEP:
             self._advance(flight, step_idx, result)
-            for row, reason, detail in self._delivery.deliver(flight, step_idx, result):
+            for row, reason, detail in self._delivery.deliver(flight, result):
                 self.unseat(row.request)
                 self._delivery.settle(row.request, reason, detail)
                 self._is_line_stopped = False
         if is_last:
-            self._land(flight, result)
+            self._land(flight)
         self.pump()
 
     def _advance(self, flight: Flight, step_idx: int, result: StepResult) -> None:
         self._deadline.step_done(result.num_tokens, result.compute_s)
+        num_sampled = sum(len(item.tokens) for item in result.rows)
+        self.on_progress(result.num_tokens - num_sampled, num_sampled, result.compute_s)
         for item in result.rows:
             part = flight.parts[item.slot]
             part.row.position += part.num_first if step_idx == 0 else 1
             flight.sampled[item.slot] = flight.sampled.get(item.slot, 0) + len(item.tokens)
 
-    def _land(self, flight: Flight, result: StepResult) -> None:
+    def _land(self, flight: Flight) -> None:
         """A plan has ended: its page moves are true."""
         self._flights.popleft()
         for slot, part in flight.parts.items():
             part.arrive(flight.sampled.get(slot, 0))
         self._pager.commit(flight.seq)
+        self.landed_seq = flight.seq
+        self._tell_landing()
         if flight.room is not None and not flight.room.done():
             flight.room.set_result(None)
         if self._flights:
             self._deadline.start(sum(part.num_computed for part in self._flights[0].parts.values()))
         else:
             self._deadline.stop()
+
+    def _tell_landing(self) -> None:
+        if self._landing is not None and not self._landing.done():
+            self._landing.set_result(None)
+        self._landing = None

@@ -34,7 +34,9 @@ class KernelError(Exception):
 
     reason = "KERNEL_ERROR"
 
-    def __init__(self, message: str, *, reason: str = "", facts: Mapping[str, str] | None = None, retry_after_s: float | None = None) -> None:
+    def __init__(
+        self, message: str, *, reason: str = "", facts: Mapping[str, str] | None = None, retry_after_s: float | None = None
+    ) -> None:
         super().__init__(message)
         self.message = message
         self.reason = reason or type(self).reason

@@ -51,6 +51,7 @@ class Request:
     transcript: Transcript
     deadline: float | None = None  # Unix seconds
     detach_grace_s: float = 10.0
+    reserved_bytes: int = 0  # of the journal, given back at the end
     score_from: int = -1  # >= 0: nothing is sampled, the input from here on is scored
 
     # Written by the scheduler.

@@ -16,15 +16,17 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterable
 
 from drivers.client import Device
 from drivers.contract import LoadSpec, ModelSpec
 from drivers.errors import DriverError
 from drivers.hostmem import host_frame_bytes
+from drivers.wire import HeldModel
 from kerneld.calls import LoadProgress, ModelState
 from kerneld.errors import KernelError, Unavailable, WrongState
-from kerneld.events import EventBus, ModelLoaded, ModelUnloaded
+from kerneld.eventbus import EventBus
+from kerneld.events import ModelFailed, ModelLoaded, ModelUnloaded
 from kerneld.models import Model, ModelTable, fingerprint_of
 from memory.config import MemoryConfig
 from memory.errors import OutOfFrames, PagingError
@@ -49,22 +51,26 @@ class Residency:
         self._has_device = asyncio.Event()
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._progressed = asyncio.Event()
+        self._held: dict[str, HeldModel] = {}  # what the worker kept of an earlier front, by weights key
         self._next_model_id = 1
         self._next_space_id = 1
-        self._make_room: Callable[[int], asyncio.Future[None]] = lambda _bytes: asyncio.get_running_loop().create_future()
-        self.on_resident: Callable[[Model], None] = lambda _model: None
+        self._make_room: Callable[[tuple[int, ...]], asyncio.Future[None]] = _refuse_room
+        self.on_change: Callable[[Model], None] = lambda _model: None
 
     # ------------------------------------------------------------------------------------------------------------------- the device
 
-    def bind(self, make_room: Callable[[int], asyncio.Future[None]], on_resident: Callable[[Model], None]) -> None:
-        """Say who evicts pages when weights need slabs, and who wants to know of a model that became resident."""
+    def bind(self, make_room: Callable[[tuple[int, ...]], asyncio.Future[None]]) -> None:
+        """Say who evicts pages when weights need slabs."""
         self._make_room = make_room
-        self.on_resident = on_resident
 
-    def attach(self, device: Device) -> None:
-        """A device is there (again): bring back what was resident on the one before."""
+    def attach(self, device: Device, held: Iterable[HeldModel] = ()) -> None:
+        """A device is there (again): bring back what was resident on the one before, and keep of `held` what is still wanted."""
         self._device = device
         self._has_device.set()
+        self._held = {kept.weights_key: kept for kept in held}
+        for kept in self._held.values():
+            self._next_model_id = max(self._next_model_id, kept.spec.model_id + 1)
+            self._next_space_id = max(self._next_space_id, *(space_id + 1 for space_id in kept.spec.space_ids))
         for model in self._models:
             if model.state is ModelState.LOADING and model.name not in self._tasks:
                 self.start(model)
@@ -79,6 +85,7 @@ class Residency:
         for model in self._models:
             if model.state is ModelState.RESIDENT:
                 model.state = ModelState.LOADING
+                self.on_change(model)
 
     async def inspect(self, model: Model) -> ModelSpec:
         """What the driver says of a model. Raises: Unavailable, DriverError."""
@@ -119,8 +126,14 @@ class Residency:
             await self._device.unload(model.model_id)
             self._pager.release_weights(model.name)
         model.state = ModelState.REGISTERED
+        self.on_change(model)
         self._events.publish(ModelUnloaded(model.name, model.size_bytes))
         self._wake()
+
+    def forget(self, model: Model) -> None:
+        """The model's name is removed: its spaces are closed, and no page of it is kept anywhere."""
+        for space in model.spaces:
+            self._pager.close_space(space.space_id)
 
     # ------------------------------------------------------------------------------------------------------------------- inner moves
 
@@ -128,40 +141,47 @@ class Residency:
         self._tell(model, "inspect", 0, 0)
         device = await self._await_device()
         spec = await self.inspect(model)
-        self._identify(model, spec)
+        held = self._held.pop(weights_key(model), None)
+        self._identify(model, spec, held)
+        sizes = tuple(segment.size_bytes for segment in spec.segments)
+        if held is not None:
+            self._pager.claim_weights(model.name, WEIGHTS_OWNER, sizes, held.spec.offsets)
+            return
         self._tell(model, "place", 0, model.size_bytes)
-        offsets = await self._place(model, spec)
+        offsets = await self._place(model, sizes)
         try:
             order = LoadSpec(model.model_id, model.source, model.space_ids, offsets)
-            loaded = await device.load(order, lambda done, total: self._tell(model, "copy", done, total))
+            loaded = await device.load(order, lambda done, total: self._tell(model, "copy", done, total), weights_key(model))
         except BaseException:
             self._pager.release_weights(model.name)
             raise
         self._events.publish(ModelLoaded(model.name, loaded.bytes_loaded, loaded.seconds))
 
-    def _identify(self, model: Model, spec: ModelSpec) -> None:
+    def _identify(self, model: Model, spec: ModelSpec, held: HeldModel | None) -> None:
         """Give a model its ids and open its spaces, the first time it is loaded (invariant 3 of models)."""
         if model.model_id:
             return
-        model.model_id = self._next_model_id
-        self._next_model_id += 1
+        ids = held.spec.space_ids if held is not None else self._new_space_ids(len(spec.groups))
+        model.model_id = held.spec.model_id if held is not None else self._next_model_id
+        self._next_model_id = max(self._next_model_id, model.model_id + 1)
         model.fingerprint = fingerprint_of(model.weights_hash, spec, self._memory.page_tokens)
-        model.spaces = tuple(self._new_space(group.frame_bytes, group.window) for group in spec.groups)
+        page_tokens, granule = self._memory.page_tokens, self._memory.granule_bytes
+        model.spaces = tuple(
+            Space(space_id, page_tokens, group.frame_bytes, host_frame_bytes(group.frame_bytes, granule), group.window)
+            for space_id, group in zip(ids, spec.groups, strict=True)
+        )
         for space in model.spaces:
             self._pager.open_space(space)
 
-    def _new_space(self, frame_bytes: int, window: int | None) -> Space:
-        space_id = self._next_space_id
-        self._next_space_id += 1
-        on_host = host_frame_bytes(frame_bytes, self._memory.granule_bytes)
-        return Space(space_id, self._memory.page_tokens, frame_bytes, on_host, window)
+    def _new_space_ids(self, count: int) -> tuple[int, ...]:
+        first, self._next_space_id = self._next_space_id, self._next_space_id + count
+        return tuple(range(first, first + count))
 
-    async def _place(self, model: Model, spec: ModelSpec) -> tuple[int, ...]:
-        sizes = tuple(segment.size_bytes for segment in spec.segments)
+    async def _place(self, model: Model, sizes: tuple[int, ...]) -> tuple[int, ...]:
         try:
             return self._pager.place_weights(model.name, WEIGHTS_OWNER, sizes)
         except OutOfFrames:
-            await self._make_room(sum(sizes))
+            await self._make_room(sizes)
             return self._pager.place_weights(model.name, WEIGHTS_OWNER, sizes)
 
     async def _await_device(self) -> Device:
@@ -182,15 +202,15 @@ class Residency:
         failure = task.exception()
         if failure is None:
             model.state = ModelState.RESIDENT
-            self.on_resident(model)
-        elif isinstance(failure, DriverError | PagingError | KernelError | OSError):
-            model.state, model.failure = ModelState.FAILED, str(failure)
-            logger.warning("a model could not be loaded", extra={"model": model.name, "failure": str(failure)})
-            self.on_resident(model)
-        else:
-            model.state, model.failure = ModelState.FAILED, "An internal error; see the log."
+            self.on_change(model)
+            self._wake()
+            return
+        model.state, model.failure = ModelState.FAILED, str(failure)
+        if not isinstance(failure, DriverError | PagingError | KernelError | OSError):
+            model.failure = "An internal error; see the log."
             logger.error("a load failed", extra={"model": model.name}, exc_info=failure)
-            self.on_resident(model)
+        self._events.publish(ModelFailed(model.name, model.failure))
+        self.on_change(model)
         self._wake()
 
     def _tell(self, model: Model, stage: str, done: int, total: int) -> None:
@@ -202,3 +222,11 @@ class Residency:
         self._progressed.set()
         self._progressed = asyncio.Event()
 
+
+def weights_key(model: Model) -> str:
+    """What a worker calls the weights of a model, so that a later front knows them again."""
+    return f"{model.weights_hash}:{model.quant}:{model.max_positions}"
+
+
+def _refuse_room(_sizes: tuple[int, ...]) -> asyncio.Future[None]:
+    raise Unavailable("The device is not bound yet.")

@@ -9,9 +9,12 @@ The last token is always computed again, because the logits after it are what th
 from __future__ import annotations
 
 from kerneld.context import Context
-from kerneld.models import Model, ModelTable
+from kerneld.eventbus import EventBus
+from kerneld.events import PagesRestored
+from kerneld.models import ModelTable
 from kerneld.request import Request
 from kerneld.rows import Row
+from kerneld.tenants import TenantTable
 from memory.pager import Pager
 from memory.prefix import HashChain
 from memory.table import PageTable
@@ -20,8 +23,10 @@ from memory.table import PageTable
 class Seating:
     """Makes rows of requests."""
 
-    def __init__(self, pager: Pager, models: ModelTable) -> None:
+    def __init__(self, pager: Pager, models: ModelTable, tenants: TenantTable, events: EventBus) -> None:
         self._pager = pager
+        self._tenants = tenants
+        self._events = events
         self._models = models
 
     def model_id(self, request: Request) -> int:
@@ -33,8 +38,13 @@ class Seating:
         if context.table is None:
             model = self._models.get(context.model)
             context.table = self._pager.new_table(context.tenant, model.space_ids)
-            context.chain = chain_of(context, model, self._pager.page_tokens)
+            context.chain = self.chain_of(context)
         return context.table
+
+    def chain_of(self, context: Context) -> HashChain:
+        """A new hash chain for a context: pages of one tenant on one model share names, those of two tenants never do."""
+        model = self._models.get(context.model)
+        return HashChain(self._tenants.prefix_key(context.tenant) + model.fingerprint, self._pager.page_tokens)
 
     def seat(self, request: Request, slot: int) -> Row:
         """Seat a request in a free row slot."""
@@ -42,10 +52,15 @@ class Seating:
         table = self.table_of(context)
         intact = min(context.kv_valid, table.intact_tokens())
         page_tokens = self._pager.page_tokens
-        request.pages_recomputed += -(-context.kv_valid // page_tokens) - -(-intact // page_tokens)
-        request.pages_restored += table.counts().host_only
+        num_recomputed = -(-context.kv_valid // page_tokens) - -(-intact // page_tokens)
+        num_restored = table.counts()[1]
+        request.pages_recomputed += num_recomputed
+        request.pages_restored += num_restored
+        if num_restored or num_recomputed:
+            self._events.publish(PagesRestored(context.tenant, num_restored, num_recomputed))
         context.kv_valid = intact
-        position = min(intact, context.num_tokens - 1)
+        needs_logits_from = (request.score_from if request.is_scoring else context.num_tokens) - 1
+        position = min(intact, needs_logits_from)
         return Row(request, slot, table, position, context.num_tokens, request.num_remaining, score_from=request.score_from)
 
     def note_valid(self, context: Context, num_tokens: int) -> None:
@@ -57,11 +72,6 @@ class Seating:
         name_pages(context, num_tokens)
         assert context.chain is not None
         self._pager.fill(context.table, num_tokens, context.chain.keys)
-
-
-def chain_of(context: Context, model: Model, page_tokens: int) -> HashChain:
-    """A new hash chain for a context: pages of one tenant on one model share names, those of two tenants never do."""
-    return HashChain(context.tenant.encode() + b"\0" + model.fingerprint, page_tokens)
 
 
 def name_pages(context: Context, num_tokens: int) -> None:

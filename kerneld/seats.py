@@ -33,11 +33,6 @@ class Seats:
         return bool(self._free or self._leaving)
 
     @property
-    def has_leaving(self) -> bool:
-        """Whether the device has rows to forget."""
-        return bool(self._leaving)
-
-    @property
     def rows(self) -> list[Row]:
         """All seated rows, oldest first."""
         return list(self._rows.values())
@@ -51,11 +46,6 @@ class Seats:
         clears, self._leaving = tuple(self._leaving), []
         self._free.extend(reversed(clears))
         return clears
-
-    def return_clears(self, slots: tuple[int, ...]) -> None:
-        """The plan was not sent after all."""
-        self._leaving.extend(slots)
-        self._free = [slot for slot in self._free if slot not in slots]
 
     def next_slot(self) -> int:
         """Take a free slot."""

@@ -11,7 +11,7 @@ Rules
 1. A worker is started by exec, never by fork of this process, and is not tied to our death: a front that dies leaves it running, so that
    the next front can take its weights over (`orphan_grace_s` of the worker bounds how long it waits).
 2. Before the first start, a worker left by an earlier front gets `ADOPT_WAIT_S` to report; only then is another one started.
-3. Death is seen by the connection (end-of-file or pidfd), never by polling. A worker that hangs is killed with SIGKILL by `kill`.
+3. Death is seen by the connection (end-of-file or pidfd), never by polling; a worker that hangs is killed by whoever saw it hang.
 4. Restarts back off 0, 0.5, 1, 2 ... 30 s, and forget after `HEALTHY_S` of running.
 5. Under systemd each worker is a unit of its own: then `spawn` is False and only connections are awaited.
 """
@@ -22,15 +22,18 @@ import asyncio
 import contextlib
 import logging
 import os
-import signal
 import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
+from typing import Protocol
 
 from drivers.client import WorkerClient
+from drivers.errors import DriverError, DriverUnavailable
+from drivers.listener import Admission
+from drivers.wire import Hello
 
 logger = logging.getLogger(__name__)
 
@@ -79,16 +82,26 @@ class WorkerCommand:
         ]
 
 
-class Supervisor:
-    """Starts, watches and restarts the worker of one device."""
+class Landlord(Protocol):
+    """Gives memory to a worker, and takes it into use."""
 
-    def __init__(self, command: WorkerCommand, on_running: Callable[[WorkerClient], None], on_lost: Callable[[str], None]) -> None:
+    def admission(self, host_fd: int | None) -> Admission:
+        """What the worker gets; `host_fd` is the host tier that it kept, and ours to close. Raises: DriverError."""
+
+    def running(self, worker: WorkerClient) -> None:
+        """The worker is ready for plans."""
+
+
+class Supervisor:
+    """Starts, receives and restarts the worker of one device."""
+
+    def __init__(self, command: WorkerCommand, landlord: Landlord) -> None:
         self.command = command
-        self._on_running = on_running
-        self._on_lost = on_lost
+        self._landlord = landlord
         self.state = WorkerState.STOPPED
         self.restarts = 0
         self.client: WorkerClient | None = None
+        self.last_problem = ""
         self._process: subprocess.Popen[bytes] | None = None
         self._failures = 0
         self._running_since = 0.0
@@ -97,7 +110,7 @@ class Supervisor:
     @property
     def pid(self) -> int:
         """Process id of the connected worker, 0 while there is none."""
-        return self.client.pid if self.client is not None else 0
+        return self.client.hello.pid if self.client is not None else 0
 
     def start(self) -> None:
         """Wait for a worker of an earlier front, else start one."""
@@ -110,39 +123,58 @@ class Supervisor:
         else:
             self._spawn()
 
-    def attach(self, client: WorkerClient) -> None:
-        """A worker said hello. A second one for the same device is turned away."""
-        if self.client is not None:
-            logger.warning("a second worker for the device was turned away", extra={"device": self.command.device, "pid": client.pid})
-            client.close()
+    # ----------------------------------------------------------------------------------------------- as the reception of the listener
+
+    def admit(self, hello: Hello, host_fd: int | None) -> Admission:
+        """A worker came in. Raises: DriverError, if it is not the one that is expected."""
+        if hello.device != self.command.device or hello.driver != self.command.driver:
+            raise DriverUnavailable(f"This front runs {self.command.driver} on {self.command.device}.")
+        if self.client is not None or self.state is WorkerState.STOPPED:
+            raise DriverUnavailable("This device has a worker already.")
+        if self._timer is not None:
+            self._after(HELLO_TIMEOUT_S, self._hello_missed)
+        return self._landlord.admission(host_fd)
+
+    def ready(self, worker: WorkerClient) -> None:
+        """A worker that was admitted is open."""
+        if self.client is not None or self.state is WorkerState.STOPPED:
+            worker.hang_up()
             return
         self._cancel_timer()
-        self.client = client
+        self.client = worker
         self.state = WorkerState.RUNNING
+        self.last_problem = ""
         self._running_since = asyncio.get_running_loop().time()
-        self.command.pid_file.write_text(str(client.pid))
-        client.on_lost = self._lost
-        self._on_running(client)
+        self.command.pid_file.write_text(str(self.pid))
+        self._landlord.running(worker)
 
-    def kill(self, reason: str) -> None:
-        """End a worker that does not answer; its death is then seen like any other."""
-        if self.client is not None:
-            logger.warning("worker is killed", extra={"device": self.command.device, "pid": self.pid, "reason": reason})
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(self.pid, signal.SIGKILL)
+    def failed(self, hello: Hello, error: DriverError) -> None:
+        """A worker that was admitted did not become ready."""
+        if self.client is None and self.state is not WorkerState.STOPPED:
+            self.last_problem = str(error)
+            logger.error("the worker could not open its device", extra={"device": hello.device, "error": str(error)})
+            self._back_off(str(error))
+
+    def lost(self, reason: str) -> None:
+        """The running worker is gone; called by whoever runs its plans."""
+        self.client = None
+        if self.state is WorkerState.STOPPED:
+            return
+        ran_s = asyncio.get_running_loop().time() - self._running_since
+        self._failures = 0 if ran_s >= HEALTHY_S else self._failures
+        self._back_off(reason)
 
     async def stop(self, timeout_s: float = 5.0) -> None:
-        """Ask the worker to leave, and make it leave; nothing of it stays behind."""
+        """Let the worker leave, or make it leave; nothing of it stays behind."""
         self.state = WorkerState.STOPPED
         self._cancel_timer()
-        pid = self.pid
-        if self.client is not None:
-            self.client.on_lost = lambda _reason: None
-            self.client.shutdown()
-        await self._await_exit(pid, timeout_s)
-        if self.client is not None:
-            self.client.close()
-            self.client = None
+        worker, self.client = self.client, None
+        if worker is not None:
+            await worker.shut_down(timeout_s)
+        if self._process is not None:
+            if self._process.poll() is None:
+                self._process.terminate()
+            await asyncio.to_thread(_await_exit, self._process, timeout_s)
         self.command.pid_file.unlink(missing_ok=True)
 
     # ------------------------------------------------------------------------------------------------------------------- inner moves
@@ -161,15 +193,6 @@ class Supervisor:
         if self._process is not None and self._process.poll() is None:
             self._process.kill()
         self._back_off("it did not report in time")
-
-    def _lost(self, reason: str) -> None:
-        self.client = None
-        if self.state is WorkerState.STOPPED:
-            return
-        ran_s = asyncio.get_running_loop().time() - self._running_since
-        self._failures = 0 if ran_s >= HEALTHY_S else self._failures
-        self._on_lost(reason)
-        self._back_off(reason)
 
     def _back_off(self, reason: str) -> None:
         delay_s = BACKOFF_S[min(self._failures, len(BACKOFF_S) - 1)]
@@ -195,25 +218,14 @@ class Supervisor:
             with contextlib.suppress(subprocess.TimeoutExpired):
                 self._process.wait(timeout=0.1)
 
-    async def _await_exit(self, pid: int, timeout_s: float) -> None:
-        """Wait until both our child and the connected worker are gone, killing what is left after `timeout_s`."""
-        deadline = asyncio.get_running_loop().time() + timeout_s
-        while self._is_left(pid):
-            if asyncio.get_running_loop().time() > deadline:
-                self._kill_left(pid)
-                deadline += timeout_s
-            await asyncio.sleep(0.02)
 
-    def _is_left(self, pid: int) -> bool:
-        child_runs = self._process is not None and self._process.poll() is None
-        return child_runs or (pid > 0 and _is_alive(pid))
-
-    def _kill_left(self, pid: int) -> None:
-        if self._process is not None and self._process.poll() is None:
-            self._process.kill()
-        if pid > 0 and _is_alive(pid):
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
+def _await_exit(process: subprocess.Popen[bytes], timeout_s: float) -> None:
+    """Wait for our child; kill it if it takes too long."""
+    try:
+        process.wait(timeout_s)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
 
 
 def _is_alive(pid: int) -> bool:

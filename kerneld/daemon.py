@@ -1,0 +1,312 @@
+"""The daemon: builds the parts, starts them in order, keeps house while they run, and stops them in order.
+
+    start   state directory (locked) -> database -> journal -> parts -> worker listener -> worker -> recovery -> READY
+    stop    no new requests -> running ones end, or wait for the next start -> worker -> accounts -> journal -> database -> directory
+
+`cli.serve` puts the system calls on top and owns the signals.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import time
+from pathlib import Path
+
+from drivers.client import WorkerClient
+from drivers.contract import OpenSpec
+from drivers.errors import HostTierInvalid
+from drivers.hostmem import HostMemory
+from drivers.listener import Admission as WorkerAdmission
+from drivers.listener import WorkerListener
+from kerneld.admission import Admission
+from kerneld.bounds import Bounds
+from kerneld.calls import FinishReason, ModelState
+from kerneld.checkpoint import ImageStore
+from kerneld.config import Config
+from kerneld.contexts import ContextTable
+from kerneld.deadline import StepDeadline
+from kerneld.delivery import Delivery
+from kerneld.dispatcher import Dispatcher
+from kerneld.effects import Effects
+from kerneld.eventbus import EventBus
+from kerneld.events import DaemonReady, DaemonStarted, DaemonStopped, WorkerLost, WorkerRecovered, WorkerStarted
+from kerneld.fairshare import FairShare
+from kerneld.housekeeping import Housekeeping
+from kerneld.kernel import Kernel
+from kerneld.machine import Machine
+from kerneld.metrics import Gauges, Metrics
+from kerneld.models import Model, ModelTable
+from kerneld.recovery import adopt_host_pages, recover
+from kerneld.renderer import TemplateRenderer
+from kerneld.request import Request
+from kerneld.residency import Residency
+from kerneld.scheduler import Scheduler, SchedulerPolicy
+from kerneld.seating import Seating
+from kerneld.security.identity import Authenticator
+from kerneld.security.principals import LocalUsers, SystemAccounts
+from kerneld.state.directory import StateDirectory
+from kerneld.state.journal import Journal
+from kerneld.state.replay import LogState
+from kerneld.state.store import Store
+from kerneld.state.tables import TenantRow
+from kerneld.supervisor import Supervisor, WorkerCommand
+from kerneld.tenants import TenantTable
+from kerneld.throughput import Throughput
+from kerneld.verbs.admin import drain_requests
+from memory.page import Tier
+from memory.pager import Pager
+
+logger = logging.getLogger(__name__)
+
+VERSION = "0.1.0"
+DEVICE = "cpu0"
+MAX_TOKEN_GAP_S = 10.0  # a longer pause is not between two tokens of anybody
+
+
+class Daemon:
+    """One running kerneld without its system calls. Make it, `start` it, `stop` it; all on one event loop."""
+
+    machine: Machine
+    kernel: Kernel
+
+    def __init__(self, config: Config) -> None:
+        self.config = config
+        self.stop_wanted = asyncio.Event()
+        self._directory: StateDirectory
+        self._listener: WorkerListener
+        self._housekeeping: Housekeeping
+        self._has_old_pages = False
+        self._lost_at: float | None = None
+        self._last_step_at = 0.0
+        self.metrics = Metrics(self._gauges)
+
+    # -------------------------------------------------------------------------------------------------------------------- start, stop
+
+    async def start(self) -> None:
+        """Become what the last front was. Raises: KernelError, if the state directory cannot be used; then nothing is left running."""
+        async with contextlib.AsyncExitStack() as undo:
+            state_dir = self.config.kerneld.state_dir
+            self._directory = await asyncio.to_thread(StateDirectory.open, state_dir)
+            undo.callback(self._directory.close)
+            store = await asyncio.to_thread(Store.open, f"sqlite:///{self._directory.database}")
+            undo.push_async_callback(store.close)
+            journal = Journal(self._directory.journal, segment_bytes=self.config.kerneld.journal_segment_bytes)
+            undo.callback(journal.close)
+            state = await asyncio.to_thread(lambda: LogState.fold(journal.replay()))
+            self.machine = self._build(store, journal, await store.begin_boot())
+            self.kernel = Kernel(self.machine)
+            self._listener = WorkerListener(self.config.kerneld.worker_socket, self.machine.supervisor)
+            self._listener.start()
+            undo.push_async_callback(self._listener.close)
+            self.machine.supervisor.start()
+            undo.push_async_callback(self.machine.supervisor.stop)
+            self.machine.events.publish(DaemonStarted(self.machine.boot_generation, VERSION))
+            await self.machine.authenticator.load()
+            num_contexts, num_requests = await recover(self.machine, state)
+            self._housekeeping = Housekeeping(self.machine)
+            self._housekeeping.start()
+            self.machine.events.publish(DaemonReady(num_contexts, num_requests))
+            undo.pop_all()
+
+    async def stop(self) -> None:
+        """End in order: what runs may finish within `drain_timeout_s`; what does not goes on at the next start."""
+        machine = self.machine
+        if not machine.is_draining:
+            await drain_requests(machine, self.config.kerneld.drain_timeout_s)
+        await self._housekeeping.stop()
+        await self._listener.close()
+        await machine.supervisor.stop()
+        await machine.renderer.close()
+        await machine.authenticator.close()
+        machine.events.publish(DaemonStopped(len(machine.requests)))
+        await machine.store.close()
+        machine.journal.close()
+        if machine.host is not None:
+            machine.host.close()
+        self._directory.close()
+
+    @property
+    def audit_folder(self) -> Path:
+        """Where the audit log lies."""
+        return self._directory.audit
+
+    # ------------------------------------------------------------------------------------------------------------------------- wiring
+
+    def _build(self, store: Store, journal: Journal, boot_generation: int) -> Machine:
+        config, clock = self.config, time.time
+        kernel, memory = config.kerneld, config.memory
+        events = EventBus(clock)
+        policy = SchedulerPolicy(max_step_tokens=kernel.max_step_tokens, max_steps=kernel.max_steps)
+        scheduler = Scheduler(FairShare(), policy)
+        pager, tenants, models = Pager(memory), TenantTable(), ModelTable(str(root) for root in kernel.model_roots)
+        admission = Admission(scheduler.waiting, kernel.max_queued, kernel.max_contexts)
+        seating = Seating(pager, models, tenants, events)
+        throughput = Throughput(time.monotonic)
+        delivery = Delivery(journal, scheduler, seating, events, clock)
+        deadline = StepDeadline(kernel.step_deadline_floor_s, kernel.step_deadline_factor)
+        users = LocalUsers(os.geteuid(), kernel.users, SystemAccounts())
+        machine = Machine(
+            config=config,
+            clock=clock,
+            boot_generation=boot_generation,
+            started_at=clock(),
+            store=store,
+            journal=journal,
+            effects=Effects(clock),
+            images=ImageStore(self._directory.images),
+            events=events,
+            authenticator=Authenticator(store, users, login_lifetime_s=kernel.login_lifetime_s),
+            admission=admission,
+            bounds=Bounds(kernel),
+            tenants=tenants,
+            models=models,
+            contexts=ContextTable(models, admission.contexts, clock),
+            host=None,
+            pager=pager,
+            scheduler=scheduler,
+            seating=seating,
+            delivery=delivery,
+            dispatcher=Dispatcher(pager, scheduler, seating, delivery, deadline, kernel.max_rows),
+            residency=Residency(memory, models, pager, events),
+            supervisor=Supervisor(self._worker_command(), self),
+            renderer=TemplateRenderer(),
+            throughput=throughput,
+            stop=self.stop_wanted.set,
+        )
+        self._connect(machine)
+        return machine
+
+    def _connect(self, machine: Machine) -> None:
+        """Let parts tell each other what concerns them."""
+        machine.dispatcher.on_crash = self._worker_lost
+        machine.dispatcher.on_progress = self._progressed
+        machine.events.subscribe(self.metrics.on_event)
+        machine.residency.bind(machine.dispatcher.make_room)
+        machine.residency.on_change = self._residency_changed
+        machine.delivery.on_finished = self._request_finished
+        machine.authenticator.on_tenant_seen = self._tenant_seen
+
+    def _worker_command(self) -> WorkerCommand:
+        kernel = self.config.kerneld
+        kernel.runtime_dir.mkdir(mode=0o755, parents=True, exist_ok=True)
+        return WorkerCommand(
+            device=DEVICE,
+            driver=self.config.drivers.use,
+            socket=kernel.worker_socket,
+            runtime_dir=kernel.runtime_dir,
+            orphan_grace_s=kernel.worker_orphan_grace_s,
+            spawn=kernel.start_workers,
+        )
+
+    # ------------------------------------------------------------------------------------------------------- the worker comes and goes
+
+    def admission(self, host_fd: int | None) -> WorkerAdmission:
+        """What a worker gets: the arena, and the host tier, which may be the one that it kept of an earlier front."""
+        machine, memory, drivers = self.machine, self.config.memory, self.config.drivers
+        self._take_host_tier(host_fd)
+        spec = OpenSpec(
+            num_slabs=memory.device_bytes // memory.slab_bytes,
+            slab_bytes=memory.slab_bytes,
+            granule_bytes=memory.granule_bytes,
+            page_tokens=memory.page_tokens,
+            max_rows=self.config.kerneld.max_rows,
+            max_step_tokens=self.config.kerneld.max_step_tokens,
+            dtype=drivers.dtype,
+            threads=drivers.threads,
+            batch_invariant=drivers.batch_invariant,
+            host_bytes=machine.host.size_bytes if machine.host is not None else 0,
+            options=dict(drivers.options),
+        )
+        return WorkerAdmission(machine.boot_generation, spec, machine.host.fd if machine.host is not None else None)
+
+    def _take_host_tier(self, host_fd: int | None) -> None:
+        """Use the host tier that a worker kept, if we have none yet and it fits; else make one."""
+        machine, memory = self.machine, self.config.memory
+        size = memory.host_bytes // memory.slab_bytes * memory.slab_bytes
+        if machine.host is None and host_fd is not None:
+            with contextlib.suppress(HostTierInvalid):
+                machine.host, host_fd = HostMemory(host_fd, size, memory.granule_bytes), None
+                self._has_old_pages = True
+        if host_fd is not None:
+            os.close(host_fd)
+        if machine.host is None and size:
+            machine.host = HostMemory.create(size, memory.granule_bytes)
+        if machine.host is not None:
+            machine.host.boot_generation = machine.boot_generation
+
+    def running(self, worker: WorkerClient) -> None:
+        """A worker is ready: run on it."""
+        machine = self.machine
+        hello = worker.hello
+        machine.events.publish(WorkerStarted(hello.device, hello.driver, hello.pid, machine.clock() - machine.started_at))
+        machine.dispatcher.attach(worker, machine.boot_generation)
+        machine.residency.attach(worker, worker.models)
+        machine.dispatcher.pump()
+
+    def _worker_lost(self, reason: str) -> None:
+        machine = self.machine
+        supervisor = machine.supervisor
+        machine.events.publish(WorkerLost(supervisor.command.device, supervisor.pid, reason, machine.scheduler.waiting.total))
+        machine.residency.detach()
+        self._lost_at = machine.clock()
+        supervisor.lost(reason)
+
+    # ---------------------------------------------------------------------------------------------------------- what parts are told of
+
+    def _progressed(self, num_prefill: int, num_output: int, compute_s: float) -> None:
+        machine, now = self.machine, time.monotonic()
+        machine.throughput.add(num_prefill, num_output, compute_s)
+        self.metrics.observe_step(num_prefill, num_output, compute_s, min(now - self._last_step_at, MAX_TOKEN_GAP_S))
+        self._last_step_at = now
+        if self._lost_at is not None and num_output:
+            restored = sum(request.pages_restored for request in machine.requests.values())
+            recomputed = sum(request.pages_recomputed for request in machine.requests.values())
+            seconds, self._lost_at = machine.clock() - self._lost_at, None
+            device = machine.supervisor.command.device
+            machine.events.publish(WorkerRecovered(device, seconds, machine.scheduler.running.total, restored, recomputed))
+
+    def _gauges(self) -> Gauges:
+        machine = self.machine
+        tiers = machine.pager.ledger.snapshot()
+        device = next(tier for tier in tiers if tier.tier is Tier.DEVICE)
+        kv_bytes = sum(device.kv_bytes.values())
+        return Gauges(
+            running=machine.scheduler.running.total,
+            waiting=machine.scheduler.waiting.total,
+            contexts=len(machine.contexts),
+            kv_usage=kv_bytes / max(1, kv_bytes + device.free_bytes),
+            service={tenant.path: machine.scheduler.shares.service(tenant.path) for tenant in machine.tenants},
+            tier_bytes={
+                (tier.tier.name.lower(), kind): size
+                for tier in tiers
+                for kind, size in (("weights", tier.weights_bytes), ("kv", sum(tier.kv_bytes.values())), ("free", tier.free_bytes))
+            },
+        )
+
+    def _residency_changed(self, model: Model) -> None:
+        machine = self.machine
+        if model.is_resident and self._has_old_pages and machine.host is not None:
+            adopt_host_pages(machine, model)
+        machine.scheduler.set_resident(model.name, model.is_resident)
+        if model.state is ModelState.FAILED:
+            for request in [request for request in machine.requests.values() if request.context.model == model.name]:
+                machine.dispatcher.end(request, FinishReason.ERROR, f"The model could not be loaded. {model.failure}")
+        machine.dispatcher.room_made()
+
+    def _request_finished(self, request: Request) -> None:
+        machine, context = self.machine, request.context
+        machine.requests.pop(request.id, None)
+        if request.reserved_bytes:
+            machine.journal.release(request.reserved_bytes)
+        machine.admission.take_tokens(request.tenant, request.num_generated)
+        if request.tenant in machine.tenants:
+            machine.tenants.use(request.tenant, request.num_input, request.num_generated)
+        if not request.is_scoring and machine.contexts.find(context.id) is not None:
+            machine.last_logs[context.id] = request
+
+    def _tenant_seen(self, tenant: TenantRow) -> None:
+        if tenant.path not in self.machine.tenants:
+            self.machine.know_tenant(tenant)

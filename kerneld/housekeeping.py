@@ -1,0 +1,121 @@
+"""Housekeeping: what has to happen now and then: deadlines, deserted requests, accounts, compaction, a look at the books, the watchdog.
+
+It runs on the event loop beside the dispatcher, so that feeding systemd's watchdog from here proves that the loop turns.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import time
+from collections.abc import Callable
+
+from kerneld.calls import FinishReason
+from kerneld.errors import KernelError
+from kerneld.events import IntegrityLost
+from kerneld.machine import Machine
+from kerneld.notify import Notifier
+from kerneld.state.records import Counters
+from kerneld.state.replay import compacted
+from memory.errors import PagingError
+
+logger = logging.getLogger(__name__)
+
+TICK_S = 0.25
+ACCOUNTS_S = 1.0
+USAGE_S = 15.0
+INTEGRITY_S = 30.0
+
+
+class Housekeeping:
+    """The daemon's periodic duties."""
+
+    def __init__(self, machine: Machine) -> None:
+        self._machine = machine
+        self._task: asyncio.Task[None] | None = None
+        self._watchdog_s = Notifier().watchdog_interval_s
+        self._duties: list[tuple[float, Callable[[], None]]] = [
+            (TICK_S, self._end_late),
+            (ACCOUNTS_S, self._journal_counters),
+            (INTEGRITY_S, self._check_integrity),
+        ]
+        if self._watchdog_s is not None:
+            self._duties.append((self._watchdog_s, Notifier().alive))
+
+    def start(self) -> None:
+        """Begin to keep house."""
+        self._task = asyncio.get_running_loop().create_task(self._run(), name="housekeeping")
+
+    async def stop(self) -> None:
+        """Do the accounts a last time, and stop."""
+        if self._task is not None:
+            self._task.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await self._task
+        self._journal_counters()
+        await self._write_usage()
+
+    async def _run(self) -> None:
+        due = dict.fromkeys(range(len(self._duties)), 0.0)
+        usage_due = time.monotonic() + USAGE_S
+        while True:
+            now = time.monotonic()
+            for idx, (interval_s, duty) in enumerate(self._duties):
+                if now >= due[idx]:
+                    due[idx] = now + interval_s
+                    duty()
+            if now >= usage_due:
+                usage_due = now + USAGE_S
+                await self._write_usage()
+                await self._compact()
+            await asyncio.sleep(min(TICK_S, self._watchdog_s or TICK_S))
+
+    # -------------------------------------------------------------------------------------------------------------------------- duties
+
+    def _end_late(self) -> None:
+        """End requests whose deadline passed, and those that nobody reads any more."""
+        machine = self._machine
+        for request in machine.scheduler.expired(machine.clock()):
+            machine.dispatcher.end(request, FinishReason.DEADLINE, "The deadline passed.")
+        for request in [request for request in machine.requests.values() if request.is_abandoned() and not request.is_scoring]:
+            machine.dispatcher.end(request, FinishReason.CANCELLED, "Nobody read the stream any more.")
+
+    def _journal_counters(self) -> None:
+        """Write down the fair-share counters that changed, so that a restart is no amnesty."""
+        changes = self._machine.scheduler.shares.changes()
+        if not changes:
+            return
+        try:
+            self._machine.journal.append([Counters(changes)])
+        except KernelError:
+            logger.warning("fair-share counters could not be journaled", exc_info=True)
+
+    def _check_integrity(self) -> None:
+        """Look whether the books agree, when nothing runs."""
+        if not self._machine.dispatcher.is_idle:
+            return
+        try:
+            self._machine.pager.check_integrity()
+        except PagingError as problem:
+            self._machine.events.publish(IntegrityLost("pager", str(problem)))
+
+    async def _write_usage(self) -> None:
+        machine = self._machine
+        try:
+            await machine.authenticator.flush()
+            unwritten = machine.tenants.take_unwritten()
+            if unwritten:
+                await machine.store.add_usage(unwritten)
+        except KernelError:
+            logger.warning("accounts could not be written", exc_info=True)
+
+    async def _compact(self) -> None:
+        """Shorten the journal when it has grown."""
+        journal, now = self._machine.journal, self._machine.clock()
+        if not journal.needs_compaction:
+            return
+        try:
+            await journal.compact(lambda records: compacted(records, now))
+        except KernelError:
+            logger.warning("the journal could not be compacted", exc_info=True)

@@ -1,0 +1,58 @@
+"""The kernel: all verbs in one object. What each does is in `kerneld.verbs`, one file per noun; what they act on is the Machine."""
+
+from __future__ import annotations
+
+from kerneld.machine import Machine
+from kerneld.supervisor import WorkerState
+from kerneld.verbs.admin import AdminVerbs
+from kerneld.verbs.contexts import ContextVerbs
+from kerneld.verbs.images import ImageVerbs
+from kerneld.verbs.inference import InferenceVerbs
+from kerneld.verbs.models import ModelVerbs
+
+
+class Kernel:
+    """The verbs of one daemon. Called on the event-loop thread only."""
+
+    def __init__(self, machine: Machine) -> None:
+        self._machine = machine
+        contexts = ContextVerbs(machine)
+        inference = InferenceVerbs(machine)
+        models = ModelVerbs(machine)
+        images = ImageVerbs(machine, contexts)
+        admin = AdminVerbs(machine, contexts)
+
+        self.alloc, self.fork, self.free = contexts.alloc, contexts.fork, contexts.free
+        self.stat, self.list_contexts, self.read = contexts.stat, contexts.list_contexts, contexts.read
+        self.truncate, self.suspend, self.resume = contexts.truncate, contexts.suspend, contexts.resume
+        self.set, self.grant, self.revoke = contexts.set, contexts.grant, contexts.revoke
+
+        self.infer, self.attach = inference.infer, inference.attach
+        self.cancel, self.score = inference.cancel, inference.score
+
+        self.register_model, self.load_model = models.register_model, models.load_model
+        self.unload_model, self.remove_model = models.unload_model, models.remove_model
+        self.stat_model, self.list_models = models.stat_model, models.list_models
+
+        self.checkpoint, self.restore = images.checkpoint, images.restore
+        self.list_images, self.verify_image, self.delete_image = images.list_images, images.verify_image, images.delete_image
+
+        self.add_tenant, self.set_tenant = admin.add_tenant, admin.set_tenant
+        self.list_tenants, self.remove_tenant = admin.list_tenants, admin.remove_tenant
+        self.add_token, self.list_tokens, self.remove_token = admin.add_token, admin.list_tokens, admin.remove_token
+        self.drain, self.top, self.events = admin.drain, admin.top, admin.events
+
+    def is_ready(self) -> bool:
+        """Whether requests would be served now."""
+        return not self.readiness_problem()
+
+    def readiness_problem(self) -> str:
+        """Why requests would not be served now; empty when they would."""
+        if not self._machine.is_recovered:
+            return "The daemon is recovering what was acknowledged."
+        if self._machine.is_draining:
+            return "The daemon is draining."
+        supervisor = self._machine.supervisor
+        if supervisor.state is not WorkerState.RUNNING:
+            return f"The worker of {supervisor.command.device} is {supervisor.state.value}. {supervisor.last_problem}".strip()
+        return ""

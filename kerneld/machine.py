@@ -1,0 +1,98 @@
+"""Machine: all live parts of one daemon, wired. Verbs and recovery act on it, `kerneld.daemon` builds it.
+
+It has no behaviour but what concerns several parts at once and belongs to none of them: that a tenant comes or goes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from drivers.hostmem import HostMemory
+from kerneld.admission import Admission
+from kerneld.bounds import Bounds
+from kerneld.checkpoint import ImageStore
+from kerneld.config import Config
+from kerneld.contexts import ContextTable
+from kerneld.delivery import Delivery
+from kerneld.dispatcher import Dispatcher
+from kerneld.effects import Effects
+from kerneld.eventbus import EventBus
+from kerneld.models import ModelTable
+from kerneld.renderer import TemplateRenderer
+from kerneld.request import Request
+from kerneld.residency import Residency
+from kerneld.scheduler import Scheduler
+from kerneld.seating import Seating
+from kerneld.security.identity import Authenticator
+from kerneld.state.journal import Journal
+from kerneld.state.store import Store
+from kerneld.state.tables import TenantRow
+from kerneld.supervisor import Supervisor
+from kerneld.tenants import TenantTable
+from kerneld.throughput import Throughput
+from memory.page import Tier
+from memory.pager import Pager
+
+
+@dataclass(slots=True, eq=False)
+class Machine:
+    """The parts of a running daemon."""
+
+    # there from the beginning
+    config: Config
+    clock: Callable[[], float]  # Unix seconds
+    boot_generation: int
+    started_at: float
+    # durable
+    store: Store
+    journal: Journal
+    effects: Effects
+    images: ImageStore
+    # live
+    events: EventBus
+    authenticator: Authenticator
+    admission: Admission
+    bounds: Bounds
+    tenants: TenantTable
+    models: ModelTable
+    contexts: ContextTable
+    host: HostMemory | None
+    pager: Pager
+    scheduler: Scheduler
+    seating: Seating
+    delivery: Delivery
+    dispatcher: Dispatcher
+    residency: Residency
+    supervisor: Supervisor
+    renderer: TemplateRenderer
+    throughput: Throughput
+    requests: dict[str, Request] = field(default_factory=dict)  # unfinished, by request id
+    last_logs: dict[str, Request] = field(default_factory=dict)  # the latest finished request of each context, by context id
+    # written by drain and stop
+    is_recovered: bool = False
+    is_draining: bool = False
+    stop: Callable[[], None] = lambda: None
+
+    def know_tenant(self, tenant: TenantRow) -> None:
+        """Let every part know a tenant, or what changed of it."""
+        self.tenants.put(tenant)
+        shares, limits = self.scheduler.shares, tenant.limits
+        if tenant.path in shares:
+            shares.set_weight(tenant.path, tenant.weight)
+        else:
+            shares.add(tenant.path, tenant.weight)
+        self.scheduler.set_max_running(tenant.path, limits.max_running)
+        self.admission.set_limits(tenant.path, limits)
+        self.pager.ledger.set_limit(tenant.path, Tier.DEVICE, 0, limits.device_bytes)
+        self.pager.ledger.set_limit(tenant.path, Tier.HOST, 0, limits.host_bytes)
+
+    def forget_tenant(self, path: str) -> None:
+        """A removed tenant leaves no account, and none of its bytes (promise 10)."""
+        self.tenants.remove(path)
+        self.admission.remove(path)
+        self.scheduler.shares.remove(path)
+        self.pager.ledger.set_limit(path, Tier.DEVICE, 0, 0)
+        self.pager.ledger.set_limit(path, Tier.HOST, 0, 0)
+        self.pager.scrub(path)
+        self.dispatcher.pump()

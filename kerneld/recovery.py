@@ -1,0 +1,198 @@
+"""Recovery: what is true after a death, and what is rebuilt from it.
+
+The front died (boot). The journal and the database are the truth:
+
+    tenants  ->  models  ->  contexts  ->  unfinished requests, in the order of their admission, at their old place  ->  models load again
+
+The worker died. Nothing of the truth was in it: the dispatcher has put its requests back in their queues, pages on the device are lost,
+pages in the host tier are not. Models that were resident load again, and every context faults its pages in or recomputes them.
+
+A request's output log is a function of its tokens and stop strings, so it is written again from them, and a reader that comes back finds
+the same text at the same offsets (promise 2).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from pathlib import Path
+
+from kerneld.calls import ContextState, Finished, FinishReason, InferArgs
+from kerneld.context import Context
+from kerneld.errors import KernelError
+from kerneld.machine import Machine
+from kerneld.models import Model, file_stamp, hash_files
+from kerneld.request import Request
+from kerneld.state.records import Admit, Finish
+from kerneld.state.replay import EFFECT_LIFETIME_S, ContextRecord, LogState
+from kerneld.state.tables import ModelRow
+from kerneld.stream import OutputLog
+from kerneld.transcript import Transcript
+from kerneld.verbs.inference import PREFIX_TOKENS
+from kerneld.verbs.models import model_from
+from memory.errors import PagingError
+from memory.table import PageTable
+
+logger = logging.getLogger(__name__)
+
+
+async def recover(machine: Machine, state: LogState) -> tuple[int, int]:
+    """Make the machine what it was when the last front died. Returns the numbers of contexts and of unfinished requests."""
+    for tenant in await machine.store.load_tenants():
+        machine.know_tenant(tenant)
+    machine.tenants.restore_usage(await machine.store.load_usage())
+    await _recover_models(machine)
+    machine.effects.restore([*state.effects.values(), *await machine.store.load_effects(machine.clock() - EFFECT_LIFETIME_S)])
+    for record in state.contexts.values():
+        _recover_context(machine, record)
+    machine.scheduler.shares.restore(state.counters)  # a restart is no amnesty
+    requests = [_recover_request(machine, state.contexts[context_id]) for context_id in state.active]
+    machine.is_recovered = True
+    return len(state.contexts), sum(request is not None for request in requests)
+
+
+async def _recover_models(machine: Machine) -> None:
+    for row in await machine.store.load_models():
+        try:
+            weights_hash = await asyncio.to_thread(_current_hash, row)
+            model = await asyncio.to_thread(model_from, row, weights_hash)
+        except (OSError, KernelError) as error:
+            logger.error("a registered model cannot be read any more", extra={"model": row.name, "path": row.path, "error": str(error)})
+            continue
+        machine.models.add(model)
+        if row.want_loaded:
+            machine.residency.start(model)
+
+
+def _current_hash(row: ModelRow) -> str:
+    """The hash of a model's files as they are now; unchanged files are not read again."""
+    path = Path(row.path)
+    return row.weights_hash if file_stamp(path) == row.file_stamp else hash_files(path)
+
+
+def _recover_context(machine: Machine, record: ContextRecord) -> None:
+    context = Context(
+        id=record.context_id.hex(),
+        owner=record.owner,
+        tenant=record.tenant,
+        model=record.model,
+        fingerprint=record.fingerprint,
+        seed=record.seed,
+        created_at=record.created_at,
+        durability=record.durability,
+        parent=record.parent.hex(),
+        max_tokens=record.max_tokens,
+        priority=record.priority,
+        nice=record.nice,
+        labels=dict(record.labels),
+        grants=dict(record.grants),
+        tokens=record.tokens,
+        last_used_at=record.last_used_at,
+        last_request=record.last_request.hex(),
+        last_finished=_finished(record.last_finish),
+    )
+    if record.failure or record.model not in machine.models:
+        context.move(ContextState.FAILED, record.failure or f"The model {record.model!r} is not registered any more.")
+    else:
+        context.move(ContextState.IDLE)
+        if record.is_suspended:
+            context.move(ContextState.SUSPENDED)
+    machine.contexts.add(context)
+
+
+def _finished(finish: Finish | None) -> Finished | None:
+    return None if finish is None else Finished(finish.reason, finish.usage, finish.detail)
+
+
+def _recover_request(machine: Machine, record: ContextRecord) -> Request | None:
+    """Let an unfinished request wait again at its old place."""
+    context, admit = machine.contexts.find(record.context_id.hex()), record.active
+    assert context is not None, "it was recovered before"
+    assert admit is not None, "it is active"
+    request = _request_of(machine, context, admit)
+    context.active_request = request.id
+    machine.requests[request.id] = request
+    if not context.is_alive:
+        machine.delivery.settle(request, FinishReason.ERROR, context.failure)
+        return None
+    context.move(ContextState.READY)
+    reason = _write_again(request)
+    if reason is not None:
+        machine.delivery.settle(request, reason)
+        return None
+    machine.scheduler.enqueue(request)
+    return request
+
+
+def _request_of(machine: Machine, context: Context, admit: Admit) -> Request:
+    log = OutputLog(admit.output_start, machine.clock)
+    tokenizer = machine.models.get(context.model).tokenizer if context.is_alive else None
+    past = context.tokens[max(admit.output_start - PREFIX_TOKENS, 0) : admit.output_start].tolist()
+    args = InferArgs(context.id, None, admit.max_tokens, admit.sampling, True, admit.stop, admit.ignore_eos)
+    return Request(
+        id=admit.request.hex(),
+        context=context,
+        args=args,
+        sampling=admit.sampling,
+        num_input=0,
+        output_start=admit.output_start,
+        max_tokens=admit.max_tokens,
+        arrival=admit.arrived_at,
+        log=log,
+        transcript=Transcript(log, tokenizer, admit.stop, past),
+        deadline=admit.deadline_at or None,
+        detach_grace_s=admit.detach_grace_s,
+        queued_at=machine.clock(),
+        is_charged=True,
+    )
+
+
+def _write_again(request: Request) -> FinishReason | None:
+    """Write the output log again from the journaled tokens; says how the request ended if its end was not journaled any more."""
+    for token in request.context.tokens[request.output_start :]:
+        if token in request.sampling.stop_token_ids:
+            request.transcript.push_end(token)
+            return FinishReason.STOP
+        if request.transcript.push(token):
+            return FinishReason.STOP
+    return request.length_reason()
+
+
+def adopt_host_pages(machine: Machine, model: Model) -> int:
+    """Take over the pages of a model that an earlier front left in the host tier, for contexts whose tokens they still name.
+
+    A page is known by its key, which is a link of its context's hash chain, so a page of other tokens, another tenant or another model is
+    never taken. Returns how many pages were adopted.
+    """
+    assert machine.host is not None, "there is a host tier"
+    frames = {(header.space_id, header.key): (frame, header.num_tokens) for frame, header in machine.host.scan()}
+    adopted = 0
+    for context in machine.contexts:
+        if context.model == model.name and context.table is None and context.is_alive and context.num_tokens:
+            adopted += _adopt_pages(machine, context, frames)
+    logger.info("pages of the host tier were adopted", extra={"model": model.name, "num_pages": adopted, "num_found": len(frames)})
+    return adopted
+
+
+def _adopt_pages(machine: Machine, context: Context, frames: dict[tuple[int, bytes], tuple[int, int]]) -> int:
+    """Adopt the leading full pages of one context."""
+    table = machine.seating.table_of(context)
+    assert context.chain is not None, "made with the table"
+    context.chain.extend(context.tokens)
+    adopted = 0
+    for page_idx, key in enumerate(context.chain.keys):
+        found = [frames.get((space_id, key)) for space_id in table.space_ids]
+        if None in found or not _claim_page(machine, table, page_idx, key, [place for place in found if place is not None]):
+            break
+        adopted += 1
+    context.kv_valid = adopted * machine.pager.page_tokens
+    return adopted * len(table.space_ids)
+
+
+def _claim_page(machine: Machine, table: PageTable, page_idx: int, key: bytes, places: list[tuple[int, int]]) -> bool:
+    try:
+        for group, (frame, num_tokens) in enumerate(places):
+            machine.pager.claim_host(table, group, page_idx, frame, key, num_tokens)
+    except PagingError:  # another context has it already, or its frame is taken: the page is recomputed
+        return False
+    return True

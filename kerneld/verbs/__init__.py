@@ -1,0 +1,1 @@
+"""The verbs of the kernel, one file per noun; `kerneld.kernel` joins them."""

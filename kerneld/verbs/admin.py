@@ -1,0 +1,246 @@
+"""The verbs of the administrator: tenants, tokens, drain, top, events."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import secrets
+import time
+from collections.abc import AsyncIterator
+
+from kerneld.calls import (
+    Caller,
+    Drained,
+    EventRecord,
+    Limits,
+    ListArgs,
+    ListPage,
+    NewToken,
+    Role,
+    TenantInfo,
+    TierUse,
+    TokenInfo,
+    TopFrame,
+    WorkerStatus,
+)
+from kerneld.contexts import page_of
+from kerneld.errors import AlreadyExists, InvalidArgument, NotFound, WrongState
+from kerneld.events import DaemonDraining, TenantChanged, TokenAdded, TokenRemoved
+from kerneld.fairshare import MAX_WEIGHT
+from kerneld.machine import Machine
+from kerneld.security.acl import may_see_everything, may_see_tenant
+from kerneld.security.identity import TokenArgs
+from kerneld.security.keys import new_secret
+from kerneld.state.records import Effect
+from kerneld.state.tables import TenantRow
+from kerneld.verbs.contexts import ContextVerbs
+from memory.page import Tier
+
+TENANT_PATH = re.compile(r"[A-Za-z0-9][A-Za-z0-9._@-]{0,63}(/[A-Za-z0-9][A-Za-z0-9._@-]{0,63}){0,7}")
+MIN_INTERVAL_S = 0.1
+
+
+class AdminVerbs:
+    """Verbs on tenants, tokens and the daemon itself."""
+
+    def __init__(self, machine: Machine, contexts: ContextVerbs) -> None:
+        self._machine = machine
+        self._contexts = contexts
+
+    # ------------------------------------------------------------------------------------------------------------------------- tenants
+
+    async def add_tenant(self, caller: Caller, path: str, weight: int, limits: Limits) -> TenantInfo:
+        """Add a tenant, and those above it that are not there yet. Raises: InvalidArgument, AlreadyExists, DiskFull."""
+        machine = self._machine
+        if machine.effects.find(caller, "add_tenant") is not None:
+            return self._tenant_info(machine.tenants.get(path))
+        if not TENANT_PATH.fullmatch(path):
+            raise InvalidArgument("path", 'use names like "lab/group/person": letters, digits, ".", "_", "@" and "-", at most 8 levels.')
+        _check_weight(weight)
+        if path in machine.tenants:
+            raise AlreadyExists(f"There is a tenant {path!r} already; change it with set.")
+        names = path.split("/")
+        for depth in range(1, len(names)):
+            above = "/".join(names[:depth])
+            if above not in machine.tenants:
+                await self._add(TenantRow(above, 1, Limits(), machine.clock(), new_secret()), [])
+        row = TenantRow(path, weight or 1, limits, machine.clock(), new_secret())
+        await self._add(row, machine.effects.record(caller, "add_tenant"))
+        return self._tenant_info(row)
+
+    async def _add(self, row: TenantRow, effects: list[Effect]) -> None:
+        await self._machine.store.add_tenant(row, effects)
+        self._machine.know_tenant(row)
+        self._machine.events.publish(TenantChanged(row.path, "added"))
+
+    async def set_tenant(self, caller: Caller, path: str, weight: int | None, limits: Limits | None) -> TenantInfo:
+        """Change weight or limits; what is used beyond a new limit is reclaimed as it falls idle. Raises: NotFound, InvalidArgument."""
+        machine = self._machine
+        old = machine.tenants.get(path)
+        if machine.effects.find(caller, "set_tenant") is not None:
+            return self._tenant_info(old)
+        if weight is not None:
+            _check_weight(weight)
+        await machine.store.set_tenant(path, weight, limits, machine.effects.record(caller, "set_tenant"))
+        row = TenantRow(path, weight or old.weight, old.limits if limits is None else limits, old.created_at, old.secret)
+        machine.know_tenant(row)
+        machine.events.publish(TenantChanged(path, "set"))
+        machine.dispatcher.room_made()
+        return self._tenant_info(row)
+
+    def list_tenants(self, caller: Caller, args: ListArgs) -> ListPage[TenantInfo]:
+        """The tenants that the caller may see. Raises: InvalidArgument."""
+        machine = self._machine
+        paths = [row.path for row in machine.tenants if may_see_tenant(caller.principal, row.path)]
+        return page_of(paths, args, lambda path: self._tenant_info(machine.tenants.get(path)), lambda _info: True)
+
+    async def remove_tenant(self, caller: Caller, path: str, force: bool) -> int:
+        """Remove a tenant, with its tokens; with `force` its contexts and images too. Its frames are zeroed at once.
+
+        Returns how many contexts were freed. Raises: NotFound; WrongState, if something of it lives.
+        """
+        machine = self._machine
+        if machine.effects.find(caller, "remove_tenant") is not None:
+            return 0
+        machine.tenants.get(path)
+        if machine.tenants.beneath(path):
+            raise WrongState(f"The tenant {path!r} has tenants beneath it; remove those first.", reason="TENANT_NOT_EMPTY")
+        contexts = machine.contexts.of_tenant(path)
+        images = [image for image in await machine.store.load_images() if image.tenant == path]
+        if (contexts or images) and not force:
+            problem = f"The tenant {path!r} has {len(contexts)} contexts and {len(images)} images; use force to remove them too."
+            raise WrongState(problem, reason="TENANT_NOT_EMPTY")
+        for context in contexts:
+            self._contexts.end(context, [])
+        for image in images:
+            await machine.store.remove_image(image.id)
+            await asyncio.to_thread(machine.images.delete, image.id)
+        await machine.store.remove_tenant(path, machine.effects.record(caller, "remove_tenant"))
+        machine.authenticator.forget_tenant(path)
+        machine.forget_tenant(path)
+        machine.events.publish(TenantChanged(path, "removed"))
+        return len(contexts)
+
+    # -------------------------------------------------------------------------------------------------------------------------- tokens
+
+    async def add_token(self, caller: Caller, tenant: str, name: str, roles: frozenset[Role], lifetime_s: float) -> NewToken:
+        """Issue an API token for somebody of a tenant; its secret is shown once. Raises: NotFound, PermissionDenied, InvalidArgument."""
+        machine = self._machine
+        machine.tenants.get(tenant)
+        args = TokenArgs(tenant, name or f"token-{secrets.token_hex(4)}", roles, lifetime_s)
+        token = await machine.authenticator.add_token(caller.principal, args)
+        machine.events.publish(TokenAdded(token.info.id, tenant))
+        return token
+
+    async def list_tokens(self, caller: Caller, args: ListArgs) -> ListPage[TokenInfo]:
+        """The API tokens of the tenants that the caller may see. Raises: InvalidArgument."""
+        tokens = {token.id: token for token in self._machine.authenticator.list_tokens(args)}
+        return page_of(
+            sorted(tokens), args, lambda token_id: tokens[token_id], lambda token: may_see_tenant(caller.principal, token.tenant)
+        )
+
+    async def remove_token(self, caller: Caller, token_id: str) -> None:
+        """Revoke an API token at once. Raises: NotFound."""
+        machine = self._machine
+        if machine.effects.find(caller, "remove_token") is not None:
+            return
+        known = machine.authenticator.token(token_id)
+        if not may_see_tenant(caller.principal, known.tenant):
+            raise NotFound("token", token_id)
+        await machine.authenticator.remove_token(token_id, machine.effects.record(caller, "remove_token"))
+        machine.events.publish(TokenRemoved(token_id, known.tenant))
+
+    # ----------------------------------------------------------------------------------------------------------------------- the daemon
+
+    async def drain(self, caller: Caller, timeout_s: float) -> Drained:
+        """Refuse new requests, wait for those that run, then stop the daemon; what is left goes on at the next start."""
+        machine = self._machine
+        before = len(machine.requests)
+        await drain_requests(machine, timeout_s or machine.config.kerneld.drain_timeout_s)
+        left = len(machine.requests)
+        asyncio.get_running_loop().call_later(0.1, machine.stop)
+        return Drained(before - left, left)
+
+    async def top(self, caller: Caller, interval_s: float, count: int) -> AsyncIterator[TopFrame]:
+        """The machine, again and again; others' tenants only for those who may see them."""
+        shown = 0
+        while not count or shown < count:
+            yield self._frame(caller)
+            shown += 1
+            if count and shown >= count:
+                return
+            await asyncio.sleep(max(interval_s or 1.0, MIN_INTERVAL_S))
+
+    async def events(self, caller: Caller, follow: bool, since: int) -> AsyncIterator[EventRecord]:
+        """What happened since a sequence number, and with `follow` what happens from now on."""
+        async for record in self._machine.events.follow(since, follow):
+            yield record
+
+    # --------------------------------------------------------------------------------------------------------------------------- inside
+
+    def _tenant_info(self, row: TenantRow) -> TenantInfo:
+        machine = self._machine
+        used = machine.tenants.usage(row.path)
+        shares, ledger = machine.scheduler.shares, machine.pager.ledger
+        return TenantInfo(
+            path=row.path,
+            weight=row.weight,
+            limits=row.limits,
+            created_at=row.created_at,
+            num_contexts=machine.contexts.count_below(row.path),
+            num_running=machine.scheduler.running.of(row.path),
+            num_queued=machine.scheduler.waiting.of(row.path),
+            service=shares.service(row.path),
+            kv_device_bytes=ledger.used(row.path, Tier.DEVICE),
+            kv_host_bytes=ledger.used(row.path, Tier.HOST),
+            input_tokens=used.input_tokens,
+            output_tokens=used.output_tokens,
+        )
+
+    def _frame(self, caller: Caller) -> TopFrame:
+        machine, now = self._machine, self._machine.clock()
+        prefill, output, busy = machine.throughput.rates()
+        visible = [row for row in machine.tenants if may_see_tenant(caller.principal, row.path)]
+        everything = may_see_everything(caller.principal)
+        supervisor, device = machine.supervisor, machine.config.drivers.use
+        worker = WorkerStatus(
+            supervisor.command.device, device, supervisor.pid if everything else 0, supervisor.state.value, supervisor.restarts, busy
+        )
+        return TopFrame(
+            at=now,
+            uptime_s=now - machine.started_at,
+            running=machine.scheduler.running.total,
+            waiting=machine.scheduler.waiting.total,
+            num_contexts=len(machine.contexts),
+            tokens_per_s=output,
+            prefill_tokens_per_s=prefill,
+            tiers=self._tiers({row.path for row in visible}, everything),
+            tenants=tuple(self._tenant_info(row) for row in visible),
+            workers=(worker,),
+            models=tuple(model.info(device) for model in machine.models),
+            boot_generation=machine.boot_generation,
+        )
+
+    def _tiers(self, visible: set[str], everything: bool) -> tuple[TierUse, ...]:
+        tiers = []
+        for snapshot in self._machine.pager.ledger.snapshot():
+            kv: dict[str, int] = {}
+            for owner, size in snapshot.kv_bytes.items():
+                name = owner if everything or owner in visible else "others"
+                kv[name] = kv.get(name, 0) + size
+            tiers.append(TierUse(snapshot.tier.name.lower(), snapshot.total_bytes, snapshot.free_bytes, snapshot.weights_bytes, kv))
+        return tuple(tiers)
+
+
+async def drain_requests(machine: Machine, timeout_s: float) -> None:
+    """Take no new requests, and wait until those that there are have ended, or the time is over."""
+    machine.is_draining = True
+    machine.events.publish(DaemonDraining(machine.scheduler.running.total, machine.scheduler.waiting.total))
+    deadline = time.monotonic() + timeout_s
+    while machine.requests and time.monotonic() < deadline:
+        await asyncio.sleep(0.02)
+
+
+def _check_weight(weight: int) -> None:
+    if not 0 <= weight <= MAX_WEIGHT:
+        raise InvalidArgument("weight", f"use 1 to {MAX_WEIGHT}.")

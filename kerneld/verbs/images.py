@@ -1,0 +1,274 @@
+"""The verbs on images: checkpoint, restore, list, verify, delete.
+
+A checkpoint copies the context's pages to the host tier with the next plan, and writes them from there in a thread, so no step waits for a
+disk. A restore puts pages into the host tier and lets the next request fault them in like any others. Pages are an extra: what an image
+lacks, or what does not fit the model's fingerprint, is computed from the tokens, and the answer says so.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+import time
+from collections.abc import Mapping
+
+from kerneld.calls import Access, Caller, CheckpointArgs, ImageInfo, ListArgs, ListPage, Restored, Verified
+from kerneld.checkpoint import PageContent
+from kerneld.context import Context
+from kerneld.contexts import page_of
+from kerneld.errors import NotFound, OutOfRange, QuotaExceeded, WrongState
+from kerneld.events import ImageDeleted, ImageRestored, ImageWritten
+from kerneld.image import ImagePage, Manifest
+from kerneld.machine import Machine
+from kerneld.models import Model
+from kerneld.seating import name_pages
+from kerneld.security.acl import is_owner, may_see_everything
+from kerneld.state.records import pack_tokens, unpack_tokens
+from kerneld.verbs.contexts import ContextVerbs
+from memory.errors import PagingError
+from memory.pager import HostPage
+
+SAVE_TIMEOUT_S = 30.0
+
+
+class ImageVerbs:
+    """Verbs on images."""
+
+    def __init__(self, machine: Machine, contexts: ContextVerbs) -> None:
+        self._machine = machine
+        self._contexts = contexts
+
+    # ---------------------------------------------------------------------------------------------------------------------- checkpoint
+
+    async def checkpoint(self, caller: Caller, args: CheckpointArgs) -> ImageInfo:
+        """Write an image of a context as it is journaled now. When this returns, the image survives power loss.
+
+        Raises: NotFound, QuotaExceeded, DiskFull.
+        """
+        machine = self._machine
+        known = machine.effects.find(caller, "checkpoint")
+        if known is not None:
+            return await self._get(caller, known.hex())
+        context = machine.contexts.get(caller, args.context_id, Access.READ)
+        with machine.effects.under_way(caller):
+            return await self._write(caller, context, args)
+
+    async def _write(self, caller: Caller, context: Context, args: CheckpointArgs) -> ImageInfo:
+        machine, started_at = self._machine, time.monotonic()
+        secret = machine.tenants.get(context.tenant).secret
+        images = await machine.store.load_images()
+        self._check_quota(context, images)
+        manifest = self._manifest(context, args, generation=1 + sum(image.context_id == context.id for image in images))
+        pages = [] if args.tokens_only else await self._save_pages(context)
+        contents: list[PageContent] = []
+        try:
+            contents = [self._content(page) for page in pages]
+            written = await asyncio.to_thread(machine.images.write, manifest, contents, secret)
+        finally:
+            if pages and context.table is not None:
+                machine.pager.release_host(context.table)
+        info = ImageInfo(
+            id=manifest.image_id,
+            context_id=context.id,
+            model=context.model,
+            owner=caller.principal.name,
+            tenant=context.tenant,
+            num_tokens=manifest.num_tokens,
+            num_pages=len(written.manifest.pages),
+            size_bytes=written.size_bytes,
+            created_at=manifest.created_at,
+            name=args.name,
+        )
+        await machine.store.add_image(info, machine.effects.record(caller, "checkpoint", bytes.fromhex(info.id)))
+        seconds = time.monotonic() - started_at
+        machine.events.publish(ImageWritten(info.id, context.id, context.tenant, info.num_pages, info.size_bytes, seconds))
+        return info
+
+    def _manifest(self, context: Context, args: CheckpointArgs, generation: int) -> Manifest:
+        model = self._machine.models.get(context.model)
+        return Manifest(
+            image_id=secrets.token_hex(16),
+            context_id=context.id,
+            tenant=context.tenant,
+            owner=context.owner,
+            model=context.model,
+            fingerprint=model.fingerprint.hex(),
+            generation=generation,
+            tokens=pack_tokens(context.tokens),
+            seed=context.seed,
+            created_at=self._machine.clock(),
+            name=args.name,
+            labels=dict(context.labels),
+            max_tokens=context.max_tokens,
+        )
+
+    def _check_quota(self, context: Context, images: list[ImageInfo]) -> None:
+        limit = self._machine.tenants.get(context.tenant).limits.image_bytes
+        used = sum(image.size_bytes for image in images if image.tenant == context.tenant)
+        if limit and used >= limit:
+            raise QuotaExceeded(
+                f"The tenant {context.tenant!r} has {used} bytes of images, its limit is {limit}; delete some first.",
+                facts={"limit": "image_bytes", "value": str(limit), "holder": context.tenant},
+            )
+        total, budget = sum(image.size_bytes for image in images), self._machine.config.memory.disk_bytes
+        if budget and total >= budget:
+            raise QuotaExceeded(f"Images have {total} bytes of the {budget} that memory.disk_bytes allows; delete some first.")
+
+    async def _save_pages(self, context: Context) -> list[HostPage]:
+        """Copy the context's valid pages to the host tier and hold them there; as many as there is room for."""
+        machine, table = self._machine, context.table
+        if table is None or context.chain is None or machine.host is None or not context.kv_valid:
+            return []
+        page_tokens = machine.pager.page_tokens
+        # A running request writes to its last page: only its full pages are saved.
+        num_tokens = context.kv_valid // page_tokens * page_tokens if context.is_active else context.kv_valid
+        name_pages(context, num_tokens)
+        chain = context.chain.fork()
+        chain.truncate(num_tokens, context.tokens)
+        machine.pager.save(table, num_tokens, chain.keys, chain.partial_key())
+        machine.pager.hold_host(table)
+        await self._await_copies()
+        if context.table is not table:
+            raise NotFound("context", context.id)
+        return [page for page in machine.pager.host_pages(table) if page.page_idx * page_tokens + page.num_tokens <= num_tokens]
+
+    async def _await_copies(self) -> None:
+        """Wait until everything that the pager wants copied has been."""
+        dispatcher, pager = self._machine.dispatcher, self._machine.pager
+        deadline = time.monotonic() + SAVE_TIMEOUT_S
+        dispatcher.pump()
+        while (pager.has_backlog() or not dispatcher.is_idle) and time.monotonic() < deadline:
+            landed = dispatcher.next_landing()
+            if landed is None:
+                return
+            last = dispatcher.last_seq if not pager.has_backlog() else None
+            await asyncio.wait([landed], timeout=1.0)
+            if last is not None and dispatcher.landed_seq >= last:
+                return
+
+    def _content(self, page: HostPage) -> PageContent:
+        host = self._machine.host
+        assert host is not None, "pages were saved there"
+        return PageContent(page.group, page.page_idx, page.key, page.num_tokens, host.payload(page.frame))
+
+    # ------------------------------------------------------------------------------------------------------------------------- restore
+
+    async def restore(self, caller: Caller, image_id: str, labels: Mapping[str, str]) -> Restored:
+        """Make a context from an image. Pages come back where their fingerprint fits, else they are recomputed, and the answer says why.
+
+        Raises: NotFound, DataLoss, WrongState, QuotaExceeded, DiskFull.
+        """
+        machine = self._machine
+        known = machine.effects.find(caller, "restore")
+        if known is not None:
+            return Restored(self._contexts.stat(caller, known.hex()), 0, 0, "This call was answered before.")
+        with machine.effects.under_way(caller):
+            info = await self._get(caller, image_id)
+            machine.admission.check_context(caller.principal.tenant)
+            machine.bounds.check_labels(labels)
+            secret = machine.tenants.get(info.tenant).secret
+            manifest = await asyncio.to_thread(machine.images.read, image_id, secret)
+            model = machine.models.get(manifest.model)
+            await machine.residency.inspect(model)
+            context = self._context_of(caller, manifest, model, labels)
+            await self._contexts.begin(caller, "restore", context)
+            reason = self._misfit(context, manifest, model)
+            if not reason:
+                reason = await self._put_pages(context, manifest, secret)
+        page_tokens = machine.config.memory.page_tokens
+        num_restored = -(-context.kv_valid // page_tokens)
+        num_needed = -(-context.num_tokens // page_tokens)
+        machine.events.publish(ImageRestored(image_id, context.id, context.tenant, num_restored, num_needed - num_restored))
+        return Restored(self._contexts.info(context), num_restored, num_needed - num_restored, reason)
+
+    def _context_of(self, caller: Caller, manifest: Manifest, model: Model, labels: Mapping[str, str]) -> Context:
+        limit = model.context_limit()
+        if limit and manifest.num_tokens > limit:
+            raise OutOfRange(f"The image has {manifest.num_tokens} tokens, the model {model.name!r} holds {limit}.")
+        context = Context(
+            id=secrets.token_hex(16),
+            owner=caller.principal.name,
+            tenant=caller.principal.tenant,
+            model=model.name,
+            fingerprint=model.weights_hash,
+            seed=manifest.seed,
+            created_at=self._machine.clock(),
+            max_tokens=min(manifest.max_tokens or limit, limit),
+            labels={**manifest.labels, **labels},
+        )
+        context.tokens = unpack_tokens(manifest.tokens)
+        return context
+
+    def _misfit(self, context: Context, manifest: Manifest, model: Model) -> str:
+        """Why the image's pages cannot be used; empty if they can."""
+        if not manifest.pages:
+            return "The image has no pages."
+        if not model.spaces:
+            return "The model is not loaded yet."
+        if manifest.fingerprint != model.fingerprint.hex():
+            return "The model, or how it is computed, has changed since the image was taken."
+        if self._machine.host is None:
+            return "There is no host tier to restore pages to."
+        if context.tenant != manifest.tenant:
+            return "Pages are not handed from one tenant to another."
+        return ""
+
+    async def _put_pages(self, context: Context, manifest: Manifest, secret: bytes) -> str:
+        """Bring the image's pages into the host tier, in order, until one does not fit. Says why it stopped early."""
+        machine = self._machine
+        table = machine.seating.table_of(context)
+        assert context.chain is not None, "made with the table"
+        assert machine.host is not None, "checked before"
+        context.chain.extend(context.tokens)
+        pages = sorted(manifest.pages, key=lambda page: (page.page_idx, page.group))
+        contents = await asyncio.to_thread(self._read_pages, manifest, pages, secret)
+        valid: dict[int, int] = {}
+        for page, content in zip(pages, contents, strict=True):
+            if context.table is not table:
+                raise WrongState("The context was freed while it was being restored.")
+            try:
+                frame = machine.pager.reserve_host(table, page.group, page.page_idx, page.key, page.num_tokens)
+            except PagingError as shortage:
+                return f"The host tier has no more room: {shortage}"
+            machine.host.write_page(frame, content, page.key, page.num_tokens, table.space_ids[page.group])
+            valid[page.group] = page.page_idx * machine.pager.page_tokens + page.num_tokens
+            context.kv_valid = min(valid.values()) if len(valid) == len(table.space_ids) else 0
+        return ""
+
+    def _read_pages(self, manifest: Manifest, pages: list[ImagePage], secret: bytes) -> list[bytes]:
+        return [self._machine.images.read_page(manifest, page, secret) for page in pages]
+
+    # ------------------------------------------------------------------------------------------------------------- list, verify, delete
+
+    async def list_images(self, caller: Caller, args: ListArgs) -> ListPage[ImageInfo]:
+        """The caller's images, or everybody's. Raises: InvalidArgument."""
+        everybody = args.everybody and may_see_everything(caller.principal)
+        images = {
+            image.id: image
+            for image in await self._machine.store.load_images()
+            if (everybody or is_owner(caller.principal, image.owner, image.tenant))
+            and (not args.context_id or image.context_id == args.context_id)
+        }
+        return page_of(sorted(images), args, lambda image_id: images[image_id], lambda _image: True)
+
+    async def verify_image(self, caller: Caller, image_id: str) -> Verified:
+        """Read everything of an image again and say what is wrong with it. Raises: NotFound."""
+        info = await self._get(caller, image_id)
+        secret = self._machine.tenants.get(info.tenant).secret
+        return await asyncio.to_thread(self._machine.images.verify, image_id, secret)
+
+    async def delete_image(self, caller: Caller, image_id: str) -> None:
+        """Remove an image and the pages that no other one needs. Raises: NotFound."""
+        machine = self._machine
+        if machine.effects.find(caller, "delete_image") is not None:
+            return
+        info = await self._get(caller, image_id)
+        await machine.store.remove_image(image_id, machine.effects.record(caller, "delete_image"))
+        await asyncio.to_thread(machine.images.delete, image_id)
+        machine.events.publish(ImageDeleted(info.id, info.tenant))
+
+    async def _get(self, caller: Caller, image_id: str) -> ImageInfo:
+        for image in await self._machine.store.load_images():
+            if image.id == image_id and (caller.principal.is_admin or is_owner(caller.principal, image.owner, image.tenant)):
+                return image
+        raise NotFound("image", image_id)

@@ -1,0 +1,123 @@
+"""The verbs on models: register, load, unload, remove, stat, list."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+from kerneld.calls import Caller, ListArgs, ListPage, LoadProgress, ModelInfo, ModelState, RegisterArgs
+from kerneld.contexts import page_of
+from kerneld.errors import AlreadyExists, WrongState
+from kerneld.machine import Machine
+from kerneld.models import Model, file_stamp, hash_files
+from kerneld.security.acl import check_permission
+from kerneld.state.tables import ModelRow
+from kerneld.template import ChatTemplate
+from kerneld.tokenizer import Tokenizer
+
+
+class ModelVerbs:
+    """Verbs on models."""
+
+    def __init__(self, machine: Machine) -> None:
+        self._machine = machine
+
+    async def register_model(self, caller: Caller, args: RegisterArgs) -> ModelInfo:
+        """Give a model directory a name. Registering the same again changes nothing.
+
+        Raises: InvalidArgument, AlreadyExists, ModelUnsupported, ModelCorrupt, Unavailable.
+        """
+        return self._info(await self._register(caller, args))
+
+    async def load_model(self, caller: Caller, args: RegisterArgs) -> AsyncIterator[LoadProgress | ModelInfo]:
+        """Bring a model onto the device, registering it first where a path is given; tells progress, then the model.
+
+        Raises: as register_model; NotFound; WrongState, if it cannot be loaded (says why, and who holds the memory).
+        """
+        machine = self._machine
+        model = await self._register(caller, args) if args.path else machine.models.get(args.name)
+        async for progress in machine.residency.load(model):
+            yield progress
+        await self._want(model, True)
+        yield self._info(model)
+
+    async def unload_model(self, caller: Caller, name: str) -> ModelInfo:
+        """Take a model off the device. Its contexts stay. Raises: NotFound, WrongState, if requests are on it."""
+        model = self._machine.models.get(name)
+        self._check_unused(model)
+        await self._machine.residency.unload(model)
+        await self._want(model, False)
+        return self._info(model)
+
+    async def remove_model(self, caller: Caller, name: str) -> None:
+        """Forget a model's name. Raises: NotFound, WrongState, if contexts are on it."""
+        machine = self._machine
+        model = machine.models.get(name)
+        if model.num_contexts:
+            raise WrongState(f"{model.num_contexts} contexts are on the model {name!r}; free them first.", reason="MODEL_IN_USE")
+        await machine.residency.unload(model)
+        await machine.store.remove_model(name)
+        machine.residency.forget(model)
+        machine.models.remove(name)
+
+    def stat_model(self, caller: Caller, name: str) -> ModelInfo:
+        """A model as it stands. Raises: NotFound."""
+        return self._info(self._machine.models.get(name))
+
+    def list_models(self, caller: Caller, args: ListArgs) -> ListPage[ModelInfo]:
+        """All models, by name. Raises: InvalidArgument."""
+        models = {model.name: model for model in self._machine.models}
+        return page_of(sorted(models), args, lambda name: self._info(models[name]), lambda _info: True)
+
+    # ------------------------------------------------------------------------------------------------------------------------ inside
+
+    async def _register(self, caller: Caller, args: RegisterArgs) -> Model:
+        machine = self._machine
+        path = machine.models.resolve(args)
+        known = machine.models.get(args.name) if args.name in machine.models else None
+        if known is not None and (known.path, known.max_positions, known.quant) == (str(path), args.max_positions, args.quant):
+            return known
+        if known is not None:
+            raise AlreadyExists(f"The name {args.name!r} is taken by {known.path}; remove it first or choose another.")
+        check_permission(caller.principal, "model.register")
+        row, model = await asyncio.to_thread(_read_model, args, path, caller.principal.name)
+        await machine.residency.inspect(model)
+        if args.name in machine.models:
+            raise AlreadyExists(f"The name {args.name!r} was taken meanwhile.")
+        await machine.store.put_model(row)
+        machine.models.add(model)
+        return model
+
+    async def _want(self, model: Model, is_wanted: bool) -> None:
+        await self._machine.store.set_want_loaded(model.name, is_wanted)
+
+    def _check_unused(self, model: Model) -> None:
+        active = sum(request.context.model == model.name for request in self._machine.requests.values())
+        if active:
+            raise WrongState(f"{active} requests are on the model {model.name!r}; wait for them or cancel them.", reason="MODEL_IN_USE")
+
+    def _info(self, model: Model) -> ModelInfo:
+        return model.info(self._machine.config.drivers.use)
+
+
+def model_from(row: ModelRow, weights_hash: str) -> Model:
+    """A registered model; reads its tokenizer and template (run it off the loop). Raises: InvalidArgument."""
+    path = Path(row.path)
+    return Model(
+        name=row.name,
+        path=row.path,
+        max_positions=row.max_positions,
+        quant=row.quant,
+        weights_hash=weights_hash,
+        registered_by=row.registered_by,
+        tokenizer=Tokenizer.load(path),
+        template=ChatTemplate.load(path),
+        state=ModelState.REGISTERED,
+    )
+
+
+def _read_model(args: RegisterArgs, path: Path, registered_by: str) -> tuple[ModelRow, Model]:
+    stamp, weights_hash = file_stamp(path), hash_files(path)
+    row = ModelRow(args.name, str(path), args.max_positions, args.quant, weights_hash, "", stamp, False, registered_by)
+    return row, model_from(row, weights_hash)
