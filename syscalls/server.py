@@ -85,11 +85,11 @@ class SyscallServer:
         names = [service.full_name for service in services()]
         reflection.enable_server_reflection([*names, health.SERVICE_NAME, reflection.SERVICE_NAME], server)
         _bind(f"unix:{self._config.socket}", server.add_insecure_port)
+        self._bound = BoundPath(self._config.socket)
         if self._config.tcp:
             self.tcp_port = listen_tcp(server, self._config)
         await self.follow_readiness()
         await server.start()
-        self._bound = BoundPath(self._config.socket)
         await self._login.start()
         self._follower = asyncio.create_task(self._follow())
 

@@ -29,10 +29,10 @@ from memory import errors as paging
 
 DOMAIN = "kerneld"
 DETAILS_KEY = "grpc-status-details-bin"
-# Status and details travel in HTTP/2 trailers, of which clients accept 8 KiB.
-MAX_MESSAGE_CHARS = 1200
-MAX_FACT_CHARS = 400
-MAX_FACTS = 12
+# Status and details travel in HTTP/2 trailers, of which clients accept 8 KiB: the message twice, the details in base64.
+MAX_MESSAGE_BYTES = 800
+MAX_FACT_BYTES = 400
+MAX_FACTS = 8
 WORKER_RETRY_S = 1.0
 MEMORY_RETRY_S = 1.0
 
@@ -81,19 +81,19 @@ def internal(error_id: str) -> Status:
 def to_status(error: kernel.KernelError) -> Status:
     """The status that tells a caller of this refusal."""
     parts: list[Message] = [details.ErrorInfo(reason=error.reason, domain=DOMAIN, metadata=_short_facts(error.facts))]
-    message = _cut(error.message, MAX_MESSAGE_CHARS)
+    message = _cut(error.message, MAX_MESSAGE_BYTES)
     if error.retry_after_s is not None:
         retry = details.RetryInfo()
         retry.retry_delay.FromMicroseconds(round(max(error.retry_after_s, 0.0) * 1e6))
         parts.append(retry)
     if isinstance(error, kernel.InvalidArgument):
-        violation = details.BadRequest.FieldViolation(field=error.field, description=_cut(error.problem, MAX_FACT_CHARS))
+        violation = details.BadRequest.FieldViolation(field=error.field, description=_cut(error.problem, MAX_FACT_BYTES))
         parts.append(details.BadRequest(field_violations=[violation]))
     elif isinstance(error, kernel.QuotaExceeded):
-        subject = _cut(error.facts.get("tenant") or error.facts.get("owner", ""), MAX_FACT_CHARS)
+        subject = _cut(error.facts.get("tenant") or error.facts.get("owner", ""), MAX_FACT_BYTES)
         parts.append(details.QuotaFailure(violations=[details.QuotaFailure.Violation(subject=subject, description=error.reason)]))
     elif isinstance(error, kernel.WrongState):
-        subject = _cut(error.facts.get("context_id") or error.facts.get("name", ""), MAX_FACT_CHARS)
+        subject = _cut(error.facts.get("context_id") or error.facts.get("name", ""), MAX_FACT_BYTES)
         held = details.PreconditionFailure.Violation(type=error.reason, subject=subject)
         parts.append(details.PreconditionFailure(violations=[held]))
     return Status(code=code_of(error).value[0], message=message, details=[_pack(part) for part in parts])
@@ -137,12 +137,13 @@ def _pack(message: Message) -> AnyMessage:
     return packed
 
 
-def _cut(text: str, max_chars: int) -> str:
-    return text if len(text) <= max_chars else text[: max_chars - 3] + "..."
+def _cut(text: str, max_bytes: int) -> str:
+    encoded = text.encode("utf-8", "replace")
+    return text if len(encoded) <= max_bytes else encoded[: max_bytes - 3].decode("utf-8", "ignore") + "..."
 
 
 def _short_facts(facts: Mapping[str, str]) -> dict[str, str]:
-    return {key: _cut(str(facts[key]), MAX_FACT_CHARS) for key in list(facts)[:MAX_FACTS]}
+    return {key: _cut(str(facts[key]), MAX_FACT_BYTES) for key in list(facts)[:MAX_FACTS]}
 
 
 def holders_fact(holders: tuple[paging.Holder, ...]) -> str:
@@ -151,7 +152,7 @@ def holders_fact(holders: tuple[paging.Holder, ...]) -> str:
     text = "{}"
     for end in range(1, len(ranked) + 1):
         longer = json.dumps({holder.owner: holder.size_bytes for holder in ranked[:end]})
-        if len(longer) > MAX_FACT_CHARS:
+        if len(longer) > MAX_FACT_BYTES:
             break
         text = longer
     return text

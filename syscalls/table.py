@@ -45,7 +45,7 @@ class Syscall:
 
 def build_table() -> Mapping[str, Syscall]:
     """Every system call by its name on the wire. Raises: TableError, if a method declares no permission or streams its request."""
-    return {syscall.path: syscall for service in services() for syscall in map(_row, service.methods)}
+    return {syscall.path: syscall for service in services() for syscall in map(row_of, service.methods)}
 
 
 def services() -> Iterator[ServiceDescriptor]:
@@ -53,7 +53,8 @@ def services() -> Iterator[ServiceDescriptor]:
     yield from pb.DESCRIPTOR.services_by_name.values()
 
 
-def _row(method: MethodDescriptor) -> Syscall:
+def row_of(method: MethodDescriptor) -> Syscall:
+    """The row of one method. Raises: TableError."""
     options: Any = method.GetOptions().Extensions  # the generated stubs do not know extensions
     permission: str = options[pb.permission]
     if not permission:

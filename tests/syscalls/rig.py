@@ -10,12 +10,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
+import grpc
+from google.protobuf.message import Message
 from prometheus_client import CollectorRegistry
 
 from kerneld.calls import Principal, Role
 from kerneld.config import SyscallsConfig
 from kerneld.errors import Unauthenticated
 from syscalls.server import Security, SyscallServer
+from syscalls.table import build_table
 from tests.syscalls.fake_kernel import FakeKernel
 
 T = TypeVar("T")
@@ -130,6 +133,22 @@ class Rig:
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join(TIMEOUT_S)
         self._loop.close()
+
+
+TABLE = {call.verb: call for call in build_table().values()}
+
+
+def ask(channel: grpc.Channel, verb: str, request: Message | bytes, token: str = "user") -> Any:
+    """Make a call as nobody but a test would: by name, with a token or without. A stream comes back as a list."""
+    call = TABLE[verb]
+    kind = channel.unary_stream if call.is_stream else channel.unary_unary
+    method = kind(call.path, request_serializer=_raw, response_deserializer=call.response.FromString)
+    answer = method(request, metadata=(("authorization", f"Bearer {token}"),) if token else (), timeout=TIMEOUT_S)
+    return list(answer) if call.is_stream else answer
+
+
+def _raw(request: Message | bytes) -> bytes:
+    return request if isinstance(request, bytes) else request.SerializeToString()
 
 
 class CuttingProxy:

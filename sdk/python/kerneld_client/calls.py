@@ -108,7 +108,7 @@ M = TypeVar("M", bound=Message)
 
 
 def fill(message: M, fields: Mapping[str, object], called: str = "") -> M:
-    """Set the fields that are not None. Raises: InvalidArgument, naming the field (or what the caller calls it) that cannot hold its value."""
+    """Set the fields that are not None. Raises: InvalidArgument, naming the field (or what it is called) that cannot hold its value."""
     for name, value in fields.items():
         if value is None:
             continue
