@@ -31,7 +31,7 @@ from collections.abc import Iterable, Mapping
 from typing import Final
 
 from kerneld.errors import InvalidArgument, NotFound, WrongState
-from kerneld.sharenode import OWN, ShareNode
+from kerneld.sharenode import OWN, SCALE, ShareNode
 
 MAX_WEIGHT: Final = 10_000
 # Counters that have all passed this are moved back together, so that they fit in 64 bits wherever they are stored.
@@ -52,6 +52,7 @@ class FairShare:
     def __init__(self) -> None:
         self._root = ShareNode("", "", None)
         self._nodes: dict[str, ShareNode] = {"": self._root}
+        self._owns: dict[str, ShareNode] = {}  # the hidden children, by the path of their tenant
         self._touched: set[ShareNode] = set()  # nodes whose account may have changed since `changes` was asked
         self._is_resuming = False  # accounts were restored, and nothing was charged since
 
@@ -83,6 +84,7 @@ class FairShare:
         del node.parent.children[node.name]
         del self._nodes[path]
         self._nodes.pop(_own_path(path), None)
+        self._owns.pop(path, None)
 
     def __contains__(self, path: str) -> bool:
         return path in self._nodes
@@ -93,11 +95,11 @@ class FairShare:
 
     def counters(self, path: str) -> tuple[int, ...]:
         """The counters from the root down to a tenant's own requests: of two running requests, the greater is the more served one."""
-        return tuple(reversed([node.counter for node in self._own(path).up()]))
+        return tuple(node.counter for node in reversed(self._own(path).lineage))
 
     def lag(self, path: str, other: str) -> int:
         """How far `path` is ahead of `other` in counter units, where their ways from the root part; 0 within one tenant."""
-        for mine, theirs in zip(reversed(list(self._own(path).up())), reversed(list(self._own(other).up())), strict=False):
+        for mine, theirs in zip(reversed(self._own(path).lineage), reversed(self._own(other).lineage), strict=False):
             if mine is not theirs:
                 return mine.counter - theirs.counter
         return 0
@@ -122,13 +124,18 @@ class FairShare:
         assert cost >= 0, "give back with refund"
         if self._is_resuming:
             self._end_resuming()
-        for node in self._touch(path).up():
-            node.charge(cost)
+        scaled = cost * SCALE
+        for node in self._touch(path).lineage:
+            if node.weight == 1 and not node.credit:  # most of them, once per row and step
+                node.counter += scaled
+                node.service += cost
+            else:
+                node.charge(cost)
 
     def refund(self, path: str, cost: int) -> None:
         """Give back what was charged for work that was not done (invariant 3)."""
         assert cost >= 0, "take with charge"
-        for node in self._touch(path).up():
+        for node in self._touch(path).lineage:
             node.refund(cost)
 
     def pick(self) -> str | None:
@@ -150,9 +157,11 @@ class FairShare:
 
     def changes(self) -> dict[str, int]:
         """The part of `snapshot` that changed since the last call: the later of two goes over the earlier."""
-        values = self._values(self._touched)
+        if not self._touched:
+            return {}
+        touched = {node for own in self._touched for node in own.lineage} | {self._root}
         self._touched.clear()
-        return values
+        return self._values(touched)
 
     def restore(self, values: Mapping[str, int]) -> None:
         """Put accounts back, as `snapshot` gave them or all `changes` one over the other. Weights are not part of them.
@@ -182,8 +191,7 @@ class FairShare:
         A sibling that is behind the others by then is raised to them, which is what its next lift would do.
         """
         moved = [node for node in self._nodes.values() if node.children and node.rebase_children(REBASE_AT)]
-        for node in moved:
-            self._touched.update((node, *node.children.values()))
+        self._touched.update(child for node in moved for child in node.children.values())
         return bool(moved)
 
     # ------------------------------------------------------------------------------------------------------------------- inside
@@ -195,8 +203,11 @@ class FairShare:
         return node
 
     def _own(self, path: str) -> ShareNode:
-        own = self._nodes.get(_own_path(path))
-        return own if own is not None else self._add_child(self._get(path), OWN)
+        """The hidden child of a tenant, made when first needed."""
+        own = self._owns.get(path)
+        if own is None:
+            own = self._owns[path] = self._nodes.get(_own_path(path)) or self._add_child(self._get(path), OWN)
+        return own
 
     def _get_or_add(self, path: str) -> ShareNode:
         node = self._root
@@ -209,8 +220,7 @@ class FairShare:
     def _touch(self, path: str) -> ShareNode:
         """The hidden child of a tenant, whose account is about to change, and with it those of everybody above."""
         own = self._own(path)
-        self._touched.add(self._root)
-        self._touched.update(own.up())
+        self._touched.add(own)
         return own
 
     @staticmethod

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import heapq
 import itertools
-from collections.abc import Iterator
 from typing import Final, NamedTuple
 
 # Counter units per unit of cost at weight 1. Large, so that a single token still counts at the greatest weight.
@@ -37,6 +36,7 @@ class ShareNode:
         "is_open",
         "keeps_counter",
         "last_active",
+        "lineage",
         "name",
         "num_active",
         "parent",
@@ -50,6 +50,8 @@ class ShareNode:
         self.name = name
         self.path = path
         self.parent = parent
+        # The node and everybody above it, but for the root, which competes with nobody.
+        self.lineage: tuple[ShareNode, ...] = () if parent is None else (self, *parent.lineage)
         self.children: dict[str, ShareNode] = {}
         self.weight = 1
         self.counter = 0
@@ -64,19 +66,14 @@ class ShareNode:
         self._heap: list[_Entry] = []
         self._entry: _Entry | None = None  # the live one in the parent's heap
 
-    def up(self) -> Iterator[ShareNode]:
-        """The node and everybody above it, but for the root, which competes with nobody."""
-        node = self
-        while node.parent is not None:
-            yield node
-            node = node.parent
-
     def charge(self, cost: int) -> None:
         """Add `cost / weight` to the counter (invariant 1)."""
-        scaled = cost * SCALE
-        spent = min(self.credit, scaled)
-        self.credit -= spent
-        quotient, self.remainder = divmod(scaled - spent + self.remainder, self.weight)
+        owed = cost * SCALE
+        if self.credit:
+            spent = min(self.credit, owed)
+            self.credit -= spent
+            owed -= spent
+        quotient, self.remainder = divmod(owed + self.remainder, self.weight)
         self.counter += quotient
         self.service += cost
 

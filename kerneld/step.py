@@ -39,17 +39,19 @@ class StepShape:
 
 def share_budget(rows: Sequence[RowNeed], budget: int) -> tuple[RowShare, ...]:
     """Divide a step's token budget: one token for each decoding row first, the rest to prefills in order, each as much as it can use."""
-    tokens = [0] * len(rows)
-    left = budget
-    for i, row in enumerate(rows):
-        if row.num_pending == 1 and left > 0:
-            tokens[i] = 1
-            left -= 1
-    for i, row in enumerate(rows):
-        if row.num_pending > 1 and left > 0:
-            tokens[i] = min(row.num_pending, left)
-            left -= tokens[i]
-    return tuple(RowShare(row.request, num_tokens) for row, num_tokens in zip(rows, tokens, strict=True) if num_tokens)
+    left = budget - min(budget, sum(row.num_pending == 1 for row in rows))  # for prefills
+    decoding = budget - left
+    shares = []
+    for row in rows:
+        if row.num_pending == 1:
+            num_tokens = 1 if decoding > 0 else 0
+            decoding -= num_tokens
+        else:
+            num_tokens = min(row.num_pending, left)
+            left -= num_tokens
+        if num_tokens:
+            shares.append(RowShare(row.request, num_tokens))
+    return tuple(shares)
 
 
 def longest_quantum(rows: Sequence[RowNeed], shares: Sequence[RowShare]) -> int:
