@@ -35,6 +35,8 @@ DOORS = {
     ("kerneld", "drivers"): {
         "drivers.contract",
         "drivers.client",
+        "drivers.listener",
+        "drivers.wire",
         "drivers.registry",
         "drivers.errors",
         "drivers.config",
