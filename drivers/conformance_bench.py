@@ -207,7 +207,9 @@ class Bench:
             count = min(how.chunk or num_pending, num_pending)
             num_steps = 1 if count < num_pending else min(how.quantum, num_left)
             steps = self.submit(num_steps, starts=starts, runs=(RowRun(how.slot, count),))
-            results += [row for step in steps for row in step.rows if row.slot == how.slot]
+            answers = [row for step in steps for row in step.rows if row.slot == how.slot]
+            require(bool(answers), "a row that runs is in the result of its step")
+            results += answers
             num_sampled = sum(len(row.tokens) for row in results)
             num_left = num_tokens - num_sampled
             num_pending = max(num_pending - count, 1)

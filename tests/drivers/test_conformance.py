@@ -1,0 +1,168 @@
+"""Every driver passes the suite, and the suite catches drivers that break a rule."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from drivers.conformance import CHECKS, Check, main, run, subject_of
+from drivers.conformance_bench import Subject
+from drivers.contract import Capabilities, Driver, InspectSpec, LoadedModel, LoadSpec, ModelSpec, OpenSpec, Plan, StepResult
+from drivers.errors import PageCorrupt, UnknownModel
+from drivers.fake import FakeDriver
+
+
+@pytest.fixture(scope="module", params=["fake", "cpu"])
+def subject(request: pytest.FixtureRequest) -> Iterator[Subject]:
+    with subject_of(request.param) as subject:
+        yield subject
+
+
+@pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__)
+def test_the_driver_conforms(subject: Subject, check: Check) -> None:
+    check(subject)
+
+
+def test_every_check_says_its_rule() -> None:
+    assert all((check.__doc__ or "").endswith(".") for check in CHECKS)
+    assert len({check.__name__ for check in CHECKS}) == len(CHECKS)
+
+
+class KeepsZeroedFrames(FakeDriver):
+    """Leaves zeroes out."""
+
+    def apply(self, plan: Plan) -> None:
+        super().apply(msgspec.structs.replace(plan, zeros=()))
+
+
+class LosesMoves(FakeDriver):
+    """Leaves page copies out."""
+
+    def apply(self, plan: Plan) -> None:
+        super().apply(msgspec.structs.replace(plan, moves=()))
+
+
+class ZeroesLast(FakeDriver):
+    """Zeroes frames after pages were moved into them."""
+
+    def apply(self, plan: Plan) -> None:
+        super().apply(msgspec.structs.replace(plan, zeros=()))
+        super().apply(Plan(plan.boot_generation, plan.seq, zeros=plan.zeros, num_steps=0)) if not plan.num_steps else None
+
+
+class HidesCorruption(FakeDriver):
+    """Names only the first of the corrupt pages."""
+
+    def apply(self, plan: Plan) -> None:
+        try:
+            super().apply(plan)
+        except PageCorrupt as error:
+            raise PageCorrupt(error.move_idxs[:1]) from error
+
+
+class TakesAnyOption(FakeDriver):
+    """Opens whatever it is told."""
+
+    def open(self, spec: OpenSpec, host_fd: int | None) -> None:
+        super().open(msgspec.structs.replace(spec, options={}), host_fd)
+
+
+class ForgetsStops(FakeDriver):
+    """Says of no row that it stopped."""
+
+    def step(self, step_idx: int) -> StepResult:
+        result = super().step(step_idx)
+        return msgspec.structs.replace(result, rows=tuple(msgspec.structs.replace(row, is_stopped=False) for row in result.rows))
+
+
+class SilentLoad(FakeDriver):
+    """Tells no progress."""
+
+    def load(self, spec: LoadSpec, progress: Callable[[int, int], None]) -> LoadedModel:
+        return super().load(spec, lambda done, total: None)
+
+
+class UnloadsAnything(FakeDriver):
+    """Is content to unload what is not there."""
+
+    def unload(self, model_id: int) -> None:
+        try:
+            super().unload(model_id)
+        except UnknownModel:
+            return
+
+
+class IgnoresMaxPositions(FakeDriver):
+    """Runs models as long as they are."""
+
+    def inspect(self, spec: InspectSpec) -> ModelSpec:
+        return super().inspect(InspectSpec(spec.path))
+
+
+class SaysNothingOfItself(FakeDriver):
+    """Has no name."""
+
+    def probe(self) -> Capabilities:
+        return msgspec.structs.replace(super().probe(), device_name="")
+
+
+class IgnoresSeeds(FakeDriver):
+    """Draws the same whatever the seed."""
+
+    def apply(self, plan: Plan) -> None:
+        starts = tuple(msgspec.structs.replace(start, sampling=msgspec.structs.replace(start.sampling, seed=0)) for start in plan.starts)
+        super().apply(msgspec.structs.replace(plan, starts=starts))
+
+
+class MiscountsWork(FakeDriver):
+    """Counts rows for tokens."""
+
+    def step(self, step_idx: int) -> StepResult:
+        result = super().step(step_idx)
+        return msgspec.structs.replace(result, num_tokens=len(result.rows))
+
+
+@pytest.mark.parametrize(
+    ("driver", "names"),
+    [
+        (KeepsZeroedFrames, {"zeroed_frames_are_seen", "zeroed_host_frames_hold_nothing"}),
+        (LosesMoves, {"resume_through_the_host_tier", "copies_are_copies", "host_pages_say_what_they_are", "corrupt_page_is_named"}),
+        (ZeroesLast, {"zeros_come_before_moves"}),
+        (HidesCorruption, {"corrupt_page_is_named"}),
+        (TakesAnyOption, {"unknown_option_is_refused"}),
+        (ForgetsStops, {"stop_token_ends_a_row"}),
+        (SilentLoad, {"load_tells_progress"}),
+        (UnloadsAnything, {"unload_gives_the_room_back", "refused_models_leave_nothing"}),
+        (IgnoresMaxPositions, {"shorter_positions_are_kept"}),
+        (SaysNothingOfItself, {"probe_states_sane_capabilities"}),
+        (IgnoresSeeds, {"draws_follow_seed_and_position"}),
+        (MiscountsWork, {"results_count_their_work"}),
+    ],
+)
+def test_a_driver_that_breaks_a_rule_is_caught(driver: Callable[[], Driver], names: set[str]) -> None:
+    with subject_of("fake") as good:
+        broken = Subject(driver, good.model_path, good.refused_paths)
+        caught = {outcome.name for outcome in run(broken) if outcome.complaint}
+
+    assert names <= caught
+
+
+def test_the_report_names_every_check_and_the_exit_code_is_0(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["fake"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+
+    assert len(lines) == len(CHECKS) + 1
+    assert lines[-1] == f"fake: {len(CHECKS)} of {len(CHECKS)} checks passed"
+
+
+def test_a_model_that_cannot_run_fails_the_suite(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["fake", "--model", str(tmp_path / "absent")]) == 1
+    assert "ModelCorrupt" in capsys.readouterr().out
+
+
+def test_an_unknown_driver_says_what_there_is(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["no-such-driver"]) == 2
+    assert "is none of" in capsys.readouterr().err
