@@ -109,7 +109,7 @@ class ImageStore:
         new_bytes = 0
         with self._pinning() as pinned, disk_errors(self._pages):
             for batch in _batches(pages):
-                contents = [(_describe(page, tenant_secret), page.content) for page in batch]
+                contents = [_describe(page, tenant_secret) for page in batch]
                 described += (page for page, _ in contents)
                 self._pin({page.name for page, _ in contents}, pinned)
                 new_bytes += self._write_pages(contents)
@@ -196,20 +196,20 @@ class ImageStore:
             self._pins.update(names - pinned)
         pinned |= names
 
-    def _write_pages(self, contents: list[tuple[ImagePage, Bytes]]) -> int:
+    def _write_pages(self, contents: list[tuple[ImagePage, memoryview]]) -> int:
         missing = {page.name: content for page, content in contents if not self._holds(page, content)}
         for name in missing:
             self._page_path(name).parent.mkdir(mode=0o700, exist_ok=True)
         with ThreadPoolExecutor(_BATCH_PAGES, thread_name_prefix="image-sync") as executor:
             return sum(executor.map(self._write_page, missing, missing.values()))
 
-    def _write_page(self, name: str, content: Bytes) -> int:
+    def _write_page(self, name: str, content: memoryview) -> int:
         hit("image.page.before_write")
         with self._temporary(content) as temporary:
             hit("image.page.after_sync")
             os.rename(temporary, self._page_path(name))
         hit("image.page.after_rename")
-        return memoryview(content).nbytes
+        return content.nbytes
 
     def _sync_folders(self, names: set[str]) -> None:
         for folder in {self._page_path(name).parent for name in names}:
@@ -242,7 +242,7 @@ class ImageStore:
         finally:
             path.unlink(missing_ok=True)
 
-    def _holds(self, page: ImagePage, content: Bytes) -> bool:
+    def _holds(self, page: ImagePage, content: memoryview) -> bool:
         """Whether the page's file is there with just this content; one that was damaged is written anew."""
         try:
             return read_bounded(self._page_path(page.name), page.size_bytes) == content
@@ -304,10 +304,10 @@ def _batches(pages: Iterable[PageContent]) -> Iterator[list[PageContent]]:
         yield batch
 
 
-def _describe(page: PageContent, tenant_secret: bytes) -> ImagePage:
-    view = memoryview(page.content).cast("B")
-    name = page_name(view, tenant_secret)
-    return ImagePage(page.group, page.page_idx, page.key, page.num_tokens, name, view.nbytes, crc32c(view))
+def _describe(page: PageContent, tenant_secret: bytes) -> tuple[ImagePage, memoryview]:
+    content = memoryview(page.content).cast("B")
+    name = page_name(content, tenant_secret)
+    return ImagePage(page.group, page.page_idx, page.key, page.num_tokens, name, content.nbytes, crc32c(content)), content
 
 
 def _damaged_page(manifest: Manifest, page: ImagePage, problem: str) -> DataLoss:

@@ -86,7 +86,7 @@ class Authenticator:
         self._used: dict[str, float] = {}  # id -> time, not yet in the store
         self._principals = Principals(())
         self._writes: set[asyncio.Task[None]] = set()
-        # Told of the tenants of a local user who is new or has moved, ancestors first. Those that are known already stay as they are.
+        # Told of the tenants of a user who is new or has moved, ancestors first. Those that are known already stay as they are.
         self.on_tenant_seen: Callable[[TenantRow], None] = lambda _tenant: None
 
     async def load(self) -> None:
@@ -111,7 +111,7 @@ class Authenticator:
         name, tenant = self._users.identify(uid, (gid, *groups))
         principal, changed = self._principals.local(name, tenant, is_admin=self._users.is_admin(uid))
         if changed is not None:
-            self._store_local(changed)
+            self._write_down(changed)
         secret = _LOGIN_PREFIX + secrets.token_hex(32)
         self._forget_logins(uid)
         self._logins[_hash(secret)] = _Login(principal, uid, self._clocks.monotonic() + self._login_lifetime_s)
@@ -135,10 +135,10 @@ class Authenticator:
                 reason="CERTIFICATE_UNKNOWN",
                 facts={"name": common_name},
             )
-        principal, changed = self._principals.local(common_name, tenant, is_admin=False)
+        principal, changed = self._principals.remote(common_name, tenant)
         if changed is not None:
-            self._store_local(changed)
-        return replace(principal, via="tls", credential_id=common_name)
+            self._write_down(changed)
+        return principal
 
     # ------------------------------------------------------------------------------------------------------------------------ API tokens
 
@@ -218,7 +218,7 @@ class Authenticator:
         for key in own[: max(0, len(own) + 1 - MAX_LOGINS_PER_UID)]:
             del self._logins[key]
 
-    def _store_local(self, row: PrincipalRow) -> None:
+    def _write_down(self, row: PrincipalRow) -> None:
         """Write a principal and its tenants down, in the background: the next login would only find the same again."""
         now = self._clocks.now()
         tenants = [TenantRow(path, 1, Limits(), now, new_secret()) for path in with_ancestors(row.tenant)]

@@ -122,6 +122,19 @@ class Principals:
         self._rows[name] = fresh
         return Principal(name, tenant, roles, via="peer"), fresh if fresh != row else None
 
+    def remote(self, name: str, tenant: str) -> tuple[Principal, PrincipalRow | None]:
+        """Return the principal of a certificate, and its row if that is new.
+
+        Raises: PermissionDenied, if the name is somebody's in another tenant (invariant 1).
+        """
+        try:
+            row = self.check_name(name, tenant)
+        except AlreadyExists as error:
+            raise PermissionDenied(error.message, reason="NAME_TAKEN", facts=error.facts) from error
+        is_new = name not in self._rows
+        self._rows[name] = row
+        return Principal(name, tenant, row.roles, via="tls", credential_id=name), row if is_new else None
+
     def check_name(self, name: str, tenant: str) -> PrincipalRow:
         """Return the row for a token of this name. Raises: AlreadyExists, if the name is somebody's in another tenant (invariant 1)."""
         row = self._rows.get(name)

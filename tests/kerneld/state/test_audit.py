@@ -76,6 +76,7 @@ def test_every_edit_of_one_byte_in_the_files_is_seen(tmp_path: Path, name: str) 
                 assert (verify(tmp_path) is None) == (content[:offset] + edited == content)
             file.seek(0)
             file.write(content)
+            file.truncate()
     assert verify(tmp_path) is None
 
 
