@@ -18,7 +18,8 @@ Life cycle
 ----------
     probe -> open -> { inspect -> load -> [ apply(plan) -> step x K ]* -> unload }* -> close
 
-`probe` and `inspect` change nothing. `load` may be called from another thread than `apply` and `step`; everything else comes from one.
+`probe` and `inspect` change nothing. `inspect` and `load` may be called from another thread than `apply` and `step`, one at a time;
+everything else comes from one.
 
 One plan, worked
 ----------------
@@ -33,13 +34,13 @@ A context of 20 tokens (its first 16 are in page 0, already in frame 8) asks for
     step(1)       computes token 20, writes offset 4, samples token 21                                  -> RowResult(3, tokens=(t21,))
 
 In step 0 each row named in `runs` computes `num_tokens` of its pending tokens; a row that reaches the end of its pending tokens samples
-one more, which becomes pending. In steps 1..K-1 every row of `runs` that sampled in the step before, and did not stop, computes that one token.
-A row whose pending tokens are not used up (a prefill cut into chunks) samples nothing and rests until a later plan runs it again.
+one more, which becomes pending. In steps 1..K-1 every row of `runs` that sampled in the step before, and did not stop, computes that one
+token. A row whose pending tokens are not used up (a prefill cut into chunks) samples nothing and rests until a later plan runs it again.
 
 Ownership
 ---------
-The driver owns the arena and whatever workspace it needs; it never allocates inside a step what it could have taken in `load`. A frame named by
-a plan belongs to that plan until its last step has answered. The kernel reuses frames only afterwards.
+The driver owns the arena and whatever workspace it needs; it never allocates inside a step what it could have taken in `load`. A frame
+named by a plan belongs to that plan until its last step has answered. The kernel reuses frames only afterwards.
 """
 
 from __future__ import annotations
@@ -247,7 +248,10 @@ class Driver(Protocol):
         """
 
     def open(self, spec: OpenSpec, host_fd: int | None) -> None:
-        """Take the arena, touch it, and map the host tier. Raises: DeviceOutOfMemory, OptionUnknown."""
+        """Take the arena, touch it, and map the host tier; `host_fd` is the driver's once this returns.
+
+        Raises: DeviceOutOfMemory, OptionUnknown, HostTierInvalid.
+        """
 
     def inspect(self, spec: InspectSpec) -> ModelSpec:
         """Read config and headers of a model and say what it needs. Raises: ModelUnsupported, ModelCorrupt; nothing is left behind."""
