@@ -97,9 +97,6 @@ class Context:
     last_finished: Finished | None = None
     num_forks: int = 0
 
-    # Written by recovery: worker deaths in a row that this context's request was aboard; an ended request clears it.
-    num_crashes: int = 0
-
     @property
     def num_tokens(self) -> int:
         """How many tokens it has."""

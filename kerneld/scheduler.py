@@ -205,20 +205,11 @@ class Scheduler:
                 late.append(request)
         return tuple(late)
 
-    def next_deadline(self) -> float | None:
-        """When `expired` is worth asking next."""
-        return self._deadlines[0][0] if self._deadlines else None
-
     def queue_position(self, request: Request) -> int:
         """Its place in the line of its own tenant, from 1; 0 if it does not wait or is parked."""
         if not request.ticket or request.context.model not in self._resident:
             return 0
         return 1 + self._queues[request.tenant].live().index(request)
-
-    def wanted_models(self) -> tuple[str, ...]:
-        """The models that are not resident and that somebody waits for, the one that was asked for first in front."""
-        waiting = [(min(request.arrival for request in parked.values()), model) for model, parked in self._parked.items()]
-        return tuple(model for _, model in sorted(waiting))
 
     # --------------------------------------------------------------------------------------------------------------------- inside
 

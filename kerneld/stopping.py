@@ -58,6 +58,7 @@ class StopMatcher:
 
     def push(self, piece: str) -> bool:
         """Take more text; whether a stop is complete now."""
+        assert self.stop_at is None, "nothing follows a stop"
         if not self._patterns:
             self._num_characters += len(piece)
             return False

@@ -86,14 +86,14 @@ class OutputLog:
         self._wake()
 
     def open(self, offset: int) -> StreamReader:
-        """A reader that begins at `offset`, which is between the first output token and the next one to come.
+        """A reader that begins at `offset`, at the first output token or after it; one that is not there yet is waited for.
 
         Raises: OutOfRange.
         """
-        if not self.start <= offset <= self.end:
+        if offset < self.start:
             raise OutOfRange(
-                f"Offset {offset} is not in the output of this request, which has [{self.start}, {self.end}).",
-                facts={"offset": str(offset), "start": str(self.start), "end": str(self.end)},
+                f"The output of this request begins at {self.start}; offset {offset} is before it.",
+                facts={"offset": str(offset), "start": str(self.start)},
             )
         reader = StreamReader(self, offset)
         self._readers.add(reader)

@@ -289,7 +289,7 @@ class InferenceVerbs:
     # ------------------------------------------------------------------------------------------------------------------ read its output
 
     async def _follow(self, request: Request, offset: int, first: Started | None = None) -> AsyncIterator[StreamEvent]:
-        reader = request.log.open(min(offset, request.log.end))
+        reader = request.log.open(offset)
         try:
             if first is not None:
                 yield first

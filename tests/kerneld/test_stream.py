@@ -76,12 +76,30 @@ def test_a_reader_at_the_end_of_a_finished_log_gets_the_end_alone() -> None:
     assert asyncio.run(read_all(log.open(12))) == [END]
 
 
-@pytest.mark.parametrize("offset", [9, 13, -1])
-def test_an_offset_outside_the_output_is_out_of_range(offset: int) -> None:
+@pytest.mark.parametrize("offset", [9, -1])
+def test_an_offset_before_the_output_is_out_of_range(offset: int) -> None:
     with pytest.raises(OutOfRange) as caught:
         make_log(2).open(offset)
 
-    assert caught.value.facts == {"offset": str(offset), "start": "10", "end": "12"}
+    assert caught.value.facts == {"offset": str(offset), "start": "10"}
+
+
+def test_a_token_that_is_not_there_yet_is_waited_for() -> None:
+    log = make_log(2)
+    reader = log.open(13)
+    for token in (2, 3, 4):
+        log.append(token, f"<{token}>")
+    log.finish(END)
+
+    assert asyncio.run(read_all(reader)) == [Delta(13, (3, 4), "<3><4>"), END]
+
+
+def test_a_token_that_never_came_is_not_waited_for_after_the_end() -> None:
+    log = make_log(2)
+    reader = log.open(13)
+    log.finish(END)
+
+    assert asyncio.run(read_all(reader)) == [END]
 
 
 def test_a_long_log_comes_in_parts() -> None:
