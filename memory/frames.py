@@ -27,7 +27,7 @@ from memory.slabs import CLEAN, Arena
 class SlabFrames:
     """The frames of one slab, as a pool keeps them."""
 
-    __slots__ = ("first", "free", "num_frames", "residues", "slab", "tail")
+    __slots__ = ("first", "free", "inherited", "num_frames", "residues", "slab", "tail")
 
     def __init__(self, slab: int, first: int, num_frames: int, frame_granules: int, residue: frozenset[str]) -> None:
         self.slab = slab
@@ -35,6 +35,7 @@ class SlabFrames:
         self.num_frames = num_frames
         self.free = {first + idx * frame_granules: None for idx in range(num_frames)}  # an ordered set
         self.residues = dict.fromkeys(self.free, residue) if residue else {}
+        self.inherited = set(self.residues)  # frames nobody wrote or zeroed since the slab came from the arena
         self.tail = residue  # of the waste behind the last frame
 
     def residue(self) -> frozenset[str]:
@@ -98,6 +99,10 @@ class FramePool:
     def is_free(self, frame: int) -> bool:
         """Whether a frame of this pool is free."""
         return frame in self._slabs[self._arena.slab_of(frame)].free
+
+    def limbo(self) -> list[int]:
+        """Frames that wait for a plan to finish."""
+        return list(self._limbo)
 
     def is_limbo(self, frame: int) -> bool:
         """Whether a frame waits for a plan to finish."""
@@ -172,13 +177,29 @@ class FramePool:
         """Owners whose bytes may be in a frame."""
         return self._slabs[self._arena.slab_of(frame)].residues.get(frame, CLEAN)
 
-    def set_residue(self, frame: int, residue: frozenset[str]) -> None:
+    def is_inherited(self, frame: int) -> bool:
+        """Whether the bytes in a frame are of other spaces, so that a page need not cover all of them."""
+        return frame in self._slabs[self._arena.slab_of(frame)].inherited
+
+    def set_residue(self, frame: int, residue: frozenset[str], *, is_inherited: bool = False) -> None:
         """Say whose bytes may be in a frame."""
-        residues = self._slabs[self._arena.slab_of(frame)].residues
+        slab = self._slabs[self._arena.slab_of(frame)]
         if residue:
-            residues[frame] = residue
+            slab.residues[frame] = residue
         else:
-            residues.pop(frame, None)
+            slab.residues.pop(frame, None)
+        if is_inherited:
+            slab.inherited.add(frame)
+        else:
+            slab.inherited.discard(frame)
+
+    def clean_tail(self, slab: int) -> None:
+        """The waste behind the last frame of a slab was zeroed."""
+        self._slabs[slab].tail = CLEAN
+
+    def limbo_seq(self, frame: int) -> int | None:
+        """The newest plan that may name a frame in limbo; None if it is not in limbo."""
+        return self._limbo.get(frame)
 
     def free_residues(self) -> list[tuple[int, frozenset[str]]]:
         """Free frames that are not known to be zero, with whose bytes may be in them."""

@@ -36,6 +36,7 @@ class Arena:
         self._free = set(range(self.num_slabs))
         self._lowest = list(range(self.num_slabs))  # a heap over the free slabs; also holds some that were lent since
         self._residues: dict[int, frozenset[str]] = {}
+        self._reserved: set[int] = set()
 
     @property
     def total_bytes(self) -> int:
@@ -70,11 +71,22 @@ class Arena:
         """Free slabs that are not known to be zero, with whose bytes may be in them."""
         return [(slab, residue) for slab, residue in self._residues.items() if slab in self._free]
 
+    def reserve(self, slabs: set[int]) -> None:
+        """Keep slabs for the next run; what was reserved before is not any more."""
+        self.unreserve()
+        self._reserved = set(slabs)
+
+    def unreserve(self) -> None:
+        """Let `lend` give what was reserved."""
+        for slab in self._reserved & self._free:
+            heapq.heappush(self._lowest, slab)
+        self._reserved = set()
+
     def lend(self) -> int | None:
-        """Lend the lowest free slab, or None if there is none."""
+        """Lend the lowest free slab that is not reserved, or None if there is none."""
         while self._lowest:
             slab = heapq.heappop(self._lowest)
-            if slab in self._free:
+            if slab in self._free and slab not in self._reserved:
                 self._free.discard(slab)
                 return slab
         return None
@@ -106,5 +118,6 @@ class Arena:
         if slab in self._free or not 0 <= slab < self.num_slabs:
             raise PagingError(f"Slab {slab} was not lent.")  # invariant 1
         self._free.add(slab)
-        heapq.heappush(self._lowest, slab)
+        if slab not in self._reserved:
+            heapq.heappush(self._lowest, slab)
         self.set_residue(slab, residue)  # invariant 2

@@ -17,17 +17,41 @@ Invariants
 3. `num_device`, `num_host`, `num_lost`, `num_shared` count the group's pages that are on the device, on the host, on neither, and held by
    more than this table.
 4. A host copy holds the first `page.num_tokens` tokens of the page under `page.key`; without a host copy `page.num_tokens` is 0.
+   Tokens at or past `reach` of every holder are in nobody's interest, and may be anything.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from typing import NamedTuple
+
 from memory.page import Space
+
+
+class TableCounts(NamedTuple):
+    """Where the pages of a table are."""
+
+    device: int
+    host_only: int
+    lost: int
+    shared: int
+
+
+@dataclass(frozen=True, slots=True)
+class HostPage:
+    """A page of a table in the host tier."""
+
+    group: int
+    page_idx: int
+    frame: int
+    key: bytes
+    num_tokens: int
 
 
 class Page:
     """KV of `page_tokens` consecutive tokens, for one group."""
 
-    __slots__ = ("device_frame", "group", "holders", "host_frame", "idx", "key", "num_tokens", "pins", "space_id")
+    __slots__ = ("device_frame", "group", "holders", "host_frame", "idx", "key", "num_tokens", "pins", "readers", "space_id")
 
     def __init__(self, space_id: int, group: int, idx: int) -> None:
         self.space_id = space_id
@@ -39,6 +63,12 @@ class Page:
         self.key = b""  # 16 bytes that name the content, or empty: unknown
         self.num_tokens = 0  # valid in the host copy
         self.pins = 0  # moves of outstanding plans that name it
+        self.readers = 0  # holds of the front on its host copy (`Pager.hold_host`)
+
+    @property
+    def is_parked(self) -> bool:
+        """Whether it is only a host copy that is kept until its readers are done."""
+        return self.idx < 0
 
     @property
     def is_lost(self) -> bool:
@@ -46,36 +76,35 @@ class Page:
         return self.device_frame is None and self.host_frame is None
 
     @property
-    def num_valid(self) -> int:
-        """Tokens of the page that one holder or another needs."""
+    def num_reached(self) -> int:
+        """Tokens of the page that may be valid for one holder or another."""
         page_tokens = self.holders[0].page_tokens if self.holders else 0
         start = self.idx * page_tokens
-        return min(max((table.num_tokens - start for table in self.holders), default=0), page_tokens)
+        return max(min(max((table.reach - start for table in self.holders), default=0), page_tokens), 0)
 
     @property
     def is_clean(self) -> bool:
-        """Whether the host copy holds everything that anybody needs of it."""
-        return self.host_frame is not None and self.num_tokens >= self.num_valid
+        """Whether the host copy holds everything that anybody may need of it."""
+        return self.host_frame is not None and self.num_tokens >= self.num_reached
 
 
 class PageTable:
     """Logical pages of one context, per KV group."""
 
     __slots__ = (
+        "holds",
         "is_dropped",
         "is_suspended",
         "num_device",
         "num_filled",
-        "num_holds",
         "num_host",
         "num_lost",
         "num_shared",
-        "num_tokens",
         "owner",
         "page_tokens",
         "pages",
-        "parked",
         "pins",
+        "reach",
         "resident",
         "spaces",
     )
@@ -86,15 +115,14 @@ class PageTable:
         self.spaces = spaces
         self.page_tokens = spaces[0].page_tokens
         self.pages: list[list[Page]] = [[] for _ in spaces]
-        self.num_tokens = 0  # valid once all outstanding plans are done
+        self.reach = 0  # tokens from here on are not valid, even when all outstanding plans are done
         self.num_filled = 0  # full pages that were named by `Pager.fill`
         self.resident = [0] * num_groups
         self.num_device = [0] * num_groups
         self.num_host = [0] * num_groups
         self.num_lost = [0] * num_groups
         self.num_shared = [0] * num_groups
-        self.parked: list[Page] = []  # host copies that are kept only until `Pager.release_host`
-        self.num_holds = 0  # readers of its host frames
+        self.holds: list[list[Page]] = []  # pages whose host copies somebody reads
         self.pins = 0  # outstanding plans that want it
         self.is_suspended = False
         self.is_dropped = False
@@ -127,11 +155,11 @@ class PageTable:
         """Leading tokens whose pages are somewhere, device or host, in every group."""
         return min(self._intact_pages(group) for group in range(len(self.pages))) * self.page_tokens
 
-    def counts(self) -> tuple[int, int, int, int]:
-        """Pages on the device, on the host alone, lost, and shared with other tables; all groups together."""
+    def counts(self) -> TableCounts:
+        """Where its pages are, all groups together."""
         device, lost = sum(self.num_device), sum(self.num_lost)
         host_only = sum(map(len, self.pages)) - device - lost
-        return device, host_only, lost, sum(self.num_shared)
+        return TableCounts(device, host_only, lost, sum(self.num_shared))
 
     def num_both(self, group: int) -> int:
         """Pages of a group that are on the device and on the host."""

@@ -1,0 +1,259 @@
+"""Which page is in which frame, and who holds it: the one truth that plans, verbs and eviction change.
+
+Everything here is a single step that keeps pages, tables, pools and ledger in agreement; none of it decides anything, and none of it can be
+undone by itself (`memory.draft` records how).
+
+Invariants
+1. A used frame belongs to the one page that `page_at` gives for it, and that page names the frame; no other frame belongs to a page.
+2. A page that is in a frame has a holder.
+3. The ledger's KV bytes of a tier are the frame bytes of the pages in it, shared in integers among their holders.
+"""
+
+from __future__ import annotations
+
+from memory.config import MemoryConfig
+from memory.errors import NeverFits, PagingError, UnknownSpace
+from memory.frames import FramePool
+from memory.ledger import Ledger
+from memory.page import Space, Tier
+from memory.slabs import Arena
+from memory.table import Page, PageTable
+
+TIERS = (Tier.DEVICE, Tier.HOST)
+
+
+class Mapping:
+    """Pages, frames and holders of both tiers."""
+
+    def __init__(self, config: MemoryConfig) -> None:
+        sizes = {Tier.DEVICE: config.device_bytes, Tier.HOST: config.host_bytes}
+        self.arenas = {tier: Arena(sizes[tier] // config.slab_bytes, config.slab_bytes, config.granule_bytes) for tier in TIERS}
+        self.ledger = Ledger({tier: arena.total_bytes for tier, arena in self.arenas.items()})
+        self.spaces: dict[int, Space] = {}
+        self._pools: dict[Tier, dict[int, FramePool]] = {tier: {} for tier in TIERS}
+        self._pages: dict[Tier, dict[int, Page]] = {tier: {} for tier in TIERS}
+        self._parked: dict[Page, Page] = {}  # parked copy -> the page that it was of
+
+    # ------------------------------------------------------------------------------------------------------------------ spaces
+
+    def open_space(self, space: Space) -> None:
+        """Make pools for a space. Raises: NeverFits, if its frames are larger than a slab; PagingError, if it is open."""
+        if space.space_id in self.spaces:
+            raise PagingError(f"Space {space.space_id} is open already.")
+        for tier, arena in self.arenas.items():
+            if arena.num_slabs and frame_bytes(space, tier) > arena.slab_bytes:
+                raise NeverFits(tier.name.lower(), frame_bytes(space, tier), arena.slab_bytes, ())
+        self.spaces[space.space_id] = space
+        for tier, arena in self.arenas.items():
+            if arena.num_slabs:
+                self._pools[tier][space.space_id] = FramePool(arena, frame_bytes(space, tier))
+
+    def close_space(self, space_id: int) -> None:
+        """Forget a space none of whose pages is in a frame; its frames in limbo go back when they retire."""
+        self.space(space_id)
+        del self.spaces[space_id]
+
+    def space(self, space_id: int) -> Space:
+        """The open space of that id. Raises: UnknownSpace."""
+        space = self.spaces.get(space_id)
+        if space is None:
+            raise UnknownSpace(f"Space {space_id} is not open.")
+        return space
+
+    def pool(self, space_id: int, tier: Tier) -> FramePool:
+        """The frames of a space in a tier. Raises: UnknownSpace, also where the tier is turned off."""
+        pool = self._pools[tier].get(space_id)
+        if pool is None:
+            raise UnknownSpace(f"Space {space_id} has no frames in the {tier.name.lower()} tier.")
+        return pool
+
+    def pools(self, tier: Tier) -> dict[int, FramePool]:
+        """Every pool of a tier, by space; closed spaces that still have frames in limbo included."""
+        return self._pools[tier]
+
+    def free_bytes(self, tier: Tier) -> int:
+        """Bytes that can be had without evicting anything, all spaces together."""
+        arena = self.arenas[tier]
+        return arena.num_free * arena.slab_bytes + sum(pool.num_free * pool.frame_bytes for pool in self._pools[tier].values())
+
+    def retire(self, seq: int) -> None:
+        """Plans up to `seq` have finished."""
+        for pools in self._pools.values():
+            for space_id, pool in list(pools.items()):
+                pool.retire(seq)
+                if space_id not in self.spaces and not pool.num_slabs:
+                    del pools[space_id]
+
+    def rewind(self, seq: int) -> None:
+        """Plans after `seq` were aborted."""
+        for pools in self._pools.values():
+            for pool in pools.values():
+                pool.rewind(seq)
+
+    def spoil(self, tier: Tier, granules: range, residue: frozenset[str]) -> list[Page]:
+        """Note that bytes of others were written over granules of one slab; returns the pages whose frames they belong to."""
+        arena = self.arenas[tier]
+        slab = arena.slab_of(granules.start)
+        pool = next((pool for pool in self._pools[tier].values() if slab in pool.slabs()), None)
+        if pool is None:
+            arena.set_residue(slab, arena.residue(slab) | residue)
+            return []
+        hit = [frame for frame in pool.frames_of(slab) if frame < granules.stop and frame + pool.frame_granules > granules.start]
+        for frame in hit:
+            pool.set_residue(frame, pool.residue(frame) | residue, is_inherited=True)
+        return [self._pages[tier][frame] for frame in hit if frame in self._pages[tier]]
+
+    def reset_device(self) -> None:
+        """The device's memory is new and zero; no page may be in it any more. Raises: PagingError, if one is."""
+        if self._pages[Tier.DEVICE]:
+            raise PagingError("Pages are still mapped to the device.")
+        for pool in self._pools[Tier.DEVICE].values():
+            pool.reset()
+        self.arenas[Tier.DEVICE].reset()
+
+    # ------------------------------------------------------------------------------------------------------------------ frames of pages
+
+    def page_at(self, tier: Tier, frame: int) -> Page | None:
+        """The page in a frame."""
+        return self._pages[tier].get(frame)
+
+    def pages(self, tier: Tier) -> dict[int, Page]:
+        """Every page of a tier, by frame. Not to be changed."""
+        return self._pages[tier]
+
+    def map(self, page: Page, tier: Tier, frame: int) -> None:
+        """Put a page into a used frame that belongs to nobody."""
+        was_lost = page.is_lost
+        if tier is Tier.DEVICE:
+            page.device_frame = frame
+        else:
+            page.host_frame = frame
+        self._pages[tier][frame] = page
+        self._charge(page, tier)
+        if not page.is_parked:
+            for table in page.holders:
+                _count(table, page.group, tier, 1)
+                table.num_lost[page.group] -= was_lost
+
+    def unmap(self, page: Page, tier: Tier) -> int:
+        """Take a page out of its frame, and return the frame: used, and nobody's."""
+        frame = frame_of(page, tier)
+        if frame is None:
+            raise PagingError(f"The page is not in the {tier.name.lower()} tier.")
+        self._refund(page, tier)
+        del self._pages[tier][frame]
+        if tier is Tier.DEVICE:
+            page.device_frame = None
+        else:
+            page.host_frame, page.num_tokens = None, 0
+        if not page.is_parked:
+            for table in page.holders:
+                _count(table, page.group, tier, -1)
+                table.num_lost[page.group] += page.is_lost
+                if tier is Tier.DEVICE:
+                    table.resident[page.group] = min(table.resident[page.group], page.idx)
+        return frame
+
+    # ------------------------------------------------------------------------------------------------------------------ holders
+
+    def attach(self, page: Page, table: PageTable, position: int | None = None) -> None:
+        """Make a table a holder of a page, the youngest unless said; the caller puts the page into the table."""
+        self._recharge(page, -1)
+        owners = {holder.owner for holder in page.holders}
+        page.holders.insert(len(page.holders) if position is None else position, table)
+        self._recharge(page, 1)
+        if owners and table.owner not in owners:
+            self._spread_residue(page, table.owner)
+        _count_page(table, page, 1)
+        if len(page.holders) == 2:
+            page.holders[0].num_shared[page.group] += 1
+            page.holders[1].num_shared[page.group] += 1
+        elif len(page.holders) > 2:
+            table.num_shared[page.group] += 1
+
+    def detach(self, page: Page, table: PageTable) -> int:
+        """End a table's hold on a page, and return which holder it was. A page without holders must not be in any frame."""
+        position = page.holders.index(table)
+        if len(page.holders) == 1 and not page.is_lost:
+            raise PagingError("The last holder of a page leaves it in a frame.")  # invariant 2
+        self._recharge(page, -1)
+        del page.holders[position]
+        self._recharge(page, 1)
+        _count_page(table, page, -1)
+        if page.holders:
+            table.num_shared[page.group] -= 1
+            if len(page.holders) == 1:
+                page.holders[0].num_shared[page.group] -= 1
+        return position
+
+    # ------------------------------------------------------------------------------------------------------------------ parked copies
+
+    def park(self, page: Page) -> Page:
+        """Move a page's host copy, which somebody reads, to a page of its own that lives until `readers` are done."""
+        table, key, num_tokens = page.holders[0], page.key, page.num_tokens
+        frame = self.unmap(page, Tier.HOST)
+        parked = Page(page.space_id, page.group, -1)
+        parked.holders.append(table)
+        self.map(parked, Tier.HOST, frame)
+        parked.key, parked.num_tokens = key, num_tokens
+        self._parked[parked] = page
+        return parked
+
+    def unpark(self, parked: Page) -> None:
+        """Undo a `park`."""
+        page, key, num_tokens = self._parked.pop(parked), parked.key, parked.num_tokens
+        self.map(page, Tier.HOST, self.unmap(parked, Tier.HOST))
+        page.key, page.num_tokens = key, num_tokens
+
+    def forget_parked(self, parked: Page) -> None:
+        """A parked copy is about to go."""
+        del self._parked[parked]
+
+    def parked(self, page: Page) -> list[Page]:
+        """Copies of a page that are kept for its readers."""
+        return [parked for parked, of_page in self._parked.items() if of_page is page]
+
+    def _spread_residue(self, page: Page, owner: str) -> None:
+        """Bytes of another owner may be written into the page's frames from now on."""
+        for tier in TIERS:
+            frame = frame_of(page, tier)
+            if frame is not None:
+                pool = self.pool(page.space_id, tier)
+                pool.set_residue(frame, pool.residue(frame) | {owner}, is_inherited=pool.is_inherited(frame))
+
+    def _charge(self, page: Page, tier: Tier) -> None:
+        owners = [table.owner for table in page.holders]
+        self.ledger.charge_page(tier, owners, frame_bytes(self.spaces[page.space_id], tier))
+
+    def _refund(self, page: Page, tier: Tier) -> None:
+        owners = [table.owner for table in page.holders]
+        self.ledger.refund_page(tier, owners, frame_bytes(self.spaces[page.space_id], tier))
+
+    def _recharge(self, page: Page, sign: int) -> None:
+        """Take back (-1) or make (1) the charges of a page whose holders change."""
+        if not page.holders:
+            return
+        for tier in TIERS:
+            if frame_of(page, tier) is not None:
+                (self._charge if sign > 0 else self._refund)(page, tier)
+
+
+def frame_bytes(space: Space, tier: Tier) -> int:
+    """Bytes of a frame of the space in a tier."""
+    return space.device_frame_bytes if tier is Tier.DEVICE else space.host_frame_bytes
+
+
+def frame_of(page: Page, tier: Tier) -> int | None:
+    """The frame of a page in a tier."""
+    return page.device_frame if tier is Tier.DEVICE else page.host_frame
+
+
+def _count(table: PageTable, group: int, tier: Tier, change: int) -> None:
+    (table.num_device if tier is Tier.DEVICE else table.num_host)[group] += change
+
+
+def _count_page(table: PageTable, page: Page, change: int) -> None:
+    """Count a page in (1) or out (-1) of a table's counters."""
+    table.num_device[page.group] += change * (page.device_frame is not None)
+    table.num_host[page.group] += change * (page.host_frame is not None)
+    table.num_lost[page.group] += change * page.is_lost

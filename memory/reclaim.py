@@ -1,0 +1,258 @@
+"""Frames for one plan: free ones, else a free slab, else those of pages that nobody needs soon.
+
+The ladder for a device frame, cheapest first:
+
+    free frame -> free slab -> a page of the same space -> all pages of a slab of another space -> OutOfFrames
+
+An evicted page leaves its device frame at once if its host copy is clean; else it is demoted first, into a free host frame or one of a
+colder page; where the host tier has none, the page is lost and will be recomputed. An owner at its limit gives way to itself alone.
+
+Invariants
+1. No page goes that a move of an unfinished plan names, or that a table wanted by an unfinished plan holds.
+2. What a context loses is a suffix of it: tables give way from the tail.
+3. Use covered by a guarantee is not reclaimed for somebody who has no part in it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cached_property
+
+from memory.draft import Draft, serial_key
+from memory.errors import OutOfFrames, OverLimit
+from memory.eviction import Line, Tail
+from memory.ledger import lineage
+from memory.mapping import Mapping, frame_bytes
+from memory.page import Tier
+from memory.table import Page, PageTable
+
+# Tier, space, who takes, of whom alone (and those below) or None, and which question is asked.
+_Place = tuple[Tier, int, str, str | None, str]
+
+
+class Sweep:
+    """Finds the frames of one draft. It looks at tables and pages as they are, and changes them through the draft alone."""
+
+    def __init__(self, mapping: Mapping, draft: Draft, order: Callable[[], list[PageTable]]) -> None:
+        """`order` gives all tables as the policy ranks them; it is asked at most once, when something has to go."""
+        self._mapping = mapping
+        self._draft = draft
+        self._order = order
+        self._lines: dict[_Place, Line] = {}
+        self._own_tails: dict[tuple[PageTable, int], Tail] = {}
+        self._has_host_slab = True
+
+    @cached_property
+    def tables(self) -> list[PageTable]:
+        """All tables, coldest first."""
+        return self._order()
+
+    @cached_property
+    def _ranks(self) -> dict[PageTable, int]:
+        return {table: rank for rank, table in enumerate(self.tables)}
+
+    # ------------------------------------------------------------------------------------------------------------------ device
+
+    def device_frame(self, space_id: int, owner: str, charge_bytes: int) -> int:
+        """A device frame for a page of which the owner will be charged so much.
+
+        Raises: OverLimit, OutOfFrames; then the draft is to be undone.
+        """
+        frame = self._within_limit(space_id, owner, charge_bytes)
+        if frame is None:
+            frame = self._draft.alloc(space_id, Tier.DEVICE)
+        if frame is None:
+            frame = self._from_page(space_id, owner)
+        if frame is None and self._vacate(space_id, Tier.DEVICE, None, owner):
+            frame = self._draft.alloc(space_id, Tier.DEVICE)
+        if frame is None:
+            self._mapping.arenas[Tier.DEVICE].unreserve()  # weights that are not placed yet wait, rather than nobody running
+            frame = self._draft.alloc(space_id, Tier.DEVICE)
+        if frame is None:
+            needed = frame_bytes(self._mapping.space(space_id), Tier.DEVICE)
+            raise OutOfFrames("device", needed, self._mapping.free_bytes(Tier.DEVICE), self._mapping.ledger.holders(Tier.DEVICE))
+        return frame
+
+    def evict(self, page: Page) -> int:
+        """Take the device frame of a page, demoting the page first where its content is nowhere else; the frame is in limbo."""
+        draft = self._draft
+        if page.num_reached and not page.is_clean:
+            if page.host_frame is not None:
+                draft.drop_host(page)
+            host_frame = self.host_frame(page, may_lose=True)
+            if host_frame is not None:
+                self.copy_down(page, host_frame, page.num_reached)
+                assert page.device_frame is not None
+                draft.note_evicted(page.device_frame)
+        return draft.take_away(page, Tier.DEVICE)
+
+    def copy_down(self, page: Page, host_frame: int, num_tokens: int) -> None:
+        """Copy a page to a host frame; a page without a name gets one, because the host tier keeps pages by name."""
+        if not page.key:
+            self._draft.rekey(page, serial_key())
+        self._draft.copy(page, Tier.DEVICE, page, Tier.HOST, host_frame, num_tokens=num_tokens)
+
+    def may_leave_device(self, page: Page) -> bool:
+        """Whether a page is on the device and may go (invariant 1)."""
+        return page.device_frame is not None and not page.pins and not any(table.pins for table in page.holders)
+
+    def _within_limit(self, space_id: int, owner: str, charge_bytes: int) -> int | None:
+        """Evict the owner's own pages until it may be charged more; a frame of the space that came free is for the caller."""
+        ledger = self._mapping.ledger
+        spare: int | None = None
+        while (capped := ledger.exceeded(owner, Tier.DEVICE, charge_bytes)) is not None:
+            page = self._own_page(space_id, capped)
+            if page is None:
+                limit = ledger.limit(capped, Tier.DEVICE).limit_bytes
+                raise OverLimit(capped, "device", charge_bytes, limit, ledger.used(capped, Tier.DEVICE))
+            frame = self.evict(page)
+            spare = frame if page.space_id == space_id else None
+        if spare is not None:
+            self._draft.take_over(space_id, Tier.DEVICE, spare)
+        return spare
+
+    def _own_page(self, space_id: int, capped: str) -> Page | None:
+        """A page of the capped owner, or of those below it, that may go: of the space if possible, else of any."""
+        others = [other for other in self._mapping.spaces if other != space_id]
+        lines = (self._line((Tier.DEVICE, each, "", capped, "own"), self.may_leave_device) for each in [space_id, *others])
+        return next((page for line in lines if (page := line.peek()) is not None), None)
+
+    def _from_page(self, space_id: int, owner: str) -> int | None:
+        size = frame_bytes(self._mapping.space(space_id), Tier.DEVICE)
+
+        def may_go(page: Page) -> bool:
+            return self.may_leave_device(page) and not self._is_guaranteed(page, owner, Tier.DEVICE, size)
+
+        page = self._line((Tier.DEVICE, space_id, owner, None, "any"), may_go).peek()
+        if page is None:
+            return None
+        frame = self.evict(page)
+        self._draft.take_over(space_id, Tier.DEVICE, frame)
+        return frame
+
+    # ------------------------------------------------------------------------------------------------------------------ host
+
+    def host_frame(self, page: Page, *, may_lose: bool) -> int | None:
+        """A host frame for the copy of a page, or None. `may_lose`: pages of colder contexts may be lost for it."""
+        mapping, space_id, owner = self._mapping, page.space_id, page.holders[0].owner
+        if space_id not in mapping.pools(Tier.HOST):
+            return None
+        size = frame_bytes(mapping.space(space_id), Tier.HOST)
+        capped = mapping.ledger.exceeded(owner, Tier.HOST, size)
+        if capped is not None:
+            return self._from_host_page(page, capped, may_lose=may_lose) if may_lose else None
+        frame = self._draft.alloc(space_id, Tier.HOST)
+        if frame is None:
+            frame = self._from_host_page(page, None, may_lose=may_lose)
+        if frame is None and may_lose and self._has_host_slab:
+            self._has_host_slab = self._vacate(space_id, Tier.HOST, page, owner)
+            frame = self._draft.alloc(space_id, Tier.HOST) if self._has_host_slab else None
+        return frame
+
+    def may_leave_host(self, page: Page, *, may_lose: bool) -> bool:
+        """Whether a page's host copy may go: nobody reads it, and it is a second copy, or the page may be lost."""
+        if page.host_frame is None or page.pins or page.readers or page.is_parked:
+            return False
+        is_wanted = any(table.pins for table in page.holders)
+        return not is_wanted and (may_lose or page.device_frame is not None)
+
+    def _from_host_page(self, page: Page, within: str | None, *, may_lose: bool) -> int | None:
+        """The host frame of a colder page, or of the tail of the same context; `within`: of the same owner only."""
+        owner, space_id = page.holders[0].owner, page.space_id
+        size = frame_bytes(self._mapping.space(space_id), Tier.HOST)
+        rank = min(self._ranks[table] for table in page.holders)
+
+        def may_go(other: Page) -> bool:
+            return self.may_leave_host(other, may_lose=may_lose) and not self._is_guaranteed(other, owner, Tier.HOST, size)
+
+        line = self._line((Tier.HOST, space_id, owner, within, f"colder {may_lose}"), may_go)
+        victim = line.peek(rank)
+        if victim is None and may_lose:
+            victim = self._own_tail(page).peek(page.idx + 1) or self._second_copy(page, within)
+        if victim is None:
+            return None
+        frame = self._draft.take_away(victim, Tier.HOST)
+        self._draft.take_over(space_id, Tier.HOST, frame)
+        return frame
+
+    def _own_tail(self, page: Page) -> Tail:
+        """Host copies of the context that holds the page, from its end (invariant 2)."""
+        table = page.holders[0]
+        if (table, page.group) not in self._own_tails:
+            self._own_tails[table, page.group] = Tail(table.pages[page.group], lambda other: self.may_leave_host(other, may_lose=True))
+        return self._own_tails[table, page.group]
+
+    def _second_copy(self, page: Page, within: str | None) -> Page | None:
+        """Any page, however warm, that is on the device too."""
+
+        def may_go(other: Page) -> bool:
+            return other.host_frame is not None and other.device_frame is not None and not other.pins and not other.readers
+
+        return self._line((Tier.HOST, page.space_id, "", within, "copies"), may_go).peek()
+
+    # ------------------------------------------------------------------------------------------------------------------ slabs
+
+    def empty(self, space_id: int, tier: Tier, slab: int) -> None:
+        """Make every page of a slab leave it."""
+        for frame in self._mapping.pools(tier)[space_id].frames_of(slab):
+            page = self._mapping.page_at(tier, frame)
+            if page is None:
+                continue
+            if tier is Tier.DEVICE:
+                self.evict(page)
+            else:
+                self._draft.take_away(page, Tier.HOST)
+
+    def slab_cost(self, space_id: int, tier: Tier, slab: int, may_go: Callable[[Page], bool]) -> int | None:
+        """How many pages would have to leave a slab for it to be empty; None if one of them may not."""
+        pool = self._mapping.pools(tier)[space_id]
+        num_pages = 0
+        for frame in pool.frames_of(slab):
+            page = self._mapping.page_at(tier, frame)
+            if page is not None:
+                if not may_go(page):
+                    return None
+                num_pages += 1
+            elif pool.limbo_seq(frame) not in (None, self._draft.seq) or not (pool.is_free(frame) or pool.is_limbo(frame)):
+                return None
+        return num_pages
+
+    def _vacate(self, space_id: int, tier: Tier, for_page: Page | None, owner: str) -> bool:
+        """Empty the cheapest slab of another space and give it to the arena. Returns whether there was one."""
+        size = frame_bytes(self._mapping.space(space_id), tier)
+        rank = min((self._ranks[table] for table in for_page.holders), default=0) if for_page is not None else 0
+
+        def may_go(page: Page) -> bool:
+            if self._is_guaranteed(page, owner, tier, size):
+                return False
+            if tier is Tier.DEVICE:
+                return self.may_leave_device(page)
+            return self.may_leave_host(page, may_lose=True) and all(self._ranks[table] < rank for table in page.holders)
+
+        best: tuple[int, int, int] | None = None
+        for other, pool in self._mapping.pools(tier).items():
+            if other == space_id:
+                continue
+            costs = ((self.slab_cost(other, tier, slab, may_go), slab) for slab in pool.slabs())
+            cheapest = min(((cost, other, slab) for cost, slab in costs if cost is not None), default=None)
+            best = min((each for each in (best, cheapest) if each is not None), default=None)
+        if best is None:
+            return False
+        self.empty(best[1], tier, best[2])
+        self._draft.withdraw(best[1], tier, best[2])
+        return True
+
+    def _is_guaranteed(self, page: Page, taker: str, tier: Tier, size_bytes: int) -> bool:
+        """Whether a guarantee of one of its holders keeps the page from the taker (invariant 3)."""
+        ledger = self._mapping.ledger
+        return any(ledger.is_guaranteed(table.owner, taker, tier, size_bytes) for table in page.holders)
+
+    def _line(self, place: _Place, may_go: Callable[[Page], bool]) -> Line:
+        """The queue of pages that may go, one for each question that the sweep asks."""
+        if place not in self._lines:
+            _tier, space_id, _taker, within, _question = place
+            ranked = [(rank, table) for rank, table in enumerate(self.tables) if space_id in table.space_ids]
+            if within is not None:
+                ranked = [(rank, table) for rank, table in ranked if within in lineage(table.owner)]
+            self._lines[place] = Line(ranked, space_id, may_go)
+        return self._lines[place]

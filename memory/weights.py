@@ -1,0 +1,150 @@
+"""Where the weight segments of models lie in the device arena: in runs of slabs from its high end.
+
+A model's segments lie one behind the other in a single run where there is one, else each in a run of its own. They start on granules.
+
+Invariants
+1. Every slab of a placement is lent to it alone; a placement's bytes in the ledger are those of its slabs.
+2. The residue of its slabs, when they go back, names its owner and everybody whose bytes were there before: weights need not cover a slab.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from memory.errors import NeverFits, OutOfFrames, OverLimit, PagingError
+from memory.ledger import Kind
+from memory.mapping import Mapping
+from memory.page import Tier
+from memory.slabs import Arena
+
+
+@dataclass(frozen=True, slots=True)
+class Placement:
+    """The segments of one model."""
+
+    owner: str
+    sizes: tuple[int, ...]
+    offsets: tuple[int, ...]
+    slabs: tuple[int, ...]
+
+
+class WeightShelf:
+    """The placements of all models on the device."""
+
+    def __init__(self, mapping: Mapping) -> None:
+        self._arena = mapping.arenas[Tier.DEVICE]
+        self._ledger = mapping.ledger
+        self._placements: dict[str, Placement] = {}
+
+    @property
+    def num_slabs(self) -> int:
+        """Slabs that hold weights."""
+        return sum(len(placement.slabs) for placement in self._placements.values())
+
+    def slabs(self) -> set[int]:
+        """Every slab that holds weights."""
+        return {slab for placement in self._placements.values() for slab in placement.slabs}
+
+    def place(self, key: str, owner: str, sizes: tuple[int, ...]) -> tuple[int, ...]:
+        """Find room for segments, and return the byte offset of each.
+
+        Raises: NeverFits, OverLimit, OutOfFrames (evicting pages would help), PagingError (the key is taken); nothing is changed.
+        """
+        self.check(key, owner, sizes)
+        offsets = self._in_one_run(sizes) or self._in_runs(sizes)
+        if offsets is None:
+            needed = needed_slabs(self._arena, sizes) * self._arena.slab_bytes
+            free = self._arena.num_free * self._arena.slab_bytes
+            raise OutOfFrames("device", needed, free, self._ledger.holders(Tier.DEVICE))
+        self._keep(key, owner, sizes, offsets)
+        self._arena.unreserve()
+        return offsets
+
+    def claim(self, key: str, owner: str, sizes: tuple[int, ...], offsets: tuple[int, ...]) -> None:
+        """Take the room where segments lie already. Raises: PagingError, if it is not free; nothing is changed."""
+        self.check(key, owner, sizes)
+        slabs = slabs_of(self._arena, sizes, offsets)
+        if not all(self._arena.is_free(slab) for slab in slabs):
+            raise PagingError(f"The place of the weights {key!r} is not free.")
+        for slab in slabs:
+            self._arena.claim(slab)
+        self._keep(key, owner, sizes, offsets)
+
+    def release(self, key: str) -> None:
+        """Give the room of a model back; unknown ones have none."""
+        placement = self._placements.pop(key, None)
+        if placement is None:
+            return
+        self._ledger.refund(Tier.DEVICE, placement.owner, Kind.WEIGHTS, len(placement.slabs) * self._arena.slab_bytes)
+        for slab in placement.slabs:
+            self._arena.give_back(slab, self._arena.residue(slab) | {placement.owner})  # invariant 2
+
+    def reset(self) -> None:
+        """The device is gone; the caller resets the arena."""
+        for placement in self._placements.values():
+            self._ledger.refund(Tier.DEVICE, placement.owner, Kind.WEIGHTS, len(placement.slabs) * self._arena.slab_bytes)
+        self._placements.clear()
+
+    def check(self, key: str, owner: str, sizes: tuple[int, ...]) -> None:
+        """See whether segments could ever be placed. Raises: NeverFits, OverLimit, PagingError."""
+        if key in self._placements:
+            raise PagingError(f"The weights {key!r} are placed already.")
+        needed = self.check_room(sizes)
+        capped = self._ledger.exceeded(owner, Tier.DEVICE, needed)
+        if capped is not None:
+            limit = self._ledger.limit(capped, Tier.DEVICE).limit_bytes
+            raise OverLimit(capped, "device", needed, limit, self._ledger.used(capped, Tier.DEVICE))
+
+    def check_room(self, sizes: tuple[int, ...]) -> int:
+        """Bytes of the slabs that segments take. Raises: NeverFits, if the arena is smaller; PagingError, if they have no size."""
+        if not sizes or min(sizes) <= 0:
+            raise PagingError("Segments have a size.")
+        needed = needed_slabs(self._arena, sizes) * self._arena.slab_bytes
+        if needed > self._arena.total_bytes:
+            raise NeverFits("device", needed, self._arena.total_bytes, self._ledger.holders(Tier.DEVICE))
+        return needed
+
+    def _in_one_run(self, sizes: tuple[int, ...]) -> tuple[int, ...] | None:
+        first = self._arena.lend_run(needed_slabs(self._arena, sizes))
+        if first is None:
+            return None
+        return tuple(first * self._arena.slab_bytes + start for start in packed(sizes, self._arena.granule_bytes))
+
+    def _in_runs(self, sizes: tuple[int, ...]) -> tuple[int, ...] | None:
+        """A run for each segment, the largest first."""
+        firsts: dict[int, int] = {}
+        for idx in sorted(range(len(sizes)), key=lambda idx: (-sizes[idx], idx)):
+            first = self._arena.lend_run(needed_slabs(self._arena, sizes[idx : idx + 1]))
+            if first is None:
+                for taken, start in firsts.items():
+                    for slab in range(start, start + needed_slabs(self._arena, sizes[taken : taken + 1])):
+                        self._arena.give_back(slab, self._arena.residue(slab))
+                return None
+            firsts[idx] = first
+        return tuple(firsts[idx] * self._arena.slab_bytes for idx in range(len(sizes)))
+
+    def _keep(self, key: str, owner: str, sizes: tuple[int, ...], offsets: tuple[int, ...]) -> None:
+        placement = Placement(owner, sizes, offsets, slabs_of(self._arena, sizes, offsets))
+        self._placements[key] = placement
+        self._ledger.charge(Tier.DEVICE, owner, Kind.WEIGHTS, len(placement.slabs) * self._arena.slab_bytes)  # invariant 1
+
+
+def packed(sizes: Sequence[int], granule_bytes: int) -> list[int]:
+    """Starts of segments that lie one behind the other on granules, and the end of the last."""
+    starts = [0]
+    for size in sizes:
+        starts.append(starts[-1] + -(-size // granule_bytes) * granule_bytes)
+    return starts[:-1]
+
+
+def needed_slabs(arena: Arena, sizes: Sequence[int]) -> int:
+    """Slabs of a run that holds all segments."""
+    starts = packed(sizes, arena.granule_bytes)
+    return -(-(starts[-1] + sizes[-1]) // arena.slab_bytes)
+
+
+def slabs_of(arena: Arena, sizes: Sequence[int], offsets: Sequence[int]) -> tuple[int, ...]:
+    """Slabs in which segments lie."""
+    ranges = (range(start // arena.slab_bytes, -(-(start + size) // arena.slab_bytes)) for start, size in zip(offsets, sizes, strict=True))
+    return tuple(sorted({slab for each in ranges for slab in each}))

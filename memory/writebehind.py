@@ -1,0 +1,76 @@
+"""Copies to the host tier before anybody needs the room: eviction of such a page is free, and it survives the worker.
+
+Pages wait in a queue, in the order in which they became full. A plan takes some along, as long as there are host frames that nobody else
+needs more; a page for which there is none leaves the queue, and is copied when it is evicted. Pages that a checkpoint asked for go first,
+and take host frames of colder contexts where they must.
+
+Invariants
+1. A page in the queue of full pages is copied only while it has a name and no host copy: a page that is written again has none.
+2. Nothing here makes a plan fail.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+
+from memory.draft import Draft
+from memory.reclaim import Sweep
+from memory.table import Page
+
+
+class WriteBehind:
+    """The queue of pages that should get a host copy."""
+
+    def __init__(self, max_copies: int) -> None:
+        self._max_copies = max_copies
+        self._full: dict[Page, None] = {}
+        self._saves: dict[Page, tuple[bytes, int]] = {}  # key and number of tokens of the copy
+
+    def __len__(self) -> int:
+        return len(self._full) + len(self._saves)
+
+    def add(self, page: Page) -> None:
+        """Copy a full page some time."""
+        self._full[page] = None
+
+    def add_save(self, page: Page, key: bytes, num_tokens: int) -> None:
+        """Copy a page with the next plan, whether it is full or not."""
+        self._saves[page] = key, num_tokens
+
+    def forget(self) -> None:
+        """Nothing is on the device any more."""
+        self._full.clear()
+        self._saves.clear()
+
+    def drain(self, draft: Draft, sweep: Sweep) -> None:
+        """Let a plan take pages along."""
+        for page in list(self._saves):
+            self._save(draft, sweep, page, *self._saves.pop(page))
+        num_copies = 0
+        has_room = True
+        while self._full and num_copies < self._max_copies:
+            page = next(iter(self._full))
+            del self._full[page]
+            if not has_room or not self._is_due(page):
+                continue
+            frame = sweep.host_frame(page, may_lose=False)
+            has_room = frame is not None
+            if frame is not None:
+                draft.on_undo(partial(self.add, page))
+                sweep.copy_down(page, frame, page.holders[0].page_tokens)
+                num_copies += 1
+
+    def _save(self, draft: Draft, sweep: Sweep, page: Page, key: bytes, num_tokens: int) -> None:
+        if not page.holders or page.device_frame is None or (page.host_frame is not None and page.num_tokens >= num_tokens):
+            return
+        draft.on_undo(lambda: self.add_save(page, key, num_tokens))
+        if page.host_frame is not None:
+            draft.drop_host(page)
+        frame = sweep.host_frame(page, may_lose=True)
+        if frame is None:
+            return
+        draft.rekey(page, key)
+        sweep.copy_down(page, frame, num_tokens)
+
+    def _is_due(self, page: Page) -> bool:
+        return bool(page.holders) and bool(page.key) and page.device_frame is not None and page.host_frame is None  # invariant 1
