@@ -29,6 +29,7 @@ def examine(config: Config) -> Iterator[Finding]:
     yield from check_packages()
     yield check_compiler()
     yield from check_driver(config)
+    yield from check_torch()
     yield from check_accelerators()
     yield from examine_host(config)
 
@@ -46,7 +47,9 @@ def check_packages() -> Iterator[Finding]:
     try:
         requirements = metadata.requires("kerneld") or []
     except metadata.PackageNotFoundError:
-        yield Finding("kerneld", Level.WARN, "not installed as a distribution", "pip install 'kerneld[daemon]', or `make setup` in a checkout.")
+        yield Finding(
+            "kerneld", Level.WARN, "not installed as a distribution", "pip install kerneld[daemon], or `make setup` in a checkout."
+        )
         return
     for requirement in requirements:
         if "extra ==" in requirement and "daemon" not in requirement:
@@ -103,6 +106,19 @@ def check_driver(config: Config) -> Iterator[Finding]:
     if config.memory.device_bytes > found.memory_bytes:
         wanted, has = bytes_text(config.memory.device_bytes), bytes_text(found.memory_bytes)
         yield Finding("device memory", Level.FAIL, f"{wanted} configured, the device has {has}", "Lower memory.device_bytes.")
+
+
+def check_torch() -> Iterator[Finding]:
+    """The instructions that torch computes with on this processor."""
+    try:
+        import torch
+    except ImportError:
+        return  # said among the packages
+    capability = torch.backends.cpu.get_cpu_capability()
+    if capability == "DEFAULT":
+        yield Finding("processor", Level.WARN, "no vector instructions that torch knows", "Expect the cpu driver to be slow here.")
+    else:
+        yield Finding("processor", Level.OK, f"{capability}, {torch.get_num_threads()} threads")
 
 
 def check_accelerators() -> Iterator[Finding]:
