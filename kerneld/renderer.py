@@ -30,12 +30,12 @@ class TemplateRenderer:
         self._process: asyncio.subprocess.Process | None = None
         self._turn = asyncio.Lock()
 
-    async def render(self, template: ChatTemplate, messages: tuple[tuple[str, str], ...]) -> str:
-        """The prompt that the template makes of (role, content) pairs.
+    async def render(self, template: ChatTemplate, messages: tuple[tuple[str, str], ...], opens: bool = True) -> str:
+        """The prompt that the template makes of (role, content) pairs; `opens`: nothing stands before it.
 
         Raises: InvalidArgument, if the template refuses the messages, fails, or goes past a limit.
         """
-        job = {"source": template.source, "variables": template.variables(messages), "max_characters": self._max_characters}
+        job = {"source": template.source, "variables": template.variables(messages, opens), "max_characters": self._max_characters}
         async with self._turn:
             try:
                 async with asyncio.timeout(self._timeout_s):

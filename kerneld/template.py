@@ -39,10 +39,14 @@ class ChatTemplate:
             raise InvalidArgument("path", f"the chat template in {directory} is longer than {MAX_TEMPLATE_CHARACTERS} characters.")
         return cls(source, {role: text for role in _SPECIAL if (text := _text_of(config.get(role)))})
 
-    def variables(self, messages: tuple[tuple[str, str], ...]) -> dict[str, Any]:
-        """What the template sees: messages as (role, content), and that the assistant is to speak next."""
+    def variables(self, messages: tuple[tuple[str, str], ...], opens: bool) -> dict[str, Any]:
+        """What the template sees: messages as (role, content), and that the assistant is to speak next.
+
+        Without `opens` the prompt goes on where a context stands, and has no token that opens a sequence (bos).
+        """
         said = [{"role": role, "content": content} for role, content in messages]
-        return {**self.special_tokens, "messages": said, "add_generation_prompt": True, "tools": None, "documents": None}
+        special = dict(self.special_tokens) if opens else {**self.special_tokens, "bos_token": ""}
+        return {**special, "messages": said, "add_generation_prompt": True, "tools": None, "documents": None}
 
 
 def _read(path: Path) -> str:

@@ -172,14 +172,14 @@ class InferenceVerbs:
             return given.tokens
         if model.tokenizer is None:
             raise InvalidArgument("input", f"the model {model.name!r} has no tokenizer; give token ids.")
-        text = given.text if isinstance(given, TextInput) else await self._render(model, given)
+        text = given.text if isinstance(given, TextInput) else await self._render(context, model, given)
         opens = isinstance(given, TextInput) and not context.num_tokens
         return tuple(await asyncio.to_thread(model.tokenizer.encode, text, opens))
 
-    async def _render(self, model: Model, given: ChatInput) -> str:
+    async def _render(self, context: Context, model: Model, given: ChatInput) -> str:
         if model.template is None:
             raise InvalidArgument("input.messages", f"the model {model.name!r} has no chat template; give text.")
-        return await self._machine.renderer.render(model.template, given.messages)
+        return await self._machine.renderer.render(model.template, given.messages, opens=not context.num_tokens)
 
     def _check_length(self, context: Context, model: Model, num_input: int, max_tokens: int) -> int:
         """How many tokens may be generated. Raises: OutOfRange, if the input leaves no room."""

@@ -79,6 +79,12 @@ def test_what_templates_are_written_for_is_there() -> None:
     assert render(source, bos_token="<s>") == '<s>{"role": "user", "content": "hi <b>"}4said3False'
 
 
+def test_a_prompt_that_goes_on_is_not_opened_again() -> None:
+    template = ChatTemplate("{{ bos_token }}{{ messages[1].content }}", {"bos_token": "<s>"})
+
+    assert with_renderer(lambda renderer: renderer.render(template, MESSAGES, opens=False)) == "hi <b>"
+
+
 def test_the_template_may_refuse_messages() -> None:
     problem = with_renderer(lambda renderer: problem_of(renderer, "{{ raise_exception('roles must alternate') }}"))
 

@@ -56,7 +56,11 @@ def test_a_template_that_is_too_long_is_refused(tmp_path: Path) -> None:
 
 
 def test_messages_are_shown_as_roles_and_contents() -> None:
-    variables = ChatTemplate("", {"bos_token": "<s>"}).variables((("user", "hi"),))
+    variables = ChatTemplate("", {"bos_token": "<s>"}).variables((("user", "hi"),), opens=True)
 
     assert variables["messages"] == [{"role": "user", "content": "hi"}]
     assert (variables["bos_token"], variables["add_generation_prompt"]) == ("<s>", True)
+
+
+def test_a_prompt_that_goes_on_has_no_opening_token() -> None:
+    assert ChatTemplate("", {"bos_token": "<s>", "eos_token": "</s>"}).variables((), opens=False)["bos_token"] == ""
