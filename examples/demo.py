@@ -46,6 +46,17 @@ class Daemon:
         environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(HERE.parent), str(HERE.parent / "sdk" / "python")])}
         self._process = subprocess.Popen(self._command, stdout=self._log, stderr=self._log, env=environment)
 
+    def connect(self) -> Client:
+        """A client, as soon as the daemon answers. Raises: KerneldError, if it does not within `READY_TIMEOUT_S`."""
+        deadline = time.monotonic() + READY_TIMEOUT_S
+        while True:
+            try:
+                return kerneld_client.connect(self.socket)
+            except kerneld_client.KerneldError:
+                if time.monotonic() > deadline or (self._process is not None and self._process.poll() is not None):
+                    raise
+                time.sleep(0.05)
+
     def kill(self) -> None:
         """kill -9."""
         assert self._process is not None
@@ -91,7 +102,9 @@ def load_model(k: Client, story: Transcript) -> None:
     """A model becomes resident once, for everybody."""
     story.chapter("Load the shipped model")
     model = k.load(str(MODEL), name="demo")
-    story.say(f"{model.name}: {model.num_parameters / 1e6:.1f} million parameters, {model.bytes / 2**20:.0f} MiB in the arena, {model.dtype}")
+    story.say(
+        f"{model.name}: {model.num_parameters / 1e6:.1f} million parameters, {model.bytes / 2**20:.0f} MiB in the arena, {model.dtype}"
+    )
 
 
 def stream_and_fork(k: Client, story: Transcript) -> Context:
@@ -173,12 +186,12 @@ def kill_daemon(daemon: Daemon, k: Client, image: str, continuation: list[int], 
     restored.free()
 
 
-def share_fairly(k: Client, story: Transcript) -> None:
+def share_fairly(daemon: Daemon, k: Client, story: Transcript) -> None:
     """A noisy tenant has ten times the requests of a quiet one, and gets no more than it while both have requests queued."""
     story.chapter("A noisy and a quiet tenant")
     k.add_tenant("noisy", weight=1)
     k.add_tenant("quiet", weight=1)
-    with tenant_client(k, "noisy") as noisy, tenant_client(k, "quiet") as quiet:
+    with tenant_client(daemon, k, "noisy") as noisy, tenant_client(daemon, k, "quiet") as quiet:
         stop = threading.Event()
         crowd = [noisy.alloc("demo") for _ in range(60)] + [quiet.alloc("demo") for _ in range(36)]
         threads = [threading.Thread(target=keep_asking, args=(context, stop)) for context in crowd]
@@ -197,10 +210,10 @@ def share_fairly(k: Client, story: Transcript) -> None:
 
 
 @contextmanager
-def tenant_client(k: Client, tenant: str) -> Iterator[Client]:
+def tenant_client(daemon: Daemon, k: Client, tenant: str) -> Iterator[Client]:
     """A client that is somebody of that tenant."""
     token = k.add_token(tenant=tenant)
-    with kerneld_client.connect(k.target, token=token.token) as client:
+    with kerneld_client.connect(daemon.socket, token=token.token) as client:
         yield client
 
 
@@ -232,13 +245,13 @@ def tell(folder: Path) -> None:
     daemon = Daemon(folder)
     daemon.start()
     try:
-        with kerneld_client.connect(str(daemon.socket), connect_timeout_s=READY_TIMEOUT_S) as k:
+        with daemon.connect() as k:
             load_model(k, story)
             context = stream_and_fork(k, story)
             image, continuation = checkpoint(k, context, story)
             kill_worker(k, story)
             kill_daemon(daemon, k, image, continuation, story)
-            share_fairly(k, story)
+            share_fairly(daemon, k, story)
             show_machine(k, daemon.socket, story)
         story.chapter("SIGTERM")
         story.claim("the daemon drained and left with exit code 0", daemon.stop() == 0)

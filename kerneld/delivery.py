@@ -16,6 +16,7 @@ from typing import NamedTuple
 
 from drivers.contract import RowResult, StepResult, TokenLogprob
 from kerneld.calls import ContextState, Durability, Finished, FinishReason
+from kerneld.errors import KernelError
 from kerneld.eventbus import EventBus
 from kerneld.events import FirstTokenSampled, RequestAdmitted, RequestFinished, RequestPreempted, RequestQuarantined
 from kerneld.request import Request
@@ -91,19 +92,26 @@ class Delivery:
     def deliver(self, flight: Flight, result: StepResult) -> list[Ending]:
         """Make the tokens of a step durable, show them, and say which rows have ended."""
         heard = [(flight.parts[item.slot].row, item) for item in result.rows if not flight.parts[item.slot].row.is_over]
-        self._write(heard)
-        return [ending for row, item in heard for ending in self._show(row, item, result.compute_s)]
-
-    def _write(self, heard: list[tuple[Row, RowResult]]) -> None:
-        batch = []
+        try:
+            self._write(heard)
+        except KernelError as error:
+            logger.error("tokens could not be journaled; their requests end", extra={"num_requests": len(heard), "error": error.message})
+            return [Ending(row, FinishReason.ERROR, error.message) for row, _item in heard]
         for row, item in heard:
             context = row.request.context
             context.tokens.extend(item.tokens)
             self._seating.note_valid(context, min(row.position, context.num_tokens))
-            if item.tokens and context.durability is not Durability.NONE:
-                batch.append((bytes.fromhex(context.id), pack_tokens(item.tokens)))
+        return [ending for row, item in heard for ending in self._show(row, item, result.compute_s)]
+
+    def _write(self, heard: list[tuple[Row, RowResult]]) -> None:
+        """Journal the tokens of a step, all rows in one record. Raises: KernelError; then nobody has seen them, and nobody will."""
+        batch = tuple(
+            (bytes.fromhex(row.request.context.id), pack_tokens(item.tokens))
+            for row, item in heard
+            if item.tokens and row.request.context.durability is not Durability.NONE
+        )
         if batch:
-            self._journal.append([Tokens(tuple(batch))])
+            self._journal.append([Tokens(batch)])
 
     def _show(self, row: Row, item: RowResult, compute_s: float) -> Iterator[Ending]:
         request = row.request
@@ -157,13 +165,12 @@ class Delivery:
             request.queue_s += now - request.queued_at
         self._scheduler.finish(request)
         usage = request.usage()
-        if context.durability is not Durability.NONE and not request.is_scoring:
-            self._journal.append([Finish(bytes.fromhex(context.id), bytes.fromhex(request.id), reason, usage, detail, now)])
+        finished = context.last_finished = Finished(reason, usage, detail)
+        self._write_end(request, finished, now)
         if context.is_active:
             context.move(ContextState.IDLE)
         context.active_request, context.last_request, context.last_used_at = "", request.id, now
         request.transcript.close()
-        finished = context.last_finished = Finished(reason, usage, detail)
         if context.durability is Durability.FSYNC:
             self._gate.after_sync(lambda: request.log.finish(finished))
         else:
@@ -182,3 +189,14 @@ class Delivery:
             )
         )
         self.on_finished(request)
+
+    def _write_end(self, request: Request, finished: Finished, now: float) -> None:
+        """Journal the end of a request. If that fails, it ends all the same; a restart would let it go on."""
+        context = request.context
+        if context.durability is Durability.NONE:
+            return
+        handle, name = bytes.fromhex(context.id), bytes.fromhex(request.id)
+        try:
+            self._journal.append([Finish(handle, name, finished.reason, finished.usage, finished.detail, now)])
+        except KernelError as error:
+            logger.error("the end of a request could not be journaled", extra={"request": request.id, "error": error.message})

@@ -26,7 +26,7 @@ from kerneld.security.acl import is_owner, may_see_everything
 from kerneld.state.records import pack_tokens, unpack_tokens
 from kerneld.verbs.contexts import ContextVerbs
 from memory.errors import PagingError
-from memory.pager import HostPage
+from memory.table import HostPage
 
 SAVE_TIMEOUT_S = 30.0
 

@@ -1,0 +1,141 @@
+"""A real daemon with a real worker, in a folder of its own: what an administrator would start, and a test may kill."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import kerneld_client
+from kerneld_client import Client, Context, KerneldError
+
+ROOT = Path(__file__).resolve().parents[2]
+MODEL = ROOT / "examples" / "demo_model"
+START_TIMEOUT_S = 60.0
+
+
+class DaemonRig:
+    """Starts, kills and stops one kerneld."""
+
+    def __init__(self, folder: Path, *settings: str) -> None:
+        self.folder = folder
+        self.state = folder / "state"
+        self.socket = folder / "k.sock"
+        self.log = folder / "daemon.log"
+        self._settings = settings
+        self._process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def pid(self) -> int:
+        """Process id of the daemon."""
+        assert self._process is not None
+        return self._process.pid
+
+    def start(self, **environment: str) -> None:
+        """Start it; `connect` waits until it answers."""
+        command = [sys.executable, "-P", "-m", "cli.daemon", "serve", f"--state={self.state}", f"--socket={self.socket}"]
+        command += [f"--model-root={ROOT / 'examples'}", f"--model-root={self.folder}", *(f"--set={item}" for item in self._settings)]
+        paths = os.pathsep.join([str(ROOT), str(ROOT / "sdk" / "python")])
+        with self.log.open("ab") as log:
+            self._process = subprocess.Popen(command, stdout=log, stderr=log, env={**os.environ, "PYTHONPATH": paths, **environment})
+
+    def connect(self, **options: str) -> Client:
+        """A client, once the daemon answers. Raises: AssertionError with the log, if it never does."""
+        deadline = time.monotonic() + START_TIMEOUT_S
+        while True:
+            try:
+                return kerneld_client.connect(self.socket, **options)
+            except KerneldError as error:
+                if time.monotonic() > deadline or (self._process is not None and self._process.poll() is not None):
+                    raise AssertionError(f"the daemon does not answer ({error}):\n{self.log_text()}") from error
+                time.sleep(0.05)
+
+    def wait_exit(self) -> int:
+        """The exit code, once it has ended."""
+        assert self._process is not None
+        return self._process.wait(timeout=60)
+
+    def kill(self) -> None:
+        """kill -9."""
+        assert self._process is not None
+        self._process.kill()
+        self._process.wait()
+
+    def stop(self) -> int:
+        """SIGTERM; returns the exit code."""
+        assert self._process is not None
+        self._process.terminate()
+        return self.wait_exit()
+
+    def worker_pid(self, k: Client) -> int:
+        """Process id of the worker, once there is one."""
+        deadline = time.monotonic() + START_TIMEOUT_S
+        while not (pid := k.top().workers[0].pid):
+            assert time.monotonic() < deadline, self.log_text()
+            time.sleep(0.02)
+        return pid
+
+    def kill_worker(self, k: Client) -> None:
+        """kill -9 of the worker."""
+        os.kill(self.worker_pid(k), signal.SIGKILL)
+
+    def log_text(self) -> str:
+        """What the daemon and its worker said."""
+        return self.log.read_text(errors="replace")[-8000:] if self.log.exists() else ""
+
+    def clean_up(self) -> None:
+        """Leave no process behind, whatever the test did."""
+        if self._process is not None and self._process.poll() is None:
+            self._process.terminate()
+            try:
+                self._process.wait(timeout=20)
+            except subprocess.TimeoutExpired:
+                self._process.kill()
+                self._process.wait()
+        for worker in self._left_workers():
+            os.kill(worker, signal.SIGKILL)
+
+    def _left_workers(self) -> Iterator[int]:
+        for entry in Path("/proc").iterdir():
+            if entry.name.isdigit():
+                try:
+                    command = (entry / "cmdline").read_bytes()
+                except (FileNotFoundError, ProcessLookupError):
+                    continue
+                if b"drivers.worker" in command and os.fsencode(self.folder) in command:
+                    yield int(entry.name)
+
+
+def stream_all(contexts: list[Context], prompts: list[str], max_tokens: int, during: Callable[[], None] = lambda: None) -> list[list[int]]:
+    """Infer greedily on all contexts at once; once every stream has begun, do something; return the tokens of each."""
+    outputs: list[list[int]] = [[] for _ in contexts]
+    failures: list[BaseException] = []
+    begun = threading.Barrier(len(contexts) + 1)
+
+    def follow(idx: int) -> None:
+        has_begun = False
+        try:
+            for delta in contexts[idx].infer(prompts[idx], max_tokens=max_tokens, temperature=0, ignore_eos=True):
+                outputs[idx].extend(delta.tokens)
+                if not has_begun:
+                    has_begun = True
+                    begun.wait(timeout=60)
+        except BaseException as error:
+            failures.append(error)
+            begun.abort()
+            raise
+
+    threads = [threading.Thread(target=follow, args=(idx,), daemon=True) for idx in range(len(contexts))]
+    for thread in threads:
+        thread.start()
+    begun.wait(timeout=120)
+    during()
+    for thread in threads:
+        thread.join(timeout=240)
+    assert not failures, failures
+    return outputs
