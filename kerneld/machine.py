@@ -91,7 +91,7 @@ class Machine:
         """A removed tenant leaves no account, and none of its bytes (promise 10)."""
         self.tenants.remove(path)
         self.admission.remove(path)
-        self.scheduler.shares.remove(path)
+        self.scheduler.remove_tenant(path)
         self.pager.ledger.set_limit(path, Tier.DEVICE, 0, 0)
         self.pager.ledger.set_limit(path, Tier.HOST, 0, 0)
         self.pager.scrub(path)

@@ -118,7 +118,8 @@ class Scheduler:
         request.state = RequestState.FINISHED
         if not request.is_charged:
             return 0
-        self._outputs.setdefault(request.tenant, deque(maxlen=_OUTPUTS_REMEMBERED)).append(request.num_generated)
+        if request.num_generated:  # a cancelled or scoring request says nothing of how long outputs are
+            self._outputs.setdefault(request.tenant, deque(maxlen=_OUTPUTS_REMEMBERED)).append(request.num_generated)
         refund = self.policy.cost.output * request.num_prepaid
         request.num_prepaid = 0
         self.shares.refund(request.tenant, refund)
@@ -156,6 +157,12 @@ class Scheduler:
         """How many requests of a tenant, and of all below it, may run at once; 0: any number. Raises: NotFound."""
         self._max_running[path] = limit
         self.shares.set_open(path, self._has_room(path))
+
+    def remove_tenant(self, path: str) -> None:
+        """Forget a tenant that has no children and nothing waiting. Raises: NotFound, WrongState."""
+        self.shares.remove(path)
+        for known in (self._queues, self._outputs, self._max_running):
+            known.pop(path, None)
 
     # ------------------------------------------------------------------------------------------------------------------- deciding
 

@@ -170,6 +170,20 @@ def test_a_raised_limit_lets_the_next_one_in(scheduler: Scheduler, make_request:
     assert scheduler.next_candidate() is requests[1]
 
 
+def test_a_removed_tenant_that_comes_back_begins_anew(scheduler: Scheduler, make_request: MakeRequest) -> None:
+    scheduler.set_max_running("other", 1)
+    past = run(scheduler, make_request("other"), 10)
+    scheduler.finish(past)
+
+    scheduler.remove_tenant("other")
+    scheduler.shares.add("other")
+    requests = [make_request("other") for _ in range(2)]
+    for request in requests:
+        scheduler.enqueue(request)
+
+    assert (admit_all(scheduler), scheduler.running.of("other")) == (requests, 2)
+
+
 def test_a_suspect_runs_without_company(scheduler: Scheduler, make_request: MakeRequest) -> None:  # invariant 4
     running, suspect, bystander = make_request("lab/ann"), make_request("lab/ann"), make_request("lab/ann")
     suspect.is_alone = True
@@ -228,6 +242,21 @@ def test_expected_output_is_paid_ahead_and_given_back(scheduler: Scheduler, make
 
     assert (paid, refund) == ([20 * 20, 0], 15 * 20)
     assert scheduler.shares.service("lab/ann") - spent == 5 * 20
+
+
+def test_a_request_without_output_does_not_change_what_is_expected(scheduler: Scheduler, make_request: MakeRequest) -> None:
+    for length in (40, 0, 0):
+        past = make_request("lab/ann", num_input=0)
+        scheduler.enqueue(past)
+        scheduler.admit(past, 0)
+        grow(past, length)
+        scheduler.finish(past)
+    request = make_request("lab/ann", num_input=0)
+    scheduler.enqueue(request)
+
+    scheduler.admit(request, 0)
+
+    assert request.num_prepaid == 40
 
 
 def test_output_beyond_what_was_expected_is_charged(scheduler: Scheduler, make_request: MakeRequest) -> None:
