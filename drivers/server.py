@@ -5,7 +5,8 @@ and loads beside it. Both send, under one lock.
 
 Invariants
 1. A plan is queued only if it is of this boot generation and of the last abort; at most two are queued or running.
-2. Every queued plan is answered by exactly one StepDone with is_last or one PlanFailed, unless an abort before it drops it unanswered.
+2. Every queued plan is answered by exactly one StepDone with is_last or one PlanFailed, unless an abort before it or the end of serving
+   drops it unanswered.
 3. Once step s of a cut(after_step=s) is done, no further step of that plan begins.
 4. `Held.models` names exactly the models that the driver holds whenever no load is on its way; `Held.slots` the rows that are seated.
 5. After an error that is neither a corrupt page nor a refused request, nothing more is carried out: the worker is expendable.

@@ -172,6 +172,12 @@ def test_a_frame_outside_the_tier_is_refused_and_nothing_is_written(tier: HostMe
     assert not any(os.pread(tier.fd, SIZE, 0))
 
 
+def test_a_key_of_another_length_is_refused_and_nothing_is_written(tier: HostMemory) -> None:
+    with pytest.raises(ValueError, match="16 bytes, not 3"):
+        tier.write_page(0, PAYLOAD, b"key", 16, SPACE)
+    assert not any(os.pread(tier.fd, SIZE, 0))
+
+
 def test_the_size_of_the_memory_is_sealed(tier: HostMemory) -> None:
     with pytest.raises(PermissionError):
         os.ftruncate(tier.fd, 0)  # invariant 4

@@ -11,7 +11,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from drivers.contract import InspectSpec, LoadedModel, LoadSpec, OpenSpec, Plan, RowRun, RowStart, Sampling, StepResult
+from drivers.contract import InspectSpec, LoadedModel, LoadSpec, ModelSpec, OpenSpec, Plan, RowRun, RowStart, Sampling, StepResult
 from drivers.errors import UnknownModel
 from drivers.fake import FakeDriver
 from drivers.fake_model import FakeModel, continuation
@@ -30,6 +30,7 @@ from drivers.wire import (
     Message,
     PlanFailed,
     PlanMessage,
+    Refused,
     Shutdown,
     StepDone,
     Unload,
@@ -46,6 +47,7 @@ GRANULE = 4096
 PROMPT = (5, 6, 7)
 WAIT_S = 20.0
 GENERATION = 4
+TRIPPING = "/models/that/trip/the/parser"
 
 
 class GatedDriver(FakeDriver):
@@ -55,6 +57,7 @@ class GatedDriver(FakeDriver):
         super().__init__()
         self.step_gate = threading.Semaphore(0)
         self.load_gate = threading.Semaphore(0)
+        self.is_loading = threading.Event()
         self.applied: list[int] = []
 
     def apply(self, plan: Plan) -> None:
@@ -65,7 +68,13 @@ class GatedDriver(FakeDriver):
         assert self.step_gate.acquire(timeout=WAIT_S)
         return super().step(step_idx)
 
+    def inspect(self, spec: InspectSpec) -> ModelSpec:
+        if spec.path == TRIPPING:
+            raise ValueError("a secret of the file")
+        return super().inspect(spec)
+
     def load(self, spec: LoadSpec, progress: Callable[[int, int], None]) -> LoadedModel:
+        self.is_loading.set()
         assert self.load_gate.acquire(timeout=WAIT_S)
         return super().load(spec, progress)
 
@@ -300,6 +309,49 @@ def test_a_third_plan_breaks_the_contract(start: Callable[..., Front]) -> None:
 
     assert "Plan 3 came while 2 plans were unanswered" in answers[-1].text
     assert front.ending() is Ending.BROKEN
+
+
+def test_a_plan_out_of_order_breaks_the_contract(start: Callable[..., Front]) -> None:
+    front = start()
+    front.send(PlanMessage(plan(5)), PlanMessage(plan(5)))
+    answers = [front.receive()]
+    while not isinstance(answers[-1], Failed):
+        answers.append(front.receive())
+
+    assert "Plan 5 came after plan 5" in answers[-1].text
+    assert front.ending() is Ending.BROKEN
+
+
+def test_a_message_of_the_handshake_has_no_place_later(start: Callable[..., Front]) -> None:
+    front = start()
+    front.send(Refused("too late"))
+
+    assert front.ending() is Ending.FRONT_LOST
+
+
+def test_a_parser_that_trips_costs_its_request_only(start: Callable[..., Front], caplog: pytest.LogCaptureFixture) -> None:
+    front = start()
+    front.send(Inspect(1, InspectSpec(TRIPPING)), PlanMessage(plan(1)))
+    answers = {type(answer): answer for answer in (front.receive(), front.receive())}
+
+    failed = answers[Failed]
+    assert isinstance(failed, Failed)
+    assert (failed.request_id, failed.kind) == (1, "DriverError")
+    assert "secret" not in failed.text
+    assert StepDone in answers
+    assert [record.getMessage() for record in caplog.records] == ["Request failed"]
+
+
+def test_a_load_goes_on_and_is_remembered_when_its_front_goes(start: Callable[..., Front]) -> None:
+    front = start()
+    front.send(Load(1, load_spec(front.path), "weights"))
+    assert front.driver.is_loading.wait(WAIT_S)
+    front.hang_up()
+    assert front.ending() is Ending.FRONT_LOST
+    front.driver.let_loads(1)
+    front.server.side.thread.join(WAIT_S)
+
+    assert list(front.held.models) == [1]  # invariant 4
 
 
 def test_steps_run_while_a_model_loads(start: Callable[..., Front]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import ctypes
+import logging
 import os
 import signal
 import socket
@@ -24,6 +25,7 @@ from drivers.fake_model import FakeModel, continuation
 from drivers.hostmem import HostMemory
 from drivers.listener import Admission, WorkerListener
 from drivers.wire import NO_STEP, Hello, PlanFailed
+from drivers.worker import LineFormatter
 from memory.page import Move, Tier
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -291,6 +293,20 @@ def test_a_hung_worker_is_killed_with_the_reason_given(yard: Yard, tell: Tell) -
 
         assert await ear.loss() == "It missed its deadline."
         assert process.wait(WAIT_S) == -signal.SIGKILL
+
+    tell(story())
+
+
+def test_a_worker_that_does_not_shut_down_in_time_is_killed(yard: Yard, tell: Tell) -> None:
+    async def story() -> None:
+        client, ear, process = await yard.pair(hang_at_step="1")
+        await client.load(yard.load_spec(), ignore)
+        client.submit(seating(1, 1))
+        await client.shut_down(timeout_s=0.02)
+
+        assert await ear.loss() == "It was shut down."
+        assert process.wait(WAIT_S) == -signal.SIGKILL
+        client.kill("It is gone already.")
 
     tell(story())
 
@@ -589,6 +605,18 @@ def test_a_worker_dies_before_its_front_when_memory_is_short(yard: Yard, tell: T
         client.hang_up()
 
     tell(story())
+
+
+def test_a_log_line_ends_with_its_facts_and_a_traceback_follows_it() -> None:
+    formatter = LineFormatter("%(levelname)s %(message)s")
+    plain = logging.makeLogRecord({"levelname": "INFO", "msg": "Serving", "boot_generation": 2, "models_kept": 0})
+    try:
+        raise ValueError("inside")
+    except ValueError:
+        failed = logging.makeLogRecord({"levelname": "ERROR", "msg": "Failed", "error_id": "ab", "exc_info": sys.exc_info()})
+
+    assert formatter.format(plain) == "INFO Serving boot_generation=2 models_kept=0"
+    assert formatter.format(failed).splitlines()[:2] == ["ERROR Failed error_id=ab", "Traceback (most recent call last):"]
 
 
 def copy_descriptor(pidfd: int, fd: int) -> int:
