@@ -94,6 +94,7 @@ class FakeKernel:
     outputs: dict[str, Output] = field(default_factory=dict)
     answers: dict[str, Any] = field(default_factory=dict)  # by request_id
     num_streams: int = 0  # open now
+    num_ids: int = 0
     hold: asyncio.Event | None = None  # verbs that may wait, wait for it
 
     def note(self, verb: str, caller: Caller, args: Any) -> None:
@@ -101,6 +102,11 @@ class FakeKernel:
         self.seen.append((verb, caller, args))
         if verb in self.failures:
             raise self.failures[verb]
+
+    def new_id(self) -> str:
+        """An id that was never given."""
+        self.num_ids += 1
+        return f"{self.num_ids:032x}"
 
     def is_ready(self) -> bool:
         return self.ready
@@ -131,7 +137,7 @@ class FakeKernel:
         if caller.request_id in self.answers:
             return self.answers[caller.request_id]
         info = ContextInfo(
-            id=f"{len(self.contexts) + 1:032x}",
+            id=self.new_id(),
             model=args.model,
             owner=caller.principal.name,
             tenant=caller.principal.tenant,
@@ -154,7 +160,7 @@ class FakeKernel:
     async def fork(self, caller: Caller, args: ForkArgs) -> ContextInfo:
         self.note("fork", caller, args)
         parent = self._find(args.context_id)
-        child = replace(parent, id=f"{len(self.contexts) + 1:032x}", parent=parent.id, labels=args.labels)
+        child = replace(parent, id=self.new_id(), parent=parent.id, labels=args.labels)
         self.contexts[child.id] = child
         return child
 
@@ -294,7 +300,7 @@ class FakeKernel:
         self.note("checkpoint", caller, args)
         info = self._find(args.context_id)
         image = ImageInfo(
-            id=f"{len(self.images) + 1:032x}",
+            id=self.new_id(),
             context_id=info.id,
             model=info.model,
             owner=info.owner,

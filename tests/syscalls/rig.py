@@ -171,6 +171,16 @@ class CuttingProxy:
         self._rig.run(start)
         return self
 
+    def stop(self) -> None:
+        """Stop listening."""
+
+        async def stop() -> None:
+            for server in self._servers:
+                server.close()
+                await server.wait_closed()
+
+        self._rig.run(stop)
+
     async def _serve_login(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         upstream, closing = await asyncio.open_unix_connection(f"{self._rig.path}.login")
         writer.write(await upstream.read())
@@ -182,12 +192,14 @@ class CuttingProxy:
         budget = self._cuts.pop(0) if self._cuts else 1 << 40
         back, forth = await asyncio.open_unix_connection(self._rig.path)
         up = asyncio.create_task(_pump(reader, forth, 1 << 40))
-        if not await _pump(back, writer, budget):
-            self.num_cut += 1
-        up.cancel()
-        await asyncio.gather(up, return_exceptions=True)
-        writer.transport.abort()
-        forth.transport.abort()
+        try:
+            if not await _pump(back, writer, budget):
+                self.num_cut += 1
+        finally:
+            up.cancel()
+            await asyncio.gather(up, return_exceptions=True)
+            writer.transport.abort()
+            forth.transport.abort()
 
 
 async def _pump(source: asyncio.StreamReader, sink: Any, budget: int) -> bool:

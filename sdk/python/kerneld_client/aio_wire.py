@@ -13,7 +13,7 @@ import grpc.aio
 from kerneld_client.calls import Call
 from kerneld_client.credential import Credential, Metadata
 from kerneld_client.cursor import Cursor
-from kerneld_client.errors import KerneldError, Unavailable
+from kerneld_client.errors import Cancelled, KerneldError, Unavailable
 from kerneld_client.retry import RECONNECT_S, Retry
 from kerneld_client.target import CHANNEL_OPTIONS, Target
 from kerneld_client.values import Delta, Result
@@ -36,9 +36,11 @@ class AioWire:
         else:
             self._channel = grpc.aio.insecure_channel(target.address, options)
         self._methods: dict[str, Any] = {}
+        self._is_closed = False
 
     async def close(self) -> None:
         """Hang up."""
+        self._is_closed = True
         await self._channel.close(None)
 
     async def invoke(self, call: Call[T], *, is_patient: bool = True) -> T:
@@ -98,6 +100,8 @@ class AioWire:
             return False
 
     def _method(self, kind: Callable[..., Any], call: Call[Any]) -> Any:
+        if self._is_closed:
+            raise Cancelled("The client is closed.", reason="CLIENT_CLOSED")
         method = self._methods.get(call.path)
         if method is None:
             method = self._methods[call.path] = kind(

@@ -12,7 +12,7 @@ import grpc
 from kerneld_client.calls import Call
 from kerneld_client.credential import Credential, Metadata
 from kerneld_client.cursor import Cursor
-from kerneld_client.errors import KerneldError, Unavailable, from_rpc_error
+from kerneld_client.errors import Cancelled, KerneldError, Unavailable, from_rpc_error
 from kerneld_client.retry import RECONNECT_S, Retry
 from kerneld_client.target import CHANNEL_OPTIONS, Target
 from kerneld_client.values import Delta, Result
@@ -37,10 +37,12 @@ class Wire:
         else:
             self._channel = grpc.insecure_channel(target.address, options)
         self._methods: dict[str, Any] = {}
+        self._is_closed = False
         self._lock = threading.Lock()
 
     def close(self) -> None:
         """Hang up."""
+        self._is_closed = True
         self._channel.close()
 
     def invoke(self, call: Call[T], *, is_patient: bool = True) -> T:
@@ -100,6 +102,8 @@ class Wire:
             return False
 
     def _method(self, kind: Callable[..., Any], call: Call[Any]) -> Any:
+        if self._is_closed:
+            raise Cancelled("The client is closed.", reason="CLIENT_CLOSED")
         method = self._methods.get(call.path)
         if method is None:
             with self._lock:
