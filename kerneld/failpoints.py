@@ -3,13 +3,14 @@
     KERNELD_FAILPOINTS="journal.append.after_write=kill,after:2; store.change.before=error:ENOSPC"
 
 Points are separated by semicolons. `kill` ends the process with SIGKILL, `error:NAME` raises OSError with that errno, `after:N` lets the
-first N hits pass. The environment is read once, when this module is imported, and nothing else can arm a point: a daemon that was started
-without the variable has none.
+first N hits pass, `times:N` lets those pass that come after N failures. The environment is read once, when this module is imported, and
+nothing else can arm a point: a daemon that was started without the variable has none.
 """
 
 from __future__ import annotations
 
 import errno
+import math
 import os
 import signal
 from dataclasses import dataclass
@@ -54,10 +55,11 @@ NAMES = frozenset(
 
 @dataclass(slots=True)
 class _Failure:
-    """What an armed point does; `passes_left` hits go by first."""
+    """What an armed point does."""
 
     error_number: int  # 0: kill
-    passes_left: int
+    passes_left: int = 0  # hits that go by first
+    times_left: float = math.inf
 
 
 def hit(name: str) -> None:
@@ -78,7 +80,7 @@ def parse(text: str) -> dict[str, _Failure]:
 
 
 def _parse_actions(point: str, actions: str) -> _Failure:
-    failure = _Failure(-1, 0)
+    failure = _Failure(-1)
     for action in actions.split(","):
         verb, _, argument = action.strip().partition(":")
         if verb == "kill" and not argument:
@@ -87,8 +89,10 @@ def _parse_actions(point: str, actions: str) -> _Failure:
             failure.error_number = getattr(errno, argument)
         elif verb == "after" and argument.isdecimal():
             failure.passes_left = int(argument)
+        elif verb == "times" and argument.isdecimal():
+            failure.times_left = int(argument)
         else:
-            raise ValueError(f"{VARIABLE}: {point!r}: expected kill, error:ERRNO or after:N, not {action!r}")
+            raise ValueError(f"{VARIABLE}: {point!r}: expected kill, error:ERRNO, after:N or times:N, not {action!r}")
     if failure.error_number < 0:
         raise ValueError(f"{VARIABLE}: {point!r} says neither kill nor error:ERRNO")
     return failure
@@ -96,11 +100,12 @@ def _parse_actions(point: str, actions: str) -> _Failure:
 
 def _fire(name: str) -> None:
     failure = _armed.get(name)
-    if failure is None:
+    if failure is None or failure.times_left <= 0:
         return
     if failure.passes_left > 0:
         failure.passes_left -= 1
         return
+    failure.times_left -= 1
     if failure.error_number == 0:
         os.kill(os.getpid(), signal.SIGKILL)
     raise OSError(failure.error_number, f"{os.strerror(failure.error_number)} (failpoint {name})")

@@ -131,11 +131,16 @@ class AuditChain:
         with self._path.open("rb") as file:
             first = parse(file.readline().rstrip(b"\n"))
         number = first.seq if first is not None else self._head.seq
-        following = self._folder / "audit.log.next"
+        following, full = self._folder / "audit.log.next", self._folder / f"audit-{number:012d}.log"
         fd = os.open(following, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
-        os.rename(self._path, self._folder / f"audit-{number:012d}.log")
-        hit("audit.rotate.after_rename")
-        os.rename(following, self._path)
+        os.rename(self._path, full)
+        try:
+            hit("audit.rotate.after_rename")
+            os.rename(following, self._path)
+        except OSError:
+            os.close(fd)
+            os.rename(full, self._path)
+            raise
         sync_directory(self._folder)
         os.close(self._fd)
         self._fd, self._offset = fd, 0

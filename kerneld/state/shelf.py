@@ -122,15 +122,15 @@ class Shelf:
             hit("journal.snapshot.after_rename")
             sync_directory(self.path)
         self.forget_below(number)
-        hit("journal.snapshot.after_delete")
 
     def forget_below(self, number: int) -> None:
-        """Remove what the snapshot `number` replaces, and what a process that died left unfinished."""
+        """Remove what the snapshot `number` replaces. Raises: Unavailable; then it can be done again."""
         with disk_errors(self.path):
             for suffix in ("log", "snapshot"):
                 for old in self._numbers(suffix):
                     if old < number:
                         self.file(old, suffix).unlink()
+                        hit("journal.snapshot.after_delete")
             sync_directory(self.path)
 
     def remove_temporary(self) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import math
 from pathlib import Path
 
 import pytest
@@ -25,10 +26,10 @@ def test_every_name_in_the_register_is_in_the_code_and_the_other_way_round() -> 
 
 
 def test_several_points_can_be_armed() -> None:
-    armed = failpoints.parse("journal.sync.before=error:EIO; store.commit.before=kill,after:3;")
-    assert {name: (failure.error_number, failure.passes_left) for name, failure in armed.items()} == {
-        "journal.sync.before": (5, 0),
-        "store.commit.before": (0, 3),
+    armed = failpoints.parse("journal.sync.before=error:EIO; store.commit.before=kill,after:3,times:1;")
+    assert {name: (failure.error_number, failure.passes_left, failure.times_left) for name, failure in armed.items()} == {
+        "journal.sync.before": (5, 0, math.inf),
+        "store.commit.before": (0, 3, 1),
     }
 
 

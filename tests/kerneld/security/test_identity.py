@@ -327,8 +327,8 @@ def test_a_certificate_speaks_for_the_tenant_that_the_configuration_says(tmp_pat
         assert (principal.name, principal.tenant, principal.via, principal.credential_id) == ("gateway", "lab/gateway", "tls", "gateway")
         with pytest.raises(Unauthenticated, match="stranger"):
             stage.identity.authenticate_certificate("stranger")
+        stage.identity.login(1000, 1000, ())
         with pytest.raises(PermissionDenied, match="belongs to the tenant 'local/ann'"):
-            stage.identity.login(1000, 1000, ())
             stage.identity.authenticate_certificate("ann")
 
     run(tmp_path, scenario)
