@@ -74,7 +74,8 @@ def code_name(error: KerneldError) -> str:
 def report(error: KerneldError) -> int:
     """Say what went wrong and what to do, and return the exit code."""
     name = code_name(error)
-    write_note(f"error: {str(error).rstrip('.')}.")
+    message = str(error).strip()
+    write_note(f"error: {message}" + ("" if message.endswith((".", "?", "!")) else "."))
     holders: dict[str, int] = getattr(error, "holders", {})
     if holders:
         write_note("held by: " + ", ".join(f"{owner} {bytes_text(size)}" for owner, size in holders.items()))
