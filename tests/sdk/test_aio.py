@@ -11,10 +11,10 @@ from typing import Any
 import pytest
 
 import kerneld_client
-from kerneld_client import aio, client, errors
+from kerneld_client import aio, errors
 from tests.syscalls.rig import Rig
 
-PAIRS = [(client.Client, aio.Client), (client.Context, aio.Context), (kerneld_client.Stream, aio.Stream)]
+PAIRS = [(kerneld_client.Client, aio.Client), (kerneld_client.Context, aio.Context), (kerneld_client.Stream, aio.Stream)]
 RENAMED = {"__enter__": "__aenter__", "__exit__": "__aexit__", "__iter__": "__aiter__", "__next__": "__anext__"}
 
 

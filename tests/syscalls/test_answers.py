@@ -10,7 +10,7 @@ import pytest
 
 from drivers.contract import TokenLogprob
 from kerneld import calls
-from kerneld_client import values
+from kerneld_client import reading, values
 from kerneld_client.pb import syscalls_pb2 as pb
 from syscalls import answers
 
@@ -56,19 +56,19 @@ TOP = calls.TopFrame(
     boot_generation=14,
 )
 PAIRS = [
-    (CONTEXT, answers.context, values.context_info),
-    (calls.ContextText(1, (2, 3), "x", 4), answers.context_text, values.context_text),
-    (calls.Delta(1, (2,), "x", (TokenLogprob(-1.0, ((2, -1.0), (3, -2.0))),)), lambda it: answers.stream_event(it).delta, values.delta),
-    (calls.Usage(1, 2, 3, 4, 5, 6.0, 7.0), lambda it: answers.finished(calls.Finished(calls.FinishReason.STOP, it)).usage, values.usage),
-    (MODEL, answers.model, values.model_info),
-    (calls.LoadProgress("weights", 1, 2), answers.load_event, values.load_event),
-    (IMAGE, answers.image, values.image),
-    (calls.Restored(CONTEXT, 1, 2, "why"), answers.restored, values.restored),
-    (TENANT, answers.tenant, values.tenant_info),
-    (TOKEN, answers.token, values.token_info),
-    (calls.Drained(1, 2), answers.drained, values.drained),
-    (TOP, answers.top_frame, values.top_frame),
-    (calls.EventRecord(1, 2.0, "WorkerLost", {"a": "b"}), answers.event, values.event),
+    (CONTEXT, answers.context, reading.context_info),
+    (calls.ContextText(1, (2, 3), "x", 4), answers.context_text, reading.context_text),
+    (calls.Delta(1, (2,), "x", (TokenLogprob(-1.0, ((2, -1.0), (3, -2.0))),)), lambda it: answers.stream_event(it).delta, reading.delta),
+    (calls.Usage(1, 2, 3, 4, 5, 6.0, 7.0), lambda it: answers.finished(calls.Finished(calls.FinishReason.STOP, it)).usage, reading.usage),
+    (MODEL, answers.model, reading.model_info),
+    (calls.LoadProgress("weights", 1, 2), answers.load_event, reading.load_event),
+    (IMAGE, answers.image, reading.image),
+    (calls.Restored(CONTEXT, 1, 2, "why"), answers.restored, reading.restored),
+    (TENANT, answers.tenant, reading.tenant_info),
+    (TOKEN, answers.token, reading.token_info),
+    (calls.Drained(1, 2), answers.drained, reading.drained),
+    (TOP, answers.top_frame, reading.top_frame),
+    (calls.EventRecord(1, 2.0, "WorkerLost", {"a": "b"}), answers.event, reading.event),
 ]
 
 
@@ -93,30 +93,30 @@ def test_a_value_arrives_whole(value: Any, write: Any, read: Any) -> None:
 
 @pytest.mark.parametrize("state", list(calls.ContextState))
 def test_every_context_state_has_its_word(state: calls.ContextState) -> None:
-    assert values.context_info(answers.context(replace(CONTEXT, state=state))).state == state.value
+    assert reading.context_info(answers.context(replace(CONTEXT, state=state))).state == state.value
 
 
 @pytest.mark.parametrize("reason", list(calls.FinishReason))
 def test_every_finish_reason_has_its_word(reason: calls.FinishReason) -> None:
     event = answers.stream_event(calls.Finished(reason, calls.Usage(), "why"))
-    assert values.finish_reason(event.finished.reason) == reason.value
+    assert reading.finish_reason(event.finished.reason) == reason.value
     assert event.finished.detail == "why"
 
 
 def test_a_word_that_an_old_client_does_not_know_is_unspecified() -> None:
-    assert values.context_info(pb.Context(state=99)).state == "unspecified"  # type: ignore[arg-type]
+    assert reading.context_info(pb.Context(state=99)).state == "unspecified"  # type: ignore[arg-type]
 
 
 def test_a_new_token_shows_its_secret() -> None:
-    made = values.new_token(answers.new_token(calls.NewToken(TOKEN, "secret")))
+    made = reading.new_token(answers.new_token(calls.NewToken(TOKEN, "secret")))
     assert (made.id, made.token, made.tenant, made.expires_at) == ("t1", "secret", "lab", 2.0)
 
 
 def test_a_score_adds_up() -> None:
-    score = values.score(answers.score(calls.Score((1, 2), (TokenLogprob(-1.0), TokenLogprob(-0.5)))))
+    score = reading.score(answers.score(calls.Score((1, 2), (TokenLogprob(-1.0), TokenLogprob(-0.5)))))
     assert (score.tokens, score.total) == ((1, 2), -1.5)
 
 
 def test_an_image_with_problems_is_not_ok() -> None:
-    assert values.verified(answers.verified(calls.Verified(("torn",), 1))) == values.Verified(False, ("torn",), 1)
-    assert values.verified(answers.verified(calls.Verified((), 1))).ok
+    assert reading.verified(answers.verified(calls.Verified(("torn",), 1))) == values.Verified(False, ("torn",), 1)
+    assert reading.verified(answers.verified(calls.Verified((), 1))).ok

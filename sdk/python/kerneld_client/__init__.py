@@ -1,7 +1,8 @@
 """The Python client of kerneld: `with kerneld_client.connect() as k: ...`; `kerneld_client.aio` is the same with await."""
 
 from kerneld_client import errors
-from kerneld_client.client import Client, Context, connect
+from kerneld_client.client import Client, connect
+from kerneld_client.context import Context
 from kerneld_client.errors import KerneldError
 from kerneld_client.target import Tls
 from kerneld_client.values import Delta, Image, Limits, Result

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 import grpc
 import grpc.aio
 
-from kerneld_client.calls import Call
+from kerneld_client.call import Call
 from kerneld_client.credential import Credential, Metadata
 from kerneld_client.cursor import Cursor
 from kerneld_client.errors import Cancelled, KerneldError, Unavailable

@@ -13,17 +13,17 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeVar, Unpack
 
-from kerneld_client import calls, values
-from kerneld_client.calls import AllocOptions, ForkOptions, InferOptions, SetOptions
-from kerneld_client.cursor import Cursor
-from kerneld_client.errors import NotFound, Unavailable
+from kerneld_client import calls, machine_calls, values
+from kerneld_client.call import Call, Page
+from kerneld_client.context import Context
+from kerneld_client.errors import Unavailable
+from kerneld_client.options import AllocOptions
 from kerneld_client.retry import RECONNECT_S
 from kerneld_client.target import Tls, resolve
-from kerneld_client.wire import Stream, Wire
+from kerneld_client.wire import Wire
 
 T = TypeVar("T")
 
@@ -46,7 +46,7 @@ def connect(
     """
     wire = Wire(resolve(target, token, token_file, tls), timeout_s, reconnect_s)
     try:
-        wire.invoke(calls.whoami(), is_patient=False)
+        wire.invoke(machine_calls.whoami(), is_patient=False)
     except BaseException:
         wire.close()
         raise
@@ -95,29 +95,29 @@ class Client:
         self, path: str | os.PathLike[str], *, name: str | None = None, quant: str | None = None, max_positions: int = 0
     ) -> Iterator[values.LoadProgress | values.ModelInfo]:
         """The same, step by step; the last item is the ModelInfo."""
-        return self._wire.replay(calls.load(self._path(path), name, quant, max_positions))
+        return self._wire.replay(machine_calls.load(self._path(path), name, quant, max_positions))
 
     def register(
         self, path: str | os.PathLike[str], *, name: str | None = None, quant: str | None = None, max_positions: int = 0
     ) -> values.ModelInfo:
         """Give a model directory a name, without loading it."""
-        return self._wire.invoke(calls.register(self._path(path), name, quant, max_positions))
+        return self._wire.invoke(machine_calls.register(self._path(path), name, quant, max_positions))
 
     def unload(self, name: str) -> values.ModelInfo:
         """Take a model off the device."""
-        return self._wire.invoke(calls.unload(name))
+        return self._wire.invoke(machine_calls.unload(name))
 
     def remove_model(self, name: str) -> None:
         """Forget a model's name."""
-        self._wire.invoke(calls.remove_model(name))
+        self._wire.invoke(machine_calls.remove_model(name))
 
     def model(self, name: str) -> values.ModelInfo:
         """Show one model."""
-        return self._wire.invoke(calls.model(name))
+        return self._wire.invoke(machine_calls.model(name))
 
     def models(self) -> list[values.ModelInfo]:
         """Show all models."""
-        return self._all(calls.models)
+        return self._all(machine_calls.models)
 
     # ------------------------------------------------------------------------------------------------------------------- contexts
 
@@ -156,7 +156,7 @@ class Client:
 
     def whoami(self) -> values.Principal:
         """Who the daemon takes us for."""
-        return self._wire.invoke(calls.whoami())
+        return self._wire.invoke(machine_calls.whoami())
 
     def is_serving(self, *, timeout_s: float = 5.0) -> bool:
         """Whether the daemon says that it serves (grpc.health.v1)."""
@@ -164,35 +164,35 @@ class Client:
 
     def add_tenant(self, path: str, *, weight: int = 1, limits: values.Limits | None = None) -> values.TenantInfo:
         """Make a tenant."""
-        return self._wire.invoke(calls.add_tenant(path, weight, limits))
+        return self._wire.invoke(machine_calls.add_tenant(path, weight, limits))
 
     def set_tenant(self, path: str, *, weight: int | None = None, limits: values.Limits | None = None) -> values.TenantInfo:
         """Change a tenant's weight, or all its limits at once."""
-        return self._wire.invoke(calls.set_tenant(path, weight, limits))
+        return self._wire.invoke(machine_calls.set_tenant(path, weight, limits))
 
     def tenants(self) -> list[values.TenantInfo]:
         """Show the tenants."""
-        return self._all(calls.tenants)
+        return self._all(machine_calls.tenants)
 
     def remove_tenant(self, path: str, *, force: bool = False) -> int:
         """Remove a tenant; with force its contexts too. Says how many were freed."""
-        return self._wire.invoke(calls.remove_tenant(path, force))
+        return self._wire.invoke(machine_calls.remove_tenant(path, force))
 
     def add_token(self, tenant: str, *, name: str = "", roles: Sequence[str] = ("user",), lifetime_s: float = 0.0) -> values.NewToken:
         """Make an API token; a lifetime of 0 is for ever."""
-        return self._wire.invoke(calls.add_token(tenant, name, roles, lifetime_s))
+        return self._wire.invoke(machine_calls.add_token(tenant, name, roles, lifetime_s))
 
     def tokens(self, *, tenant: str = "") -> list[values.TokenInfo]:
         """Show API tokens, without secrets."""
-        return self._all(lambda token: calls.tokens(token, tenant))
+        return self._all(lambda token: machine_calls.tokens(token, tenant))
 
     def remove_token(self, token_id: str) -> None:
         """Make an API token worthless."""
-        self._wire.invoke(calls.remove_token(token_id))
+        self._wire.invoke(machine_calls.remove_token(token_id))
 
     def drain(self, *, timeout_s: float = 30.0) -> values.Drained:
         """Refuse new requests, wait for those that run, stop the daemon."""
-        return self._wire.invoke(calls.drain(timeout_s))
+        return self._wire.invoke(machine_calls.drain(timeout_s))
 
     def top(self) -> values.TopFrame:
         """The machine now."""
@@ -205,18 +205,18 @@ class Client:
 
     def top_stream(self, *, interval_s: float = 1.0, count: int = 0) -> Iterator[values.TopFrame]:
         """The machine every `interval_s`, `count` times or until one stops reading."""
-        return self._wire.replay(calls.top(interval_s, count))
+        return self._wire.replay(machine_calls.top(interval_s, count))
 
     def events(self, *, follow: bool = False, since: int = 0) -> Iterator[values.Event]:
         """What happened after sequence number `since`; with follow, what happens too."""
-        return self._wire.replay(calls.events(follow, since), lambda event: calls.events(follow, event.sequence))
+        return self._wire.replay(machine_calls.events(follow, since), lambda event: machine_calls.events(follow, event.sequence))
 
     def _path(self, path: str | os.PathLike[str]) -> str:
         """A path that means the same to a daemon on this machine, which has a working directory of its own."""
         here = Path(path)
         return str(here.absolute()) if self._wire.target.is_local and not here.is_absolute() and here.exists() else os.fspath(path)
 
-    def _all(self, page: Callable[[str], calls.Call[calls.Page[T]]]) -> list[T]:
+    def _all(self, page: Callable[[str], Call[Page[T]]]) -> list[T]:
         items: list[T] = []
         token = ""
         while True:
@@ -228,88 +228,3 @@ class Client:
 
     def __reduce__(self) -> tuple[Any, ...]:
         raise TypeError("A client is a live connection and cannot be pickled; connect again in the other process.")
-
-
-class Context:
-    """A handle to one context. As a context manager it frees the context at the end."""
-
-    def __init__(self, wire: Wire, context_id: str, restored: values.Restored | None = None) -> None:
-        self._wire = wire
-        self.id = context_id
-        self.restored = restored  # what `Client.restore` found; None for other contexts
-
-    def __repr__(self) -> str:
-        return f"Context({self.id!r})"
-
-    def __enter__(self) -> Context:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        with suppress(NotFound):  # it may have been freed inside
-            self.free()
-
-    def infer(self, text: str | None = None, **options: Unpack[InferOptions]) -> Stream:
-        """Append text, tokens or messages, and generate; without input, continue. The request begins at once."""
-        return self._stream(Cursor(self.id, calls.infer(self.id, text, options)))
-
-    def attach(self, offset: int) -> Stream:
-        """Read on from the position of the next token wanted."""
-        return self._stream(Cursor(self.id, calls.attach(self.id, offset), offset))
-
-    def _stream(self, cursor: Cursor) -> Stream:
-        return Stream(self._wire, cursor, self.cancel)
-
-    def cancel(self) -> bool:
-        """End the request in flight; says whether there was one."""
-        return self._wire.invoke(calls.cancel(self.id))
-
-    def score(self, text: str | None = None, *, tokens: Sequence[int] | None = None, top: int = 0) -> values.Score:
-        """Log-probabilities of a continuation; the context is left as it was."""
-        return self._wire.invoke(calls.score(self.id, text, tokens, top))
-
-    def fork(self, **options: Unpack[ForkOptions]) -> Context:
-        """Make a context that shares this one's past."""
-        return Context(self._wire, self._wire.invoke(calls.fork(self.id, options)).id)
-
-    def checkpoint(self, *, name: str = "", tokens_only: bool = False) -> values.Image:
-        """Write an image of the context."""
-        return self._wire.invoke(calls.checkpoint(self.id, name, tokens_only))
-
-    def stat(self) -> values.ContextInfo:
-        """Show the context."""
-        return self._wire.invoke(calls.stat(self.id))
-
-    def read(self, offset: int = 0, limit: int = 0) -> values.ContextText:
-        """Tokens and text from an offset; a limit of 0 is the daemon's (4096 tokens)."""
-        return self._wire.invoke(calls.read(self.id, offset, limit))
-
-    def truncate(self, num_tokens: int) -> values.ContextInfo:
-        """Roll back to the first `num_tokens`."""
-        return self._wire.invoke(calls.truncate(self.id, num_tokens))
-
-    def suspend(self) -> values.ContextInfo:
-        """Make its pages the first to be reclaimed."""
-        return self._wire.invoke(calls.suspend(self.id))
-
-    def resume(self) -> values.ContextInfo:
-        """Undo a suspend."""
-        return self._wire.invoke(calls.resume(self.id))
-
-    def set(self, **options: Unpack[SetOptions]) -> values.ContextInfo:
-        """Change nice, priority, labels or limit."""
-        return self._wire.invoke(calls.set_context(self.id, options))
-
-    def grant(self, grantee: str, access: Sequence[str], *, expires_at: float = 0.0) -> values.ContextInfo:
-        """Give "principal:NAME" or "tenant:PATH" access: "read", "write", "fork"."""
-        return self._wire.invoke(calls.grant(self.id, grantee, access, expires_at))
-
-    def revoke(self, grantee: str) -> values.ContextInfo:
-        """Take access back."""
-        return self._wire.invoke(calls.revoke(self.id, grantee))
-
-    def free(self) -> None:
-        """Give the context back."""
-        self._wire.invoke(calls.free(self.id))
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        raise TypeError("A context handle belongs to its connection and cannot be pickled; pass its id instead.")

@@ -11,7 +11,8 @@ Invariants
 
 from __future__ import annotations
 
-from kerneld_client import calls, values
+from kerneld_client import calls, reading, values
+from kerneld_client.call import Call
 from kerneld_client.errors import DataLoss, Unavailable
 from kerneld_client.pb import syscalls_pb2 as pb
 
@@ -19,7 +20,7 @@ from kerneld_client.pb import syscalls_pb2 as pb
 class Cursor:
     """One reader's position in one context's stream."""
 
-    def __init__(self, context_id: str, first: calls.Call[pb.InferEvent], offset: int | None = None) -> None:
+    def __init__(self, context_id: str, first: Call[pb.InferEvent], offset: int | None = None) -> None:
         self.context_id = context_id
         self.request = ""
         self.next_offset = offset  # None while nobody has said
@@ -33,7 +34,7 @@ class Cursor:
         self._logprobs: list[values.Logprob] = []
         self._finished: pb.Finished | None = None
 
-    def call(self) -> calls.Call[pb.InferEvent]:
+    def call(self) -> Call[pb.InferEvent]:
         """What to send. Invariant 2."""
         if not self.has_begun or self.next_offset is None:
             return self._first
@@ -60,7 +61,7 @@ class Cursor:
 
     def _take_delta(self, message: pb.Delta) -> values.Delta | None:
         self._begin(message.offset)
-        delta = values.delta(message)
+        delta = reading.delta(message)
         if delta.tokens and delta.end <= (self.next_offset or 0):
             return None
         if delta.offset != self.next_offset:  # invariant 1
@@ -82,8 +83,8 @@ class Cursor:
             tokens=tuple(self._tokens),
             text="".join(self._pieces),
             logprobs=tuple(self._logprobs),
-            finish_reason=values.finish_reason(self._finished.reason),
-            usage=values.usage(self._finished.usage),
+            finish_reason=reading.finish_reason(self._finished.reason),
+            usage=reading.usage(self._finished.usage),
             request=self.request,
             detail=self._finished.detail,
         )

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 import grpc
 
-from kerneld_client.calls import Call
+from kerneld_client.call import Call
 from kerneld_client.credential import Credential, Metadata
 from kerneld_client.cursor import Cursor
 from kerneld_client.errors import Cancelled, KerneldError, Unavailable, from_rpc_error

@@ -1,0 +1,65 @@
+"""What the verbs with many parameters take, by keyword."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TypedDict
+
+
+class AllocOptions(TypedDict, total=False):
+    """What `alloc` takes beside the model."""
+
+    max_tokens: int  # of the context; 0: the model's limit
+    priority: str  # "interactive", "batch", "idle"
+    nice: int  # -20 .. 19, among one person's own
+    durability: str  # "journal", "fsync", "none"
+    labels: Mapping[str, str]
+    seed: int
+    request_id: str
+
+
+class ForkOptions(TypedDict, total=False):
+    """What `fork` takes."""
+
+    at: int  # offset; default: everything that is journaled
+    labels: Mapping[str, str]
+    seed: int
+    request_id: str
+
+
+class SetOptions(TypedDict, total=False):
+    """What `set` takes; what is left out stays."""
+
+    nice: int
+    priority: str
+    labels: Mapping[str, str]  # merged; an empty value removes a label
+    max_tokens: int
+    request_id: str
+
+
+class SamplingOptions(TypedDict, total=False):
+    """How to draw."""
+
+    temperature: float  # 0: greedy
+    top_k: int
+    top_p: float
+    min_p: float
+    repetition_penalty: float
+    presence_penalty: float
+    frequency_penalty: float
+    seed: int  # default: the context's
+    stop: str | Sequence[str]
+    stop_token_ids: Sequence[int]
+    ignore_eos: bool
+    logprobs: int  # 0: of the chosen tokens; n: and of the n likeliest
+
+
+class InferOptions(SamplingOptions, total=False):
+    """What `infer` takes beside text."""
+
+    tokens: Sequence[int]
+    messages: Sequence[Mapping[str, str]]  # {"role": ..., "content": ...}
+    max_tokens: int  # of the answer; default 256
+    deadline_s: float
+    detach_grace_s: float
+    request_id: str
