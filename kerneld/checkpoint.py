@@ -8,11 +8,9 @@ A tenant's images share the pages that are the same; two tenants never do, and n
 
 Invariants
 1. An image is there when its manifest has its name, and everything it needs was on the disk before. Until then it is wholly absent.
-2. A page file is removed only when no manifest names it and nobody is writing an image that will (`_pins`).
+2. A page file is removed only when no manifest names it and nobody is writing an image that will (`kerneld.page_use`).
 3. While a manifest cannot be read, nobody knows which pages it needs, and no page is removed.
 4. Nothing that was read is given out before its size, checksum and name were found right.
-
-The lock guards counts alone; no disk is waited for under it, except for the removal of single files.
 """
 
 from __future__ import annotations
@@ -21,8 +19,6 @@ import itertools
 import logging
 import os
 import secrets
-import threading
-from collections import Counter
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -46,6 +42,7 @@ from kerneld.image import (
     unpack,
     unpack_unauthenticated,
 )
+from kerneld.page_use import PageUse
 from kerneld.state.files import Bytes, disk_errors, explain, read_bounded, sync_directory, write_file
 
 logger = logging.getLogger(__name__)
@@ -81,10 +78,7 @@ class ImageStore:
         self._manifests = root / "manifests"
         self._pages = root / "pages"
         self._temp = root / "temp"
-        self._lock = threading.Lock()
-        self._references: Counter[str] = Counter()  # page name -> manifests that name it
-        self._pins: Counter[str] = Counter()  # page name -> writes that will name it
-        self._unreadable: set[str] = set()  # images whose manifest is damaged (invariant 3)
+        self._use = PageUse()
         with disk_errors(root):
             for path in (root, self._manifests, self._pages, self._temp):
                 path.mkdir(mode=0o700, exist_ok=True)
@@ -111,14 +105,15 @@ class ImageStore:
             for batch in _batches(pages):
                 contents = [_describe(page, tenant_secret) for page in batch]
                 described += (page for page, _ in contents)
-                self._pin({page.name for page, _ in contents}, pinned)
+                names = {page.name for page, _ in contents} - pinned
+                self._use.pin(names)
+                pinned.update(names)
                 new_bytes += self._write_pages(contents)
             self._sync_folders(pinned)
             whole = msgspec.structs.replace(manifest, pages=tuple(described))
             raw = pack(whole, tenant_secret)
             self._write_manifest(manifest.image_id, raw)
-            with self._lock:
-                self._references.update(pinned)
+            self._use.add(manifest.image_id, pinned)
         return Written(whole, len(raw) + sum(page.size_bytes for page in described), new_bytes + len(raw))
 
     def read(self, image_id: str, tenant_secret: bytes) -> Manifest:
@@ -157,20 +152,13 @@ class ImageStore:
 
     def delete(self, image_id: str) -> int:
         """Remove an image, and the pages that no other one needs. Return the bytes that were freed. Raises: NotFound, Unavailable."""
-        try:
-            names = {page.name for page in unpack_unauthenticated(self._read_manifest(image_id), image_id).pages}
-        except DataLoss:
-            names = set()  # its pages stay until `collect`
+        self._read_manifest(image_id)
         with disk_errors(self._manifests):
             hit("image.delete.before_manifest")
             self._manifests.joinpath(image_id).unlink(missing_ok=True)
             sync_directory(self._manifests)
             hit("image.delete.after_manifest")
-        with self._lock:
-            if image_id not in self._unreadable:
-                self._references.subtract(names)
-            self._unreadable.discard(image_id)
-        return self._drop(names)
+        return self._drop(self._use.remove(image_id))
 
     def collect(self) -> int:
         """Remove every page that no image needs: what a write or a deletion that was cut short left behind. Return the bytes freed."""
@@ -182,19 +170,13 @@ class ImageStore:
 
     @contextmanager
     def _pinning(self) -> Iterator[set[str]]:
-        """Give a set of names that `_pin` adds to; afterwards those of them that no image came to need are removed."""
+        """Give a set for the names of pages that are pinned; afterwards they are not, and those that no image came to need are removed."""
         pinned: set[str] = set()
         try:
             yield pinned
         finally:
-            with self._lock:
-                self._pins.subtract(pinned)
+            self._use.unpin(pinned)
             self._drop(pinned)
-
-    def _pin(self, names: set[str], pinned: set[str]) -> None:
-        with self._lock:
-            self._pins.update(names - pinned)
-        pinned |= names
 
     def _write_pages(self, contents: list[tuple[ImagePage, memoryview]]) -> int:
         missing = {page.name: content for page, content in contents if not self._holds(page, content)}
@@ -267,22 +249,13 @@ class ImageStore:
             manifest = unpack_unauthenticated(self._read_manifest(image_id), image_id)
         except DataLoss as error:
             logger.warning("an image is damaged; no page is removed while it is there", extra={"image": image_id, "error": error.message})
-            self._unreadable.add(image_id)
+            self._use.add(image_id, None)
             return
-        self._references.update({page.name for page in manifest.pages})
+        self._use.add(image_id, {page.name for page in manifest.pages})
 
     def _drop(self, names: set[str]) -> int:
-        """Remove the pages among `names` that nobody needs (invariants 2 and 3)."""
-        freed = 0
-        with self._lock, disk_errors(self._pages):
-            if self._unreadable:
-                return 0
-            for name in names:
-                if self._references[name] > 0 or self._pins[name] > 0:
-                    continue
-                del self._references[name], self._pins[name]
-                freed += self._unlink_page(name)
-        return freed
+        with disk_errors(self._pages):
+            return self._use.drop_unneeded(names, self._unlink_page)
 
     def _unlink_page(self, name: str) -> int:
         path = self._page_path(name)

@@ -69,6 +69,7 @@ class Dispatcher:
         self._abort_count = 0
         self._seq = 0
         self._flights: deque[Flight] = deque()
+        self._told: set[int] = set()  # row slots that the device has seated, by the plans that have ended
         self._rooms: deque[_Room] = deque()
         self._is_line_stopped = False
         self._is_pumping = False
@@ -118,7 +119,8 @@ class Dispatcher:
         for row in rows:
             if row.request.id in aboard:
                 self._delivery.note_crash(row.request)
-        self._seats.reset(is_told=False)
+        self._told.clear()
+        self._seats.reset()
         for room in self._rooms:
             room.future.cancel()
         self._rooms.clear()
@@ -132,7 +134,7 @@ class Dispatcher:
         self._void_flights()
         self._abort_count = failed.abort_count
         self._pager.corrupt(bad)
-        self._seats.reset(is_told=True)
+        self._seats.reset(told=self._told)
         self.pump()
 
     def _void_flights(self) -> list[Row]:
@@ -289,7 +291,9 @@ class Dispatcher:
             num_steps=num_steps,
         )
         self._seq = pages.seq
-        self._flights.append(Flight(pages.seq, num_steps, {part.row.slot: part for part in parts}, pages.moves))
+        flight = Flight(pages.seq, num_steps, {part.row.slot: part for part in parts}, pages.moves, clears)
+        flight.starts = tuple(start.slot for start in starts)
+        self._flights.append(flight)
         for part in parts:
             part.depart()
         if len(self._flights) == 1:
@@ -339,15 +343,14 @@ class Dispatcher:
         num_sampled = sum(len(item.tokens) for item in result.rows)
         self.on_progress(result.num_tokens - num_sampled, num_sampled, result.compute_s)
         for item in result.rows:
-            part = flight.parts[item.slot]
-            part.row.position += part.num_first if step_idx == 0 else 1
-            flight.sampled[item.slot] = flight.sampled.get(item.slot, 0) + len(item.tokens)
+            flight.parts[item.slot].step(step_idx, len(item.tokens))
 
     def _land(self, flight: Flight) -> None:
         """A plan has ended: its page moves are true."""
         self._flights.popleft()
-        for slot, part in flight.parts.items():
-            part.arrive(flight.sampled.get(slot, 0))
+        for part in flight.parts.values():
+            part.arrive()
+        self._told = (self._told - set(flight.clears)) | set(flight.starts)
         self._pager.commit(flight.seq)
         self.landed_seq = flight.seq
         self._tell_landing()

@@ -6,7 +6,7 @@
 
 Invariants
 1. `position` counts tokens whose KV was computed by finished steps.
-2. `in_flight` is the sum of what outstanding plans would compute for the row; a plan that was cut gives all of its part back.
+2. `in_flight` is the sum of what outstanding plans are still to compute for the row; a plan that was cut gives back what it did not do.
 3. `samples_planned` counts output tokens sampled since its seat, or promised by outstanding plans; it never passes `max_output`, so that
    no step runs for nothing.
 4. `sent` is the row's page tables as the device knows them; frames in it cover `reach` tokens.
@@ -95,24 +95,32 @@ class Row:
         return patches
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True, eq=False)
 class Part:
-    """A row's part in one plan."""
+    """A row's part in one plan: what is still to come of it."""
 
     row: Row
     num_first: int  # tokens of its first step
-    num_computed: int  # tokens of all its steps
-    num_samples: int
+    num_computed: int  # tokens of all its steps that have not ended
+    num_samples: int  # of those steps
 
     def depart(self) -> None:
         """The plan is on its way."""
         self.row.in_flight += self.num_computed
         self.row.samples_planned += self.num_samples
 
-    def arrive(self, num_sampled: int) -> None:
-        """The plan has ended, perhaps early."""
+    def step(self, step_idx: int, num_sampled: int) -> None:
+        """A step of the plan has ended that computed some of the row."""
+        num_tokens = self.num_first if step_idx == 0 else 1
+        self.row.position += num_tokens
+        self.row.in_flight -= num_tokens
+        self.num_computed -= num_tokens
+        self.num_samples -= num_sampled
+
+    def arrive(self) -> None:
+        """The plan has ended, perhaps early: what it did not do is open again."""
         self.row.in_flight -= self.num_computed
-        self.row.samples_planned -= self.num_samples - num_sampled
+        self.row.samples_planned -= self.num_samples
 
 
 @dataclass(slots=True, eq=False)
@@ -123,6 +131,7 @@ class Flight:
     num_steps: int
     parts: dict[int, Part]  # by row slot
     moves: tuple[Move, ...] = ()
+    clears: tuple[int, ...] = ()  # row slots
+    starts: tuple[int, ...] = ()
     room: asyncio.Future[None] | None = None  # somebody who waits for what this plan evicts
-    sampled: dict[int, int] = field(default_factory=dict)  # tokens so far, by row slot
     is_cut: bool = False

@@ -53,7 +53,7 @@ class Seating:
         intact = min(context.kv_valid, table.intact_tokens())
         page_tokens = self._pager.page_tokens
         num_recomputed = -(-context.kv_valid // page_tokens) - -(-intact // page_tokens)
-        num_restored = table.counts()[1]
+        num_restored = table.counts().host_only
         request.pages_recomputed += num_recomputed
         request.pages_restored += num_restored
         if num_restored or num_recomputed:
@@ -80,3 +80,10 @@ def name_pages(context: Context, num_tokens: int) -> None:
     known = context.chain.num_tokens
     if num_tokens > known:
         context.chain.extend(context.tokens[known:num_tokens])
+
+
+def cut_chain(chain: HashChain, num_tokens: int, context: Context) -> None:
+    """Take a chain of this context's tokens back to the first `num_tokens` of them, if it is longer."""
+    if num_tokens < chain.num_tokens:
+        last_full = num_tokens // chain.page_tokens * chain.page_tokens
+        chain.truncate(num_tokens, context.tokens[last_full:num_tokens])

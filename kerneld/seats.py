@@ -10,6 +10,8 @@ Invariants
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from kerneld.request import Request
 from kerneld.rows import Row
 
@@ -68,9 +70,9 @@ class Seats:
         else:
             self._free.append(row.slot)
 
-    def reset(self, is_told: bool) -> None:
-        """Everybody has left. With `is_told` the device still has their rows and has to clear all slots."""
+    def reset(self, told: Iterable[int] = ()) -> None:
+        """Everybody has left. The device still has rows in the slots of `told`, and has to clear those."""
         self._rows.clear()
         self._by_slot.clear()
-        everything = list(range(self._num_slots - 1, -1, -1))
-        self._free, self._leaving = ([], everything) if is_told else (everything, [])
+        self._leaving = sorted(told)
+        self._free = [slot for slot in range(self._num_slots - 1, -1, -1) if slot not in self._leaving]

@@ -45,7 +45,7 @@ EFFECT_LIFETIME_S = 24 * 3600.0
 
 @dataclass(slots=True)
 class ContextRecord:
-    """A live context as the log tells it."""
+    """A live context as the log tells it. The first fields are those of its Alloc."""
 
     context_id: bytes
     owner: str
@@ -227,24 +227,8 @@ class LogState:
     def _add(self, alloc: Alloc, tokens: array[int]) -> ContextRecord:
         if alloc.context_id in self.contexts:
             raise _impossible(alloc.context_id, "began twice")
-        context = ContextRecord(
-            context_id=alloc.context_id,
-            owner=alloc.owner,
-            tenant=alloc.tenant,
-            model=alloc.model,
-            fingerprint=alloc.fingerprint,
-            max_tokens=alloc.max_tokens,
-            priority=alloc.priority,
-            nice=alloc.nice,
-            durability=alloc.durability,
-            labels=dict(alloc.labels),
-            seed=alloc.seed,
-            created_at=alloc.created_at,
-            parent=alloc.parent,
-            fork_at=alloc.fork_at,
-            tokens=tokens,
-            last_used_at=alloc.created_at,
-        )
+        facts = msgspec.structs.asdict(alloc) | {"labels": dict(alloc.labels), "tokens": tokens}
+        context = ContextRecord(**facts, last_used_at=alloc.created_at)
         self.contexts[alloc.context_id] = context
         return context
 
@@ -267,23 +251,8 @@ def compacted(records: Iterable[Record], now: float) -> Iterator[Record]:
 
 
 def _snapshot(context: ContextRecord) -> ContextSnapshot:
-    alloc = Alloc(
-        context_id=context.context_id,
-        owner=context.owner,
-        tenant=context.tenant,
-        model=context.model,
-        fingerprint=context.fingerprint,
-        max_tokens=context.max_tokens,
-        priority=context.priority,
-        nice=context.nice,
-        durability=context.durability,
-        labels=dict(context.labels),
-        seed=context.seed,
-        created_at=context.created_at,
-        parent=context.parent,
-        fork_at=context.fork_at,
-        tokens=pack_tokens(context.tokens),
-    )
+    facts = {name: getattr(context, name) for name in Alloc.__struct_fields__}
+    alloc = Alloc(**facts | {"labels": dict(context.labels), "tokens": pack_tokens(context.tokens)})
     return ContextSnapshot(
         alloc=alloc,
         is_suspended=context.is_suspended,

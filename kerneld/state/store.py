@@ -12,13 +12,14 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, TypeVar
 
 from sqlalchemy import Connection, Row, Table, delete, insert, select, update
-from sqlalchemy.exc import DBAPIError, IntegrityError
+from sqlalchemy.exc import DBAPIError
 
 from kerneld.calls import ImageInfo, Limits
-from kerneld.errors import AlreadyExists, NotFound, WrongState
+from kerneld.errors import NotFound, WrongState
 from kerneld.state.commits import Commits
 from kerneld.state.database import Database
 from kerneld.state.records import Effect
+from kerneld.state.statements import add_usage, insert_row, key_of, put_principal, put_row, remember
 from kerneld.state.tables import (
     ModelRow,
     PrincipalRow,
@@ -33,7 +34,6 @@ from kerneld.state.tables import (
     models,
     principal_of,
     principals,
-    roles_json,
     tenant_of,
     tenant_values,
     tenants,
@@ -70,7 +70,7 @@ class Store:
 
         def change(connection: Connection) -> int:
             generation: int = 1 + (connection.execute(select(boots.c.generation)).scalar() or 0)
-            _put(connection, boots, {"id": 1}, {"generation": generation})
+            put_row(connection, boots, {"id": 1}, {"generation": generation})
             return generation
 
         return await self._commits.commit(change)
@@ -85,8 +85,8 @@ class Store:
         """Add a tenant. Raises: AlreadyExists."""
 
         def change(connection: Connection) -> None:
-            _insert(connection, tenants, f"The tenant {tenant.path!r}", tenant_values(tenant))
-            _remember(connection, made_by)
+            insert_row(connection, tenants, f"The tenant {tenant.path!r}", tenant_values(tenant))
+            remember(connection, made_by)
 
         await self._commits.commit(change)
 
@@ -95,13 +95,7 @@ class Store:
         values: dict[str, object] = {"weight": weight} if weight is not None else {}
         if limits is not None:
             values["limits"] = limits_json(limits)
-
-        def change(connection: Connection) -> None:
-            if values and not connection.execute(update(tenants).where(tenants.c.path == path).values(values)).rowcount:
-                raise NotFound("tenant", path)
-            _remember(connection, made_by)
-
-        await self._commits.commit(change)
+        await self._update(tenants, "tenant", path, values, made_by)
 
     async def remove_tenant(self, path: str, made_by: Effects = ()) -> None:
         """Remove a tenant, with its principals, tokens and accounts. Raises: NotFound; WrongState, if it has images or tenants beneath."""
@@ -115,7 +109,7 @@ class Store:
                 connection.execute(delete(table).where(table.c.tenant == path))
             if not connection.execute(delete(tenants).where(tenants.c.path == path)).rowcount:
                 raise NotFound("tenant", path)
-            _remember(connection, made_by)
+            remember(connection, made_by)
 
         await self._commits.commit(change)
 
@@ -132,7 +126,7 @@ class Store:
             for tenant in above:
                 if connection.execute(select(tenants.c.path).where(tenants.c.path == tenant.path)).first() is None:
                     connection.execute(insert(tenants).values(tenant_values(tenant)))
-            _put_principal(connection, principal)
+            put_principal(connection, principal)
 
         await self._commits.commit(change)
 
@@ -146,15 +140,15 @@ class Store:
         def change(connection: Connection) -> None:
             if connection.execute(select(tenants.c.path).where(tenants.c.path == token.info.tenant)).first() is None:
                 raise NotFound("tenant", token.info.tenant)
-            _put_principal(connection, principal)
-            _insert(connection, api_tokens, f"The token {token.info.id!r}", token_values(token))
-            _remember(connection, made_by)
+            put_principal(connection, principal)
+            insert_row(connection, api_tokens, f"The token {token.info.id!r}", token_values(token))
+            remember(connection, made_by)
 
         await self._commits.commit(change)
 
     async def remove_token(self, token_id: str, made_by: Effects = ()) -> None:
         """Remove an API token. Raises: NotFound."""
-        await self._remove(api_tokens, api_tokens.c.id, "token", token_id, made_by)
+        await self._remove(api_tokens, "token", token_id, made_by)
 
     async def touch_tokens(self, last_used: Mapping[str, float]) -> None:
         """Note when tokens were used last."""
@@ -176,24 +170,19 @@ class Store:
         values = {name: getattr(model, name) for name in ModelRow.__dataclass_fields__ if name != "name"}
 
         def change(connection: Connection) -> None:
-            _put(connection, models, {"name": model.name}, values)
-            _remember(connection, made_by)
+            put_row(connection, models, {"name": model.name}, values)
+            remember(connection, made_by)
 
         await self._commits.commit(change)
 
     async def set_want_loaded(self, name: str, want_loaded: bool, made_by: Effects = ()) -> None:
         """Say whether a model comes back by itself after a restart. Raises: NotFound."""
 
-        def change(connection: Connection) -> None:
-            if not connection.execute(update(models).where(models.c.name == name).values(want_loaded=want_loaded)).rowcount:
-                raise NotFound("model", name)
-            _remember(connection, made_by)
-
-        await self._commits.commit(change)
+        await self._update(models, "model", name, {"want_loaded": want_loaded}, made_by)
 
     async def remove_model(self, name: str, made_by: Effects = ()) -> None:
         """Forget a model. Raises: NotFound."""
-        await self._remove(models, models.c.name, "model", name, made_by)
+        await self._remove(models, "model", name, made_by)
 
     # ----------------------------------------------------------------------------------------------------------------------------- images
 
@@ -202,20 +191,20 @@ class Store:
         return await self._load(images, "id", lambda row: ImageInfo(**row._mapping))
 
     async def add_image(self, image: ImageInfo, made_by: Effects = ()) -> None:
-        """Add an image whose files are on the disk. Raises: AlreadyExists; Conflict, if its tenant is gone."""
+        """Add an image whose files are on the disk. Raises: AlreadyExists; NotFound, if its tenant is gone."""
         values = {name: getattr(image, name) for name in ImageInfo.__dataclass_fields__}
 
         def change(connection: Connection) -> None:
-            if connection.execute(select(images.c.id).where(images.c.id == image.id)).first():
-                raise AlreadyExists(f"The image {image.id!r} is already there.")
-            connection.execute(insert(images).values(values))
-            _remember(connection, made_by)
+            if connection.execute(select(tenants.c.path).where(tenants.c.path == image.tenant)).first() is None:
+                raise NotFound("tenant", image.tenant)
+            insert_row(connection, images, f"The image {image.id!r}", values)
+            remember(connection, made_by)
 
         await self._commits.commit(change)
 
     async def remove_image(self, image_id: str, made_by: Effects = ()) -> None:
         """Forget an image; its files go after this. Raises: NotFound."""
-        await self._remove(images, images.c.id, "image", image_id, made_by)
+        await self._remove(images, "image", image_id, made_by)
 
     # ------------------------------------------------------------------------------------------------------------------ effects and usage
 
@@ -240,7 +229,7 @@ class Store:
 
         def change(connection: Connection) -> None:
             for tenant, more in used.items():
-                _add_usage(connection, tenant, more)
+                add_usage(connection, tenant, more)
 
         await self._commits.commit(change)
 
@@ -260,47 +249,22 @@ class Store:
 
         return await asyncio.to_thread(read)
 
-    async def _remove(self, table: Table, key: Any, noun: str, name: str, made_by: Effects) -> None:
+    async def _update(self, table: Table, noun: str, key: str, values: Mapping[str, object], made_by: Effects) -> None:
+        is_it = key_of(table) == key
+
         def change(connection: Connection) -> None:
-            if not connection.execute(delete(table).where(key == name)).rowcount:
-                raise NotFound(noun, name)
-            _remember(connection, made_by)
+            if connection.execute(select(key_of(table)).where(is_it)).first() is None:
+                raise NotFound(noun, key)
+            if values:
+                connection.execute(update(table).where(is_it).values(**values))
+            remember(connection, made_by)
 
         await self._commits.commit(change)
 
+    async def _remove(self, table: Table, noun: str, key: str, made_by: Effects) -> None:
+        def change(connection: Connection) -> None:
+            if not connection.execute(delete(table).where(key_of(table) == key)).rowcount:
+                raise NotFound(noun, key)
+            remember(connection, made_by)
 
-def _put(connection: Connection, table: Table, key: dict[str, object], values: Mapping[str, object]) -> None:
-    """Update the row with this key, or insert it. There is one writer, so nobody comes between."""
-    matches = [table.c[name] == value for name, value in key.items()]
-    if not connection.execute(update(table).where(*matches).values(**values)).rowcount:
-        connection.execute(insert(table).values(**key, **values))
-
-
-def _insert(connection: Connection, table: Table, what: str, values: Mapping[str, object]) -> None:
-    try:
-        with connection.begin_nested():
-            connection.execute(insert(table).values(**values))
-    except IntegrityError as error:
-        raise AlreadyExists(f"{what} is already there.") from error
-
-
-def _remember(connection: Connection, made_by: Effects) -> None:
-    for effect in made_by:
-        values = {name: getattr(effect, name) for name in Effect.__struct_fields__}
-        _insert(connection, effects, f"The request id {effect.request_id!r}", values)
-
-
-def _put_principal(connection: Connection, principal: PrincipalRow) -> None:
-    values = {"tenant": principal.tenant, "roles": roles_json(principal.roles), "is_local": principal.is_local}
-    _put(connection, principals, {"name": principal.name}, values)
-
-
-def _add_usage(connection: Connection, tenant: str, more: UsageRow) -> None:
-    row = connection.execute(select(usage).where(usage.c.tenant == tenant)).first()
-    old = UsageRow(row.input_tokens, row.output_tokens, row.service) if row else UsageRow()
-    values = {
-        "input_tokens": old.input_tokens + more.input_tokens,
-        "output_tokens": old.output_tokens + more.output_tokens,
-        "service": old.service + more.service,
-    }
-    _put(connection, usage, {"tenant": tenant}, values)
+        await self._commits.commit(change)

@@ -30,7 +30,7 @@ from kerneld.errors import InvalidArgument, OutOfRange, PermissionDenied, WrongS
 from kerneld.events import ContextAllocated, ContextChanged, ContextForked, ContextFreed
 from kerneld.machine import Machine
 from kerneld.models import Model
-from kerneld.seating import name_pages
+from kerneld.seating import cut_chain, name_pages
 from kerneld.state import records
 from kerneld.state.journal import RECORD_BYTES
 from kerneld.state.records import Alloc, Free, Record, Resume, Revoke, Set, Suspend, Truncate, pack_tokens
@@ -192,7 +192,7 @@ class ContextVerbs:
         context.kv_valid = min(context.kv_valid, num_tokens)
         if context.table is not None and context.chain is not None:
             machine.pager.truncate(context.table, num_tokens)
-            context.chain.truncate(min(num_tokens, context.chain.num_tokens), context.tokens)
+            cut_chain(context.chain, num_tokens, context)
         return await self._changed(context, "truncated")
 
     async def suspend(self, caller: Caller, context_id: str) -> ContextInfo:
@@ -296,7 +296,7 @@ class ContextVerbs:
         name_pages(parent, parent.kv_valid)
         child.table = self._machine.pager.fork(parent.table, child.kv_valid)
         child.chain = parent.chain.fork()
-        child.chain.truncate(min(child.kv_valid, child.chain.num_tokens), child.tokens)
+        cut_chain(child.chain, child.kv_valid, child)
 
     def _max_tokens(self, wanted: int, model: Model) -> int:
         limit = model.context_limit()

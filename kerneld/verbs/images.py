@@ -21,7 +21,7 @@ from kerneld.events import ImageDeleted, ImageRestored, ImageWritten
 from kerneld.image import ImagePage, Manifest
 from kerneld.machine import Machine
 from kerneld.models import Model
-from kerneld.seating import name_pages
+from kerneld.seating import cut_chain, name_pages
 from kerneld.security.acl import is_owner, may_see_everything
 from kerneld.state.records import pack_tokens, unpack_tokens
 from kerneld.verbs.contexts import ContextVerbs
@@ -124,7 +124,7 @@ class ImageVerbs:
         num_tokens = context.kv_valid // page_tokens * page_tokens if context.is_active else context.kv_valid
         name_pages(context, num_tokens)
         chain = context.chain.fork()
-        chain.truncate(num_tokens, context.tokens)
+        cut_chain(chain, num_tokens, context)
         machine.pager.save(table, num_tokens, chain.keys, chain.partial_key())
         machine.pager.hold_host(table)
         await self._await_copies()

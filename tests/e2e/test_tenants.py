@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 import kerneld_client
-from kerneld_client import Client
+from kerneld_client import Client, errors
 from tests.e2e.rig import DaemonRig
 
 
@@ -15,14 +15,14 @@ def test_another_tenants_handle_is_not_found(shared_rig: DaemonRig, k: Client) -
     context = None
     with shared_rig.connect(token=k.add_token("alice").token) as alice, shared_rig.connect(token=k.add_token("bob").token) as bob:
         context = alice.alloc("demo")
-        with pytest.raises(kerneld_client.NotFound):
+        with pytest.raises(errors.NotFound):
             bob.context(context.id).stat()
-        with pytest.raises(kerneld_client.NotFound):
+        with pytest.raises(errors.NotFound):
             bob.context(context.id).infer("x", max_tokens=1).result()
         assert context.id not in {item.id for item in bob.contexts()}
         context.grant("tenant:bob", ["read"])
         assert bob.context(context.id).stat().id == context.id
-        with pytest.raises(kerneld_client.NotFound):
+        with pytest.raises(errors.NotFound):
             bob.context(context.id).infer("x", max_tokens=1).result()
     assert context.id in {item.id for item in k.contexts(all=True)}
 
@@ -44,7 +44,7 @@ def test_a_limit_is_named_when_it_is_reached(shared_rig: DaemonRig, k: Client) -
     k.add_tenant("dave", limits=kerneld_client.Limits(max_contexts=1))
     with shared_rig.connect(token=k.add_token("dave").token) as dave:
         dave.alloc("demo")
-        with pytest.raises(kerneld_client.QuotaExceeded) as refusal:
+        with pytest.raises(errors.QuotaExceeded) as refusal:
             dave.alloc("demo")
     assert refusal.value.facts["holder"] == "dave"
 
