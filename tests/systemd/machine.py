@@ -40,6 +40,7 @@ Environment=PYTHONPATH=/opt/source:/opt/source/sdk/python
 Environment=LD_LIBRARY_PATH=/opt/python/lib
 Environment=PYTHONDONTWRITEBYTECODE=1
 Environment=KERNELD_MEMORY__DEVICE_BYTES=64MiB KERNELD_MEMORY__HOST_BYTES=16MiB
+Environment=KERNELD_KERNELD__MODEL_ROOTS=/opt/source/examples
 """
 
 

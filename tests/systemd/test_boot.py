@@ -44,16 +44,33 @@ def has_worker(machine: Machine) -> bool:
     return answer.returncode == 0 and [worker["state"] for worker in json.loads(answer.stdout)["workers"]] == ["running"]
 
 
+def model_state(machine: Machine) -> str:
+    """Where the shipped model is."""
+    shown = machine.kernelctl("model", "show", "demo", "-o", "json")
+    return str(json.loads(shown.stdout)["state"]) if shown.returncode == 0 else ""
+
+
+def answer(machine: Machine) -> tuple[int, str, str]:
+    """Ask the shipped model something through its chat template, greedily."""
+    asked = machine.kernelctl("run", "demo", "Write a function.", "--chat", "--max-tokens=8", "--temperature=0", "--ignore-eos")
+    return asked.returncode, asked.stdout, asked.stderr
+
+
 @pytest.mark.systemd
 def test_the_service_lives_as_its_units_say(machine: Machine, tmp_path: Path) -> None:
     first = await_serving(machine)
     worker = machine.main_pid(WORKER)
     assert machine.show(DAEMON, "StatusText") != ""
     assert json.loads(machine.kernelctl("whoami", "-o", "json").stdout)["roles"] == ["admin"]
+    assert machine.kernelctl("model", "load", "/opt/source/examples/demo_model", "--name=demo").returncode == 0
+    answered = answer(machine)
+    assert answered[0] == 0, answered
 
     machine.run("kill", "-9", str(first))
     second = await_serving(machine, first)
     assert machine.main_pid(WORKER) == worker, "the worker lived through the death of the daemon"
+    machine.wait("the model is back", lambda: model_state(machine) == "resident", START_TIMEOUT_S)
+    assert answer(machine) == answered
 
     machine.run("kill", "-STOP", str(second))
     machine.wait("the watchdog has seen it", lambda: machine.main_pid(DAEMON) != second, WATCHDOG_TIMEOUT_S)
