@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from kerneld.calls import ImageInfo, Limits, Role, TokenInfo
@@ -126,6 +127,19 @@ def test_a_change_that_fails_takes_its_effect_with_it_and_nobody_elses(tmp_path:
         assert [type(result) for result in results] == [type(None), AlreadyExists, type(None)]
         assert [tenant.path for tenant in await store.load_tenants()] == ["a", "b", "lab/ann"]
         assert await store.load_effects(since=0.0) == []
+
+    run(tmp_path, scenario)
+
+
+def test_a_request_id_is_free_again_after_a_day(tmp_path: Path) -> None:
+    async def scenario(store: Store) -> None:
+        later = msgspec.structs.replace(EFFECT, at=EFFECT.at + 24 * 3600.0)
+        await store.add_tenant(ANN, [EFFECT])
+        with pytest.raises(AlreadyExists):
+            await store.set_tenant("lab/ann", 3, None, [msgspec.structs.replace(later, at=later.at - 1)])
+        await store.set_tenant("lab/ann", 4, None, [later])
+        assert await store.load_tenants() == [replace(ANN, weight=4)]
+        assert await store.load_effects(since=0.0) == [later]
 
     run(tmp_path, scenario)
 
