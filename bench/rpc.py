@@ -1,4 +1,4 @@
-"""What does a system call cost? A reading call (goal: p50 at most 0.6 ms), a streamed token (goal: at most 60 us of front CPU at 32 streams).
+"""What does a system call cost? A reading call (goal: p50 <= 0.6 ms), a streamed token (goal: <= 60 us of front CPU at 32 streams).
 
 The server is the real one (gate, identity by token, bounds, conversion, login socket) in a process of its own, over a kernel that answers
 at once; its tokens come as those of a batch do, one per stream and tick. CPU is user and system time of the whole server process, which

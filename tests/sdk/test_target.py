@@ -66,3 +66,9 @@ def test_the_default_is_the_environments_then_the_first_that_is_there(tmp_path: 
     own.parent.mkdir()
     own.write_text("")
     assert default_socket({"XDG_RUNTIME_DIR": str(tmp_path), "HOME": "/h"}) == str(own)
+
+
+def test_a_token_in_plain_never_goes_through_a_proxy() -> None:
+    assert ("grpc.enable_http_proxy", 0) in resolve("localhost:1", token="t").channel_options()
+    assert ("grpc.enable_http_proxy", 0) in resolve("/run/k.sock").channel_options()
+    assert ("grpc.enable_http_proxy", 1) in resolve("example.org:1", token="t", tls=True).channel_options()

@@ -15,7 +15,7 @@ from kerneld_client.credential import Credential, Metadata
 from kerneld_client.cursor import Cursor
 from kerneld_client.errors import Cancelled, KerneldError, Unavailable
 from kerneld_client.retry import RECONNECT_S, Retry
-from kerneld_client.target import CHANNEL_OPTIONS, Target
+from kerneld_client.target import Target
 from kerneld_client.values import Delta, Result
 from kerneld_client.wire import HEALTH, SERVING, as_error
 
@@ -30,7 +30,7 @@ class AioWire:
         self.timeout_s = timeout_s
         self.reconnect_s = reconnect_s
         self.credential = Credential(target)
-        options = list(CHANNEL_OPTIONS)
+        options = target.channel_options()
         if target.credentials is not None:
             self._channel = grpc.aio.secure_channel(target.address, target.credentials, options)
         else:

@@ -65,6 +65,10 @@ class Target:
         """Whether it is a unix socket, so that paths mean the same here and there."""
         return self.address.startswith("unix:")
 
+    def channel_options(self) -> list[tuple[str, int]]:
+        """Settings of the transport. What is not encrypted never goes through a proxy, whatever the environment says."""
+        return [*CHANNEL_OPTIONS, ("grpc.enable_http_proxy", int(self.credentials is not None))]
+
 
 def default_socket(environment: Mapping[str, str] = os.environ) -> str:
     """The socket that is meant when none is named."""
