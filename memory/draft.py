@@ -54,6 +54,7 @@ class Draft:
         self._scrubbed: list[tuple[FramePool, int]] = []
         self._borrowed: list[tuple[FramePool, int]] = []
         self._vacated: set[int] = set()  # device slabs in which moves read frames of evicted pages
+        self.reads: set[tuple[Tier, int]] = set()  # frames that its moves read
         self.scrubs: set[str] = set()  # owners whose bytes it zeroes
         self.written: dict[tuple[Tier, int], tuple[range, frozenset[str]]] = {}  # frames that it writes: their granules, whose bytes
 
@@ -140,8 +141,9 @@ class Draft:
         pool.defer(frame, self.seq)
 
         def undo() -> None:
-            if not page.holders or page.space_id not in mapping.spaces or frame_of(page, tier) is not None:
-                return  # it stays in limbo, and retires
+            is_gone = not page.holders or page.space_id not in mapping.spaces or not pool.is_limbo(frame)
+            if is_gone or frame_of(page, tier) is not None:
+                return  # a frame in limbo stays there, and retires
             pool.recall(frame)
             mapping.map(page, tier, frame)
             if tier is Tier.HOST:
@@ -166,9 +168,14 @@ class Draft:
 
     def withdraw(self, space_id: int, tier: Tier, slab: int) -> None:
         """Give a slab that this draft emptied back to the arena, for another space to take."""
-        pool = self._mapping.pools(tier)[space_id]
+        pool, arena = self._mapping.pools(tier)[space_id], self._mapping.arenas[tier]
         frames, waiting = pool.withdraw(slab)
-        self._undo.append(lambda: pool.restore(frames, waiting))
+
+        def undo() -> None:
+            if arena.is_free(slab):  # else the front took other frames of it for itself: its pages stay away
+                pool.restore(frames, waiting)
+
+        self._undo.append(undo)
 
     # ------------------------------------------------------------------------------------------------------------------ content
 
@@ -190,6 +197,7 @@ class Draft:
         pool = self._mapping.pool(source.space_id, target_tier)
         if target_tier is Tier.HOST and pool.is_inherited(frame):
             self._zeros.append(Zero(source.space_id, Tier.HOST, frame))  # a host frame is larger than what is copied
+        self.reads.add((source_tier, from_frame))
         self._moves.append(Move(source.space_id, source_tier, from_frame, target_tier, frame, source.key, num_tokens))
         self._set_residue(pool, frame, residue | only(target.holders[0].owner))
         self._note_written(pool, target_tier, frame, pool.residue(frame))

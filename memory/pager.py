@@ -178,16 +178,17 @@ class Pager:
             page = self._mapping.page_at(move.source_tier, move.source_frame)
             if move.source_tier is Tier.HOST and page is not None and page.key == move.key:
                 self._flights.free_host(page)
-        written = self._aborted.written if self._aborted is not None else {}
+        if self._aborted is not None:
+            self._spoil(self._aborted, (Tier.DEVICE, Tier.HOST))
         self._aborted = None
-        for (tier, _frame), (granules, residue) in written.items():
-            for spoiled in self._mapping.spoil(tier, granules, residue):
-                self._flights.free(spoiled, tier)
 
     def lose_device(self) -> None:
         """The worker died: plans on their way and everything on the device are gone; the next device starts with zeros."""
-        if self._flights.drafts:
-            self.abort(self._flights.drafts[0].seq)
+        aborted = list(self._flights.drafts)
+        if aborted:
+            self.abort(aborted[0].seq)
+        for draft in aborted:
+            self._spoil(draft, (Tier.HOST,))  # nobody knows how far they got
         for page in list(self._mapping.pages(Tier.DEVICE).values()):
             self._mapping.unmap(page, Tier.DEVICE)
             if page.host_frame is not None and not page.is_clean:
@@ -320,6 +321,13 @@ class Pager:
         self._scrubber.queue(draft)
         self._aborted = None
         return self._flights.issue(draft)
+
+    def _spoil(self, draft: Draft, tiers: tuple[Tier, ...]) -> None:
+        """An aborted draft may have been carried out: what was in the frames that it wrote is not there any more."""
+        for (tier, _frame), (granules, residue) in draft.written.items():
+            if tier in tiers:
+                for page in self._mapping.spoil(tier, granules, residue):
+                    self._flights.free(page, tier)
 
     def _order(self) -> list[PageTable]:
         return self._policy.order(self._tables)

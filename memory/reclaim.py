@@ -21,6 +21,7 @@ from functools import cached_property
 from memory.draft import Draft, serial_key
 from memory.errors import OutOfFrames, OverLimit
 from memory.eviction import Line, Tail
+from memory.frames import FramePool
 from memory.ledger import lineage
 from memory.mapping import Mapping, frame_bytes
 from memory.page import Tier
@@ -213,9 +214,14 @@ class Sweep:
                 if not may_go(page):
                     return None
                 num_pages += 1
-            elif pool.limbo_seq(frame) not in (None, self._draft.seq) or not (pool.is_free(frame) or pool.is_limbo(frame)):
+            elif not pool.is_free(frame) and not self._is_left(pool, tier, frame):
                 return None
         return num_pages
+
+    def _is_left(self, pool: FramePool, tier: Tier, frame: int) -> bool:
+        """Whether this draft took a page out of a frame, which may change hands: on the host, zeros come before all moves that read it."""
+        is_read = tier is Tier.HOST and (tier, frame) in self._draft.reads
+        return pool.limbo_seq(frame) == self._draft.seq and not is_read
 
     def _vacate(self, space_id: int, tier: Tier, for_page: Page | None, owner: str) -> bool:
         """Empty the cheapest slab of another space and give it to the arena. Returns whether there was one."""

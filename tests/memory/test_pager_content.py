@@ -1,0 +1,576 @@
+"""What contexts see through their frames, whatever verbs, plans, aborts and deaths come in between.
+
+A simulated worker carries plans out on two bytearrays, in order and no sooner than it must; the machine then looks at bytes. Every token of
+every context has a stamp of its own, so a wrong, stale or foreign page cannot look right.
+"""
+
+from __future__ import annotations
+
+import struct
+from dataclasses import dataclass, field
+
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+
+from memory.config import MemoryConfig
+from memory.errors import NeverFits, OutOfFrames, OverLimit, PagingError
+from memory.page import Move, PagePlan, Space, Tier, Zero
+from memory.pager import Pager, Want
+from memory.table import Page, PageTable
+
+GRANULE, SLAB = 16, 128
+PAGE_TOKENS = 4
+NUM_DEVICE_SLABS, NUM_HOST_SLABS = 7, 5
+HEADER = 16
+SPACES = {
+    1: Space(1, PAGE_TOKENS, 16, 32),
+    2: Space(2, PAGE_TOKENS, 32, 48),
+    3: Space(3, PAGE_TOKENS, 48, 64),
+}
+MODELS = ((1,), (2, 3))
+OWNERS = ("lab/ann", "lab/bob", "guest")
+WEIGHTS = 0xEEEEEEEE
+
+
+@dataclass(eq=False)
+class Ctx:
+    """A context: what its tokens are, and how far they are computed."""
+
+    table: PageTable
+    owner: str
+    kin: set[int]  # owners whose stamps its frames may hold: its own and those it was forked from
+    tokens: list[int] = field(default_factory=list)  # stamps; index = position
+    valid: int = 0  # computed by plans that are committed
+    reach: int = 0  # computed once all outstanding plans are done
+    is_dropped: bool = False
+
+
+@dataclass
+class Row:
+    """A context's part in a plan, as the worker was told of it."""
+
+    ctx: Ctx
+    start: int
+    stamps: list[int]  # [0, end): what its tokens are
+    frames: list[list[int]]
+
+
+@dataclass(eq=False)
+class Flight:
+    """A plan on its way."""
+
+    plan: PagePlan
+    rows: list[Row]
+    before: Snapshot
+    num_changes: int
+    is_run: bool = False
+
+
+class KeyMismatch(Exception):
+    """A move found another page in the host tier than it was told."""
+
+
+class Worker:
+    """Carries out plans on bytes."""
+
+    def __init__(self) -> None:
+        self.bytes = {Tier.DEVICE: bytearray(NUM_DEVICE_SLABS * SLAB), Tier.HOST: bytearray(NUM_HOST_SLABS * SLAB)}
+
+    def span(self, space_id: int, tier: Tier, frame: int) -> slice:
+        space = SPACES[space_id]
+        size = space.device_frame_bytes if tier is Tier.DEVICE else space.host_frame_bytes
+        assert (frame + size // GRANULE) * GRANULE <= len(self.bytes[tier])
+        return slice(frame * GRANULE, frame * GRANULE + size)
+
+    def zero(self, zero: Zero) -> None:
+        span = self.span(zero.space_id, zero.tier, zero.frame)
+        self.bytes[zero.tier][span] = bytes(span.stop - span.start)
+
+    def payload(self, space_id: int, tier: Tier, frame: int) -> slice:
+        start = frame * GRANULE + (HEADER if tier is Tier.HOST else 0)
+        return slice(start, start + SPACES[space_id].device_frame_bytes)
+
+    def move(self, move: Move) -> None:
+        source = self.payload(move.space_id, move.source_tier, move.source_frame)
+        if move.source_tier is Tier.HOST and self.key(move.source_frame) != move.key:
+            raise KeyMismatch
+        target = self.payload(move.space_id, move.target_tier, move.target_frame)
+        self.bytes[move.target_tier][target] = self.bytes[move.source_tier][source]
+        if move.target_tier is Tier.HOST:
+            assert len(move.key) == 16, "the host tier keeps pages by name"
+            self.set_key(move.target_frame, move.key)
+
+    def key(self, frame: int) -> bytes:
+        return bytes(self.bytes[Tier.HOST][frame * GRANULE : frame * GRANULE + HEADER])
+
+    def set_key(self, frame: int, key: bytes) -> None:
+        self.bytes[Tier.HOST][frame * GRANULE : frame * GRANULE + HEADER] = key
+
+    def apply(self, plan: PagePlan, bad: tuple[int, ...] = ()) -> None:
+        for zero in plan.zeros:
+            self.zero(zero)
+        for idx, move in enumerate(plan.moves):
+            if idx not in bad:
+                self.move(move)
+        for zero in plan.late_zeros:
+            self.zero(zero)
+
+    def write(self, space_id: int, tier: Tier, frame: int, idx: int, stamp: int) -> None:
+        size = SPACES[space_id].device_frame_bytes // PAGE_TOKENS
+        start = self.payload(space_id, tier, frame).start + idx * size
+        self.bytes[tier][start : start + size] = struct.pack("<I", stamp) * (size // 4)
+
+    def stamps(self, space_id: int, tier: Tier, frame: int) -> list[set[int]]:
+        """Stamps at each token of a frame; one each, if all is well."""
+        size = SPACES[space_id].device_frame_bytes // PAGE_TOKENS
+        payload = bytes(self.bytes[tier][self.payload(space_id, tier, frame)])
+        return [set(struct.unpack(f"<{size // 4}I", payload[idx * size : (idx + 1) * size])) for idx in range(PAGE_TOKENS)]
+
+    def fill(self, start: int, size: int, word: int) -> None:
+        self.bytes[Tier.DEVICE][start : start + size] = struct.pack("<I", word) * (size // 4)
+
+
+@dataclass
+class Snapshot:
+    """Everything that an abort has to bring back, and what may only grow: whose bytes may be where."""
+
+    state: tuple[object, ...]
+    residues: dict[tuple[Tier, int], frozenset[str]]
+
+    def is_back(self, now: Snapshot) -> bool:
+        return self.state == now.state and all(now.residues[place] >= residue for place, residue in self.residues.items())
+
+
+def snapshot(pager: Pager, ctxs: list[Ctx]) -> Snapshot:
+    """What there is now."""
+    mapping = pager._mapping
+    pools = {
+        (tier, space_id): (
+            sorted(pool.slabs()),
+            pool.limbo(),
+            [f for s in sorted(pool.slabs()) for f in pool.frames_of(s) if pool.is_free(f)],
+        )
+        for tier in (Tier.DEVICE, Tier.HOST)
+        for space_id, pool in mapping.pools(tier).items()
+    }
+    residues = {
+        (tier, frame): pool.residue(frame)
+        for tier in (Tier.DEVICE, Tier.HOST)
+        for pool in mapping.pools(tier).values()
+        for slab in pool.slabs()
+        for frame in pool.frames_of(slab)
+    }
+    tables = [[[describe(page) for page in pages] for pages in ctx.table.pages] for ctx in ctxs]
+    reaches = [(ctx.table.reach, ctx.table.pins, ctx.table.counts(), ctx.table.device_bytes) for ctx in ctxs]
+    return Snapshot((pools, tables, reaches, pager.snapshot()), residues)
+
+
+def describe(page: Page) -> tuple[object, ...]:
+    """A page as it must be again after an abort."""
+    key = page.key if page.host_frame is not None else b""
+    return id(page), page.device_frame, page.host_frame, page.num_tokens, key, page.pins, [id(table) for table in page.holders]
+
+
+class PagerContent(RuleBasedStateMachine):
+    """Verbs and plans in any order, two plans outstanding, a worker that is late."""
+
+    @initialize(
+        write_behind=st.booleans(), device=st.integers(3, NUM_DEVICE_SLABS), host=st.integers(0, NUM_HOST_SLABS), limit=st.booleans()
+    )
+    def start(self, write_behind: bool, device: int, host: int, limit: bool) -> None:
+        config = MemoryConfig(device * SLAB, host * SLAB, 0, PAGE_TOKENS, SLAB, GRANULE, write_behind, 3)
+        self.pager = Pager(config)
+        for space in SPACES.values():
+            self.pager.open_space(space)
+        if limit:
+            self.pager.ledger.set_limit("lab", Tier.DEVICE, 0, 2 * SLAB)
+            self.pager.ledger.set_limit("lab/bob", Tier.HOST, 0, SLAB)
+        self.worker = Worker()
+        self.ctxs: list[Ctx] = []
+        self.flights: list[Flight] = []
+        self.seq = 0
+        self.num_stamps = 0
+        self.num_keys = 0
+        self.num_changes = 0  # verbs between plans
+        self.weights: dict[str, tuple[tuple[int, ...], tuple[int, ...]]] = {}
+        self.holds: list[tuple[Ctx, dict[int, bytes]]] = []
+        for owner in OWNERS:
+            for model in MODELS:
+                self.alloc(owner, model)
+
+    # ------------------------------------------------------------------------------------------------------------------ inner steps
+
+    def stamp(self, owner: str) -> int:
+        self.num_stamps += 1
+        return (OWNERS.index(owner) + 1) << 24 | self.num_stamps
+
+    def keys_of(self, ctx: Ctx, num_tokens: int) -> list[bytes]:
+        pages = [ctx.tokens[first : first + PAGE_TOKENS] for first in range(0, num_tokens - PAGE_TOKENS + 1, PAGE_TOKENS)]
+        return [struct.pack("<4I", *page) for page in pages]
+
+    def live(self) -> list[Ctx]:
+        return [ctx for ctx in self.ctxs if not ctx.is_dropped]
+
+    def pick(self, number: int) -> Ctx | None:
+        live = self.live()
+        return live[number % len(live)] if live else None
+
+    def is_flying(self, ctx: Ctx) -> bool:
+        return any(row.ctx is ctx for flight in self.flights for row in flight.rows)
+
+    def settle(self, ctx: Ctx) -> None:
+        """What a context may go on from: tokens whose pages are somewhere."""
+        ctx.valid = min(ctx.valid, ctx.table.intact_tokens())
+        if not self.is_flying(ctx):
+            ctx.reach = ctx.valid
+
+    def run(self, flight: Flight) -> None:
+        if flight.is_run:
+            return
+        flight.is_run = True
+        self.worker.apply(flight.plan)
+        for row in flight.rows:
+            for group, frames in enumerate(row.frames):
+                self.check_row(row, group, frames)
+                for position in range(row.start, len(row.stamps)):
+                    frame = frames[position // PAGE_TOKENS]
+                    self.worker.write(row.ctx.table.space_ids[group], Tier.DEVICE, frame, position % PAGE_TOKENS, row.stamps[position])
+
+    def check_row(self, row: Row, group: int, frames: list[int]) -> None:
+        assert len(frames) * PAGE_TOKENS >= len(row.stamps)
+        space_id = row.ctx.table.space_ids[group]
+        for page_idx, frame in enumerate(frames[: -(-len(row.stamps) // PAGE_TOKENS)]):
+            for idx, found in enumerate(self.worker.stamps(space_id, Tier.DEVICE, frame)):
+                position = page_idx * PAGE_TOKENS + idx
+                if position < row.start:
+                    assert found == {row.stamps[position]}, "a context sees its own tokens"
+                else:
+                    assert {stamp >> 24 for stamp in found} <= row.ctx.kin | {0}, "no owner sees another's bytes"
+
+    # ------------------------------------------------------------------------------------------------------------------ verbs
+
+    @rule(owner=st.sampled_from(OWNERS), model=st.sampled_from(MODELS))
+    def alloc(self, owner: str, model: tuple[int, ...]) -> None:
+        if len(self.live()) < 8:
+            self.ctxs.append(Ctx(self.pager.new_table(owner, model), owner, {OWNERS.index(owner) + 1}))
+            self.num_changes += 1
+
+    @rule(number=st.integers(0, 9), cut=st.integers(0, 9), owner=st.sampled_from(OWNERS))
+    def fork(self, number: int, cut: int, owner: str) -> None:
+        parent = self.pick(number)
+        if parent is None or len(self.live()) >= 10:
+            return
+        num_tokens = max(parent.valid - cut, 0)
+        table = self.pager.fork(parent.table, num_tokens, owner)
+        kin = parent.kin | {OWNERS.index(owner) + 1}
+        self.ctxs.append(Ctx(table, owner, kin, parent.tokens[:num_tokens], num_tokens, num_tokens))
+        # Whoever shares a page of a parent may write into it when the others left: its kin's frames may hold its stamps from now on.
+        for ctx in self.live():
+            if ctx.kin & kin:
+                ctx.kin = kin = ctx.kin | kin
+        self.num_changes += 1
+
+    @rule(number=st.integers(0, 9), cut=st.integers(0, 9))
+    def truncate(self, number: int, cut: int) -> None:
+        ctx = self.pick(number)
+        if ctx is None:
+            return
+        ctx.valid = max(ctx.valid - cut, 0)
+        if self.is_flying(ctx):
+            return
+        del ctx.tokens[ctx.valid :]
+        ctx.reach = ctx.valid
+        self.pager.truncate(ctx.table, ctx.valid)
+        self.num_changes += 1
+
+    @rule(number=st.integers(0, 9), chance=st.integers(0, 5))
+    def drop(self, number: int, chance: int) -> None:
+        ctx = self.pick(number)
+        if ctx is not None and chance == 0:
+            self.pager.drop(ctx.table)
+            ctx.is_dropped = True
+            self.num_changes += 1
+
+    @rule(number=st.integers(0, 9), suspends=st.booleans())
+    def suspend(self, number: int, suspends: bool) -> None:
+        ctx = self.pick(number)
+        if ctx is not None:
+            (self.pager.suspend if suspends else self.pager.resume)(ctx.table)
+
+    @rule(number=st.integers(0, 9))
+    def save(self, number: int) -> None:
+        ctx = self.pick(number)
+        if ctx is None or self.is_flying(ctx) or ctx.valid == 0:
+            return
+        self.settle(ctx)
+        self.num_keys += 1
+        keys = self.keys_of(ctx, ctx.valid)
+        self.pager.save(ctx.table, ctx.valid, keys, b"partial\0" + self.num_keys.to_bytes(8, "little"))
+        self.num_changes += 1
+
+    @rule(number=st.integers(0, 9))
+    def hold(self, number: int) -> None:
+        ctx = self.pick(number)
+        if ctx is None or len(self.holds) > 2:
+            return
+        self.pager.hold_host(ctx.table)
+        host = self.worker.bytes[Tier.HOST]
+        spans = [self.worker.span(ctx.table.space_ids[page.group], Tier.HOST, page.frame) for page in self.pager.host_pages(ctx.table)]
+        self.holds.append((ctx, {span.start: bytes(host[span]) for span in spans}))
+
+    @precondition(lambda self: self.holds)
+    @rule()
+    def release(self) -> None:
+        ctx, _bytes = self.holds.pop()
+        self.pager.release_host(ctx.table)
+        self.num_changes += 1
+
+    @rule(number=st.integers(0, 9), count=st.integers(1, 3))
+    def restore(self, number: int, count: int) -> None:
+        """The front writes lost pages of a context from an image, while plans are on their way."""
+        ctx = self.pick(number)
+        if ctx is None or self.is_flying(ctx):
+            return
+        self.settle(ctx)
+        for page_idx in range(ctx.valid // PAGE_TOKENS, min(ctx.valid // PAGE_TOKENS + count, len(ctx.tokens) // PAGE_TOKENS)):
+            if not all(page_idx >= len(pages) or pages[page_idx].is_lost for pages in ctx.table.pages):
+                return
+            stamps = ctx.tokens[page_idx * PAGE_TOKENS : (page_idx + 1) * PAGE_TOKENS]
+            for group, space_id in enumerate(ctx.table.space_ids):
+                try:
+                    frame = self.pager.reserve_host(ctx.table, group, page_idx, struct.pack("<4I", *stamps), PAGE_TOKENS)
+                except (OutOfFrames, OverLimit, PagingError):
+                    self.trim(ctx, page_idx)
+                    return
+                self.worker.set_key(frame, struct.pack("<4I", *stamps))
+                for idx, stamp in enumerate(stamps):
+                    self.worker.write(space_id, Tier.HOST, frame, idx, stamp)
+            self.num_changes += 1
+            ctx.valid = ctx.reach = (page_idx + 1) * PAGE_TOKENS
+
+    def trim(self, ctx: Ctx, num_pages: int) -> None:
+        """A restore stopped half way: its groups are of equal length again."""
+        self.pager.truncate(ctx.table, num_pages * PAGE_TOKENS)
+        self.settle(ctx)
+        self.num_changes += 1
+
+    @rule(owner=st.sampled_from(OWNERS))
+    def scrub(self, owner: str) -> None:
+        self.pager.scrub(owner)
+        self.num_changes += 1
+
+    # ------------------------------------------------------------------------------------------------------------------ plans
+
+    @precondition(lambda self: len(self.flights) < 2)
+    @rule(picks=st.lists(st.tuples(st.integers(0, 9), st.integers(0, 9)), max_size=3))
+    def plan(self, picks: list[tuple[int, int]]) -> None:
+        self.try_plan(picks)
+
+    @precondition(lambda self: len(self.flights) < 2)
+    @rule(number=st.integers(0, 9), more=st.integers(4, 16))
+    def plan_one(self, number: int, more: int) -> None:
+        self.try_plan([(number, more)])
+
+    @rule(number=st.integers(0, 9), more=st.integers(1, 12))
+    def turn(self, number: int, more: int) -> None:
+        """What mostly happens: a plan goes out, the oldest comes back."""
+        if len(self.flights) == 2:
+            self.commit()
+        self.try_plan([(number, more)])
+
+    def try_plan(self, picks: list[tuple[int, int]]) -> None:
+        before = snapshot(self.pager, self.ctxs)
+        wants: list[tuple[Ctx, int, int]] = []
+        for number, more in picks:
+            ctx = self.pick(number)
+            if ctx is None or any(ctx is other for other, _, _ in wants):
+                continue
+            if not self.is_flying(ctx):
+                self.settle(ctx)
+            target = max(ctx.reach + more, len(ctx.tokens) if not self.is_flying(ctx) else 0)
+            wants.append((ctx, ctx.reach, target))
+        try:
+            plan = self.pager.plan(self.seq + 1, [Want(ctx.table, start, target) for ctx, start, target in wants])
+        except (OutOfFrames, OverLimit):
+            assert before.is_back(snapshot(self.pager, self.ctxs)), "a plan that fails changes nothing"
+            return
+        self.seq += 1
+        rows = [self.depart(ctx, start, target) for ctx, start, target in wants]
+        self.flights.append(Flight(plan, rows, before, self.num_changes))
+
+    def depart(self, ctx: Ctx, start: int, target: int) -> Row:
+        ctx.tokens.extend(self.stamp(ctx.owner) for _ in range(target - len(ctx.tokens)))
+        ctx.reach = max(target, start)
+        frames = [ctx.table.frames(group) for group in range(len(ctx.table.pages))]
+        return Row(ctx, start, ctx.tokens[: ctx.reach], frames)
+
+    @precondition(lambda self: self.flights)
+    @rule()
+    def execute(self) -> None:
+        """The worker gets as far as the oldest plan it has not run."""
+        flight = next((flight for flight in self.flights if not flight.is_run), None)
+        if flight is not None:
+            self.run(flight)
+
+    @precondition(lambda self: self.flights)
+    @rule()
+    def commit(self) -> None:
+        flight = self.flights.pop(0)
+        self.run(flight)
+        self.pager.commit(flight.plan.seq)
+        self.num_changes += 1
+        for row in flight.rows:
+            if not row.ctx.is_dropped:
+                row.ctx.valid = max(row.ctx.valid, len(row.stamps)) if self.is_flying(row.ctx) else len(row.stamps)
+                self.pager.fill(row.ctx.table, row.ctx.valid, self.keys_of(row.ctx, row.ctx.valid))
+
+    @precondition(lambda self: any(not flight.is_run for flight in self.flights))
+    @rule()
+    def abort(self) -> None:
+        """A plan that never ran is taken back."""
+        idx = next(idx for idx, flight in enumerate(self.flights) if not flight.is_run)
+        flight = self.flights[idx]
+        self.void(idx)
+        self.pager.abort(flight.plan.seq)
+        if flight.num_changes == self.num_changes:
+            assert flight.before.is_back(snapshot(self.pager, self.ctxs)), "an abort brings everything back"
+        self.seq = flight.plan.seq - 1
+        self.num_changes += 1
+
+    def void(self, idx: int) -> None:
+        gone = self.flights[idx:]
+        del self.flights[idx:]
+        for row in [row for flight in gone for row in flight.rows]:
+            row.ctx.reach = row.ctx.valid if not self.is_flying(row.ctx) else row.ctx.reach
+        for flight in self.flights:
+            for row in flight.rows:
+                row.ctx.reach = len(row.stamps)
+
+    @precondition(lambda self: self.flights and not self.flights[0].is_run)
+    @rule(which=st.integers(0, 9))
+    def corrupt(self, which: int) -> None:
+        """A page in the host tier does not hold: the plan's other moves are made, its rows are not touched."""
+        flight = self.flights[0]
+        from_host = [idx for idx, move in enumerate(flight.plan.moves) if move.source_tier is Tier.HOST]
+        if not from_host or self.holds:
+            return
+        bad = from_host[which % len(from_host)]
+        frame = flight.plan.moves[bad].source_frame
+        all_bad = tuple(idx for idx in from_host if flight.plan.moves[idx].source_frame == frame)
+        self.worker.set_key(frame, b"?" * 16)
+        self.worker.apply(flight.plan, all_bad)
+        self.void(0)
+        self.pager.abort(flight.plan.seq)
+        self.pager.corrupt([flight.plan.moves[idx] for idx in all_bad])
+        self.num_changes += 1
+        for ctx in self.live():
+            self.settle(ctx)
+
+    @rule(runs=st.booleans(), chance=st.integers(0, 7))
+    def lose_device(self, runs: bool, chance: int) -> None:
+        if chance:
+            return
+        if runs and self.flights:
+            self.run(self.flights[0])
+        self.void(0)
+        self.pager.lose_device()
+        self.worker.bytes[Tier.DEVICE] = bytearray(NUM_DEVICE_SLABS * SLAB)
+        self.weights.clear()
+        self.num_changes += 1
+        for ctx in self.live():
+            self.settle(ctx)
+
+    # ------------------------------------------------------------------------------------------------------------------ weights
+
+    @rule(name=st.sampled_from(("m1", "m2", "")), sizes=st.lists(st.sampled_from((32, 100, 128, 200)), min_size=1, max_size=2))
+    def place_weights(self, name: str, sizes: list[int]) -> None:
+        if not name:
+            for placed in list(self.weights):
+                self.pager.release_weights(placed)
+                del self.weights[placed]
+        elif name in self.weights:
+            self.pager.release_weights(name)
+            del self.weights[name]
+        else:
+            try:
+                offsets = self.pager.place_weights(name, "models", tuple(sizes))
+            except (OutOfFrames, NeverFits):
+                return
+            self.weights[name] = tuple(sizes), offsets
+            for size, offset in zip(sizes, offsets, strict=True):
+                self.worker.fill(offset, size, WEIGHTS)
+        self.num_changes += 1
+
+    @precondition(lambda self: not self.flights and not self.weights)
+    @rule(size=st.sampled_from((100, 200, 300)), chance=st.integers(0, 2))
+    def make_room(self, size: int, chance: int) -> None:
+        if chance:
+            return
+        before = snapshot(self.pager, self.ctxs)
+        try:
+            plan = self.pager.plan_room(self.seq + 1, (size,))
+        except (OutOfFrames, NeverFits):
+            assert before.is_back(snapshot(self.pager, self.ctxs))
+            return
+        self.seq += 1
+        self.flights.append(Flight(plan, [], before, self.num_changes))
+        self.commit()
+        self.place_weights("m1", [size])
+        assert "m1" in self.weights, "after its commit the weights can be placed"
+
+    # ------------------------------------------------------------------------------------------------------------------ what holds
+
+    @invariant()
+    def integrity(self) -> None:
+        self.pager.check_integrity()
+
+    @invariant()
+    def host_copies_hold_what_they_say(self) -> None:
+        for ctx in self.live():
+            for page in self.pager.host_pages(ctx.table):
+                assert self.worker.key(page.frame) == page.key
+                found = self.worker.stamps(ctx.table.space_ids[page.group], Tier.HOST, page.frame)
+                first = page.page_idx * PAGE_TOKENS
+                for position in range(first, min(first + page.num_tokens, ctx.valid, ctx.table.intact_tokens())):
+                    assert found[position - first] == {ctx.tokens[position]}
+
+    @invariant()
+    def held_copies_do_not_change(self) -> None:
+        for _ctx, held in self.holds:
+            for start, content in held.items():
+                assert self.worker.bytes[Tier.HOST][start : start + len(content)] == content
+
+    @invariant()
+    def weights_are_not_written(self) -> None:
+        for sizes, offsets in self.weights.values():
+            for size, offset in zip(sizes, offsets, strict=True):
+                assert set(self.worker.bytes[Tier.DEVICE][offset : offset + size]) == {0xEE}
+
+    def teardown(self) -> None:
+        """Everything is in place at the end, and nothing is left of who leaves."""
+        if not hasattr(self, "flights"):
+            return
+        while self.flights:
+            self.commit()
+        self.host_copies_hold_what_they_say()
+        while self.holds:
+            self.release()
+        for ctx in self.live():
+            self.pager.drop(ctx.table)
+        for owner in (*OWNERS, "models"):
+            self.pager.scrub(owner)
+        for name in self.weights:
+            self.pager.release_weights(name)
+        for _ in range(2):
+            self.seq += 1
+            self.worker.apply(self.pager.plan(self.seq, []))
+            self.pager.commit(self.seq)
+        self.pager.check_integrity()
+        arenas = self.pager._mapping.arenas
+        assert all(arena.num_free == arena.num_slabs for arena in arenas.values()), "no frame leaks"
+        assert not any(any(content[: arenas[tier].total_bytes]) for tier, content in self.worker.bytes.items()), "no byte is left"
+
+
+TestPagerContent = PagerContent.TestCase
+TestPagerContent.settings = settings(max_examples=60, stateful_step_count=40)
