@@ -20,7 +20,7 @@ import logging
 import os
 import secrets
 from collections.abc import Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -101,18 +101,17 @@ class ImageStore:
             raise ValueError(f"{manifest.image_id!r} is not an image id")
         described: list[ImagePage] = []
         new_bytes = 0
-        with self._pinning() as pinned, disk_errors(self._pages):
-            for batch in _batches(pages):
-                contents = [_describe(page, tenant_secret) for page in batch]
-                described += (page for page, _ in contents)
-                names = {page.name for page, _ in contents} - pinned
-                self._use.pin(names)
-                pinned.update(names)
-                new_bytes += self._write_pages(contents)
-            self._sync_folders(pinned)
-            whole = msgspec.structs.replace(manifest, pages=tuple(described))
-            raw = pack(whole, tenant_secret)
-            self._write_manifest(manifest.image_id, raw)
+        with ThreadPoolExecutor(_BATCH_PAGES, thread_name_prefix="image-sync") as executor, self._pinning() as pinned:
+            with disk_errors(self._pages):
+                for batch in _batches(pages):
+                    contents = [_describe(page, tenant_secret) for page in batch]
+                    described += (page for page, _ in contents)
+                    self._pin({page.name for page, _ in contents}, pinned)
+                    new_bytes += self._write_pages(contents, executor)
+                self._sync_folders(self._use.unnamed(pinned), executor)
+                whole = msgspec.structs.replace(manifest, pages=tuple(described))
+                raw = pack(whole, tenant_secret)
+                self._write_manifest(manifest.image_id, raw)
             self._use.add(manifest.image_id, pinned)
         return Written(whole, len(raw) + sum(page.size_bytes for page in described), new_bytes + len(raw))
 
@@ -178,12 +177,15 @@ class ImageStore:
             self._use.unpin(pinned)
             self._drop(pinned)
 
-    def _write_pages(self, contents: list[tuple[ImagePage, memoryview]]) -> int:
+    def _pin(self, names: set[str], pinned: set[str]) -> None:
+        self._use.pin(names - pinned)
+        pinned |= names
+
+    def _write_pages(self, contents: list[tuple[ImagePage, memoryview]], executor: Executor) -> int:
         missing = {page.name: content for page, content in contents if not self._holds(page, content)}
         for name in missing:
             self._page_path(name).parent.mkdir(mode=0o700, exist_ok=True)
-        with ThreadPoolExecutor(_BATCH_PAGES, thread_name_prefix="image-sync") as executor:
-            return sum(executor.map(self._write_page, missing, missing.values()))
+        return sum(executor.map(self._write_page, missing, missing.values()))
 
     def _write_page(self, name: str, content: memoryview) -> int:
         hit("image.page.before_write")
@@ -193,10 +195,11 @@ class ImageStore:
         hit("image.page.after_rename")
         return content.nbytes
 
-    def _sync_folders(self, names: set[str]) -> None:
-        for folder in {self._page_path(name).parent for name in names}:
-            sync_directory(folder)
-        sync_directory(self._pages)
+    def _sync_folders(self, names: set[str], executor: Executor) -> None:
+        """Put the names of pages on the disk; those that an image names are there already (invariant 1)."""
+        folders = {self._page_path(name).parent for name in names}
+        if folders:
+            list(executor.map(sync_directory, [*folders, self._pages]))
 
     def _write_manifest(self, image_id: str, raw: bytes) -> None:
         hit("image.manifest.before_write")

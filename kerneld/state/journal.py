@@ -121,6 +121,22 @@ class Journal:
         with disk_errors(self._path, len(framed)):
             segment.write(framed)
 
+    def append_if_room(self, records: Sequence[Record]) -> bool:
+        """Append records that may be lost, unless they would need bytes that were reserved for others; says whether they were written.
+
+        Raises: Unavailable; then nothing was written.
+        """
+        self._check_ready()
+        segment = self._segment
+        end = segment.offset + len(frame(records, segment.salt)) + self._reserved + _SLACK_BYTES
+        try:
+            if end > segment.allocated:
+                _allocate(segment, end)
+        except OSError:
+            return False
+        self.append(records)
+        return True
+
     def reserve(self, num_bytes: int) -> None:
         """Promise that `num_bytes` can be appended later, whatever becomes of the disk. Raises: DiskFull; then nothing is reserved."""
         self._check_ready()

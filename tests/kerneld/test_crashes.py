@@ -228,11 +228,14 @@ def test_a_full_disk_hits_only_what_was_not_reserved(small_disk: Path) -> None:
     with pytest.raises(DiskFull) as caught:
         journal.reserve(1_500_000)
     assert caught.value.facts["needed_bytes"] == "1500000"
-    for number in range(250):  # 1 KiB each
-        journal.append([step(number)])
+    numbers = iter(range(5000))
+    while journal.append_if_room([step(next(numbers))]):  # 1 KiB each
+        pass
+    for _ in range(250):
+        journal.append([step(next(numbers))])
     journal.release(300_000)
     journal.close()
-    assert journaled(small_disk / "journal") == [str(number) for number in range(250)]
+    assert len(journaled(small_disk / "journal")) == next(numbers) - 1
     ballast.unlink()
 
 
