@@ -7,7 +7,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from drivers.arena import Arena, FrameShape
 from drivers.contract import LoadSpec
@@ -83,7 +82,7 @@ def load_model(files: ModelFiles, spec: LoadSpec, ground: Ground, progress: Call
     workspace = torch.zeros(workspace_tokens, 2, config.num_kv_heads, config.head_dim, dtype=dtype)
     windows = tuple(group.window for group in config.groups)
     ops = _checked_ops(files, ground, heads, windows)
-    decoder = Decoder(config, segments, _layer_pages(files, ground.arena, frames, LayerKvRoom(workspace, heads)), ops)
+    decoder = Decoder(config, segments, _layer_pages(files, ground.arena, frames, heads), ops)
     _warm_up(decoder)
     return CpuModel(
         decoder=decoder,
@@ -94,16 +93,8 @@ def load_model(files: ModelFiles, spec: LoadSpec, ground: Ground, progress: Call
         ),
         space_ids=spec.space_ids,
         frames=frames,
-        attention=tuple(AttentionShape(page_tokens, window, workspace_tokens, dtype) for window in windows),
+        attention=tuple(AttentionShape(page_tokens, window, workspace) for window in windows),
     )
-
-
-@dataclass(frozen=True, slots=True)
-class LayerKvRoom:
-    """What the layers of a model share: the room to gather pages, and the heads."""
-
-    workspace: Tensor
-    heads: HeadShape
 
 
 def _check_places(files: ModelFiles, spec: LoadSpec, arena_bytes: int) -> None:
@@ -117,9 +108,9 @@ def _check_places(files: ModelFiles, spec: LoadSpec, arena_bytes: int) -> None:
             raise PlanRejected(f"Segment {segment.name} at offset {offset} is not aligned to {ALIGN_BYTES} or leaves the arena.")
 
 
-def _layer_pages(files: ModelFiles, arena: Arena, frames: tuple[FrameShape, ...], room: LayerKvRoom) -> list[LayerKv]:
+def _layer_pages(files: ModelFiles, arena: Arena, frames: tuple[FrameShape, ...], heads: HeadShape) -> list[LayerKv]:
     by_layer = {
-        layer: LayerKv(arena.layer_pages(frame, idx), room.workspace, room.heads)
+        layer: LayerKv(arena.layer_pages(frame, idx), heads)
         for group, frame in zip(files.config.groups, frames, strict=True)
         for idx, layer in enumerate(group.layers)
     }

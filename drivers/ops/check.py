@@ -92,9 +92,8 @@ def _attention_batch(shape: CheckShape, window: int | None, random: torch.Genera
         start, frame = start + count, frame + num_pages
     heads = shape.heads
     pages = torch.randn(frame, page, 2, heads.num_kv_heads, heads.head_dim, generator=random).to(shape.dtype)
-    attention = AttentionShape(page, window, 6 * page, shape.dtype)
-    workspace = torch.empty(attention.workspace_tokens, 2, heads.num_kv_heads, heads.head_dim, dtype=shape.dtype)
-    return LayerKv(pages, workspace, heads), plan_attention(attention, rows)
+    workspace = torch.empty(6 * page, 2, heads.num_kv_heads, heads.head_dim, dtype=shape.dtype)
+    return LayerKv(pages, heads), plan_attention(AttentionShape(page, window, workspace), rows)
 
 
 def _rope_case(shape: CheckShape, kv: LayerKv, batch: RaggedBatch, random: torch.Generator) -> Case:
@@ -105,7 +104,7 @@ def _rope_case(shape: CheckShape, kv: LayerKv, batch: RaggedBatch, random: torch
     rotation = Rotation(angles.cos().to(shape.dtype), angles.sin().to(shape.dtype))
 
     def run(ops: OpTable) -> list[Tensor]:
-        pages = LayerKv(torch.zeros_like(kv.pages), kv.workspace, heads)
+        pages = LayerKv(torch.zeros_like(kv.pages), heads)
         return [ops.rope_kv_write(qkv.clone(), rotation, pages, batch), pages.pages]
 
     return run

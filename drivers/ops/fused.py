@@ -57,7 +57,7 @@ def paged_attention(queries: Tensor, kv: LayerKv, batch: RaggedBatch) -> tuple[T
     if len(batch.buckets) == 1 and not batch.rest:
         return _attend_bucket(queries, kv, batch.buckets[0])
     out = torch.empty(queries.shape, dtype=queries.dtype)
-    lse = torch.empty(queries.shape[:2], dtype=torch.float32)
+    lse = torch.empty((queries.shape[0], kv.heads.num_queries_per_kv, kv.heads.num_kv_heads), dtype=torch.float32)
     for bucket in batch.buckets:
         tokens = slice(bucket.start, bucket.start + bucket.num_rows)
         out[tokens], lse[tokens] = _attend_bucket(queries[tokens], kv, bucket)
@@ -69,11 +69,10 @@ def paged_attention(queries: Tensor, kv: LayerKv, batch: RaggedBatch) -> tuple[T
 
 def _attend_bucket(queries: Tensor, kv: LayerKv, bucket: Bucket) -> tuple[Tensor, Tensor]:
     heads, rows = kv.heads, bucket.num_rows
-    gathered = _gather(kv, bucket.frames).view(rows, -1, 2, heads.num_kv_heads, heads.head_dim)[:, : bucket.num_keys].transpose(1, 3)
+    torch.index_select(kv.pages, 0, bucket.frames, out=bucket.gathered)
     grouped = queries.view(rows, heads.num_queries_per_kv, heads.num_kv_heads, heads.head_dim).transpose(1, 2)
-    # gathered is now [rows, J, 2, keys, D]
-    out, lse = _attend(grouped, gathered[:, :, 0], gathered[:, :, 1], bucket.mask, False)
-    return out.transpose(1, 2).reshape(rows, heads.num_heads, heads.head_dim), lse.transpose(1, 2).reshape(rows, heads.num_heads)
+    out, lse = _attend(grouped, bucket.keys, bucket.values, bucket.mask, False)
+    return out.transpose(1, 2).reshape(rows, heads.num_heads, heads.head_dim), lse.transpose(1, 2)
 
 
 def _attend_span(queries: Tensor, kv: LayerKv, span: Span) -> tuple[Tensor, Tensor]:
@@ -83,15 +82,14 @@ def _attend_span(queries: Tensor, kv: LayerKv, span: Span) -> tuple[Tensor, Tens
     out, lse = _attend_piece(grouped, kv, span.pieces[0])
     for piece in span.pieces[1:]:
         out, lse = merge((out, lse), _attend_piece(grouped, kv, piece))
-    shape = (span.count, heads.num_heads, heads.head_dim)
-    return out.permute(2, 1, 0, 3).reshape(shape).to(queries.dtype), lse.permute(2, 1, 0).reshape(shape[:2])
+    mixed = out.permute(2, 1, 0, 3).reshape(span.count, heads.num_heads, heads.head_dim)
+    return mixed.to(queries.dtype), lse.permute(2, 1, 0)
 
 
 def _attend_piece(grouped: Tensor, kv: LayerKv, piece: Piece) -> tuple[Tensor, Tensor]:
-    heads = kv.heads
-    gathered = _gather(kv, piece.frames)[: piece.num_keys].permute(1, 2, 0, 3)  # [2, J, keys, D]
-    keys, values = gathered.unsqueeze(2).expand(2, heads.num_kv_heads, heads.num_queries_per_kv, piece.num_keys, heads.head_dim)
-    out, lse = _attend(grouped, keys, values, piece.mask, piece.is_causal)
+    torch.index_select(kv.pages, 0, piece.frames, out=piece.gathered)
+    shape = (*grouped.shape[:2], *piece.keys.shape[2:])
+    out, lse = _attend(grouped, piece.keys.expand(shape), piece.values.expand(shape), piece.mask, piece.is_causal)
     if piece.blind is not None:
         lse.masked_fill_(piece.blind, float("-inf"))  # the kernel answers 0 for a query that sees nothing
     return out, lse
@@ -102,14 +100,6 @@ def merge(one: tuple[Tensor, Tensor], other: tuple[Tensor, Tensor]) -> tuple[Ten
     lse = torch.logaddexp(one[1], other[1])
     weights = [torch.exp(part[1] - lse).nan_to_num_(0.0).unsqueeze(-1) for part in (one, other)]  # NaN: neither has seen a key yet
     return weights[0] * one[0] + weights[1] * other[0], lse
-
-
-def _gather(kv: LayerKv, frames: Tensor) -> Tensor:
-    """Pages one after the other in the workspace, `[tokens, 2, J, D]`; good until the next call."""
-    num_tokens = frames.shape[0] * kv.pages.shape[1]
-    gathered = kv.workspace[:num_tokens]
-    torch.index_select(kv.pages, 0, frames, out=gathered.view(frames.shape[0], *kv.pages.shape[1:]))
-    return gathered
 
 
 def _attend(queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None, is_causal: bool) -> tuple[Tensor, Tensor]:

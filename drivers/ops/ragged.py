@@ -55,7 +55,9 @@ class Bucket:
     start: int
     num_rows: int
     frames: Tensor  # [num_rows * num_pages] int64
-    num_keys: int  # per row, padding included
+    gathered: Tensor  # [num_rows * num_pages, P, 2, J, D], in the workspace
+    keys: Tensor  # [num_rows, J, num_keys, D], views of it; padding included
+    values: Tensor
     mask: Tensor | None  # [num_rows, 1, 1, num_keys], 0 or -inf
 
 
@@ -64,7 +66,9 @@ class Piece:
     """Some keys of one span."""
 
     frames: Tensor  # [num_pages] int64
-    num_keys: int  # the first keys of those pages
+    gathered: Tensor  # [num_pages, P, 2, J, D], in the workspace
+    keys: Tensor  # [J, 1, num_keys, D], views of it: the first keys of those pages
+    values: Tensor
     mask: Tensor | None = None  # [count, num_keys], 0 or -inf; None where every query sees every key, or all is plain causal
     blind: Tensor | None = None  # [count] bool: queries that see none of these keys; None where there are none
     is_causal: bool = False
@@ -85,8 +89,12 @@ class AttentionShape:
 
     page_tokens: int
     window: int | None
-    workspace_tokens: int  # keys that are gathered at once, at most
-    dtype: torch.dtype
+    workspace: Tensor  # [workspace_tokens, 2, J, D], whole pages: what is gathered at once, at most; shared by all layers
+
+    @property
+    def most_pages(self) -> int:
+        """Pages that the workspace holds."""
+        return self.workspace.shape[0] // self.page_tokens
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,7 +111,7 @@ class RaggedBatch:
 
 def plan_attention(shape: AttentionShape, rows: Sequence[RowSpan]) -> RaggedBatch:
     """Make the indexes of one step. `rows` are in batch order: decode rows first, shortest first."""
-    most_pages = shape.workspace_tokens // shape.page_tokens
+    most_pages = shape.most_pages
     buckets: list[Bucket] = []
     rest: list[Span] = []
     decode = [row for row in rows if row.count == 1 and _num_pages(shape, row) <= most_pages]
@@ -155,8 +163,15 @@ def _bucket(shape: AttentionShape, rows: list[RowSpan]) -> Bucket:
     if bounds[:, 0].any() or (bounds[:, 1] < num_keys).any():
         keys = np.arange(num_keys)
         hidden = (keys < bounds[:, :1]) | (keys >= bounds[:, 1:])
-        mask = _additive(hidden, shape.dtype).view(len(rows), 1, 1, num_keys)
-    return Bucket(rows[0].start, len(rows), torch.from_numpy(frames.reshape(-1)), num_keys, mask)
+        mask = _additive(hidden, shape.workspace.dtype).view(len(rows), 1, 1, num_keys)
+    gathered = _room(shape, frames.size)
+    rowwise = gathered.view(len(rows), -1, *gathered.shape[2:])[:, :num_keys].permute(2, 0, 3, 1, 4)  # [2, rows, J, keys, D]
+    return Bucket(rows[0].start, len(rows), torch.from_numpy(frames.reshape(-1)), gathered, rowwise[0], rowwise[1], mask)
+
+
+def _room(shape: AttentionShape, num_pages: int) -> Tensor:
+    """The first pages of the workspace, `[num_pages, P, 2, J, D]`."""
+    return shape.workspace[: num_pages * shape.page_tokens].view(num_pages, shape.page_tokens, *shape.workspace.shape[1:])
 
 
 def _span(shape: AttentionShape, row: RowSpan, most_pages: int) -> Span:
@@ -171,19 +186,22 @@ def _span(shape: AttentionShape, row: RowSpan, most_pages: int) -> Span:
 
 
 def _piece(shape: AttentionShape, row: RowSpan, frames: Tensor, keys: tuple[int, int]) -> Piece:
+    """What `row` sees of positions [keys[0], keys[1])."""
     low, high = keys
     end = row.position + row.count
+    gathered = _room(shape, frames.shape[0])
+    split = gathered.flatten(0, 1)[: high - low].permute(1, 2, 0, 3).unsqueeze(2)  # [2, J, 1, keys, D]
     is_windowed = shape.window is not None and end - shape.window > low
     if high <= row.position + 1 and not is_windowed:
-        return Piece(frames, high - low)
+        return Piece(frames, gathered, split[0], split[1])
     if row.position == 0 and low == 0 and high == end and not is_windowed:
-        return Piece(frames, high - low, is_causal=True)
+        return Piece(frames, gathered, split[0], split[1], is_causal=True)
     queries, columns = np.arange(row.position, end)[:, None], np.arange(low, high)[None, :]
     hidden = columns > queries
     if shape.window is not None:
         hidden |= columns <= queries - shape.window
-    blind = hidden.all(axis=1)
-    return Piece(frames, high - low, _additive(hidden, shape.dtype), torch.from_numpy(blind) if blind.any() else None)
+    blind = torch.from_numpy(hidden.all(axis=1)) if hidden.all(axis=1).any() else None
+    return Piece(frames, gathered, split[0], split[1], _additive(hidden, shape.workspace.dtype), blind)
 
 
 def _additive(hidden: np.ndarray, dtype: torch.dtype) -> Tensor:

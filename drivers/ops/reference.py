@@ -26,10 +26,9 @@ class Rotation:
 
 @dataclass(frozen=True, slots=True)
 class LayerKv:
-    """One layer's keys and values in the arena, and room to gather them."""
+    """One layer's keys and values in the arena."""
 
     pages: Tensor  # [granules, P, 2, J, D]
-    workspace: Tensor  # [workspace_tokens, 2, J, D]
     heads: HeadShape
 
 
@@ -87,14 +86,14 @@ def rope_kv_write(qkv: Tensor, rotation: Rotation, kv: LayerKv, batch: RaggedBat
 def paged_attention(queries: Tensor, kv: LayerKv, batch: RaggedBatch) -> tuple[Tensor, Tensor]:
     """Causal attention of each row over its own pages, within its window.
 
-    Answers the mixed values `[T, H, D]` and the log-sum-exp of the scaled scores `[T, H] f32`, by which partial results merge.
+    Answers the mixed values `[T, H, D]` and the log-sum-exp of the scaled scores `[T, H / J, J] f32`, by which partial results merge.
     """
     out = torch.empty_like(queries)
     lse = torch.empty(queries.shape[:2], dtype=torch.float32)
     for row in batch.spans:
         tokens = slice(row.start, row.start + row.count)
         out[tokens], lse[tokens] = _attend_row(queries[tokens].float(), kv, batch, row)
-    return out, lse
+    return out, lse.view(-1, kv.heads.num_queries_per_kv, kv.heads.num_kv_heads)
 
 
 def _attend_row(queries: Tensor, kv: LayerKv, batch: RaggedBatch, row: RowSpan) -> tuple[Tensor, Tensor]:

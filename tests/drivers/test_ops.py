@@ -53,8 +53,8 @@ def test_paged_attention_equals_its_definition(lengths: list[tuple[int, int]], w
     heads = HeadShape(num_heads=6, num_kv_heads=2, head_dim=8)
     rows, num_frames = spans(4, lengths)
     random = torch.Generator().manual_seed(1)
-    shape = AttentionShape(4, window, 4 * workspace_pages, torch.float32)
-    kv = LayerKv(torch.randn(num_frames, 4, 2, 2, 8, generator=random), torch.full((shape.workspace_tokens, 2, 2, 8), float("nan")), heads)
+    shape = AttentionShape(4, window, torch.full((4 * workspace_pages, 2, 2, 8), float("nan")))
+    kv = LayerKv(torch.randn(num_frames, 4, 2, 2, 8, generator=random), heads)
     queries = torch.randn(sum(row.count for row in rows), 6, 8, generator=random)
     batch = plan_attention(shape, rows)
     for found, expected in zip(fused.paged_attention(queries, kv, batch), reference.paged_attention(queries, kv, batch), strict=True):
@@ -110,20 +110,20 @@ def test_merging_two_halves_equals_attention_over_both() -> None:
 
 def test_rows_of_like_length_share_a_bucket_and_a_long_one_stands_alone() -> None:
     rows, _ = spans(16, [(1, 2000), (1, 100), (1, 110), (1, 120)])
-    batch = plan_attention(AttentionShape(16, None, 8192, torch.float32), rows)
+    batch = plan_attention(AttentionShape(16, None, torch.empty(8192, 2, 1, 4)), rows)
     assert sorted(bucket.num_rows for bucket in batch.buckets) == [1, 3]
 
 
 def test_a_bucket_never_needs_more_than_the_workspace() -> None:
     rows, _ = spans(16, [(1, 500)] * 8)
-    batch = plan_attention(AttentionShape(16, None, 1024, torch.float32), rows)
+    batch = plan_attention(AttentionShape(16, None, torch.empty(1024, 2, 1, 4)), rows)
     assert all(bucket.frames.shape[0] * 16 <= 1024 for bucket in batch.buckets)
     assert sum(bucket.num_rows for bucket in batch.buckets) == 8
 
 
 def test_pages_before_the_window_are_never_read() -> None:
     frames = np.array([-1, -1, 5, 6])
-    batch = plan_attention(AttentionShape(4, 4, 64, torch.float32), [RowSpan(0, 1, 14, frames)])
+    batch = plan_attention(AttentionShape(4, 4, torch.empty(64, 2, 1, 4)), [RowSpan(0, 1, 14, frames)])
     assert batch.buckets[0].frames.tolist() == [5, 6]
 
 
