@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from typing import Any
 
 import grpc
 import pytest
@@ -26,9 +27,9 @@ class Failed(grpc.RpcError):
         return next(code for code in grpc.StatusCode if code.value[0] == self._status.code)
 
     def details(self) -> str:
-        return self._status.message
+        return str(self._status.message)
 
-    def trailing_metadata(self) -> tuple[tuple[str, bytes], ...] | None:
+    def trailing_metadata(self) -> Any:
         return trailers(self._status) if self._with_details else None
 
 

@@ -135,7 +135,8 @@ class FakeKernel:
         if self.hold is not None:
             await self.hold.wait()
         if caller.request_id in self.answers:
-            return self.answers[caller.request_id]
+            known: ContextInfo = self.answers[caller.request_id]
+            return known
         info = ContextInfo(
             id=self.new_id(),
             model=args.model,
@@ -394,5 +395,5 @@ class FakeKernel:
 
     async def events(self, caller: Caller, follow: bool, since: int) -> AsyncIterator[EventRecord]:
         self.note("events", caller, (follow, since))
-        for sequence in range(since + 1, 4):
+        for sequence in range(max(since, 1), 4):
             yield EventRecord(sequence, 1.0, "WorkerLost", {"device": "cpu:0"})

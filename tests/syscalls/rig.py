@@ -140,11 +140,20 @@ TABLE = {call.verb: call for call in build_table().values()}
 
 def ask(channel: grpc.Channel, verb: str, request: Message | bytes, token: str = "user") -> Any:
     """Make a call as nobody but a test would: by name, with a token or without. A stream comes back as a list."""
+    answer = method_of(channel, verb)(request, metadata=bearer(token), timeout=TIMEOUT_S)
+    return list(answer) if TABLE[verb].is_stream else answer
+
+
+def method_of(channel: grpc.Channel, verb: str) -> Any:
+    """The bare method of a verb."""
     call = TABLE[verb]
     kind = channel.unary_stream if call.is_stream else channel.unary_unary
-    method = kind(call.path, request_serializer=_raw, response_deserializer=call.response.FromString)
-    answer = method(request, metadata=(("authorization", f"Bearer {token}"),) if token else (), timeout=TIMEOUT_S)
-    return list(answer) if call.is_stream else answer
+    return kind(call.path, request_serializer=_raw, response_deserializer=call.response.FromString)
+
+
+def bearer(token: str) -> tuple[tuple[str, str], ...]:
+    """The metadata of a token."""
+    return (("authorization", f"Bearer {token}"),) if token else ()
 
 
 def _raw(request: Message | bytes) -> bytes:

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from google.protobuf import descriptor_pb2, descriptor_pool
-from google.protobuf.descriptor import Descriptor, FieldDescriptor
+from google.protobuf.descriptor import FieldDescriptor
 from google.protobuf.message_factory import GetMessageClass
 
 from kerneld.errors import InvalidArgument
@@ -20,7 +20,7 @@ from tests.syscalls.requests import ID, bound_of, well_formed
 REQUESTS = {row.request.DESCRIPTOR.name: row.request for row in build_table().values()}
 
 
-def leaves(message: Descriptor, path: tuple[FieldDescriptor, ...] = ()) -> Iterator[tuple[FieldDescriptor, ...]]:
+def leaves(message: Any, path: tuple[FieldDescriptor, ...] = ()) -> Iterator[tuple[FieldDescriptor, ...]]:
     """Every field of a request, those of nested messages too, as the way to it."""
     for field in message.fields:
         yield (*path, field)

@@ -21,7 +21,7 @@ from kerneld.security.acl import has_permission
 from kerneld_client.pb import syscalls_pb2 as pb
 from syscalls.status import DETAILS_KEY
 from tests.syscalls.requests import well_formed
-from tests.syscalls.rig import TABLE, Rig, ask
+from tests.syscalls.rig import TABLE, Rig, ask, bearer, method_of
 
 NO_SUCH_ID = "f" * 32
 
@@ -58,16 +58,16 @@ def test_each_role_may_call_what_its_permissions_say_and_nothing_else(rig: Rig, 
             ask(channel, verb, well_formed(call.request), token=role.value)
             is_denied = False
         except grpc.RpcError as error:
-            is_denied = error.code() is grpc.StatusCode.PERMISSION_DENIED  # type: ignore[attr-defined]
+            is_denied = error.code() is grpc.StatusCode.PERMISSION_DENIED
         assert is_denied != has_permission(principal, call.permission), verb
 
 
 @pytest.mark.parametrize("header", ["user", "Basic user", "Bearer", "Bearer ", "Bearer wrong", "Bearer user extra"])
 def test_a_malformed_or_unknown_credential_is_nobodys(channel: grpc.Channel, header: str) -> None:
-    method = channel.unary_unary(TABLE["WhoAmI"].path, response_deserializer=pb.Principal.FromString)
+    method = method_of(channel, "WhoAmI")
     with pytest.raises(grpc.RpcError) as caught:
         method(b"", metadata=(("authorization", header),), timeout=5)
-    assert caught.value.code() is grpc.StatusCode.UNAUTHENTICATED  # type: ignore[attr-defined]
+    assert caught.value.code() is grpc.StatusCode.UNAUTHENTICATED
 
 
 def test_identity_comes_before_the_message(channel: grpc.Channel) -> None:
@@ -105,8 +105,8 @@ def test_a_malformed_field_is_named_and_nothing_changes(rig: Rig, channel: grpc.
 def test_a_method_that_does_not_exist_is_unimplemented(channel: grpc.Channel) -> None:
     for path in ("/kerneld.v1.Contexts/Nonsense", "/other.Service/Do"):
         with pytest.raises(grpc.RpcError) as caught:
-            channel.unary_unary(path)(b"", metadata=(("authorization", "Bearer admin"),), timeout=5)
-        assert caught.value.code() is grpc.StatusCode.UNIMPLEMENTED  # type: ignore[attr-defined]
+            channel.unary_unary(path, bytes, bytes)(b"", metadata=bearer("admin"), timeout=5)
+        assert caught.value.code() is grpc.StatusCode.UNIMPLEMENTED
 
 
 def test_an_error_of_the_kernel_arrives_with_reason_facts_and_retry_time(rig: Rig, channel: grpc.Channel) -> None:
@@ -205,9 +205,8 @@ def test_a_call_without_request_id_has_no_digest(rig: Rig, channel: grpc.Channel
 
 def test_a_mutation_whose_caller_left_runs_to_its_end_and_is_audited(rig: Rig, channel: grpc.Channel) -> None:
     hold = rig.kernel.hold = asyncio.Event()
-    call = TABLE["AllocContext"]
-    method = channel.unary_unary(call.path, response_deserializer=call.response.FromString)
-    future = method.future(pb.AllocContextRequest(model="demo").SerializeToString(), metadata=(("authorization", "Bearer user"),))
+    method = method_of(channel, "AllocContext")
+    future = method.future(pb.AllocContextRequest(model="demo"), metadata=bearer("user"))
     rig.run(lambda: until(lambda: bool(rig.kernel.seen)))
     future.cancel()
 
@@ -224,9 +223,7 @@ def test_a_mutation_whose_caller_left_runs_to_its_end_and_is_audited(rig: Rig, c
 def test_the_kernels_stream_is_closed_when_the_reader_leaves(rig: Rig, channel: grpc.Channel) -> None:
     rig.kernel.token_interval_s = 3600
     made = ask(channel, "AllocContext", pb.AllocContextRequest(model="demo"))
-    method = channel.unary_stream(TABLE["Infer"].path, response_deserializer=pb.InferEvent.FromString)
-    request = pb.InferRequest(context_id=made.id).SerializeToString()
-    events = method(request, metadata=(("authorization", "Bearer user"),))
+    events = method_of(channel, "Infer")(pb.InferRequest(context_id=made.id), metadata=bearer("user"))
     assert next(events).WhichOneof("event") == "started"
     assert next(events).WhichOneof("event") == "delta"
     assert rig.kernel.num_streams == 1
@@ -237,11 +234,10 @@ def test_the_kernels_stream_is_closed_when_the_reader_leaves(rig: Rig, channel: 
 def test_a_deadline_ends_a_stream_and_closes_the_kernels(rig: Rig, channel: grpc.Channel) -> None:
     rig.kernel.token_interval_s = 3600
     made = ask(channel, "AllocContext", pb.AllocContextRequest(model="demo"))
-    method = channel.unary_stream(TABLE["Infer"].path, response_deserializer=pb.InferEvent.FromString)
-    request = pb.InferRequest(context_id=made.id).SerializeToString()
+    method = method_of(channel, "Infer")
     with pytest.raises(grpc.RpcError) as caught:
-        list(method(request, metadata=(("authorization", "Bearer user"),), timeout=0.2))
-    assert caught.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED  # type: ignore[attr-defined]
+        list(method(pb.InferRequest(context_id=made.id), metadata=bearer("user"), timeout=0.2))
+    assert caught.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
     rig.run(lambda: until(lambda: rig.kernel.num_streams == 0))
 
 

@@ -127,7 +127,7 @@ def test_reflection_over_tcp_needs_a_token_and_health_does_not(config: SyscallsC
         stub = reflection_pb2_grpc.ServerReflectionStub(channel)
         with pytest.raises(grpc.RpcError) as caught:
             list(stub.ServerReflectionInfo(iter([request]), timeout=5))
-        assert caught.value.code() is grpc.StatusCode.UNAUTHENTICATED  # type: ignore[attr-defined]
+        assert caught.value.code() is grpc.StatusCode.UNAUTHENTICATED
         known = stub.ServerReflectionInfo(iter([request]), metadata=(("authorization", "Bearer viewer"),), timeout=5)
         assert next(known).list_services_response.service
 

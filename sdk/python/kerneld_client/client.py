@@ -208,8 +208,8 @@ class Client:
         return self._wire.replay(machine_calls.top(interval_s, count))
 
     def events(self, *, follow: bool = False, since: int = 0) -> Iterator[values.Event]:
-        """What happened after sequence number `since`; with follow, what happens too."""
-        return self._wire.replay(machine_calls.events(follow, since), lambda event: machine_calls.events(follow, event.sequence))
+        """What happened from sequence number `since` on; with follow, what happens too."""
+        return self._wire.replay(machine_calls.events(follow, since), lambda event: machine_calls.events(follow, event.sequence + 1))
 
     def _path(self, path: str | os.PathLike[str]) -> str:
         """A path that means the same to a daemon on this machine, which has a working directory of its own."""
