@@ -101,8 +101,9 @@ class ImageStore:
             raise ValueError(f"{manifest.image_id!r} is not an image id")
         described: list[ImagePage] = []
         new_bytes = 0
-        with ThreadPoolExecutor(_BATCH_PAGES, thread_name_prefix="image-sync") as executor, self._pinning() as pinned:
-            with disk_errors(self._pages):
+        with self._pinning() as pinned:
+            # The threads have ended when the pins go: nobody writes a page that nobody needs any more.
+            with disk_errors(self._pages), ThreadPoolExecutor(_BATCH_PAGES, thread_name_prefix="image-sync") as executor:
                 for batch in _batches(pages):
                     contents = [_describe(page, tenant_secret) for page in batch]
                     described += (page for page, _ in contents)

@@ -178,7 +178,7 @@ class Journal:
             self._sync_old(old)  # invariant 4
         with disk_errors(self._path):
             self._segment, self._marked = self._create(old.number + 1, old.offset), HEADER_BYTES
-            old.close()
+        old.close()
         return self._segment.number
 
     async def compact(self, fold: Fold) -> None:
@@ -201,12 +201,9 @@ class Journal:
         self._executor.shutdown(wait=True)
         if not was_ready:
             return
-        try:
-            if not self._segment.is_abandoned:
-                self._sync_old(self._segment)
-        finally:
-            with disk_errors(self._path):
-                self._segment.close()
+        if not self._segment.is_abandoned:
+            self._sync_old(self._segment)
+        self._segment.close()
         if self._segment.is_abandoned:
             raise _sync_failed(self._path)
 

@@ -18,6 +18,7 @@ Invariants
 
 from __future__ import annotations
 
+import logging
 import mmap
 import os
 import secrets
@@ -34,6 +35,8 @@ from kerneld.errors import DataLoss
 from kerneld.failpoints import hit
 from kerneld.state.files import sync_directory, write_all
 from kerneld.state.records import Record, Synced
+
+logger = logging.getLogger(__name__)
 
 _MAGIC = b"kd.jrnl\n"
 _VERSION = 1
@@ -227,9 +230,11 @@ class SegmentWriter:
         self.synced = self.offset
 
     def close(self) -> None:
-        """Give back the room that was not used. Raises: OSError."""
+        """Give back the room that was not used, and the file."""
         try:
             os.ftruncate(self.fd, self.offset)
+        except OSError as error:
+            logger.warning("unused room of a journal segment stays taken", extra={"segment": self.path.name, "error": str(error)})
         finally:
             os.close(self.fd)
 
