@@ -336,3 +336,27 @@ def test_the_shipped_model_writes_what_transformers_writes() -> None:
     everything = torch.tensor([[logprob for _, logprob in sorted(one.top)] for one in found])
     expected = reference_logits(reference, prompts[0]).log_softmax(-1)[:-1]
     assert float((everything - expected).abs().max() / expected.abs().max()) <= 1e-4
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [("bfloat16", 5e-2), ("float16", 5e-3)])
+def test_narrow_dtypes_stay_near_the_float32_logits(dtype: str, tolerance: float, tmp_path: Path) -> None:
+    reference = save_model(tmp_path, "Llama")
+    prompts = [prompt_of(40, 1), prompt_of(25, 2)]
+    rig = CpuRig(tmp_path, dtype=dtype)
+    scores = [
+        RowStart(slot, 1, 0, tuple(prompt), rig.tables(40), Sampling(num_logprobs=199), score_from=0) for slot, prompt in enumerate(prompts)
+    ]
+    [results] = rig.run([(0, 40), (1, 25)], starts=scores)
+    for slot, prompt in enumerate(prompts):
+        expected = reference_logits(reference, prompt).log_softmax(-1)[:-1]
+        found = torch.tensor([[logprob for _, logprob in sorted(one.top)] for one in results[slot].logprobs])
+        assert float((found - expected).abs().max() / expected.abs().max()) <= tolerance
+
+
+def test_what_the_driver_states_is_what_it_takes() -> None:
+    stated = CpuDriver().probe()
+    assert not stated.batch_invariant
+    for dtype in stated.dtypes:
+        driver = CpuDriver()
+        driver.open(OpenSpec(1, 1 << 20, 1024, 16, 8, 512, dtype=dtype, threads=1), None)
+        driver.close()
