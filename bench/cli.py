@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import argparse
-import json
 import statistics
 import subprocess
 import sys
 import time
-from pathlib import Path
+
+from bench.report import Figure, at_most, json_path, publish
 
 COMMANDS = {
     "python -c pass": ["-c", "pass"],
@@ -17,6 +16,7 @@ COMMANDS = {
     "kerneld --help": ["-m", "cli.daemon", "--help"],
 }
 GOAL_MS = 150.0
+REPEATS = 20
 
 
 def milliseconds(arguments: list[str], repeats: int) -> list[float]:
@@ -30,20 +30,17 @@ def milliseconds(arguments: list[str], repeats: int) -> list[float]:
 
 
 def main() -> None:
-    """Measure, print a table, and write JSON where asked."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--repeats", type=int, default=20)
-    parser.add_argument("--json", type=Path, help="file to write the figures to")
-    options = parser.parse_args()
+    """Measure, print and keep."""
     figures = []
-    print(f"{'command':<24}{'median ms':>12}{'max ms':>10}")
     for name, arguments in COMMANDS.items():
         milliseconds(arguments, 1)  # bytecode is written by the first run
-        took = milliseconds(arguments, options.repeats)
-        figures.append({"command": name, "median_ms": statistics.median(took), "max_ms": max(took), "goal_ms": GOAL_MS})
-        print(f"{name:<24}{statistics.median(took):>12.1f}{max(took):>10.1f}")
-    if options.json is not None:
-        options.json.write_text(json.dumps({"question": "help", "figures": figures}, indent=2) + "\n")
+        took = milliseconds(arguments, REPEATS)
+        note = f"max {max(took):.0f} ms"
+        if "--help" in arguments:
+            figures.append(at_most(name, statistics.median(took), GOAL_MS, "ms", note))
+        else:
+            figures.append(Figure(name, statistics.median(took), "ms", note=note))
+    publish("cli", "Help", figures, json_path())
 
 
 if __name__ == "__main__":

@@ -10,16 +10,13 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
-import json
-import os
-import platform
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import AsyncIterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
@@ -28,6 +25,7 @@ import uvloop
 from prometheus_client import CollectorRegistry
 
 import kerneld_client
+from bench.report import Figure, at_most, publish
 from kerneld.calls import (
     Caller,
     ContextInfo,
@@ -71,16 +69,6 @@ GOAL_CALL_MS = 0.6
 GOAL_TOKEN_US = 60.0
 GOAL_STREAMS = 32
 TICK_S = 0.008  # a decode step of 32 rows
-
-
-@dataclass(frozen=True)
-class Figure:
-    """One line of the table. `goal` 0: none."""
-
-    what: str
-    value: float
-    unit: str
-    goal: float = 0.0
 
 
 class EchoKernel:
@@ -176,7 +164,7 @@ def measure_calls(path: Path, server: psutil.Process, num_calls: int) -> list[Fi
         used = (cpu_s(server) - before) / num_calls
     took.sort()
     return [
-        Figure("reading call, p50", statistics.median(took), "ms", GOAL_CALL_MS),
+        at_most("reading call, p50", statistics.median(took), GOAL_CALL_MS, "ms"),
         Figure("reading call, p99", took[int(len(took) * 0.99)], "ms"),
         Figure("reading call, front CPU", used * 1e6, "us"),
     ]
@@ -196,20 +184,13 @@ async def measure_streams(path: Path, server: psutil.Process, num_streams: int, 
         await asyncio.gather(*(read(client) for _ in range(num_streams)))
         used, took = cpu_s(server) - before, time.perf_counter() - began
     total = num_streams * num_tokens
-    goal = GOAL_TOKEN_US if num_streams == GOAL_STREAMS else 0.0
+    token_us = used / total * 1e6
+    token = f"streamed token at {num_streams} streams, front CPU"
     return [
-        Figure(f"streamed token at {num_streams} streams, front CPU", used / total * 1e6, "us", goal),
+        at_most(token, token_us, GOAL_TOKEN_US, "us") if num_streams == GOAL_STREAMS else Figure(token, token_us, "us"),
         Figure(f"tokens per message at {num_streams} streams", total / num_deltas, "tokens"),
         Figure(f"tokens at {num_streams} streams", total / took, "per s"),
     ]
-
-
-def show(figures: list[Figure]) -> None:
-    """Print the table."""
-    print(f"{'what':<48}{'value':>10} {'unit':<8}{'goal':>8}")
-    for figure in figures:
-        goal = f"<= {figure.goal:g}" if figure.goal else ""
-        print(f"{figure.what:<48}{figure.value:>10.3f} {figure.unit:<8}{goal:>8}")
 
 
 def main() -> None:
@@ -228,17 +209,13 @@ def main() -> None:
         figures = measure_calls(path, process, options.calls)
         for num_streams in (1, GOAL_STREAMS):
             figures += asyncio.run(measure_streams(path, process, num_streams, options.tokens))
-    show(figures)
-    if options.json is not None:
-        machine = {"processor": platform.processor(), "cpus": os.cpu_count(), "python": platform.python_version()}
-        answer: dict[str, Any] = {"question": "rpc", "machine": machine, "figures": [asdict(figure) for figure in figures]}
-        options.json.write_text(json.dumps(answer, indent=2) + "\n")
+    publish("rpc", "System calls, over a kernel that answers at once", figures, options.json)
 
 
 @contextlib.contextmanager
 def started(path: Path) -> Any:
     """A server process for the time being."""
-    command = [sys.executable, __file__, "--serve", str(path)]
+    command = [sys.executable, "-m", "bench.rpc", "--serve", str(path)]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdin is not None
         assert process.stdout is not None
