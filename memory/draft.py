@@ -218,6 +218,7 @@ class Draft:
         pool.take(frame)
         pool.defer(frame, self.seq)
         self._late_zeros.append(Zero(space_id, tier, frame))
+        self._note_written(pool, tier, frame, CLEAN)
         self._scrubbed.append((pool, frame))
 
         def undo() -> None:
