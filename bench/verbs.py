@@ -97,12 +97,12 @@ def main() -> None:
         folder = Path(name)
         path = make_135m(folder)
         figures = [at_most("fork in the kernel, 1,000 tokens", kernel_fork_ms(TOKENS, FORKS), 0.3, "ms")]
-        with running_daemon(folder, "drivers.dtype=bfloat16", "memory.device_bytes=2GiB", "memory.host_bytes=1GiB") as socket:
-            with kerneld_client.connect(socket) as k:
-                k.load(str(path), name="135m")
-                figures += measure_fork(k) + measure_restore(k)
-                k.unload("135m")
-                figures += measure_recovery(k)
+        settings = ["drivers.dtype=bfloat16", "memory.device_bytes=2GiB", "memory.host_bytes=1GiB"]
+        with running_daemon(folder, *settings) as socket, kerneld_client.connect(socket) as k:
+            k.load(str(path), name="135m")
+            figures += measure_fork(k) + measure_restore(k)
+            k.unload("135m")
+            figures += measure_recovery(k)
     publish("verbs", "Fork, restore, recovery", figures, json_path())
 
 

@@ -17,7 +17,7 @@ from kerneld.calls import Access, Caller, ListArgs, ListPage
 from kerneld.context import Context
 from kerneld.errors import InvalidArgument, NotFound
 from kerneld.models import ModelTable
-from kerneld.security.acl import may, may_control, may_see, may_see_everything
+from kerneld.security.acl import is_owner, may, may_control, may_see, may_see_everything
 from kerneld.tally import Tally
 
 DEFAULT_PAGE_SIZE = 100
@@ -96,7 +96,7 @@ class ContextTable:
 
         def is_wanted(context: Context) -> bool:
             return (
-                (everybody or context.owner == caller.principal.name)
+                (everybody or is_owner(caller.principal, context.owner, context.tenant))
                 and (not args.model or context.model == args.model)
                 and (not args.tenant or context.tenant == args.tenant or context.tenant.startswith(args.tenant + "/"))
             )

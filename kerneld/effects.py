@@ -62,12 +62,16 @@ class Effects:
             self._under_way.discard(key)
 
     def record(self, caller: Caller, verb: str, answer: bytes = b"") -> list[Effect]:
-        """Remember a call; returns what has to go into the journal together with what it did."""
+        """What has to be made durable together with what the call did; `keep` it once that has happened."""
         if not caller.request_id:
             return []
-        effect = Effect(caller.principal.name, caller.request_id, verb, caller.digest, answer, self._clock())
-        self._effects[caller.principal.name, caller.request_id] = effect
-        return [effect]
+        return [Effect(caller.principal.name, caller.request_id, verb, caller.digest, answer, self._clock())]
+
+    def keep(self, records: Iterable[object]) -> None:
+        """Remember the effects among records that are durable now."""
+        for record in records:
+            if isinstance(record, Effect):
+                self._effects[record.principal, record.request_id] = record
 
     def _forget_old(self) -> None:
         horizon = self._clock() - EFFECT_LIFETIME_S

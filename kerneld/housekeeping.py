@@ -17,7 +17,7 @@ from kerneld.events import IntegrityLost
 from kerneld.machine import Machine
 from kerneld.notify import Notifier
 from kerneld.state.records import Counters
-from kerneld.state.replay import compacted
+from kerneld.state.replay import EFFECT_LIFETIME_S, compacted
 from memory.errors import PagingError
 
 logger = logging.getLogger(__name__)
@@ -69,6 +69,7 @@ class Housekeeping:
                 usage_due = now + USAGE_S
                 await self._write_usage()
                 await self._compact()
+                await self._forget_effects()
             await asyncio.sleep(min(TICK_S, self._watchdog_s or TICK_S))
 
     # -------------------------------------------------------------------------------------------------------------------------- duties
@@ -87,9 +88,12 @@ class Housekeeping:
         if not changes:
             return
         try:
-            self._machine.journal.append([Counters(changes)])
+            is_written = self._machine.journal.append_if_room([Counters(changes)])
         except KernelError:
             logger.warning("fair-share counters could not be journaled", exc_info=True)
+            return
+        if not is_written:
+            logger.warning("fair-share counters were not journaled: the disk is full")
 
     def _check_integrity(self) -> None:
         """Look whether the books agree, when nothing runs."""
@@ -119,3 +123,10 @@ class Housekeeping:
             await journal.compact(lambda records: compacted(records, now))
         except KernelError:
             logger.warning("the journal could not be compacted", exc_info=True)
+
+    async def _forget_effects(self) -> None:
+        """Drop answers that are older than a day from the database; the journal's go with its compaction."""
+        try:
+            await self._machine.store.forget_effects(self._machine.clock() - EFFECT_LIFETIME_S)
+        except KernelError:
+            logger.warning("old effects could not be dropped", exc_info=True)

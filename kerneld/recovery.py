@@ -47,8 +47,18 @@ async def recover(machine: Machine, state: LogState) -> tuple[int, int]:
         _recover_context(machine, record)
     machine.scheduler.shares.restore(state.counters)  # a restart is no amnesty
     requests = [_recover_request(machine, state.contexts[context_id]) for context_id in state.active]
+    await _collect_images(machine)
     machine.is_recovered = True
     return len(state.contexts), sum(request is not None for request in requests)
+
+
+async def _collect_images(machine: Machine) -> None:
+    """Remove what a checkpoint or a deletion that was cut short left behind."""
+    known = {image.id for image in await machine.store.load_images()}
+    for image_id in await asyncio.to_thread(machine.images.list_ids):
+        if image_id not in known:
+            await asyncio.to_thread(machine.images.delete, image_id)
+    await asyncio.to_thread(machine.images.collect)
 
 
 async def _recover_models(machine: Machine) -> None:

@@ -24,7 +24,7 @@ from kerneld.calls import (
     WorkerStatus,
 )
 from kerneld.contexts import page_of
-from kerneld.errors import AlreadyExists, InvalidArgument, NotFound, WrongState
+from kerneld.errors import AlreadyExists, Conflict, InvalidArgument, NotFound, WrongState
 from kerneld.events import DaemonDraining, TenantChanged, TokenAdded, TokenRemoved
 from kerneld.fairshare import MAX_WEIGHT
 from kerneld.machine import Machine
@@ -70,6 +70,7 @@ class AdminVerbs:
 
     async def _add(self, row: TenantRow, effects: list[Effect]) -> None:
         await self._machine.store.add_tenant(row, effects)
+        self._machine.effects.keep(effects)
         self._machine.know_tenant(row)
         self._machine.events.publish(TenantChanged(row.path, "added"))
 
@@ -81,7 +82,9 @@ class AdminVerbs:
             return self._tenant_info(old)
         if weight is not None:
             _check_weight(weight)
-        await machine.store.set_tenant(path, weight, limits, machine.effects.record(caller, "set_tenant"))
+        effects = machine.effects.record(caller, "set_tenant")
+        await machine.store.set_tenant(path, weight, limits, effects)
+        machine.effects.keep(effects)
         row = TenantRow(path, weight or old.weight, old.limits if limits is None else limits, old.created_at, old.secret)
         machine.know_tenant(row)
         machine.events.publish(TenantChanged(path, "set"))
@@ -115,7 +118,9 @@ class AdminVerbs:
         for image in images:
             await machine.store.remove_image(image.id)
             await asyncio.to_thread(machine.images.delete, image.id)
-        await machine.store.remove_tenant(path, machine.effects.record(caller, "remove_tenant"))
+        effects = machine.effects.record(caller, "remove_tenant")
+        await machine.store.remove_tenant(path, effects)
+        machine.effects.keep(effects)
         machine.authenticator.forget_tenant(path)
         machine.forget_tenant(path)
         machine.events.publish(TenantChanged(path, "removed"))
@@ -124,11 +129,18 @@ class AdminVerbs:
     # -------------------------------------------------------------------------------------------------------------------------- tokens
 
     async def add_token(self, caller: Caller, tenant: str, name: str, roles: frozenset[Role], lifetime_s: float) -> NewToken:
-        """Issue an API token for somebody of a tenant; its secret is shown once. Raises: NotFound, PermissionDenied, InvalidArgument."""
+        """Issue an API token for somebody of a tenant; its secret is shown once, and not again to the same call.
+
+        Raises: NotFound, PermissionDenied, InvalidArgument; Conflict, if this call was answered before.
+        """
         machine = self._machine
+        if machine.effects.find(caller, "add_token") is not None:
+            raise Conflict("This call issued a token already, and its secret is not kept; remove it and add another.", reason="SECRET_GONE")
         machine.tenants.get(tenant)
         args = TokenArgs(tenant, name or f"token-{secrets.token_hex(4)}", roles, lifetime_s)
-        token = await machine.authenticator.add_token(caller.principal, args)
+        effects = machine.effects.record(caller, "add_token")
+        token = await machine.authenticator.add_token(caller.principal, args, effects)
+        machine.effects.keep(effects)
         machine.events.publish(TokenAdded(token.info.id, tenant))
         return token
 
@@ -147,7 +159,9 @@ class AdminVerbs:
         known = machine.authenticator.token(token_id)
         if not may_see_tenant(caller.principal, known.tenant):
             raise NotFound("token", token_id)
-        await machine.authenticator.remove_token(token_id, machine.effects.record(caller, "remove_token"))
+        effects = machine.effects.record(caller, "remove_token")
+        await machine.authenticator.remove_token(token_id, effects)
+        machine.effects.keep(effects)
         machine.events.publish(TokenRemoved(token_id, known.tenant))
 
     # ----------------------------------------------------------------------------------------------------------------------- the daemon

@@ -118,10 +118,8 @@ class ContextVerbs:
         """Journal a new context and make it known. On failure it leaves nothing behind."""
         machine = self._machine
         handle = bytes.fromhex(context.id)
-        effects = machine.effects.record(caller, verb, handle)
-        if context.durability is not Durability.NONE:
-            record = alloc_record(context, forked_from)
-            self._write(context, [record, *effects], len(record.tokens) + RECORD_BYTES)
+        record = alloc_record(context, forked_from)
+        self._write(context, [record, *machine.effects.record(caller, verb, handle)], len(record.tokens) + RECORD_BYTES)
         context.move(ContextState.IDLE)
         context.last_used_at = context.created_at
         machine.contexts.add(context)
@@ -306,14 +304,14 @@ class ContextVerbs:
 
     def _write(self, context: Context, batch: list[Record], num_bytes: int = RECORD_BYTES) -> None:
         """Journal what happens to a context, unless its durability is `none`. Raises: DiskFull; then nothing happened."""
-        if context.durability is Durability.NONE:
-            return
         journal = self._machine.journal
-        journal.reserve(num_bytes)
-        try:
-            journal.append(batch)
-        finally:
-            journal.release(num_bytes)
+        if context.durability is not Durability.NONE:
+            journal.reserve(num_bytes)
+            try:
+                journal.append(batch)
+            finally:
+                journal.release(num_bytes)
+        self._machine.effects.keep(batch)
 
     async def _sync(self, context: Context) -> None:
         if context.durability is Durability.FSYNC:

@@ -79,7 +79,9 @@ class ImageVerbs:
             created_at=manifest.created_at,
             name=args.name,
         )
-        await machine.store.add_image(info, machine.effects.record(caller, "checkpoint", bytes.fromhex(info.id)))
+        effects = machine.effects.record(caller, "checkpoint", bytes.fromhex(info.id))
+        await machine.store.add_image(info, effects)
+        machine.effects.keep(effects)
         seconds = time.monotonic() - started_at
         machine.events.publish(ImageWritten(info.id, context.id, context.tenant, info.num_pages, info.size_bytes, seconds))
         return info
@@ -263,7 +265,9 @@ class ImageVerbs:
         if machine.effects.find(caller, "delete_image") is not None:
             return
         info = await self._get(caller, image_id)
-        await machine.store.remove_image(image_id, machine.effects.record(caller, "delete_image"))
+        effects = machine.effects.record(caller, "delete_image")
+        await machine.store.remove_image(image_id, effects)
+        machine.effects.keep(effects)
         await asyncio.to_thread(machine.images.delete, image_id)
         machine.events.publish(ImageDeleted(info.id, info.tenant))
 

@@ -9,7 +9,8 @@ from __future__ import annotations
 import asyncio
 import secrets
 from array import array
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import aclosing
 
 import msgspec
 
@@ -35,7 +36,7 @@ from kerneld.calls import (
     Usage,
 )
 from kerneld.context import Context
-from kerneld.errors import CannotFit, Draining, InvalidArgument, NotFound, OutOfRange, QuotaExceeded, WrongState
+from kerneld.errors import Draining, InvalidArgument, NotFound, OutOfRange, QuotaExceeded, WrongState
 from kerneld.events import QuotaRefused, RequestArrived
 from kerneld.machine import Machine
 from kerneld.models import Model
@@ -45,7 +46,6 @@ from kerneld.state.journal import RECORD_BYTES, TOKEN_BYTES
 from kerneld.state.records import Admit, pack_tokens
 from kerneld.stream import MAX_DELTA_TOKENS, OutputLog
 from kerneld.transcript import Transcript
-from memory.errors import NeverFits
 
 DEFAULT_MAX_TOKENS = 256
 PREFIX_TOKENS = 8  # of the past that a detokenizer looks at
@@ -60,21 +60,24 @@ class InferenceVerbs:
     async def infer(self, caller: Caller, args: InferArgs) -> AsyncIterator[StreamEvent]:
         """Append input to a context and generate; the stream tells tokens as they become durable.
 
-        Raises: InvalidArgument, NotFound, WrongState, OutOfRange, CannotFit, QuotaExceeded, DiskFull, Draining; then nothing changed.
+        Raises: InvalidArgument, NotFound, WrongState, OutOfRange, QuotaExceeded, DiskFull, Draining; then nothing changed.
         """
         known = self._machine.effects.find(caller, "infer")
         if known is not None:
             offset = int.from_bytes(known[32:], "big")
             yield Started(known[16:32].hex(), offset, 0)
-            async for event in self.attach(caller, known[:16].hex(), offset):
-                yield event
+            async with aclosing(self.attach(caller, known[:16].hex(), offset)) as events:
+                async for event in events:
+                    yield event
             return
         with self._machine.effects.under_way(caller):
             request = await self._accept(caller, args)
-        async for event in self._follow(request, request.output_start, Started(request.id, request.output_start, request.num_input)):
-            yield event
+        started = Started(request.id, request.output_start, request.num_input)
+        async with aclosing(self._follow(request, request.output_start, started)) as events:
+            async for event in events:
+                yield event
 
-    async def attach(self, caller: Caller, context_id: str, offset: int) -> AsyncIterator[StreamEvent]:
+    async def attach(self, caller: Caller, context_id: str, offset: int) -> AsyncGenerator[StreamEvent, None]:
         """Read on from an offset: what is there already, then what is still to come. Raises: NotFound, OutOfRange."""
         machine = self._machine
         context = machine.contexts.get(caller, context_id, Access.READ)
@@ -87,8 +90,9 @@ class InferenceVerbs:
         if request is None:
             yield context.last_finished or Finished(FinishReason.STOP, Usage(), "No request ran on this context.")
             return
-        async for event in self._follow(request, max(offset, past_end)):
-            yield event
+        async with aclosing(self._follow(request, max(offset, past_end))) as events:
+            async for event in events:
+                yield event
 
     async def cancel(self, caller: Caller, context_id: str) -> bool:
         """End the request that runs on a context; what it generated stays. Raises: NotFound."""
@@ -141,7 +145,8 @@ class InferenceVerbs:
         if not context.num_tokens and not tokens:
             raise InvalidArgument("input", "the context is empty; give text, tokens or messages to begin with.")
         max_tokens = self._check_length(context, model, len(tokens), args.max_tokens or DEFAULT_MAX_TOKENS)
-        self._check_fits(context, model, len(tokens) + max_tokens)
+        if model.spaces:  # else its first load is on its way; what cannot be placed then ends with an error that says so
+            machine.pager.fits(model.space_ids, context.num_tokens + len(tokens) + max_tokens, context.tenant)
         self._check_limits(context, len(tokens))
         request = self._make(context, args, _resolve(args, context, model), len(tokens), max_tokens)
         self._journal(caller, request, tokens)
@@ -192,16 +197,6 @@ class InferenceVerbs:
             )
         return min(max_tokens, room)
 
-    def _check_fits(self, context: Context, model: Model, num_more: int) -> None:
-        if not model.spaces:
-            return  # its first load is on its way; what cannot be placed then ends with an error that says so
-        try:
-            self._machine.pager.fits(model.space_ids, context.num_tokens + num_more, context.tenant)
-        except NeverFits as error:
-            holders = ",".join(f"{holder.owner}={holder.size_bytes}" for holder in error.holders)
-            facts = {"needed_bytes": str(error.needed_bytes), "limit_bytes": str(error.limit_bytes), "holders": holders}
-            raise CannotFit(str(error), facts=facts) from error
-
     def _check_limits(self, context: Context, num_input: int) -> None:
         try:
             self._machine.admission.check_request(context.tenant, num_input)
@@ -239,17 +234,19 @@ class InferenceVerbs:
         """Make the request a promise. Raises: DiskFull; then nothing happened."""
         context, journal = request.context, self._machine.journal
         answer = bytes.fromhex(context.id) + bytes.fromhex(request.id) + request.output_start.to_bytes(8, "big")
+        effects = self._machine.effects.record(caller, "infer", answer)
         if context.durability is Durability.NONE:
-            self._machine.effects.record(caller, "infer", answer)
+            self._machine.effects.keep(effects)
             return
         record = admit_record(request, tokens)
         num_bytes = RECORD_BYTES + len(record.tokens) + sum(len(stop) * 4 for stop in record.stop) + request.max_tokens * TOKEN_BYTES
         journal.reserve(num_bytes)
         try:
-            journal.append([record, *self._machine.effects.record(caller, "infer", answer)])
+            journal.append([record, *effects])
         except BaseException:
             journal.release(num_bytes)
             raise
+        self._machine.effects.keep(effects)
         request.reserved_bytes = num_bytes
 
     def _enqueue(self, request: Request) -> None:
@@ -288,7 +285,7 @@ class InferenceVerbs:
 
     # ------------------------------------------------------------------------------------------------------------------ read its output
 
-    async def _follow(self, request: Request, offset: int, first: Started | None = None) -> AsyncIterator[StreamEvent]:
+    async def _follow(self, request: Request, offset: int, first: Started | None = None) -> AsyncGenerator[StreamEvent, None]:
         reader = request.log.open(offset)
         try:
             if first is not None:
