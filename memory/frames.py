@@ -193,6 +193,17 @@ class FramePool:
         else:
             slab.inherited.discard(frame)
 
+    def spoil(self, granules: range, residue: frozenset[str]) -> list[int]:
+        """Note that bytes of others were written over granules of a slab; returns the frames that were hit."""
+        slab = self._slabs[self._arena.slab_of(granules.start)]
+        frames = self.frames_of(slab.slab)
+        hit = [frame for frame in frames if frame < granules.stop and frame + self.frame_granules > granules.start]
+        for frame in hit:
+            self.set_residue(frame, self.residue(frame) | residue, is_inherited=True)
+        if granules.stop > frames.stop:
+            slab.tail |= residue
+        return hit
+
     def clean_tail(self, slab: int) -> None:
         """The waste behind the last frame of a slab was zeroed."""
         self._slabs[slab].tail = CLEAN

@@ -98,9 +98,7 @@ class Mapping:
         if pool is None:
             arena.set_residue(slab, arena.residue(slab) | residue)
             return []
-        hit = [frame for frame in pool.frames_of(slab) if frame < granules.stop and frame + pool.frame_granules > granules.start]
-        for frame in hit:
-            pool.set_residue(frame, pool.residue(frame) | residue, is_inherited=True)
+        hit = pool.spoil(granules, residue)
         return [self._pages[tier][frame] for frame in hit if frame in self._pages[tier]]
 
     def reset_device(self) -> None:

@@ -102,6 +102,7 @@ class Pager:
 
     def truncate(self, table: PageTable, num_tokens: int) -> None:
         """Forget what comes after the first `num_tokens` tokens."""
+        self._behind.cut(table, num_tokens)
         num_pages = -(-num_tokens // self.page_tokens)
         for group, pages in enumerate(table.pages):
             while len(pages) > num_pages:
@@ -137,6 +138,7 @@ class Pager:
             draft.undo()
             raise
         for want in wants:
+            self._behind.cut(want.table, want.valid_tokens)
             self._touch(want.table)
         return self._issue(draft, sweep)
 

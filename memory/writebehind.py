@@ -15,7 +15,7 @@ from functools import partial
 
 from memory.draft import Draft
 from memory.reclaim import Sweep
-from memory.table import Page
+from memory.table import Page, PageTable
 
 
 class WriteBehind:
@@ -36,6 +36,16 @@ class WriteBehind:
     def add_save(self, page: Page, key: bytes, num_tokens: int) -> None:
         """Copy a page with the next plan, whether it is full or not."""
         self._saves[page] = key, num_tokens
+
+    def cut(self, table: PageTable, num_tokens: int) -> None:
+        """Tokens of a table from `num_tokens` on are forgotten or written anew: no save of them is due any more."""
+        if not self._saves:
+            return
+        for pages in table.pages:
+            for page in pages[num_tokens // table.page_tokens :]:
+                _key, saved = self._saves.get(page, (b"", 0))
+                if page.idx * table.page_tokens + saved > num_tokens:
+                    self._saves.pop(page, None)
 
     def forget(self) -> None:
         """Nothing is on the device any more."""
@@ -63,7 +73,7 @@ class WriteBehind:
     def _save(self, draft: Draft, sweep: Sweep, page: Page, key: bytes, num_tokens: int) -> None:
         if not page.holders or page.device_frame is None or (page.host_frame is not None and page.num_tokens >= num_tokens):
             return
-        draft.on_undo(lambda: self.add_save(page, key, num_tokens))
+        draft.on_undo(lambda: self._save_again(page, key, num_tokens))
         if page.host_frame is not None:
             draft.drop_host(page)
         frame = sweep.host_frame(page, may_lose=True)
@@ -71,6 +81,10 @@ class WriteBehind:
             return
         draft.rekey(page, key)
         sweep.copy_down(page, frame, num_tokens)
+
+    def _save_again(self, page: Page, key: bytes, num_tokens: int) -> None:
+        if page.num_reached >= num_tokens:  # else it was truncated since
+            self.add_save(page, key, num_tokens)
 
     def _is_due(self, page: Page) -> bool:
         return bool(page.holders) and bool(page.key) and page.device_frame is not None and page.host_frame is None  # invariant 1
