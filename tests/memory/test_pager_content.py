@@ -1,7 +1,7 @@
 """What contexts see through their frames, whatever verbs, plans, aborts and deaths come in between.
 
 A simulated worker carries plans out on two bytearrays, in order and no sooner than it must; the machine then looks at bytes. Every token of
-every context has a stamp of its own, so a wrong, stale or foreign page cannot look right.
+every context has a number of its own, and the bytes say who wrote it, so a wrong, stale or foreign page cannot look right.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ class Row:
 
     ctx: Ctx
     start: int
-    stamps: list[int]  # [0, end): what its tokens are
+    tokens: list[int]  # [0, end)
     frames: list[list[int]]
 
 
@@ -65,6 +65,16 @@ class Flight:
     before: Snapshot
     num_changes: int
     is_run: bool = False
+
+
+def stamp_of(owner: str, token: int) -> int:
+    """What an owner's row writes for a token."""
+    return (OWNERS.index(owner) + 1) << 24 | token
+
+
+def tokens_in(stamps: set[int]) -> set[int]:
+    """Tokens of stamps, whoever wrote them."""
+    return {stamp & 0xFFFFFF for stamp in stamps}
 
 
 class KeyMismatch(Exception):
@@ -190,7 +200,7 @@ class PagerContent(RuleBasedStateMachine):
         self.ctxs: list[Ctx] = []
         self.flights: list[Flight] = []
         self.seq = 0
-        self.num_stamps = 0
+        self.num_tokens = 0
         self.num_keys = 0
         self.num_changes = 0  # verbs between plans
         self.weights: dict[str, tuple[tuple[int, ...], tuple[int, ...]]] = {}
@@ -201,9 +211,9 @@ class PagerContent(RuleBasedStateMachine):
 
     # ------------------------------------------------------------------------------------------------------------------ inner steps
 
-    def stamp(self, owner: str) -> int:
-        self.num_stamps += 1
-        return (OWNERS.index(owner) + 1) << 24 | self.num_stamps
+    def new_token(self) -> int:
+        self.num_tokens += 1
+        return self.num_tokens
 
     def keys_of(self, ctx: Ctx, num_tokens: int) -> list[bytes]:
         pages = [ctx.tokens[first : first + PAGE_TOKENS] for first in range(0, num_tokens - PAGE_TOKENS + 1, PAGE_TOKENS)]
@@ -233,18 +243,19 @@ class PagerContent(RuleBasedStateMachine):
         for row in flight.rows:
             for group, frames in enumerate(row.frames):
                 self.check_row(row, group, frames)
-                for position in range(row.start, len(row.stamps)):
+                for position in range(row.start, len(row.tokens)):
                     frame = frames[position // PAGE_TOKENS]
-                    self.worker.write(row.ctx.table.space_ids[group], Tier.DEVICE, frame, position % PAGE_TOKENS, row.stamps[position])
+                    stamp = stamp_of(row.ctx.owner, row.tokens[position])
+                    self.worker.write(row.ctx.table.space_ids[group], Tier.DEVICE, frame, position % PAGE_TOKENS, stamp)
 
     def check_row(self, row: Row, group: int, frames: list[int]) -> None:
-        assert len(frames) * PAGE_TOKENS >= len(row.stamps)
+        assert len(frames) * PAGE_TOKENS >= len(row.tokens)
         space_id = row.ctx.table.space_ids[group]
-        for page_idx, frame in enumerate(frames[: -(-len(row.stamps) // PAGE_TOKENS)]):
+        for page_idx, frame in enumerate(frames[: -(-len(row.tokens) // PAGE_TOKENS)]):
             for idx, found in enumerate(self.worker.stamps(space_id, Tier.DEVICE, frame)):
                 position = page_idx * PAGE_TOKENS + idx
                 if position < row.start:
-                    assert found == {row.stamps[position]}, "a context sees its own tokens"
+                    assert tokens_in(found) == {row.tokens[position]}, "a context sees its own tokens"
                 else:
                     assert {stamp >> 24 for stamp in found} <= row.ctx.kin | {0}, "no owner sees another's bytes"
 
@@ -336,16 +347,16 @@ class PagerContent(RuleBasedStateMachine):
         for page_idx in range(ctx.valid // PAGE_TOKENS, min(ctx.valid // PAGE_TOKENS + count, len(ctx.tokens) // PAGE_TOKENS)):
             if not all(page_idx >= len(pages) or pages[page_idx].is_lost for pages in ctx.table.pages):
                 return
-            stamps = ctx.tokens[page_idx * PAGE_TOKENS : (page_idx + 1) * PAGE_TOKENS]
+            tokens = ctx.tokens[page_idx * PAGE_TOKENS : (page_idx + 1) * PAGE_TOKENS]
             for group, space_id in enumerate(ctx.table.space_ids):
                 try:
-                    frame = self.pager.reserve_host(ctx.table, group, page_idx, struct.pack("<4I", *stamps), PAGE_TOKENS)
+                    frame = self.pager.reserve_host(ctx.table, group, page_idx, struct.pack("<4I", *tokens), PAGE_TOKENS)
                 except (OutOfFrames, OverLimit, PagingError):
                     self.trim(ctx, page_idx)
                     return
-                self.worker.set_key(frame, struct.pack("<4I", *stamps))
-                for idx, stamp in enumerate(stamps):
-                    self.worker.write(space_id, Tier.HOST, frame, idx, stamp)
+                self.worker.set_key(frame, struct.pack("<4I", *tokens))
+                for idx, token in enumerate(tokens):
+                    self.worker.write(space_id, Tier.HOST, frame, idx, stamp_of(ctx.owner, token))
             self.num_changes += 1
             ctx.valid = ctx.reach = (page_idx + 1) * PAGE_TOKENS
 
@@ -400,7 +411,7 @@ class PagerContent(RuleBasedStateMachine):
         self.flights.append(Flight(plan, rows, before, self.num_changes))
 
     def depart(self, ctx: Ctx, start: int, target: int) -> Row:
-        ctx.tokens.extend(self.stamp(ctx.owner) for _ in range(target - len(ctx.tokens)))
+        ctx.tokens.extend(self.new_token() for _ in range(target - len(ctx.tokens)))
         ctx.reach = max(target, start)
         frames = [ctx.table.frames(group) for group in range(len(ctx.table.pages))]
         return Row(ctx, start, ctx.tokens[: ctx.reach], frames)
@@ -422,7 +433,7 @@ class PagerContent(RuleBasedStateMachine):
         self.num_changes += 1
         for row in flight.rows:
             if not row.ctx.is_dropped:
-                row.ctx.valid = max(row.ctx.valid, len(row.stamps)) if self.is_flying(row.ctx) else len(row.stamps)
+                row.ctx.valid = max(row.ctx.valid, len(row.tokens)) if self.is_flying(row.ctx) else len(row.tokens)
                 self.pager.fill(row.ctx.table, row.ctx.valid, self.keys_of(row.ctx, row.ctx.valid))
 
     @precondition(lambda self: any(not flight.is_run for flight in self.flights))
@@ -445,7 +456,7 @@ class PagerContent(RuleBasedStateMachine):
             row.ctx.reach = row.ctx.valid if not self.is_flying(row.ctx) else row.ctx.reach
         for flight in self.flights:
             for row in flight.rows:
-                row.ctx.reach = len(row.stamps)
+                row.ctx.reach = len(row.tokens)
 
     @precondition(lambda self: self.flights and not self.flights[0].is_run)
     @rule(which=st.integers(0, 9))
@@ -533,7 +544,7 @@ class PagerContent(RuleBasedStateMachine):
                 found = self.worker.stamps(ctx.table.space_ids[page.group], Tier.HOST, page.frame)
                 first = page.page_idx * PAGE_TOKENS
                 for position in range(first, min(first + page.num_tokens, ctx.valid, ctx.table.intact_tokens())):
-                    assert found[position - first] == {ctx.tokens[position]}
+                    assert tokens_in(found[position - first]) == {ctx.tokens[position]}
 
     @invariant()
     def held_copies_do_not_change(self) -> None:
