@@ -97,4 +97,13 @@ class HostCopies:
             self._mapping.attach(page, table)
         if not pages[page_idx].is_lost:
             raise PagingError(f"Page {page_idx} is not lost.")
-        return pages[page_idx]
+        return self._renewed(pages[page_idx]) if self._flights.drafts else pages[page_idx]
+
+    def _renewed(self, lost: Page) -> Page:
+        """A new page in the place of a lost one: an abort that would bring the old content back finds nobody who wants it."""
+        page = Page(lost.space_id, lost.group, lost.idx)
+        for table in list(lost.holders):
+            self._mapping.attach(page, table)
+            table.pages[page.group][page.idx] = page
+            self._mapping.detach(lost, table)
+        return page
