@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable
-from functools import lru_cache
+from functools import lru_cache, partial
 
 from memory.frames import FramePool
 from memory.mapping import Mapping, frame_of
@@ -107,15 +107,14 @@ class Draft:
         pool = self._mapping.pool(space_id, tier)
         frame = pool.alloc()
         if frame is not None:
-            taken = frame
-            self._undo.append(lambda: pool.free(taken))
+            self._undo.append(partial(pool.free, frame))
         return frame
 
     def take_over(self, space_id: int, tier: Tier, frame: int) -> None:
         """Use a frame again that this draft took from a page."""
         pool = self._mapping.pool(space_id, tier)
         pool.recall(frame)
-        self._undo.append(lambda: pool.defer(frame, self.seq))
+        self._undo.append(partial(pool.defer, frame, self.seq))
 
     def give(self, page: Page, tier: Tier, frame: int) -> None:
         """Put a page into a frame that was allocated or taken over."""
@@ -265,7 +264,7 @@ class Draft:
     def swap(self, table: PageTable, old: Page, new: Page) -> None:
         """Put a new page in the place of a shared one (copy on write)."""
         mapping, group, idx = self._mapping, old.group, old.idx
-        position = _replace(mapping, table, old, new, None)
+        position = mapping.replace(table, old, new)
 
         def undo() -> None:
             if not old.holders:
@@ -273,7 +272,7 @@ class Draft:
             for holder in list(new.holders):
                 if idx < len(holder.pages[group]) and holder.pages[group][idx] is new:
                     at = min(position, len(old.holders)) if holder is table else None
-                    _replace(mapping, holder, new, old, at)
+                    mapping.replace(holder, new, old, at)
 
         self._undo.append(undo)
 
@@ -296,17 +295,6 @@ class Draft:
         table.reach = num_tokens
 
         def undo() -> None:
-            filled = table.num_filled * table.page_tokens
-            table.reach = min(table.reach, max(before, filled))
+            table.reach = min(table.reach, max(before, table.num_filled * table.page_tokens))
 
         self._undo.append(undo)
-
-
-def _replace(mapping: Mapping, table: PageTable, old: Page, new: Page, position: int | None) -> int:
-    """Put `new` where a table has `old`; returns which holder of `old` the table was."""
-    group, idx = old.group, old.idx
-    mapping.attach(new, table, position)
-    table.pages[group][idx] = new
-    if new.device_frame is None:
-        table.resident[group] = min(table.resident[group], idx)
-    return mapping.detach(old, table)

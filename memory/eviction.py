@@ -6,7 +6,7 @@ what a context can go on from. Policies decide over what they are given and chan
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Iterable
 from typing import Protocol
 
 from memory.table import Page, PageTable
@@ -15,14 +15,14 @@ from memory.table import Page, PageTable
 class EvictionPolicy(Protocol):
     """Chooses among tables."""
 
-    def order(self, tables: Collection[PageTable]) -> list[PageTable]:
+    def order(self, tables: Iterable[PageTable]) -> list[PageTable]:
         """Tables in the order in which they give way; they come in order of last use, longest ago first."""
 
 
 class LruPolicy:
     """Suspended contexts first, then those longest unused."""
 
-    def order(self, tables: Collection[PageTable]) -> list[PageTable]:
+    def order(self, tables: Iterable[PageTable]) -> list[PageTable]:
         """Tables in the order in which they give way."""
         return sorted(tables, key=lambda table: not table.is_suspended)  # a stable sort
 

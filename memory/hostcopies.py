@@ -103,7 +103,5 @@ class HostCopies:
         """A new page in the place of a lost one: an abort that would bring the old content back finds nobody who wants it."""
         page = Page(lost.space_id, lost.group, lost.idx)
         for table in list(lost.holders):
-            self._mapping.attach(page, table)
-            table.pages[page.group][page.idx] = page
-            self._mapping.detach(lost, table)
+            self._mapping.replace(table, lost, page)
         return page

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Iterable, Iterator
 
 from memory.errors import PagingError
 from memory.flights import Flights
@@ -14,7 +14,7 @@ from memory.table import Page, PageTable
 from memory.weights import WeightShelf
 
 
-def check_integrity(mapping: Mapping, flights: Flights, shelf: WeightShelf, tables: Collection[PageTable]) -> None:
+def check_integrity(mapping: Mapping, flights: Flights, shelf: WeightShelf, tables: Iterable[PageTable]) -> None:
     """Check every numbered invariant. Raises: PagingError, naming the one that does not hold."""
     for table in tables:
         _check_table(table)
@@ -105,7 +105,7 @@ def _charges(mapping: Mapping, tier: Tier, page: Page) -> Iterator[tuple[str, in
         yield table.owner, oldest if position == 0 else each
 
 
-def _check_pins(flights: Flights, tables: Collection[PageTable]) -> None:
+def _check_pins(flights: Flights, tables: Iterable[PageTable]) -> None:
     if flights.drafts:
         return
     pages = (page for table in tables for group in table.pages for page in group)

@@ -184,6 +184,14 @@ class Mapping:
                 page.holders[0].num_shared[page.group] -= 1
         return position
 
+    def replace(self, table: PageTable, old: Page, new: Page, position: int | None = None) -> int:
+        """Put `new` where a table has `old`; returns which holder of `old` the table was."""
+        self.attach(new, table, position)
+        table.pages[old.group][old.idx] = new
+        if new.device_frame is None:
+            table.resident[old.group] = min(table.resident[old.group], old.idx)
+        return self.detach(old, table)
+
     # ------------------------------------------------------------------------------------------------------------------ parked copies
 
     def park(self, page: Page) -> Page:

@@ -16,21 +16,23 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from memory.capacity import check_fits
 from memory.config import MemoryConfig
 from memory.draft import Draft
-from memory.errors import NeverFits, PagingError
+from memory.errors import PagingError
 from memory.eviction import EvictionPolicy, LruPolicy
 from memory.faults import Faults, Want
 from memory.flights import Flights
 from memory.hostcopies import HostCopies
 from memory.integrity import check_integrity
-from memory.ledger import Ledger, TierSnapshot, lineage
+from memory.ledger import Ledger, TierSnapshot
 from memory.mapping import Mapping
 from memory.page import Move, PagePlan, Space, Tier
 from memory.reclaim import Sweep
 from memory.room import Room
 from memory.scrub import Scrubber
-from memory.table import HostPage, Page, PageTable
+from memory.table import HostPage, PageTable
+from memory.tables import Tables
 from memory.weights import WeightShelf
 from memory.writebehind import WriteBehind
 
@@ -49,9 +51,9 @@ class Pager:
         self._shelf = WeightShelf(self._mapping)
         self._behind = WriteBehind(config.max_copies)
         self._scrubber = Scrubber(self._mapping)
-        self._tables: dict[PageTable, None] = {}  # longest unused first
+        self._tables = Tables(self._mapping, self._flights)
         self._host = HostCopies(self._mapping, self._flights, self._order)
-        self._aborted: Draft | None = None  # the oldest plan of the latest abort, until the next plan
+        self._aborted: list[Draft] = []  # by the latest abort, until the next plan; oldest first
 
     @property
     def ledger(self) -> Ledger:
@@ -78,44 +80,23 @@ class Pager:
 
     def new_table(self, owner: str, space_ids: tuple[int, ...]) -> PageTable:
         """An empty table for a context of a model. Raises: UnknownSpace."""
-        table = PageTable(owner, tuple(self._mapping.space(space_id) for space_id in space_ids))
-        self._tables[table] = None
-        return table
+        return self._tables.add(owner, space_ids)
 
     def fork(self, table: PageTable, num_tokens: int, owner: str | None = None) -> PageTable:
         """A table that shares the pages of the first `num_tokens` tokens; whoever writes one first gets a page of its own.
 
         Raises: PagingError, if the table is not that long.
         """
-        num_pages = -(-num_tokens // self.page_tokens)
-        self._expect(table, num_pages)
-        child = PageTable(table.owner if owner is None else owner, table.spaces)
-        for group, pages in enumerate(table.pages):
-            child.pages[group] = pages[:num_pages]
-            for page in child.pages[group]:
-                self._mapping.attach(page, child)
-            child.resident[group] = min(table.resident[group], num_pages)
-        child.reach = min(table.reach, num_tokens)
-        child.num_filled = min(table.num_filled, num_tokens // self.page_tokens)
-        self._tables[child] = None
-        return child
+        return self._tables.fork(table, num_tokens, table.owner if owner is None else owner)
 
     def truncate(self, table: PageTable, num_tokens: int) -> None:
         """Forget what comes after the first `num_tokens` tokens."""
         self._behind.cut(table, num_tokens)
-        num_pages = -(-num_tokens // self.page_tokens)
-        for group, pages in enumerate(table.pages):
-            while len(pages) > num_pages:
-                self._leave(pages.pop(), table)
-            table.resident[group] = min(table.resident[group], num_pages)
-        table.reach = min(table.reach, num_tokens)
-        table.num_filled = min(table.num_filled, num_tokens // self.page_tokens)
+        self._tables.truncate(table, num_tokens)
 
     def drop(self, table: PageTable) -> None:
         """Forget a table; one that is dropped already stays so."""
-        self.truncate(table, 0)
-        table.is_dropped = True
-        self._tables.pop(table, None)
+        self._tables.drop(table)
 
     # ------------------------------------------------------------------------------------------------------------------ plans
 
@@ -129,7 +110,7 @@ class Pager:
         sweep = Sweep(self._mapping, draft, self._order)
         try:
             for want in wants:
-                self._expect(want.table, 0)
+                self._tables.expect(want.table)
                 draft.want(want.table)
             faults = Faults(draft, sweep)
             for want in wants:
@@ -139,7 +120,7 @@ class Pager:
             raise
         for want in wants:
             self._behind.cut(want.table, want.valid_tokens)
-            self._touch(want.table)
+            self._tables.touch(want.table)
         return self._issue(draft, sweep)
 
     def plan_room(self, seq: int, sizes: tuple[int, ...]) -> PagePlan:
@@ -166,31 +147,29 @@ class Pager:
 
         Raises: PagingError, if it is not on its way.
         """
-        aborted = self._flights.abort(seq)
-        for draft in aborted:
+        self._aborted = self._flights.abort(seq)
+        for draft in self._aborted:
             self._scrubber.undone(draft)
-        self._aborted = aborted[0]
 
     def corrupt(self, moves: Sequence[Move]) -> None:
-        """The plan aborted last did happen, but for these moves: what they read from the host tier did not hold.
+        """The oldest plan of the last abort did happen, but for these moves: what they read from the host tier did not hold.
 
-        Frames that the plan wrote do not hold any more what was in them before it; pages without another copy are lost.
+        Frames that it wrote do not hold any more what was in them before; pages without another copy are lost.
         """
         for move in moves:
             page = self._mapping.page_at(move.source_tier, move.source_frame)
             if move.source_tier is Tier.HOST and page is not None and page.key == move.key:
                 self._flights.free_host(page)
-        if self._aborted is not None:
-            self._spoil(self._aborted, (Tier.DEVICE, Tier.HOST))
-        self._aborted = None
+        for draft in self._aborted[:1]:
+            self._spoil(draft, (Tier.DEVICE, Tier.HOST))
+        self._aborted = []
 
     def lose_device(self) -> None:
         """The worker died: plans on their way and everything on the device are gone; the next device starts with zeros."""
-        aborted = list(self._flights.drafts)
-        if aborted:
-            self.abort(aborted[0].seq)
-        for draft in aborted:
-            self._spoil(draft, (Tier.HOST,))  # nobody knows how far they got
+        if self._flights.drafts:
+            self.abort(self._flights.drafts[0].seq)
+        while self._aborted:
+            self._spoil(self._aborted.pop(), (Tier.HOST,))  # nobody knows how far they got
         for page in list(self._mapping.pages(Tier.DEVICE).values()):
             self._mapping.unmap(page, Tier.DEVICE)
             if page.host_frame is not None and not page.is_clean:
@@ -207,12 +186,9 @@ class Pager:
 
     def fill(self, table: PageTable, num_tokens: int, keys: Sequence[bytes]) -> None:
         """Tokens [0, num_tokens) have valid KV; `keys[i]` names full page i."""
-        table.reach = max(table.reach, num_tokens)
-        num_full = min(num_tokens // self.page_tokens, len(keys), table.num_pages)
-        for idx in range(table.num_filled, num_full):
-            for pages in table.pages:
-                self._name(pages[idx], keys[idx])
-        table.num_filled = max(table.num_filled, num_full)
+        for page in self._tables.fill(table, num_tokens, keys):
+            if self._writes_behind:
+                self._behind.add(page)
 
     def suspend(self, table: PageTable) -> None:
         """Let its pages be the first to go, and have its full pages copied to the host tier."""
@@ -225,7 +201,7 @@ class Pager:
     def resume(self, table: PageTable) -> None:
         """Let its pages go no sooner than those of others."""
         table.is_suspended = False
-        self._touch(table)
+        self._tables.touch(table)
 
     def save(self, table: PageTable, num_tokens: int, keys: Sequence[bytes], partial_key: bytes) -> None:
         """Have all pages of the first `num_tokens` tokens copied to the host tier with the next plan, a partial last one included."""
@@ -297,19 +273,8 @@ class Pager:
 
         Raises: NeverFits, with what it needs, what there is at most, and who holds it.
         """
-        spaces = [self._mapping.space(space_id) for space_id in space_ids]
         num_pages = -(-num_tokens // self.page_tokens)
-        needed = num_pages * sum(space.device_frame_bytes for space in spaces)
-        pools = [self._mapping.pool(space_id, Tier.DEVICE) for space_id in space_ids]
-        num_slabs = sum(-(-num_pages // pool.frames_per_slab) for pool in pools)
-        arena = self._mapping.arenas[Tier.DEVICE]
-        most = arena.num_slabs - self._shelf.num_slabs
-        if num_slabs > most:
-            raise NeverFits("device", num_slabs * arena.slab_bytes, most * arena.slab_bytes, self.ledger.holders(Tier.DEVICE))
-        for name in lineage(owner):
-            limit = self.ledger.limit(name, Tier.DEVICE).limit_bytes
-            if 0 < limit < needed:
-                raise NeverFits("device", needed, limit, self.ledger.holders(Tier.DEVICE))
+        check_fits(self._mapping, self._shelf.num_slabs, space_ids, num_pages, owner)
 
     def check_integrity(self) -> None:
         """Check every numbered invariant of memory. Raises: PagingError, naming the one that does not hold."""
@@ -321,7 +286,7 @@ class Pager:
         """Take along what waits for a plan, and let the draft go."""
         self._behind.drain(draft, sweep)
         self._scrubber.queue(draft)
-        self._aborted = None
+        self._aborted = []
         return self._flights.issue(draft)
 
     def _spoil(self, draft: Draft, tiers: tuple[Tier, ...]) -> None:
@@ -333,28 +298,3 @@ class Pager:
 
     def _order(self) -> list[PageTable]:
         return self._policy.order(self._tables)
-
-    def _touch(self, table: PageTable) -> None:
-        del self._tables[table]
-        self._tables[table] = None
-
-    def _expect(self, table: PageTable, num_pages: int) -> None:
-        if table.is_dropped or table.num_pages < num_pages:
-            raise PagingError(
-                f"The table has {table.num_pages} pages, not {num_pages}." if not table.is_dropped else "The table was dropped."
-            )
-
-    def _leave(self, page: Page, table: PageTable) -> None:
-        """A table lets a page go; the last holder takes it out of its frames."""
-        if len(page.holders) == 1:
-            self._flights.free_page(page)
-        self._mapping.detach(page, table)
-
-    def _name(self, page: Page, key: bytes) -> None:
-        """A page is full: name it, and let it be copied to the host tier."""
-        if page.host_frame is not None and page.num_tokens < self.page_tokens and page.key != key:
-            self._flights.free_host(page)  # it holds less than the page now does
-        if page.host_frame is None:
-            page.key = key
-            if self._writes_behind and page.device_frame is not None:
-                self._behind.add(page)

@@ -480,10 +480,12 @@ class PagerContent(RuleBasedStateMachine):
 
     @rule(runs=st.booleans(), chance=st.integers(0, 7))
     def lose_device(self, runs: bool, chance: int) -> None:
-        if chance:
+        if chance > 1:
             return
         if runs and self.flights:
             self.run(self.flights[0])
+        if chance == 1 and self.flights:
+            self.pager.abort(self.flights[0].plan.seq)  # some say it before, some leave it to the pager
         self.void(0)
         self.pager.lose_device()
         self.worker.bytes[Tier.DEVICE] = bytearray(NUM_DEVICE_SLABS * SLAB)
