@@ -55,25 +55,32 @@ class Delivery:
 
     # ------------------------------------------------------------------------------------------------------------------- running or not
 
-    def admitted(self, request: Request, num_cached: int) -> None:
-        """A request got a row."""
-        now = self._clock()
-        request.queue_s += now - request.queued_at
-        request.admitted_at = now
-        request.num_since_admission = 0
+    def seated(self, request: Request, num_cached: int) -> None:
+        """A request got a row, if there are pages for it."""
         if not request.is_charged:
             request.num_cached = min(num_cached, request.output_start)
         self._scheduler.admit(request, num_cached)
         if request.context.state is ContextState.BLOCKED:
             request.context.move(ContextState.READY)
         request.context.move(ContextState.RUNNING)
+
+    def turn_back(self, request: Request) -> None:
+        """There were no pages for it: it waits on, at its old place."""
+        self._scheduler.preempt(request)
+        request.context.move(ContextState.BLOCKED)
+
+    def started(self, request: Request) -> None:
+        """The plan that seats a request goes out: it waits no more."""
+        now = self._clock()
+        request.queue_s += now - request.queued_at
+        request.admitted_at = now
+        request.num_since_admission = 0
         self._events.publish(RequestAdmitted(request.id, request.tenant, request.queue_s, request.num_cached))
 
     def requeue(self, request: Request, *, is_preempted: bool = False) -> None:
         """A request lost its row and waits again at its old place."""
         request.queued_at = self._clock()
-        self._scheduler.preempt(request)
-        request.context.move(ContextState.BLOCKED)
+        self.turn_back(request)
         if is_preempted:
             request.num_preemptions += 1
             self._events.publish(RequestPreempted(request.id, request.tenant, "frames"))
@@ -92,26 +99,26 @@ class Delivery:
     def deliver(self, flight: Flight, result: StepResult) -> list[Ending]:
         """Make the tokens of a step durable, show them, and say which rows have ended."""
         heard = [(flight.parts[item.slot].row, item) for item in result.rows if not flight.parts[item.slot].row.is_over]
-        try:
-            self._write(heard)
-        except KernelError as error:
-            logger.error("tokens could not be journaled; their requests end", extra={"num_requests": len(heard), "error": error.message})
-            return [Ending(row, FinishReason.ERROR, error.message) for row, _item in heard]
+        unwritten = self._write(heard)
+        lost = {id(ending.row) for ending in unwritten}
+        heard = [(row, item) for row, item in heard if id(row) not in lost]
         for row, item in heard:
             context = row.request.context
             context.tokens.extend(item.tokens)
             self._seating.note_valid(context, min(row.position, context.num_tokens))
-        return [ending for row, item in heard for ending in self._show(row, item, result.compute_s)]
+        return unwritten + [ending for row, item in heard for ending in self._show(row, item, result.compute_s)]
 
-    def _write(self, heard: list[tuple[Row, RowResult]]) -> None:
-        """Journal the tokens of a step, all rows in one record. Raises: KernelError; then nobody has seen them, and nobody will."""
-        batch = tuple(
-            (bytes.fromhex(row.request.context.id), pack_tokens(item.tokens))
-            for row, item in heard
-            if item.tokens and row.request.context.durability is not Durability.NONE
-        )
-        if batch:
-            self._journal.append([Tokens(batch)])
+    def _write(self, heard: list[tuple[Row, RowResult]]) -> list[Ending]:
+        """Journal the tokens of a step, all rows in one record. Where that fails nobody has seen them, and nobody will: those rows end."""
+        rows = [(row, item) for row, item in heard if item.tokens and row.request.context.durability is not Durability.NONE]
+        if not rows:
+            return []
+        try:
+            self._journal.append([Tokens(tuple((bytes.fromhex(row.request.context.id), pack_tokens(item.tokens)) for row, item in rows))])
+        except KernelError as error:
+            logger.error("tokens could not be journaled; their requests end", extra={"num_requests": len(rows), "error": error.message})
+            return [Ending(row, FinishReason.ERROR, error.message) for row, _item in rows]
+        return []
 
     def _show(self, row: Row, item: RowResult, compute_s: float) -> Iterator[Ending]:
         request = row.request

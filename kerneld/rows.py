@@ -10,6 +10,7 @@ Invariants
 3. `samples_planned` counts output tokens sampled since its seat, or promised by outstanding plans; it never passes `max_output`, so that
    no step runs for nothing.
 4. `sent` is the row's page tables as the device knows them; frames in it cover `reach` tokens.
+5. Until it is told, nothing of its context has changed: it may leave again as if it had never sat.
 """
 
 from __future__ import annotations
@@ -38,7 +39,9 @@ class Row:
     samples_planned: int = 0
     in_flight: int = 0
     is_over: bool = False  # it left; what the device still says of it is not heard
-    is_told: bool = False  # the device has seated it
+    is_told: bool = False  # a plan that seats it went out
+    num_restored: int = 0  # pages that come back from the host tier for it
+    num_lost: int = 0  # pages that are computed again for it
     score_from: int = -1
     sent: list[list[int]] = field(default_factory=list)
 
@@ -110,7 +113,7 @@ class Part:
         self.row.samples_planned += self.num_samples
 
     def step(self, step_idx: int, num_sampled: int) -> None:
-        """A step of the plan has ended that computed some of the row."""
+        """A step of the plan has ended that computed some of the row; one that failed computed none."""
         num_tokens = self.num_first if step_idx == 0 else 1
         self.row.position += num_tokens
         self.row.in_flight -= num_tokens
@@ -124,6 +127,15 @@ class Part:
 
 
 @dataclass(slots=True, eq=False)
+class RoomWanted:
+    """Somebody waits for slabs for weights."""
+
+    sizes: tuple[int, ...]
+    future: asyncio.Future[None]
+    not_before: int = 0  # tried in vain; it is tried again when this plan has landed
+
+
+@dataclass(slots=True, eq=False)
 class Flight:
     """A plan on its way to the device and back."""
 
@@ -133,5 +145,5 @@ class Flight:
     moves: tuple[Move, ...] = ()
     clears: tuple[int, ...] = ()  # row slots
     starts: tuple[int, ...] = ()
-    room: asyncio.Future[None] | None = None  # somebody who waits for what this plan evicts
+    room: RoomWanted | None = None  # what this plan evicts pages for; it wants no row's pages then
     is_cut: bool = False

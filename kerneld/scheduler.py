@@ -14,7 +14,7 @@ Invariants
    fit stops the line, so that a large request is not passed by small ones for ever. A parked request stops nobody.
 2. A request's input is charged at its first admission, with the output that its tenant's last requests lead one to expect; tokens beyond
    that are charged as they come, and what was expected and did not come is given back at the end.
-3. A tenant at its limit of running requests is closed in the accounts: it neither stops the line nor is served.
+3. A tenant at its limit of running requests, or of memory, is closed in the accounts: it neither stops the line nor is served.
 4. A request that is to be tried alone is admitted only when nothing runs, and nothing is admitted while it runs.
 
 Every call costs O(log n) of what waits, none walks all requests, but `queue_position` and a change of a model's residency.
@@ -74,6 +74,7 @@ class Scheduler:
         self._parked: dict[str, dict[int, Request]] = {}  # by model, by ticket
         self._resident: set[str] = set()
         self._max_running: dict[str, int] = {}
+        self._held_back: set[str] = set()  # tenants that wait for memory of their own
         self._outputs: dict[str, deque[int]] = {}  # lengths of a tenant's last outputs
         self._deadlines: list[tuple[float, int, Request]] = []
         self._tickets = itertools.count(1)
@@ -157,6 +158,18 @@ class Scheduler:
         """How many requests of a tenant, and of all below it, may run at once; 0: any number. Raises: NotFound."""
         self._max_running[path] = limit
         self.shares.set_open(path, self._has_room(path))
+
+    def hold_back(self, path: str) -> None:
+        """A tenant is at its limit of memory: nothing of it is next until `let_in`. Raises: NotFound."""
+        self._held_back.add(path)
+        self.shares.set_open(path, False)
+
+    def let_in(self) -> None:
+        """Memory was given up: tenants that were held back may be next again."""
+        held_back, self._held_back = self._held_back, set()
+        for path in held_back:
+            if path in self.shares:
+                self.shares.set_open(path, self._has_room(path))
 
     def remove_tenant(self, path: str) -> None:
         """Forget a tenant that has no children and nothing waiting. Raises: NotFound, WrongState."""
@@ -260,7 +273,7 @@ class Scheduler:
 
     def _has_room(self, path: str) -> bool:
         limit = self._max_running.get(path, 0)
-        return not limit or self.running.of(path) < limit
+        return path not in self._held_back and (not limit or self.running.of(path) < limit)
 
     def _charge_admission(self, request: Request, num_cached: int) -> int:
         if request.is_charged:

@@ -52,16 +52,21 @@ class Seating:
         table = self.table_of(context)
         intact = min(context.kv_valid, table.intact_tokens())
         page_tokens = self._pager.page_tokens
-        num_recomputed = -(-context.kv_valid // page_tokens) - -(-intact // page_tokens)
-        num_restored = table.counts().host_only
-        request.pages_recomputed += num_recomputed
-        request.pages_restored += num_restored
-        if num_restored or num_recomputed:
-            self._events.publish(PagesRestored(context.tenant, num_restored, num_recomputed))
-        context.kv_valid = intact
         needs_logits_from = (request.score_from if request.is_scoring else context.num_tokens) - 1
         position = min(intact, needs_logits_from)
-        return Row(request, slot, table, position, context.num_tokens, request.num_remaining, score_from=request.score_from)
+        row = Row(request, slot, table, position, context.num_tokens, request.num_remaining, score_from=request.score_from)
+        row.num_restored = table.counts().host_only
+        row.num_lost = -(-context.kv_valid // page_tokens) - -(-intact // page_tokens)
+        return row
+
+    def started(self, row: Row) -> None:
+        """The plan that seats a row goes out: what it costs to have its pages again is counted, once."""
+        request, context = row.request, row.request.context
+        context.kv_valid = row.position
+        request.pages_restored += row.num_restored
+        request.pages_recomputed += row.num_lost
+        if row.num_restored or row.num_lost:
+            self._events.publish(PagesRestored(context.tenant, row.num_restored, row.num_lost))
 
     def note_valid(self, context: Context, num_tokens: int) -> None:
         """KV of the first `num_tokens` tokens is computed; pages that became full get their names."""

@@ -1,10 +1,10 @@
 """Seats: which request sits in which row slot of the device.
 
-    free --seat--> taken --leave--> leaving --take_clears (into the next plan)--> free
+    free --seat--> taken --leave--> leaving --take_clears--> free, and in the clears of the next plan that goes out
 
 Invariants
 1. A slot is free, taken or leaving, exactly one of them.
-2. A leaving slot is free again only once a plan that clears it is composed, so the device forgets the old row before it hears of a new one.
+2. A slot that the device knows taken is in the clears of a plan before, or of the plan with which, it is seated again.
 3. Rows are listed in the order in which they were seated.
 """
 
@@ -23,16 +23,16 @@ class Seats:
         self._num_slots = num_slots
         self._free = list(range(num_slots - 1, -1, -1))
         self._leaving: list[int] = []
+        self._clears: list[int] = []  # of the next plan
         self._rows: dict[str, Row] = {}  # by request id, in the order of seating
-        self._by_slot: dict[int, Row] = {}
 
     def __len__(self) -> int:
         return len(self._rows)
 
     @property
     def has_free(self) -> bool:
-        """Whether another request can be seated in the next plan."""
-        return bool(self._free or self._leaving)
+        """Whether another request can be seated."""
+        return bool(self._free)
 
     @property
     def rows(self) -> list[Row]:
@@ -44,10 +44,15 @@ class Seats:
         return self._rows.get(request.id)
 
     def take_clears(self) -> tuple[int, ...]:
-        """Slots that the plan being composed has to clear; they are free from now on."""
-        clears, self._leaving = tuple(self._leaving), []
-        self._free.extend(reversed(clears))
-        return clears
+        """Slots that the next plan to go out has to clear; those that were leaving are free from now on."""
+        self._clears += self._leaving
+        self._free.extend(reversed(self._leaving))
+        self._leaving = []
+        return tuple(self._clears)
+
+    def sent(self) -> None:
+        """The plan went out."""
+        self._clears = []
 
     def next_slot(self) -> int:
         """Take a free slot."""
@@ -56,7 +61,6 @@ class Seats:
     def seat(self, row: Row) -> None:
         """A row begins."""
         self._rows[row.request.id] = row
-        self._by_slot[row.slot] = row
         row.request.slot = row.slot
 
     def leave(self, row: Row) -> None:
@@ -64,7 +68,6 @@ class Seats:
         row.is_over = True
         row.request.slot = None
         del self._rows[row.request.id]
-        del self._by_slot[row.slot]
         if row.is_told:
             self._leaving.append(row.slot)
         else:
@@ -73,6 +76,6 @@ class Seats:
     def reset(self, told: Iterable[int] = ()) -> None:
         """Everybody has left. The device still has rows in the slots of `told`, and has to clear those."""
         self._rows.clear()
-        self._by_slot.clear()
+        self._clears = []
         self._leaving = sorted(told)
         self._free = [slot for slot in range(self._num_slots - 1, -1, -1) if slot not in self._leaving]

@@ -1,0 +1,195 @@
+"""Composer: who sits on the device in the next plan, which steps they get, and which pages that takes.
+
+    seat who is next --> choose steps --> find pages --> Composed
+                              ^                |
+                              '-- give way <---' shortage
+
+Who gives way when there are too few frames, or a tenant is at its limit (then only those of that tenant are asked):
+
+    the newest newcomer        it waits again. The line stops behind it, or its tenant is held back, until something was given up;
+                               somebody whose tenant is far ahead of it is preempted for it
+    nobody, for now            while plans are on their way: what they pin and what left with them comes free when they land
+    the scheduler's victim     of those who run
+    the last one               it does not fit alone, and ends with an error that names the holders
+
+Invariants
+1. A composed plan wants the pages of every seated row, so no page that the device's tables name is ever moved away under them.
+2. While the line is stopped nobody is seated. It opens again when somebody left or gave something up, and when the plans have landed that
+   were on their way then: only then their frames are free.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from typing import NamedTuple
+
+from drivers.contract import FramePatch, RowStart
+from kerneld.calls import FinishReason
+from kerneld.delivery import Delivery
+from kerneld.request import Request
+from kerneld.rows import Part, Row
+from kerneld.scheduler import Scheduler
+from kerneld.seating import Seating
+from kerneld.seats import Seats
+from kerneld.tally import ancestors
+from memory.errors import OutOfFrames, OverLimit
+from memory.page import PagePlan
+from memory.pager import Pager
+
+logger = logging.getLogger(__name__)
+
+
+class Composed(NamedTuple):
+    """What a plan consists of."""
+
+    pages: PagePlan
+    clears: tuple[int, ...]  # row slots
+    parts: list[Part]
+
+
+class Composer:
+    """Composes the plans of one device."""
+
+    def __init__(self, pager: Pager, scheduler: Scheduler, seating: Seating, delivery: Delivery, max_rows: int) -> None:
+        self.seats = Seats(max_rows)
+        self._pager = pager
+        self._scheduler = scheduler
+        self._seating = seating
+        self._delivery = delivery
+        self._is_line_stopped = False
+        self._opens_at = 0  # > 0: the line opens when this plan has landed
+        self.on_misfit: Callable[[Request, FinishReason, str], None] = delivery.settle
+
+    # ------------------------------------------------------------------------------------------------------------- the line
+
+    def open_line(self, last_seq: int = 0) -> None:
+        """Something was given up: who did not fit may fit now, or once plan `last_seq` has landed (0: none is on its way)."""
+        self._is_line_stopped = False
+        self._opens_at = last_seq
+        self._scheduler.let_in()
+
+    def landed(self, seq: int) -> None:
+        """A plan has landed (invariant 2)."""
+        if self._opens_at and (seq >= self._opens_at or not len(self.seats)):
+            self.open_line()
+
+    def unseat(self, request: Request) -> Row | None:
+        """Take a request off its row; the caller then ends it or lets it wait. Returns the row, if it had one."""
+        row = self.seats.of(request)
+        if row is not None:
+            if row.is_told:
+                request.context.kv_valid = min(row.position, request.context.num_tokens)
+            self.seats.leave(row)
+        return row
+
+    # --------------------------------------------------------------------------------------------------------------- compose
+
+    def compose(self, seq: int, last_on_way: int) -> Composed | None:
+        """Plan `seq`, of which the pager knows from now on; None if there is nothing to do, or nothing that can be done now.
+
+        `last_on_way` is the number of the last plan that is on its way, 0 if there is none.
+        """
+        clears = self.seats.take_clears()
+        self._seat_candidates()
+        found = self._find_pages(seq, last_on_way)
+        if found is None:
+            return None
+        pages, parts = found
+        if not (clears or parts or pages.moves or pages.zeros or pages.late_zeros):
+            self._pager.abort(pages.seq)
+            return None
+        return Composed(pages, clears, parts)
+
+    def tell_rows(self) -> tuple[tuple[RowStart, ...], tuple[FramePatch, ...]]:
+        """What the device has to hear of the rows with the plan that was composed last."""
+        starts: list[RowStart] = []
+        patches: list[FramePatch] = []
+        for row in self.seats.rows:
+            if row.is_told:
+                patches.extend(row.patches(self._pager.page_tokens))
+                continue
+            starts.append(row.start(self._seating.model_id(row.request)))
+            self._seating.started(row)
+            self._delivery.started(row.request)
+        return tuple(starts), tuple(patches)
+
+    def _seat_candidates(self) -> None:
+        """Seat who is next, while there are slots and the line is not stopped."""
+        while self.seats.has_free and not self._is_line_stopped:
+            request = self._scheduler.next_candidate()
+            if request is None:
+                return
+            row = self._seating.seat(request, self.seats.next_slot())
+            self.seats.seat(row)
+            self._delivery.seated(request, row.position)
+
+    def _find_pages(self, seq: int, last_on_way: int) -> tuple[PagePlan, list[Part]] | None:
+        """Choose the steps of the plan and find the pages for them, sending rows back until they fit; None if it is better to wait."""
+        while True:
+            parts = self._choose_steps()
+            computed = {part.row.request.id: part.num_computed for part in parts}
+            wants = [row.want(computed.get(row.request.id, 0)) for row in self.seats.rows]
+            try:
+                return self._pager.plan(seq, wants), parts
+            except (OutOfFrames, OverLimit) as shortage:
+                if not self._give_way(shortage, last_on_way):
+                    return None
+
+    def _choose_steps(self) -> list[Part]:
+        needs = [(row, need) for row in self.seats.rows if (need := row.need()) is not None]
+        if not needs:
+            return []
+        shape = self._scheduler.plan_step([need for _row, need in needs])
+        row_of = {row.request.id: row for row, _need in needs}
+        return [row_of[share.request.id].part(share.num_tokens, shape.num_steps) for share in shape.shares]
+
+    # -------------------------------------------------------------------------------------------------------------- shortage
+
+    def _give_way(self, shortage: OutOfFrames | OverLimit, last_on_way: int) -> bool:
+        """Let somebody leave its row. Returns whether it is worth trying again at once."""
+        rows = [row for row in self.seats.rows if _concerns(shortage, row)]
+        is_last = len(rows) == 1 and not last_on_way
+        newcomers = [row.request for row in rows if not row.is_told]
+        if newcomers and not is_last:
+            self._wait_for_room(newcomers[-1], shortage, last_on_way)
+            victim = self._scheduler.victim([row.request for row in rows if row.is_told], newcomers[-1])
+            if victim is not None:
+                self._preempt(victim)
+                if not last_on_way:
+                    self.open_line()
+            return True
+        if last_on_way:
+            self._opens_at = last_on_way
+            return False
+        victim = self._scheduler.victim([row.request for row in rows])
+        if victim is not None:
+            self._preempt(victim)
+            self._stop_line(shortage)
+            return True
+        logger.warning("a request that was admitted does not fit alone", extra={"request": rows[0].request.id, "shortage": str(shortage)})
+        self.unseat(rows[0].request)
+        self.on_misfit(rows[0].request, FinishReason.ERROR, str(shortage))
+        self.open_line()
+        return True
+
+    def _wait_for_room(self, newcomer: Request, shortage: OutOfFrames | OverLimit, last_on_way: int) -> None:
+        self.unseat(newcomer)
+        self._delivery.turn_back(newcomer)
+        self._opens_at = last_on_way
+        self._stop_line(shortage)
+
+    def _stop_line(self, shortage: OutOfFrames | OverLimit) -> None:
+        if isinstance(shortage, OverLimit):
+            self._scheduler.hold_back(shortage.owner)
+        else:
+            self._is_line_stopped = True
+
+    def _preempt(self, victim: Request) -> None:
+        self.unseat(victim)
+        self._delivery.requeue(victim, is_preempted=True)
+
+
+def _concerns(shortage: OutOfFrames | OverLimit, row: Row) -> bool:
+    """Whether a row's leaving could end a shortage: any row's that of frames, only the capped owner's that of its limit."""
+    return isinstance(shortage, OutOfFrames) or shortage.owner in ancestors(row.request.tenant)
