@@ -13,7 +13,6 @@ import contextlib
 import logging
 import os
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 from drivers.client import WorkerClient
@@ -26,11 +25,11 @@ from kerneld.admission import Admission
 from kerneld.bounds import Bounds
 from kerneld.calls import FinishReason, ModelState
 from kerneld.checkpoint import ImageStore
-from kerneld.composer import Composer
 from kerneld.config import Config
 from kerneld.contexts import ContextTable
 from kerneld.deadline import StepDeadline
 from kerneld.delivery import Delivery
+from kerneld.disk_reserve import DiskReserve
 from kerneld.dispatcher import Dispatcher
 from kerneld.effects import Effects
 from kerneld.eventbus import EventBus
@@ -74,11 +73,9 @@ class Daemon:
     machine: Machine
     kernel: Kernel
 
-    def __init__(self, config: Config, clock: Callable[[], float] = time.time) -> None:
-        """`clock` gives Unix seconds: what deadlines and graces are told by."""
+    def __init__(self, config: Config) -> None:
         self.config = config
         self.stop_wanted = asyncio.Event()
-        self._clock = clock
         self._directory: StateDirectory
         self._listener: WorkerListener
         self._housekeeping: Housekeeping
@@ -140,7 +137,7 @@ class Daemon:
     # ------------------------------------------------------------------------------------------------------------------------- wiring
 
     def _build(self, store: Store, journal: Journal, boot_generation: int) -> Machine:
-        config, clock = self.config, self._clock
+        config, clock = self.config, time.time
         kernel, memory = config.kerneld, config.memory
         events = EventBus(clock)
         policy = SchedulerPolicy(max_step_tokens=kernel.max_step_tokens, max_steps=kernel.max_steps)
@@ -159,6 +156,7 @@ class Daemon:
             started_at=clock(),
             store=store,
             journal=journal,
+            disk=DiskReserve(self._directory.path, kernel.disk_reserve_bytes),
             effects=Effects(clock),
             images=ImageStore(self._directory.images),
             events=events,
@@ -173,7 +171,7 @@ class Daemon:
             scheduler=scheduler,
             seating=seating,
             delivery=delivery,
-            dispatcher=Dispatcher(pager, Composer(pager, scheduler, seating, delivery, kernel.max_rows), delivery, deadline),
+            dispatcher=Dispatcher(pager, scheduler, seating, delivery, deadline, kernel.max_rows),
             residency=Residency(memory, models, pager, events),
             supervisor=Supervisor(self._worker_command(), self),
             renderer=TemplateRenderer(),

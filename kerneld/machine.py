@@ -15,6 +15,7 @@ from kerneld.checkpoint import ImageStore
 from kerneld.config import Config
 from kerneld.contexts import ContextTable
 from kerneld.delivery import Delivery
+from kerneld.disk_reserve import DiskReserve
 from kerneld.dispatcher import Dispatcher
 from kerneld.effects import Effects
 from kerneld.eventbus import EventBus
@@ -47,6 +48,7 @@ class Machine:
     # durable
     store: Store
     journal: Journal
+    disk: DiskReserve
     effects: Effects
     images: ImageStore
     # live

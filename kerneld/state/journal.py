@@ -121,18 +121,21 @@ class Journal:
         with disk_errors(self._path, len(framed)):
             segment.write(framed)
 
+    def append_unreserved(self, records: Sequence[Record]) -> None:
+        """Append records that begin nothing; where the disk is full they use the slack. Raises: as append; then nothing was written."""
+        self._check_ready()
+        self._grow(self._segment, len(frame(records, self._segment.salt)), kept=self._reserved)
+        self.append(records)
+
     def append_if_room(self, records: Sequence[Record]) -> bool:
         """Append records that may be lost, unless they would need bytes that were reserved for others; says whether they were written.
 
         Raises: Unavailable; then nothing was written.
         """
         self._check_ready()
-        segment = self._segment
-        end = segment.offset + len(frame(records, segment.salt)) + self._reserved + _SLACK_BYTES
         try:
-            if end > segment.allocated:
-                _allocate(segment, end)
-        except OSError:
+            self._grow(self._segment, len(frame(records, self._segment.salt)), kept=self._reserved + _SLACK_BYTES)
+        except DiskFull:
             return False
         self.append(records)
         return True
@@ -221,15 +224,15 @@ class Journal:
         except (DiskFull, Unavailable) as error:
             logger.warning("the journal could not begin a new segment", extra={"error": error.message})
 
-    def _grow(self, segment: SegmentWriter, num_bytes: int) -> None:
-        """Keep the reserved bytes allocated behind the next `num_bytes`; where the disk is full, records use what was reserved for them."""
+    def _grow(self, segment: SegmentWriter, num_bytes: int, kept: int = 0) -> None:
+        """Keep the reserved bytes allocated behind the next `num_bytes`; where the disk is full, records use all of them but `kept`."""
         end = segment.offset + num_bytes + self._reserved + _SLACK_BYTES
         if end <= segment.allocated:
             return
         try:
             _allocate(segment, end)
         except OSError as error:
-            if error.errno not in _FULL or segment.offset + num_bytes > segment.allocated:
+            if error.errno not in _FULL or segment.offset + num_bytes + kept > segment.allocated:
                 raise explain(error, self._path, num_bytes) from error
 
     def _sync_old(self, segment: SegmentWriter) -> None:

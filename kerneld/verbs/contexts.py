@@ -26,7 +26,7 @@ from kerneld.calls import (
     SetArgs,
 )
 from kerneld.context import Context
-from kerneld.errors import InvalidArgument, OutOfRange, PermissionDenied, WrongState
+from kerneld.errors import InvalidArgument, KernelError, OutOfRange, PermissionDenied, WrongState
 from kerneld.events import ContextAllocated, ContextChanged, ContextForked, ContextFreed
 from kerneld.machine import Machine
 from kerneld.models import Model
@@ -110,7 +110,12 @@ class ContextVerbs:
         )
         child.tokens = parent.tokens[:at]
         self._share_pages(parent, child, at)
-        await self.begin(caller, "fork", child, forked_from=parent)
+        try:
+            await self.begin(caller, "fork", child, forked_from=parent)
+        except KernelError:
+            if child.state is ContextState.NEW and child.table is not None:
+                machine.pager.drop(child.table)
+            raise
         machine.events.publish(ContextForked(child.id, parent.id, child.tenant, at))
         return self.info(child)
 
@@ -119,7 +124,7 @@ class ContextVerbs:
         machine = self._machine
         handle = bytes.fromhex(context.id)
         record = alloc_record(context, forked_from)
-        self._write(context, [record, *machine.effects.record(caller, verb, handle)], len(record.tokens) + RECORD_BYTES)
+        self._begin_with(context, [record, *machine.effects.record(caller, verb, handle)], len(record.tokens) + RECORD_BYTES)
         context.move(ContextState.IDLE)
         context.last_used_at = context.created_at
         machine.contexts.add(context)
@@ -302,15 +307,22 @@ class ContextVerbs:
             raise OutOfRange(f"The model {model.name!r} holds contexts of at most {limit} tokens, {wanted} were asked for.")
         return wanted or limit
 
-    def _write(self, context: Context, batch: list[Record], num_bytes: int = RECORD_BYTES) -> None:
-        """Journal what happens to a context, unless its durability is `none`. Raises: DiskFull; then nothing happened."""
-        journal = self._machine.journal
+    def _begin_with(self, context: Context, batch: list[Record], num_bytes: int) -> None:
+        """Journal the beginning of a context, unless its durability is `none`. Raises: DiskFull; then nothing happened."""
+        machine = self._machine
         if context.durability is not Durability.NONE:
-            journal.reserve(num_bytes)
+            machine.disk.check()
+            machine.journal.reserve(num_bytes)
             try:
-                journal.append(batch)
+                machine.journal.append(batch)
             finally:
-                journal.release(num_bytes)
+                machine.journal.release(num_bytes)
+        machine.effects.keep(batch)
+
+    def _write(self, context: Context, batch: list[Record]) -> None:
+        """Journal what happens to a context, unless its durability is `none`; a full disk has room for that. Raises: Unavailable."""
+        if context.durability is not Durability.NONE:
+            self._machine.journal.append_unreserved(batch)
         self._machine.effects.keep(batch)
 
     async def _sync(self, context: Context) -> None:

@@ -16,7 +16,7 @@ from kerneld.calls import Access, Caller, CheckpointArgs, ImageInfo, ListArgs, L
 from kerneld.checkpoint import PageContent
 from kerneld.context import Context
 from kerneld.contexts import page_of
-from kerneld.errors import NotFound, OutOfRange, QuotaExceeded, WrongState
+from kerneld.errors import NotFound, OutOfRange, QuotaExceeded
 from kerneld.events import ImageDeleted, ImageRestored, ImageWritten
 from kerneld.image import ImagePage, Manifest
 from kerneld.machine import Machine
@@ -27,6 +27,8 @@ from kerneld.state.records import pack_tokens, unpack_tokens
 from kerneld.verbs.contexts import ContextVerbs
 from memory.errors import PagingError
 from memory.table import HostPage
+
+SAVE_TIMEOUT_S = 30.0
 
 
 class ImageVerbs:
@@ -53,6 +55,7 @@ class ImageVerbs:
 
     async def _write(self, caller: Caller, context: Context, args: CheckpointArgs) -> ImageInfo:
         machine, started_at = self._machine, time.monotonic()
+        machine.disk.check()
         secret = machine.tenants.get(context.tenant).secret
         images = await machine.store.load_images()
         self._check_quota(context, images)
@@ -127,10 +130,24 @@ class ImageVerbs:
         cut_chain(chain, num_tokens, context)
         machine.pager.save(table, num_tokens, chain.keys, chain.partial_key())
         machine.pager.hold_host(table)
-        await machine.dispatcher.flush()
+        await self._await_copies()
         if context.table is not table:
             raise NotFound("context", context.id)
         return [page for page in machine.pager.host_pages(table) if page.page_idx * page_tokens + page.num_tokens <= num_tokens]
+
+    async def _await_copies(self) -> None:
+        """Wait until everything that the pager wants copied has been."""
+        dispatcher, pager = self._machine.dispatcher, self._machine.pager
+        deadline = time.monotonic() + SAVE_TIMEOUT_S
+        dispatcher.pump()
+        while (pager.has_backlog() or not dispatcher.is_idle) and time.monotonic() < deadline:
+            landed = dispatcher.next_landing()
+            if landed is None:
+                return
+            last = dispatcher.last_seq if not pager.has_backlog() else None
+            await asyncio.wait([landed], timeout=1.0)
+            if last is not None and dispatcher.landed_seq >= last:
+                return
 
     def _content(self, page: HostPage) -> PageContent:
         host = self._machine.host
@@ -157,10 +174,12 @@ class ImageVerbs:
             model = machine.models.get(manifest.model)
             await machine.residency.inspect(model)
             context = self._context_of(caller, manifest, model, labels)
-            await self._contexts.begin(caller, "restore", context)
             reason = self._misfit(context, manifest, model)
-            if not reason:
-                reason = await self._put_pages(context, manifest, secret)
+            pages = [] if reason else sorted(manifest.pages, key=lambda page: (page.page_idx, page.group))
+            contents = await asyncio.to_thread(self._read_pages, manifest, pages, secret)
+            await self._contexts.begin(caller, "restore", context)
+            if pages:
+                reason = self._put_pages(context, pages, contents)
         page_tokens = machine.config.memory.page_tokens
         num_restored = -(-context.kv_valid // page_tokens)
         num_needed = -(-context.num_tokens // page_tokens)
@@ -199,19 +218,15 @@ class ImageVerbs:
             return "Pages are not handed from one tenant to another."
         return ""
 
-    async def _put_pages(self, context: Context, manifest: Manifest, secret: bytes) -> str:
+    def _put_pages(self, context: Context, pages: list[ImagePage], contents: list[bytes]) -> str:
         """Bring the image's pages into the host tier, in order, until one does not fit. Says why it stopped early."""
         machine = self._machine
         table = machine.seating.table_of(context)
         assert context.chain is not None, "made with the table"
         assert machine.host is not None, "checked before"
         context.chain.extend(context.tokens)
-        pages = sorted(manifest.pages, key=lambda page: (page.page_idx, page.group))
-        contents = await asyncio.to_thread(self._read_pages, manifest, pages, secret)
         valid: dict[int, int] = {}
         for page, content in zip(pages, contents, strict=True):
-            if context.table is not table:
-                raise WrongState("The context was freed while it was being restored.")
             try:
                 frame = machine.pager.reserve_host(table, page.group, page.page_idx, page.key, page.num_tokens)
             except PagingError as shortage:

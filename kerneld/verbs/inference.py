@@ -238,6 +238,7 @@ class InferenceVerbs:
         if context.durability is Durability.NONE:
             self._machine.effects.keep(effects)
             return
+        self._machine.disk.check()
         record = admit_record(request, tokens)
         num_bytes = RECORD_BYTES + len(record.tokens) + sum(len(stop) * 4 for stop in record.stop) + request.max_tokens * TOKEN_BYTES
         journal.reserve(num_bytes)

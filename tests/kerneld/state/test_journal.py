@@ -317,6 +317,15 @@ def test_reserved_bytes_are_allocated_behind_the_records(tmp_path: Path) -> None
     assert (tmp_path / "000000000002.log").stat().st_blocks * 512 >= 10 << 20
 
 
+def test_what_nobody_reserved_is_written_and_counted_beside_the_reserved_bytes(tmp_path: Path) -> None:
+    journal, _ = opened(tmp_path)
+    journal.reserve(10 << 20)
+    journal.append_unreserved([step(1)])
+    assert journal.reserved_bytes == 10 << 20
+    journal.close()
+    assert opened(tmp_path)[1] == [step(1)]
+
+
 @pytest.fixture(autouse=True)
 def _warnings(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.WARNING)

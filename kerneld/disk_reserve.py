@@ -1,0 +1,32 @@
+"""DiskReserve: the free space under the state directory that new work must leave alone.
+
+What was admitted may still be written when the disk is full for everybody else, and so may what an administrator does to free some.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from kerneld.errors import DiskFull
+from kerneld.state.files import disk_errors, free_bytes
+
+
+class DiskReserve:
+    """Looks at the disk before work is admitted."""
+
+    def __init__(self, path: Path, reserve_bytes: int) -> None:
+        """`reserve_bytes` 0: new work may use the last byte."""
+        self._path = path
+        self._reserve_bytes = reserve_bytes
+
+    def check(self) -> None:
+        """Let new work in, or not. Raises: DiskFull; Unavailable, if the disk does not answer."""
+        if not self._reserve_bytes:
+            return
+        with disk_errors(self._path):
+            free = free_bytes(self._path)
+        if free < self._reserve_bytes:
+            raise DiskFull(
+                f"The disk under {self._path} is full: {free} bytes are free, and kerneld.disk_reserve_bytes keeps {self._reserve_bytes}.",
+                facts={"path": str(self._path), "needed_bytes": str(self._reserve_bytes), "free_bytes": str(free)},
+            )
