@@ -7,8 +7,9 @@ One task per model loads it, whoever asks and however often; everybody waits for
     copy       the driver copies weights, builds kernels and warms up, beside running steps
     open       spaces for its KV are opened, once in the life of this front
 
-A worker that dies takes the weights with it, not the wish: `reload_all` brings back what was resident. A model that cannot be placed now is
-FAILED with the holders named, and may be tried again.
+A worker that dies takes the weights with it, not the wish: `attach` brings back what was resident. A load waits for a worker as long as it
+takes, because requests that were accepted wait behind it; who only watches is told after `DEVICE_WAIT_S`. A model that cannot be placed now
+is FAILED with the holders named, and may be tried again.
 """
 
 from __future__ import annotations
@@ -105,10 +106,14 @@ class Residency:
         task.add_done_callback(lambda done: self._loaded(model, done))
 
     async def load(self, model: Model) -> AsyncIterator[LoadProgress]:
-        """Load a model, or join a load on its way, and tell its progress until it is resident. Raises: what the load failed with."""
+        """Load a model, or join a load on its way, and tell its progress until it is resident.
+
+        Raises: WrongState, what the load failed with; Unavailable, if there is no worker: the load then goes on when there is one.
+        """
         self.start(model)
         shown: LoadProgress | None = None
         while model.state is ModelState.LOADING:
+            await self._await_device()
             if model.progress != shown:
                 shown = model.progress
                 yield shown
@@ -139,6 +144,7 @@ class Residency:
 
     async def _load(self, model: Model) -> None:
         self._tell(model, "inspect", 0, 0)
+        await self._has_device.wait()
         device = await self._await_device()
         spec = await self.inspect(model)
         held = self._held.pop(weights_key(model), None)

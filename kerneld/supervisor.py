@@ -4,14 +4,15 @@ States, and who moves them:
 
     STOPPED --start--> STARTING --hello--> RUNNING --lost--> BACKOFF --timer--> STARTING
                           |  ^                                  |
-                          |  +------ no hello in time ----------+
+                          |  +- no hello in time, or ended early +
     any --stop--> STOPPED
 
 Rules
 1. A worker is started by exec, never by fork of this process, and is not tied to our death: a front that dies leaves it running, so that
    the next front can take its weights over (`orphan_grace_s` of the worker bounds how long it waits).
 2. Before the first start, a worker left by an earlier front gets `ADOPT_WAIT_S` to report; only then is another one started.
-3. Death is seen by the connection (end-of-file or pidfd), never by polling; a worker that hangs is killed by whoever saw it hang.
+3. Death is seen by the connection (end-of-file or pidfd), and before there is one by the pidfd of our child, never by polling; a worker
+   that hangs is killed by whoever saw it hang.
 4. Restarts back off 0, 0.5, 1, 2 ... 30 s, and forget after `HEALTHY_S` of running.
 5. Under systemd each worker is a unit of its own: then `spawn` is False and only connections are awaited.
 """
@@ -103,6 +104,8 @@ class Supervisor:
         self.client: WorkerClient | None = None
         self.last_problem = ""
         self._process: subprocess.Popen[bytes] | None = None
+        self._child_fd = -1  # pidfd of the process, while it is watched
+        self._is_received = False  # the latest worker came in: its connection tells of its end
         self._failures = 0
         self._running_since = 0.0
         self._timer: asyncio.TimerHandle | None = None
@@ -133,6 +136,7 @@ class Supervisor:
             raise DriverUnavailable("This device has a worker already.")
         if self._timer is not None:
             self._after(HELLO_TIMEOUT_S, self._hello_missed)
+        self._is_received = True
         return self._landlord.admission(host_fd)
 
     def ready(self, worker: WorkerClient) -> None:
@@ -171,6 +175,7 @@ class Supervisor:
         worker, self.client = self.client, None
         if worker is not None:
             await worker.shut_down(timeout_s)
+        self._unwatch()
         if self._process is not None:
             if self._process.poll() is None:
                 self._process.terminate()
@@ -181,12 +186,31 @@ class Supervisor:
 
     def _spawn(self) -> None:
         self._timer = None
+        self._unwatch()
         self._reap()
+        self._is_received = False
         environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
         self._process = subprocess.Popen(self.command.argv(), stdin=subprocess.DEVNULL, env=environment, start_new_session=True)
         self.command.pid_file.write_text(str(self._process.pid))
         self.state = WorkerState.STARTING
         self._after(HELLO_TIMEOUT_S, self._hello_missed)
+        self._child_fd = os.pidfd_open(self._process.pid)
+        asyncio.get_running_loop().add_reader(self._child_fd, self._child_ended)
+
+    def _child_ended(self) -> None:
+        """The process that we started is gone; if it never came in, nobody else will say so."""
+        self._unwatch()
+        self._reap()
+        if self._is_received or self.state is not WorkerState.STARTING or self._process is None:
+            return
+        self.last_problem = f"It ended with exit code {self._process.returncode} before it reported."
+        self._back_off(self.last_problem)
+
+    def _unwatch(self) -> None:
+        if self._child_fd >= 0:
+            asyncio.get_running_loop().remove_reader(self._child_fd)
+            os.close(self._child_fd)
+            self._child_fd = -1
 
     def _hello_missed(self) -> None:
         self._timer = None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -10,6 +11,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import kerneld_client
 from kerneld_client import Client, Context, KerneldError
@@ -17,6 +19,13 @@ from kerneld_client import Client, Context, KerneldError
 ROOT = Path(__file__).resolve().parents[2]
 MODEL = ROOT / "examples" / "demo_model"
 START_TIMEOUT_S = 60.0
+FAKE = (
+    "drivers.use=fake",
+    "memory.device_bytes=16MiB",
+    "memory.host_bytes=8MiB",
+    "memory.slab_bytes=256KiB",
+    "kerneld.disk_reserve_bytes=0",
+)
 
 
 class DaemonRig:
@@ -27,6 +36,7 @@ class DaemonRig:
         self.state = folder / "state"
         self.socket = folder / "k.sock"
         self.log = folder / "daemon.log"
+        self.arguments: tuple[str, ...] = ()  # of the command line, beside the settings
         self._settings = settings
         self._process: subprocess.Popen[bytes] | None = None
 
@@ -39,12 +49,17 @@ class DaemonRig:
     def start(self, **environment: str) -> None:
         """Start it; `connect` waits until it answers."""
         command = [sys.executable, "-P", "-m", "cli.daemon", "serve", f"--state={self.state}", f"--socket={self.socket}"]
-        command += [f"--model-root={ROOT / 'examples'}", f"--model-root={self.folder}", *(f"--set={item}" for item in self._settings)]
+        command += [
+            f"--model-root={ROOT / 'examples'}",
+            f"--model-root={self.folder}",
+            *(f"--set={item}" for item in self._settings),
+            *self.arguments,
+        ]
         paths = os.pathsep.join([str(ROOT), str(ROOT / "sdk" / "python")])
         with self.log.open("ab") as log:
             self._process = subprocess.Popen(command, stdout=log, stderr=log, env={**os.environ, "PYTHONPATH": paths, **environment})
 
-    def connect(self, **options: str) -> Client:
+    def connect(self, **options: Any) -> Client:
         """A client, once the daemon answers. Raises: AssertionError with the log, if it never does."""
         deadline = time.monotonic() + START_TIMEOUT_S
         while True:
@@ -54,6 +69,11 @@ class DaemonRig:
                 if time.monotonic() > deadline or (self._process is not None and self._process.poll() is not None):
                     raise AssertionError(f"the daemon does not answer ({error}):\n{self.log_text()}") from error
                 time.sleep(0.05)
+
+    def refused(self) -> tuple[int, str]:
+        """Exit code and log of a start that is to fail."""
+        self.start()
+        return self.wait_exit(), self.log_text()
 
     def wait_exit(self) -> int:
         """The exit code, once it has ended."""
@@ -78,6 +98,12 @@ class DaemonRig:
         while not (pid := k.top().workers[0].pid):
             assert time.monotonic() < deadline, self.log_text()
             time.sleep(0.02)
+        return pid
+
+    def signal_worker(self, k: Client, number: int) -> int:
+        """Send a signal to the worker; returns its process id."""
+        pid = self.worker_pid(k)
+        os.kill(pid, number)
         return pid
 
     def kill_worker(self, k: Client) -> None:
@@ -109,6 +135,27 @@ class DaemonRig:
                     continue
                 if b"drivers.worker" in command and os.fsencode(self.folder) in command:
                     yield int(entry.name)
+
+
+def fake_model(folder: Path, name: str = "toy", **fields: object) -> Path:
+    """A directory that the fake driver takes for a model; it has no tokenizer, so it is spoken to in tokens."""
+    path = folder / name
+    path.mkdir()
+    (path / "fake.json").write_text(json.dumps(fields))
+    return path
+
+
+def script(**faults: object) -> str:
+    """The setting that lets the fake driver fail as `drivers.fake.FakeScript` says."""
+    return "drivers.options={ " + ", ".join(f'{name} = "{value}"' for name, value in faults.items()) + " }"
+
+
+def until(condition: Callable[[], object], timeout_s: float = 20.0) -> None:
+    """Wait for something that comes by itself. Raises: AssertionError, if it does not come in time."""
+    deadline = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < deadline, "it did not come in time"
+        time.sleep(0.01)
 
 
 def stream_all(contexts: list[Context], prompts: list[str], max_tokens: int, during: Callable[[], None] = lambda: None) -> list[list[int]]:
