@@ -13,6 +13,7 @@ import contextlib
 import logging
 import os
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 from drivers.client import WorkerClient
@@ -25,6 +26,7 @@ from kerneld.admission import Admission
 from kerneld.bounds import Bounds
 from kerneld.calls import FinishReason, ModelState
 from kerneld.checkpoint import ImageStore
+from kerneld.composer import Composer
 from kerneld.config import Config
 from kerneld.contexts import ContextTable
 from kerneld.deadline import StepDeadline
@@ -73,8 +75,10 @@ class Daemon:
     machine: Machine
     kernel: Kernel
 
-    def __init__(self, config: Config) -> None:
+    def __init__(self, config: Config, clock: Callable[[], float] = time.time) -> None:
+        """`clock` gives Unix seconds: what deadlines and graces are told by."""
         self.config = config
+        self._clock = clock
         self.stop_wanted = asyncio.Event()
         self._directory: StateDirectory
         self._listener: WorkerListener
@@ -137,7 +141,7 @@ class Daemon:
     # ------------------------------------------------------------------------------------------------------------------------- wiring
 
     def _build(self, store: Store, journal: Journal, boot_generation: int) -> Machine:
-        config, clock = self.config, time.time
+        config, clock = self.config, self._clock
         kernel, memory = config.kerneld, config.memory
         events = EventBus(clock)
         policy = SchedulerPolicy(max_step_tokens=kernel.max_step_tokens, max_steps=kernel.max_steps)
@@ -171,7 +175,7 @@ class Daemon:
             scheduler=scheduler,
             seating=seating,
             delivery=delivery,
-            dispatcher=Dispatcher(pager, scheduler, seating, delivery, deadline, kernel.max_rows),
+            dispatcher=Dispatcher(pager, Composer(pager, scheduler, seating, delivery, kernel.max_rows), delivery, deadline),
             residency=Residency(memory, models, pager, events),
             supervisor=Supervisor(self._worker_command(), self),
             renderer=TemplateRenderer(),

@@ -28,8 +28,6 @@ from kerneld.verbs.contexts import ContextVerbs
 from memory.errors import PagingError
 from memory.table import HostPage
 
-SAVE_TIMEOUT_S = 30.0
-
 
 class ImageVerbs:
     """Verbs on images."""
@@ -130,24 +128,10 @@ class ImageVerbs:
         cut_chain(chain, num_tokens, context)
         machine.pager.save(table, num_tokens, chain.keys, chain.partial_key())
         machine.pager.hold_host(table)
-        await self._await_copies()
+        await machine.dispatcher.flush()
         if context.table is not table:
             raise NotFound("context", context.id)
         return [page for page in machine.pager.host_pages(table) if page.page_idx * page_tokens + page.num_tokens <= num_tokens]
-
-    async def _await_copies(self) -> None:
-        """Wait until everything that the pager wants copied has been."""
-        dispatcher, pager = self._machine.dispatcher, self._machine.pager
-        deadline = time.monotonic() + SAVE_TIMEOUT_S
-        dispatcher.pump()
-        while (pager.has_backlog() or not dispatcher.is_idle) and time.monotonic() < deadline:
-            landed = dispatcher.next_landing()
-            if landed is None:
-                return
-            last = dispatcher.last_seq if not pager.has_backlog() else None
-            await asyncio.wait([landed], timeout=1.0)
-            if last is not None and dispatcher.landed_seq >= last:
-                return
 
     def _content(self, page: HostPage) -> PageContent:
         host = self._machine.host
