@@ -1,6 +1,6 @@
 """The hash chain of a context's pages: a name for the content of each, that of everything before it included.
 
-    key 0 = H(seed || tokens of page 0)      key i = H(key i-1 || tokens of page i)      H = blake2b, 16 bytes; tokens u32 little endian
+    key -1 = H(seed)      key i = H(key i-1 || tokens of page i)      H = blake2b, 16 bytes; tokens u32 little endian
 
 The seed holds the tenant's key and the model's fingerprint, so equal keys mean equal KV of the same tenant on the same model, and two
 tenants never share one.
@@ -22,12 +22,12 @@ KEY_BYTES = 16
 class HashChain:
     """Names the pages of one context, as its tokens come."""
 
-    __slots__ = ("_seed", "_tail", "keys", "page_tokens")
+    __slots__ = ("_root", "_tail", "keys", "page_tokens")
 
     def __init__(self, seed: bytes, page_tokens: int) -> None:
         self.keys: list[bytes] = []
         self.page_tokens = page_tokens
-        self._seed = seed
+        self._root = _digest(seed)
         self._tail: array[int] = array("I")
 
     @property
@@ -63,7 +63,8 @@ class HashChain:
 
     def fork(self) -> HashChain:
         """A chain that goes its own way from here on."""
-        child = HashChain(self._seed, self.page_tokens)
+        child = HashChain(b"", self.page_tokens)
+        child._root = self._root
         child.keys = list(self.keys)
         child._tail = array("I", self._tail)
         return child
@@ -72,6 +73,8 @@ class HashChain:
         words = array("I", tokens)
         if sys.byteorder == "big":
             words.byteswap()
-        # The seed keys the hash of the first link too when it is longer than blake2b's 64-byte key: it is hashed as data.
-        before = self.keys[-1] if self.keys else self._seed
-        return hashlib.blake2b(before + words.tobytes(), digest_size=KEY_BYTES, person=b"kerneld.page").digest()
+        return _digest((self.keys[-1] if self.keys else self._root) + words.tobytes())
+
+
+def _digest(content: bytes) -> bytes:
+    return hashlib.blake2b(content, digest_size=KEY_BYTES, person=b"kerneld.page").digest()

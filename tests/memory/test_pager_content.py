@@ -6,9 +6,12 @@ every context has a number of its own, and the bytes say who wrote it, so a wron
 
 from __future__ import annotations
 
+import random
 import struct
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
@@ -587,3 +590,61 @@ class PagerContent(RuleBasedStateMachine):
 
 TestPagerContent = PagerContent.TestCase
 TestPagerContent.settings = settings(max_examples=60, stateful_step_count=40)
+
+# Rule, how often, and what its arguments are drawn from. Random walks reach states that shrinking search seldom does: a full host tier,
+# slabs that change spaces, two plans aborted with a restore in between.
+WALK: tuple[tuple[str, int, dict[str, Sequence[object]]], ...] = (
+    ("turn", 25, {"number": range(10), "more": range(1, 13)}),
+    ("plan_one", 6, {"number": range(10), "more": range(4, 17)}),
+    ("plan", 6, {"picks": [[(first, 3), (first + 2, 7), (first + 5, 1)] for first in range(10)]}),
+    ("execute", 6, {}),
+    ("commit", 12, {}),
+    ("abort", 5, {}),
+    ("corrupt", 4, {"which": range(10)}),
+    ("fork", 4, {"number": range(10), "cut": range(10), "owner": OWNERS}),
+    ("truncate", 3, {"number": range(10), "cut": range(10)}),
+    ("drop", 1, {"number": range(10), "chance": (0,)}),
+    ("alloc", 3, {"owner": OWNERS, "model": MODELS}),
+    ("suspend", 3, {"number": range(10), "suspends": (False, True)}),
+    ("save", 3, {"number": range(10)}),
+    ("hold", 3, {"number": range(10)}),
+    ("release", 3, {}),
+    ("restore", 4, {"number": range(10), "count": range(1, 4)}),
+    ("scrub", 1, {"owner": OWNERS}),
+    ("lose_device", 1, {"runs": (False, True), "chance": range(3)}),
+    ("place_weights", 2, {"name": ("m1", "m2", ""), "sizes": [[32], [100, 32], [128, 200], [200]]}),
+    ("make_room", 1, {"size": (100, 200, 300), "chance": (0,)}),
+)
+
+
+def is_possible(machine: PagerContent, name: str) -> bool:
+    """Whether a rule's precondition holds."""
+    possible = {
+        "plan": len(machine.flights) < 2,
+        "plan_one": len(machine.flights) < 2,
+        "execute": bool(machine.flights),
+        "commit": bool(machine.flights),
+        "abort": any(not flight.is_run for flight in machine.flights),
+        "corrupt": bool(machine.flights) and not machine.flights[0].is_run,
+        "release": bool(machine.holds),
+        "make_room": not machine.flights and not machine.weights,
+    }
+    return possible.get(name, True)
+
+
+@pytest.mark.parametrize("seed", range(120))
+def test_contexts_see_their_own_tokens_on_a_random_walk(seed: int) -> None:
+    draw = random.Random(seed)
+    machine = PagerContent()
+    machine.start(draw.random() < 0.5, draw.randint(3, NUM_DEVICE_SLABS), draw.randint(0, NUM_HOST_SLABS), draw.random() < 0.5)
+
+    for _ in range(80):
+        name, _weight, arguments = draw.choices(WALK, weights=[weight for _name, weight, _arguments in WALK])[0]
+        if is_possible(machine, name):
+            getattr(machine, name)(**{argument: draw.choice(values) for argument, values in arguments.items()})
+        machine.integrity()
+        machine.host_copies_hold_what_they_say()
+        machine.held_copies_do_not_change()
+        machine.weights_are_not_written()
+
+    machine.teardown()

@@ -1,0 +1,112 @@
+"""The ledger against sums made anew."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from memory.errors import Holder, PagingError
+from memory.ledger import Kind, Ledger, lineage, shares
+from memory.page import Tier
+
+OWNERS = ("lab", "lab/ann", "lab/ann/bot", "lab/bob", "guest")
+TOTALS = {Tier.DEVICE: 1000, Tier.HOST: 500}
+
+
+def ledger() -> Ledger:
+    return Ledger(TOTALS)
+
+
+@given(st.lists(st.tuples(st.sampled_from(OWNERS), st.sampled_from((Kind.KV, Kind.WEIGHTS)), st.integers(1, 50)), max_size=40))
+def test_charges_add_up_along_the_tree(charges: list[tuple[str, Kind, int]]) -> None:
+    book = ledger()
+    for owner, kind, size in charges:
+        book.charge(Tier.DEVICE, owner, kind, size)
+
+    for name in OWNERS:
+        below = sum(size for owner, _kind, size in charges if name in lineage(owner))
+        assert book.used(name, Tier.DEVICE) == below  # invariant 2
+    assert book.kind_bytes(Tier.DEVICE, Kind.KV) == sum(size for _owner, kind, size in charges if kind is Kind.KV)  # invariant 1
+
+    for owner, kind, size in charges:
+        book.refund(Tier.DEVICE, owner, kind, size)
+    assert book.holders(Tier.DEVICE) == ()
+
+
+@given(st.integers(1, 10_000), st.integers(1, 60))
+def test_shares_of_a_page_add_up_to_the_page(size_bytes: int, num_holders: int) -> None:
+    oldest, each = shares(size_bytes, num_holders)
+
+    assert oldest + each * (num_holders - 1) == size_bytes
+    assert 0 <= oldest - each < num_holders
+
+
+def test_a_shared_page_is_charged_to_its_holders_and_the_remainder_to_the_oldest() -> None:
+    book = ledger()
+
+    book.charge_page(Tier.HOST, ["lab/ann", "lab/bob", "guest"], 100)
+
+    assert book.snapshot()[1].kv_bytes == {"lab/ann": 34, "lab/bob": 33, "guest": 33}
+    assert book.used("lab", Tier.HOST) == 67
+
+
+def test_nobody_is_refunded_more_than_they_hold() -> None:
+    book = ledger()
+    book.charge(Tier.DEVICE, "lab", Kind.KV, 10)
+
+    with pytest.raises(PagingError):
+        book.refund(Tier.DEVICE, "lab", Kind.KV, 11)
+    assert book.used("lab", Tier.DEVICE) == 10
+
+
+def test_a_limit_counts_everybody_below_it() -> None:
+    book = ledger()
+    book.set_limit("lab", Tier.DEVICE, 0, 100)
+    book.charge(Tier.DEVICE, "lab/bob", Kind.KV, 60)
+
+    assert book.exceeded("lab/ann", Tier.DEVICE, 40) is None
+    assert book.exceeded("lab/ann", Tier.DEVICE, 41) == "lab"
+    assert book.exceeded("guest", Tier.DEVICE, 41) is None
+
+
+def test_the_nearest_limit_is_named() -> None:
+    book = ledger()
+    book.set_limit("lab", Tier.DEVICE, 0, 10)
+    book.set_limit("lab/ann", Tier.DEVICE, 0, 5)
+
+    assert book.exceeded("lab/ann", Tier.DEVICE, 20) == "lab/ann"
+
+
+def test_a_limit_of_zero_is_none() -> None:
+    book = ledger()
+    book.set_limit("lab", Tier.DEVICE, 0, 5)
+
+    book.set_limit("lab", Tier.DEVICE, 0, 0)
+
+    assert book.exceeded("lab", Tier.DEVICE, 10_000) is None
+
+
+def test_a_guarantee_is_no_larger_than_its_limit() -> None:
+    with pytest.raises(ValueError, match="guarantee"):
+        ledger().set_limit("lab", Tier.DEVICE, 11, 10)  # invariant 3
+
+
+def test_a_guarantee_holds_against_others_and_not_against_kin() -> None:
+    book = ledger()
+    book.set_limit("lab", Tier.DEVICE, 50, 0)
+    book.charge(Tier.DEVICE, "lab/ann", Kind.KV, 60)
+
+    assert book.is_guaranteed("lab/ann", "guest", Tier.DEVICE, 20)
+    assert not book.is_guaranteed("lab/ann", "guest", Tier.DEVICE, 10)
+    assert not book.is_guaranteed("lab/ann", "lab/bob", Tier.DEVICE, 20)
+
+
+def test_holders_come_largest_first() -> None:
+    book = ledger()
+    book.charge(Tier.DEVICE, "guest", Kind.KV, 5)
+    book.charge(Tier.DEVICE, "models", Kind.WEIGHTS, 50)
+    book.charge(Tier.DEVICE, "guest", Kind.ADAPTER, 3)
+
+    assert book.holders(Tier.DEVICE) == (Holder("models", 50), Holder("guest", 8))
+    assert book.snapshot()[0].free_bytes == 1000 - 58
