@@ -11,7 +11,7 @@ Invariants
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import Enum
 from functools import lru_cache
@@ -113,19 +113,15 @@ class Ledger:
             if not used[name]:
                 del used[name]
 
-    def charge_page(self, tier: Tier, owners: Sequence[str], size_bytes: int) -> None:
-        """Charge a page to its holders, oldest first."""
-        oldest, each = shares(size_bytes, len(owners))
-        self.charge(tier, owners[0], Kind.KV, oldest)
-        for owner in owners[1:]:
-            self.charge(tier, owner, Kind.KV, each)
+    def charge_page(self, tier: Tier, holders: Mapping[str, int], oldest: str, size_bytes: int) -> None:
+        """Charge a page to its holders: how many there are by owner, and the owner of the oldest. Costs what there are owners."""
+        for owner, charge in _charges_of(holders, oldest, size_bytes):
+            self.charge(tier, owner, Kind.KV, charge)
 
-    def refund_page(self, tier: Tier, owners: Sequence[str], size_bytes: int) -> None:
+    def refund_page(self, tier: Tier, holders: Mapping[str, int], oldest: str, size_bytes: int) -> None:
         """Take back what `charge_page` charged."""
-        oldest, each = shares(size_bytes, len(owners))
-        self.refund(tier, owners[0], Kind.KV, oldest)
-        for owner in owners[1:]:
-            self.refund(tier, owner, Kind.KV, each)
+        for owner, charge in _charges_of(holders, oldest, size_bytes):
+            self.refund(tier, owner, Kind.KV, charge)
 
     # ------------------------------------------------------------------------------------------------------------------ questions
 
@@ -173,3 +169,9 @@ class Ledger:
         total = self._totals[tier]
         used = sum(self.kind_bytes(tier, kind) for kind in Kind)
         return TierSnapshot(tier, total, total - used, self.kind_bytes(tier, Kind.WEIGHTS), dict(self._charges[tier, Kind.KV]))
+
+
+def _charges_of(holders: Mapping[str, int], oldest: str, size_bytes: int) -> list[tuple[str, int]]:
+    """What each owner pays for a page: a share per holder, and the oldest one's owner the remainder."""
+    most, each = shares(size_bytes, sum(holders.values()))
+    return [(owner, count * each + (most - each if owner == oldest else 0)) for owner, count in holders.items()]

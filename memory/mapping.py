@@ -156,11 +156,15 @@ class Mapping:
 
     def attach(self, page: Page, table: PageTable, position: int | None = None) -> None:
         """Make a table a holder of a page, the youngest unless said; the caller puts the page into the table."""
-        self._recharge(page, -1)
-        owners = {holder.owner for holder in page.holders}
+        num_before = page.owners.get(table.owner, 0)
+        is_recharged = num_before < len(page.holders)  # one more holder of a sole owner changes no charge
+        if is_recharged:
+            self._recharge(page, -1)
         page.holders.insert(len(page.holders) if position is None else position, table)
-        self._recharge(page, 1)
-        if owners and table.owner not in owners:
+        page.owners[table.owner] = num_before + 1
+        if is_recharged or not num_before:
+            self._recharge(page, 1)
+        if is_recharged and not num_before:
             self._spread_residue(page, table.owner)
         _count_page(table, page, 1)
         if len(page.holders) == 2:
@@ -174,9 +178,16 @@ class Mapping:
         position = page.holders.index(table)
         if len(page.holders) == 1 and not page.is_lost:
             raise PagingError("The last holder of a page leaves it in a frame.")  # invariant 2
-        self._recharge(page, -1)
+        num_before = page.owners[table.owner]
+        is_recharged = num_before < len(page.holders) or num_before == 1
+        if is_recharged:
+            self._recharge(page, -1)
         del page.holders[position]
-        self._recharge(page, 1)
+        page.owners[table.owner] = num_before - 1
+        if num_before == 1:
+            del page.owners[table.owner]
+        if is_recharged:
+            self._recharge(page, 1)
         _count_page(table, page, -1)
         if page.holders:
             table.num_shared[page.group] -= 1
@@ -200,6 +211,7 @@ class Mapping:
         frame = self.unmap(page, Tier.HOST)
         parked = Page(page.space_id, page.group, -1)
         parked.holders.append(table)
+        parked.owners[table.owner] = 1
         self.map(parked, Tier.HOST, frame)
         parked.key, parked.num_tokens = key, num_tokens
         self._parked[parked] = page
@@ -228,12 +240,10 @@ class Mapping:
                 pool.set_residue(frame, pool.residue(frame) | {owner}, is_inherited=pool.is_inherited(frame))
 
     def _charge(self, page: Page, tier: Tier) -> None:
-        owners = [table.owner for table in page.holders]
-        self.ledger.charge_page(tier, owners, frame_bytes(self.spaces[page.space_id], tier))
+        self.ledger.charge_page(tier, page.owners, page.holders[0].owner, frame_bytes(self.spaces[page.space_id], tier))
 
     def _refund(self, page: Page, tier: Tier) -> None:
-        owners = [table.owner for table in page.holders]
-        self.ledger.refund_page(tier, owners, frame_bytes(self.spaces[page.space_id], tier))
+        self.ledger.refund_page(tier, page.owners, page.holders[0].owner, frame_bytes(self.spaces[page.space_id], tier))
 
     def _recharge(self, page: Page, sign: int) -> None:
         """Take back (-1) or make (1) the charges of a page whose holders change."""

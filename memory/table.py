@@ -51,7 +51,7 @@ class HostPage:
 class Page:
     """KV of `page_tokens` consecutive tokens, for one group."""
 
-    __slots__ = ("device_frame", "group", "holders", "host_frame", "idx", "key", "num_tokens", "pins", "readers", "space_id")
+    __slots__ = ("device_frame", "group", "holders", "host_frame", "idx", "key", "num_tokens", "owners", "pins", "readers", "space_id")
 
     def __init__(self, space_id: int, group: int, idx: int) -> None:
         self.space_id = space_id
@@ -60,6 +60,7 @@ class Page:
         self.device_frame: int | None = None
         self.host_frame: int | None = None
         self.holders: list[PageTable] = []  # oldest first
+        self.owners: dict[str, int] = {}  # how many of the holders each owner has
         self.key = b""  # 16 bytes that name the content, or empty: unknown
         self.num_tokens = 0  # valid in the host copy
         self.pins = 0  # moves of outstanding plans that name it
@@ -134,8 +135,8 @@ class PageTable:
 
     @property
     def num_pages(self) -> int:
-        """Pages of each group."""
-        return len(self.pages[0])
+        """Pages that every group has; they differ only while an image is being restored."""
+        return min(map(len, self.pages))
 
     @property
     def device_bytes(self) -> int:

@@ -45,7 +45,7 @@ def test_shares_of_a_page_add_up_to_the_page(size_bytes: int, num_holders: int) 
 def test_a_shared_page_is_charged_to_its_holders_and_the_remainder_to_the_oldest() -> None:
     book = ledger()
 
-    book.charge_page(Tier.HOST, ["lab/ann", "lab/bob", "guest"], 100)
+    book.charge_page(Tier.HOST, {"lab/ann": 1, "lab/bob": 1, "guest": 1}, "lab/ann", 100)
 
     assert book.snapshot()[1].kv_bytes == {"lab/ann": 34, "lab/bob": 33, "guest": 33}
     assert book.used("lab", Tier.HOST) == 67
