@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from cli.handle import find_context, short
 from cli.render import Column, Printer, bytes_text, labels_text, plain, word, write_text
 from cli.target import Shell, output_option, pass_shell
 
@@ -22,7 +23,7 @@ ACCESSES = click.Choice(["read", "write", "fork"])
 def context_columns(printer: Printer) -> tuple[Column, ...]:
     """How a context is shown in a table."""
     return (
-        Column("ID", lambda c: c.id),
+        Column("ID", lambda c: short(c.id), full=lambda c: c.id),
         Column("MODEL", lambda c: c.model),
         Column("TENANT", lambda c: c.tenant),
         Column("STATE", lambda c: word(c.state)),
@@ -133,7 +134,7 @@ def fork(shell: Shell, /, context_id: str, labels: tuple[str, ...], **options: A
     """Make a context that shares the past of CTX."""
     asked: dict[str, Any] = {name: value for name, value in options.items() if value is not None}
     with shell.connect() as client:
-        branch = client.context(context_id).fork(labels=parse_labels(labels), **asked)
+        branch = find_context(client, context_id).fork(labels=parse_labels(labels), **asked)
         show_context(shell.printer, branch.stat())
 
 
@@ -145,8 +146,9 @@ def free(shell: Shell, context_ids: tuple[str, ...]) -> None:
     """Free contexts, whatever they are doing."""
     with shell.connect() as client:
         for context_id in context_ids:
-            client.context(context_id).free()
-            shell.printer.done(f"{context_id} freed", {"id": context_id, "freed": True})
+            context = find_context(client, context_id)
+            context.free()
+            shell.printer.done(f"{context_id} freed", {"id": context.id, "freed": True})
 
 
 @ctx.command()
@@ -156,7 +158,7 @@ def free(shell: Shell, context_ids: tuple[str, ...]) -> None:
 def stat(shell: Shell, context_id: str) -> None:
     """Show everything about CTX."""
     with shell.connect() as client:
-        shell.printer.item(client.context(context_id).stat(), context_columns(shell.printer), id_of)
+        shell.printer.item(find_context(client, context_id).stat(), context_columns(shell.printer), id_of)
 
 
 @ctx.command()
@@ -168,21 +170,21 @@ def stat(shell: Shell, context_id: str) -> None:
 def read(shell: Shell, context_id: str, offset: int, limit: int) -> None:
     """Print the text of CTX; tokens too as JSON or YAML."""
     with shell.connect() as client:
-        text = client.context(context_id).read(offset, limit)
+        text = find_context(client, context_id).read(offset, limit)
     if shell.printer.is_for_people:
         write_text(text.text + "\n")
     else:
         shell.printer.document(plain(text))
 
 
-@ctx.command()
+@ctx.command(context_settings={"ignore_unknown_options": True})  # a negative number is a number, not an option
 @click.argument("context_id", metavar="CTX")
 @click.argument("num_tokens", type=click.IntRange(0))
 @output_option
 @pass_shell
 def truncate(shell: Shell, context_id: str, num_tokens: int) -> None:
     """Roll CTX back to its first NUM_TOKENS tokens."""
-    change(shell, lambda client: client.context(context_id).truncate(num_tokens))
+    change(shell, lambda client: find_context(client, context_id).truncate(num_tokens))
 
 
 @ctx.command()
@@ -191,7 +193,7 @@ def truncate(shell: Shell, context_id: str, num_tokens: int) -> None:
 @pass_shell
 def suspend(shell: Shell, context_id: str) -> None:
     """Make the pages of CTX the first to be reclaimed."""
-    change(shell, lambda client: client.context(context_id).suspend())
+    change(shell, lambda client: find_context(client, context_id).suspend())
 
 
 @ctx.command()
@@ -200,7 +202,7 @@ def suspend(shell: Shell, context_id: str) -> None:
 @pass_shell
 def resume(shell: Shell, context_id: str) -> None:
     """Make a suspended CTX an ordinary one again."""
-    change(shell, lambda client: client.context(context_id).resume())
+    change(shell, lambda client: find_context(client, context_id).resume())
 
 
 @ctx.command("set")
@@ -214,7 +216,7 @@ def resume(shell: Shell, context_id: str) -> None:
 def set_command(shell: Shell, /, context_id: str, labels: tuple[str, ...], **options: Any) -> None:
     """Change CTX; what is not named stays."""
     asked: dict[str, Any] = {name: value for name, value in options.items() if value is not None}
-    change(shell, lambda client: client.context(context_id).set(labels=parse_labels(labels), **asked))
+    change(shell, lambda client: find_context(client, context_id).set(labels=parse_labels(labels), **asked))
 
 
 @ctx.command()
@@ -229,7 +231,7 @@ def set_command(shell: Shell, /, context_id: str, labels: tuple[str, ...], **opt
 def grant(shell: Shell, context_id: str, grantee: str, access: tuple[str, ...], lifetime_s: float | None) -> None:
     """Let GRANTEE (principal:NAME or tenant:PATH) use CTX."""
     expires_at = shell.printer.clock() + lifetime_s if lifetime_s else 0.0
-    change(shell, lambda client: client.context(context_id).grant(grantee, access=list(access), expires_at=expires_at))
+    change(shell, lambda client: find_context(client, context_id).grant(grantee, access=list(access), expires_at=expires_at))
 
 
 @ctx.command()
@@ -239,7 +241,7 @@ def grant(shell: Shell, context_id: str, grantee: str, access: tuple[str, ...], 
 @pass_shell
 def revoke(shell: Shell, context_id: str, grantee: str) -> None:
     """Take back what GRANTEE was granted on CTX."""
-    change(shell, lambda client: client.context(context_id).revoke(grantee))
+    change(shell, lambda client: find_context(client, context_id).revoke(grantee))
 
 
 def change(shell: Shell, verb: Callable[[Client], ContextInfo]) -> None:

@@ -92,7 +92,7 @@ def check(**options: Any) -> None:
     click.echo("The configuration is good.")
 
 
-@cli.command()
+@cli.command(short_help="Check whether this machine can run the daemon.")
 @config_options
 @click.option(
     "-o", "--output", type=click.Choice([item.value for item in Format]), default="table", show_default=True, help="How to print."

@@ -14,6 +14,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
@@ -42,20 +43,29 @@ EXIT_CODES = {
     "DEADLINE_EXCEEDED": 8,
     "CANCELLED": EXIT_INTERRUPTED,
 }
+# A request's own end, where it is neither the model's nor its limit's.
+FINISH_CODES = {"error": EXIT_ERROR, "deadline": EXIT_CODES["DEADLINE_EXCEEDED"], "cancelled": EXIT_CODES["CANCELLED"]}
+# What to do, where the message does not say it: those of OUT_OF_RANGE and FAILED_PRECONDITION do.
 ADVICE = {
     "INVALID_ARGUMENT": "Mend the command; --help says what is accepted.",
-    "OUT_OF_RANGE": "Shorten the input or ask for less.",
     "NOT_FOUND": "List what there is with `ps`, `model ls`, `ckpt ls` or `tenant ls`; what belongs to others is not shown.",
     "UNAUTHENTICATED": "Over TCP give --token-file; `kernelctl token add` makes tokens.",
     "PERMISSION_DENIED": "See who you are with `kernelctl whoami`, and ask an administrator for a role or the owner for a grant.",
-    "UNAVAILABLE": "See whether the daemon runs (`kernelctl doctor`), and try again.",
+    "UNAVAILABLE": "Is it another socket? Give --socket or set KERNELD_SOCKET. `kernelctl doctor` looks further.",
     "RESOURCE_EXHAUSTED": "Wait and try again, or free contexts; `kernelctl ps` lists them.",
-    "FAILED_PRECONDITION": "Change its state first, then repeat the command.",
     "ALREADY_EXISTS": "Choose another name.",
     "ABORTED": "Nothing happened: repeat the command.",
     "DEADLINE_EXCEEDED": "Try again, or allow more time.",
     "DATA_LOSS": "Restore an older image; `kernelctl ckpt verify` says which are whole.",
     "INTERNAL": "This is a defect of the daemon: please report it with the error id.",
+}
+
+WHERE_TO_LOOK = {
+    "context": "`kernelctl ps` lists your contexts.",
+    "image": "`kernelctl ckpt ls` lists your images.",
+    "model": "`kernelctl model ls` lists models; `kernelctl model load FOLDER --name NAME` brings one in.",
+    "tenant": "`kernelctl tenant ls` lists tenants.",
+    "token": "`kernelctl token ls` lists tokens.",
 }
 
 
@@ -71,6 +81,16 @@ def code_name(error: KerneldError) -> str:
     return str(getattr(error.code, "name", error.code)).upper()
 
 
+def advice_for(error: KerneldError) -> str:
+    """What to do about an error; empty where its message says it all."""
+    name = code_name(error)
+    if name == "NOT_FOUND":
+        return WHERE_TO_LOOK.get(error.facts.get("noun", ""), ADVICE[name])
+    if name == "UNAVAILABLE" and error.reason:  # the daemon itself said so
+        return "Try again in a moment."
+    return ADVICE.get(name, "")
+
+
 def report(error: KerneldError) -> int:
     """Say what went wrong and what to do, and return the exit code."""
     name = code_name(error)
@@ -80,7 +100,7 @@ def report(error: KerneldError) -> int:
     if holders:
         write_note("held by: " + ", ".join(f"{owner} {bytes_text(size)}" for owner, size in holders.items()))
     retry_after_s = getattr(error, "retry_after_s", None)
-    advice = f"Try again in {retry_after_s:.0f} s." if retry_after_s else ADVICE.get(name, "")
+    advice = f"Try again in {retry_after_s:.0f} s." if retry_after_s else advice_for(error)
     if advice:
         write_note(advice)
     return EXIT_CODES.get(name, EXIT_ERROR)
@@ -92,7 +112,7 @@ def failures_end_with(end: Callable[[int], None]) -> Iterator[None]:
     try:
         yield
     except (KeyboardInterrupt, click.Abort):
-        write_note("Interrupted.")
+        write_note("\nInterrupted." if sys.stderr.isatty() else "Interrupted.")  # a terminal has just shown ^C
         end(EXIT_INTERRUPTED)
     except (click.exceptions.Exit, click.ClickException, BrokenPipeError):
         raise  # click's own business; and the client need not be loaded to see that

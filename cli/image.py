@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import click
 
 from cli.context import label_option, parse_labels, show_context
+from cli.handle import find_context, find_image, short
 from cli.render import Column, Printer, bytes_text, plain, write_line, write_note
 from cli.target import Shell, output_option, pass_shell
 
@@ -19,7 +20,7 @@ EXIT_BROKEN = 1
 def image_columns(printer: Printer) -> tuple[Column, ...]:
     """How an image is shown in a table."""
     return (
-        Column("ID", lambda i: i.id),
+        Column("ID", lambda i: short(i.id), full=lambda i: i.id),
         Column("NAME", lambda i: i.name),
         Column("MODEL", lambda i: i.model),
         Column("TOKENS", lambda i: str(i.num_tokens), is_number=True),
@@ -51,7 +52,7 @@ def ckpt() -> None:
 def save(shell: Shell, context_id: str, name: str, tokens_only: bool) -> None:
     """Write an image of CTX."""
     with shell.connect() as client:
-        image = client.context(context_id).checkpoint(name=name, tokens_only=tokens_only)
+        image = find_context(client, context_id).checkpoint(name=name, tokens_only=tokens_only)
     shell.printer.row(image, image_columns(shell.printer), id_of)
 
 
@@ -63,7 +64,7 @@ def save(shell: Shell, context_id: str, name: str, tokens_only: bool) -> None:
 def restore(shell: Shell, image_id: str, labels: tuple[str, ...]) -> None:
     """Make a new context from IMAGE."""
     with shell.connect() as client:
-        show_context(shell.printer, client.restore(image_id, labels=parse_labels(labels)).stat())
+        show_context(shell.printer, client.restore(find_image(client, image_id), labels=parse_labels(labels)).stat())
 
 
 @ckpt.command("ls")
@@ -74,7 +75,8 @@ def restore(shell: Shell, image_id: str, labels: tuple[str, ...]) -> None:
 def list_command(shell: Shell, everybody: bool, context_id: str) -> None:
     """List your images."""
     with shell.connect() as client:
-        images = client.images(all=everybody, context_id=context_id)
+        taken_from = find_context(client, context_id).id if context_id else ""
+        images = client.images(all=everybody, context_id=taken_from)
     shell.printer.rows(images, image_columns(shell.printer), id_of)
 
 
@@ -86,13 +88,14 @@ def verify(ctx: click.Context, image_id: str) -> None:
     """Read IMAGE again and check it; exit code 1 if it is not whole."""
     shell = ctx.ensure_object(Shell)
     with shell.connect() as client:
-        verified = client.verify_image(image_id)
+        image = find_image(client, image_id)
+        verified = client.verify_image(image)
     if shell.printer.is_for_people:
         for problem in verified.problems:
             write_note(problem)
         write_line(f"{image_id} {'is broken' if verified.problems else 'is whole'}, {bytes_text(verified.bytes_read)} read")
     else:
-        shell.printer.document({"id": image_id, "ok": not verified.problems, **plain(verified)})
+        shell.printer.document({"id": image, "ok": not verified.problems, **plain(verified)})
     if verified.problems:
         ctx.exit(EXIT_BROKEN)
 
@@ -105,5 +108,6 @@ def rm(shell: Shell, image_ids: tuple[str, ...]) -> None:
     """Delete images; contexts that were restored from them stay."""
     with shell.connect() as client:
         for image_id in image_ids:
-            client.delete_image(image_id)
-            shell.printer.done(f"{image_id} deleted", {"id": image_id, "deleted": True})
+            image = find_image(client, image_id)
+            client.delete_image(image)
+            shell.printer.done(f"{image_id} deleted", {"id": image, "deleted": True})

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from cli.failure import FINISH_CODES
+from cli.handle import find_context
 from cli.render import Column, Printer, plain, write_line, write_note, write_text
 from cli.target import Shell, output_option, pass_shell
 
@@ -58,17 +60,27 @@ def read_prompt(prompt: str | None) -> str | None:
     return sys.stdin.read() if prompt == "-" else prompt
 
 
+def need_prompt(prompt: str | None) -> str:
+    """The prompt of a command that cannot do without: what is piped in, where none is given. Raises: UsageError, where there is none."""
+    if prompt is None and sys.stdin.isatty():
+        raise click.UsageError("Give PROMPT, pipe it in, or talk with `kernelctl chat`.")
+    text = read_prompt("-" if prompt is None else prompt)
+    if not text:
+        raise click.UsageError("PROMPT is empty.")
+    return text
+
+
 @click.command(short_help="Answer a prompt: allocate, infer, free.")
 @click.argument("model")
-@click.argument("prompt")
+@click.argument("prompt", required=False)
 @sampling_options
 @click.option("--chat/--plain", "is_chat", default=False, help="Send the prompt as a chat message, through the model's template.")
 @click.option("--keep", is_flag=True, help="Keep the context and print its id on stderr.")
 @output_option
 @pass_shell
-def run(shell: Shell, /, model: str, prompt: str, is_chat: bool, keep: bool, **options: Any) -> None:
-    """Answer PROMPT with MODEL, in a context that is freed afterwards. PROMPT "-" is standard input."""
-    text = read_prompt(prompt)
+def run(shell: Shell, /, model: str, prompt: str | None, is_chat: bool, keep: bool, **options: Any) -> None:
+    """Answer PROMPT with MODEL, in a context that is freed afterwards. Without PROMPT, or for "-", it is read from standard input."""
+    text = need_prompt(prompt)
     with shell.connect() as client:
         context = client.alloc(model)
         try:
@@ -93,7 +105,7 @@ def infer(shell: Shell, /, context_id: str, text: str | None, message: str | Non
     if text is not None and message is not None:
         raise click.UsageError("Give TEXT or --message, not both.")
     with shell.connect() as client:
-        context = client.context(context_id)
+        context = find_context(client, context_id)
         source: Options = {}
         if message is not None:
             source["messages"] = [{"role": "user", "content": read_prompt(message)}]
@@ -110,7 +122,7 @@ def infer(shell: Shell, /, context_id: str, text: str | None, message: str | Non
 def attach(shell: Shell, context_id: str, offset: int) -> None:
     """Print CTX from OFFSET on, and follow the request that runs there to its end."""
     with shell.connect() as client:
-        context = client.context(context_id)
+        context = find_context(client, context_id)
         show_stream(shell.printer, context, context.attach(offset), cancels=False)
 
 
@@ -123,7 +135,7 @@ def attach(shell: Shell, context_id: str, offset: int) -> None:
 def score(shell: Shell, context_id: str, text: str, top: int) -> None:
     """Print the log-probability of each token of TEXT as the continuation of CTX, which is left as it was."""
     with shell.connect() as client:
-        scored = client.context(context_id).score(text=read_prompt(text), top=top)
+        scored = find_context(client, context_id).score(text=read_prompt(text), top=top)
     if not shell.printer.is_for_people:
         shell.printer.document(plain(scored))
         return
@@ -165,16 +177,22 @@ def ask_line() -> str | None:
 
 def answer(context: Context, messages: Sequence[dict[str, str]], options: Options) -> None:
     """Stream one answer; an interrupt cuts this answer only."""
+    stream = context.infer(messages=list(messages), **options)
     try:
-        for delta in context.infer(messages=list(messages), **options):
+        for delta in stream:
             write_text(delta.text)
+        write_text("\n")
+        note_ending(stream.result())
     except KeyboardInterrupt:
         context.cancel()
-    write_text("\n")
+        write_text("\n")
 
 
 def show_stream(printer: Printer, context: Context, stream: Any, cancels: bool = True) -> None:
-    """Print text as it comes, or the whole result for programs; an interrupt cancels the request."""
+    """Print text as it comes, or the whole result for programs; an interrupt cancels the request.
+
+    A request that did not come to its own end, or to its limit, ends the command with an exit code that says so.
+    """
     try:
         if printer.is_for_people:
             for delta in stream:
@@ -186,7 +204,16 @@ def show_stream(printer: Printer, context: Context, stream: Any, cancels: bool =
             context.cancel()
         raise
     if printer.is_for_people:
-        if plain(result.finish_reason) not in ("stop", "length"):
-            write_note(f"ended: {plain(result.finish_reason)}")
-        return
-    printer.document({"context": context.id, **plain(result)})
+        note_ending(result)
+    else:
+        printer.document({"context": context.id, **plain(result)})
+    exit_code = FINISH_CODES.get(plain(result.finish_reason), 0)
+    if exit_code:
+        raise click.exceptions.Exit(exit_code)
+
+
+def note_ending(result: Result) -> None:
+    """Say why an output ended, where that is not what its reader would expect."""
+    reason = plain(result.finish_reason)
+    if reason in FINISH_CODES:
+        write_note(f"ended: {reason}" + (f". {result.detail}" if result.detail else ""))

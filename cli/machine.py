@@ -35,18 +35,19 @@ WORKER_COLUMNS = (
 
 @click.command(short_help="Watch the machine.")
 @click.option("--once", is_flag=True, help="One frame, then end.")
-@click.option("--interval", "interval_s", type=click.FloatRange(0.1, 3600), default=1.0, show_default=True, help="Seconds between frames.")
-@click.option("--count", type=click.IntRange(0), default=0, help="End after this many frames; 0 is never.")
+@click.option("--interval", "interval_s", type=click.FloatRange(0.1, 3600), help="Seconds between frames.  [default: 1]")
+@click.option("--count", type=click.IntRange(0), help="End after this many frames; 0 is never.")
 @output_option
 @pass_shell
-def top(shell: Shell, once: bool, interval_s: float, count: int) -> None:
-    """Watch workers, memory, tenants and models."""
+def top(shell: Shell, once: bool, interval_s: float | None, count: int | None) -> None:
+    """Watch workers, memory, tenants and models; without a terminal, one frame unless --interval or --count asks for more."""
+    is_watched = sys.stdout.isatty() and shell.printer.is_for_people
     with shell.connect() as client:
-        if once:
+        if once or (interval_s is None and count is None and not is_watched):
             show_frame(shell.printer, client.top())
             return
-        frames = client.top_stream(interval_s=interval_s, count=count)
-        if shell.printer.is_for_people and sys.stdout.isatty():
+        frames = client.top_stream(interval_s=interval_s or 1.0, count=count or 0)
+        if is_watched:
             watch(shell.printer, frames)
         else:
             for frame in frames:
@@ -140,7 +141,7 @@ def head_lines(frame: TopFrame) -> Iterator[str]:
     """What stands above the tables of a frame."""
     yield (
         f"up {duration_text(frame.uptime_s)} (boot {frame.boot_generation})  running {frame.running}  waiting {frame.waiting}"
-        f"  contexts {frame.num_contexts}  {frame.tokens_per_s:.0f} tokens/s out, {frame.prefill_tokens_per_s:.0f} tokens/s in"
+        f"  contexts {frame.num_contexts}  tokens/s {frame.tokens_per_s:.0f} out {frame.prefill_tokens_per_s:.0f} in"
     )
     yield from memory_lines(frame.tiers)
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable
+from difflib import get_close_matches
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -72,7 +73,8 @@ class LazyGroup(click.Group):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002 - click's signature
         """The command of that name, imported now."""
         if cmd_name not in COMMANDS:
-            return None
+            likely = get_close_matches(cmd_name, COMMANDS, n=1)
+            raise click.UsageError(f"There is no command {cmd_name!r}." + (f" Did you mean {likely[0]!r}?" if likely else ""))
         module, _, attribute = COMMANDS[cmd_name][0].partition(":")
         command: click.Command = getattr(importlib.import_module(module), attribute)
         return command
@@ -105,6 +107,8 @@ _FORMATS = click.Choice([item.value for item in Format])
 @click.pass_context
 def cli(ctx: click.Context, /, socket: Path | None, tcp: str, token_file: Path | None, output: str, **tls: Any) -> None:
     """Find the target; a caller that put its own way to connect to one into `ctx.obj` keeps it."""
+    if tcp and ":" not in tcp:
+        raise click.UsageError(f"--tcp is {tcp!r}; it must be HOST:PORT.")
     target = Target(socket, tcp, token_file, tls_files(**tls))
     connect: Callable[[Target], Client] = ctx.obj or Target.connect
     ctx.obj = Shell(target, partial(connect, target), Printer(Format(output)))

@@ -10,14 +10,14 @@ import json
 import sys
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import dataclass, fields, is_dataclass, replace
 from enum import Enum
 from typing import IO, TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from rich.table import Table
 
-PIPE_WIDTH = 10_000  # columns of a table that nobody reads on a screen: nothing is cut off
+UNCUT_WIDTH = 10_000  # a table is as wide as what it holds; a terminal that is narrower wraps its lines
 
 
 class Format(Enum):
@@ -32,12 +32,17 @@ class Format(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Column:
-    """One column of a table: how a value is shown in it."""
+    """One column of a table: how a value is shown in it, and how where there is room (wide tables, one thing alone)."""
 
     title: str
     show: Callable[[Any], str]
     is_wide: bool = False
     is_number: bool = False
+    full: Callable[[Any], str] | None = None
+
+    def in_full(self) -> Column:
+        """The same column where there is room."""
+        return self if self.full is None else replace(self, show=self.full)
 
 
 @dataclass(slots=True)
@@ -58,7 +63,7 @@ class Printer:
             for item in items:
                 write_line(name(item))
         elif self.is_for_people:
-            write_table(table_of(items, [column for column in columns if self.format is Format.WIDE or not column.is_wide]))
+            write_table(table_of(items, self._columns(columns)))
         else:
             self.document([plain(item) for item in items])
 
@@ -72,9 +77,14 @@ class Printer:
     def item(self, item: object, columns: Sequence[Column], name: Callable[[Any], str]) -> None:
         """Print one thing with all it has: one fact per line for people."""
         if self.is_for_people:
-            self.facts({column.title.lower(): column.show(item) for column in columns})
+            self.facts({column.title.lower(): column.in_full().show(item) for column in columns})
         else:
             self.row(item, columns, name)
+
+    def _columns(self, columns: Sequence[Column]) -> list[Column]:
+        if self.format is Format.WIDE:
+            return [column.in_full() for column in columns]
+        return [column for column in columns if not column.is_wide]
 
     def facts(self, facts: Mapping[str, str]) -> None:
         """Print names and values, one pair per line, leaving out empty ones."""
@@ -170,8 +180,8 @@ def duration_text(seconds: float) -> str:
 
 
 def bar_text(parts: Sequence[tuple[str, int]], total: int, width: int) -> str:
-    """A bar of `width` characters, each part drawn with its own; what is left is drawn as dots."""
-    drawn = "".join(mark * round(width * size / total) for mark, size in parts) if total else ""
+    """A bar of `width` characters, each part drawn with its own, the smallest once; what is left is drawn as dots."""
+    drawn = "".join(mark * max(1, round(width * size / total)) for mark, size in parts if size) if total else ""
     return drawn[:width].ljust(width, "·")
 
 
@@ -210,14 +220,11 @@ def table_of(items: Sequence[object], columns: Sequence[Column]) -> Table:
 
 
 def write_table(table: Table, stream: IO[str] | None = None) -> None:
-    """Write a table; without a terminal it is plain text and never cut."""
+    """Write a table, never cut; without a terminal it is plain text."""
     from rich.console import Console
 
     stream = stream or sys.stdout
-    if stream.isatty():
-        Console(file=stream, highlight=False).print(table)
-        return
-    console = Console(file=stream, highlight=False, width=PIPE_WIDTH, color_system=None)
+    console = Console(file=stream, highlight=False, width=UNCUT_WIDTH, color_system="auto" if stream.isatty() else None)
     with console.capture() as captured:
         console.print(table)
     stream.write("".join(line.rstrip() + "\n" for line in captured.get().splitlines()))

@@ -69,8 +69,9 @@ EVENT = values.Event(9, LONG_AGO, "WorkerLost", {"device": "cpu0"})
 class FakeStream:
     """Two deltas and a result; `interrupted` ends it after the first as Ctrl-C does."""
 
-    def __init__(self, interrupted: bool = False) -> None:
+    def __init__(self, interrupted: bool = False, finish: values.FinishReason = values.FinishReason.LENGTH) -> None:
         self._interrupted = interrupted
+        self._finish = finish
 
     def __iter__(self) -> Iterator[values.Delta]:
         yield values.Delta(4, (1, 2), "Once ")
@@ -81,7 +82,8 @@ class FakeStream:
     def result(self) -> values.Result:
         """The whole of it."""
         usage = values.Usage(input_tokens=4, output_tokens=3)
-        return values.Result(4, (1, 2, 3), "Once upon", (), values.FinishReason.LENGTH, usage, "r1")
+        detail = "The model could not be loaded." if self._finish is values.FinishReason.ERROR else ""
+        return values.Result(4, (1, 2, 3), "Once upon", (), self._finish, usage, "r1", detail)
 
 
 @dataclass
@@ -91,6 +93,7 @@ class FakeClient:
     asked: list[tuple[str, tuple[Any, ...], dict[str, Any]]] = field(default_factory=list)
     error: KerneldError | None = None
     interrupted: bool = False
+    finish: values.FinishReason = values.FinishReason.LENGTH
     problems: tuple[str, ...] = ()
 
     def __enter__(self) -> FakeClient:
@@ -132,7 +135,7 @@ class FakeClient:
             "checkpoint": IMAGE,
             "read": values.ContextText(0, (1, 2), "Once", 20),
             "score": values.Score((1, 2), (values.Logprob(-0.5), values.Logprob(-1.25)), -1.75),
-            "infer": FakeStream(self.interrupted),
+            "infer": FakeStream(self.interrupted, self.finish),
             "attach": FakeStream(),
         }
 

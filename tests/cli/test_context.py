@@ -33,6 +33,7 @@ AS_PLAIN = {
     "grants": [],
     "seed": 7,
 }
+OTHER_ID = "ab" * 16
 AS_TABLE = """\
 ID  MODEL  TENANT   STATE  TOKENS  PAGES DEV  HOST   AGE
 c1  small  lab/ana  idle       20          2     1  3d2h
@@ -109,9 +110,16 @@ def test_read_prints_the_text(kernelctl: Kernelctl) -> None:
 
 
 def test_free_says_what_was_freed(kernelctl: Kernelctl) -> None:
-    assert kernelctl("ctx", "free", "c1", "c2").stdout == "c1 freed\nc2 freed\n"
+    assert kernelctl("ctx", "free", "c1", OTHER_ID).stdout == f"c1 freed\n{OTHER_ID} freed\n"
     assert json.loads(kernelctl("ctx", "free", "c1", "-o", "json").stdout) == {"id": "c1", "freed": True}
 
 
 def test_a_label_without_a_value_is_a_usage_error(kernelctl: Kernelctl) -> None:
     assert kernelctl("ctx", "alloc", "small", "-l", "job").exit_code == 2
+
+
+def test_a_negative_length_is_told_as_a_number(kernelctl: Kernelctl) -> None:
+    refused = kernelctl("ctx", "truncate", "c1", "-5")
+
+    assert refused.exit_code == 2
+    assert "-5 is not in the range" in refused.stderr

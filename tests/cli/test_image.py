@@ -37,4 +37,5 @@ def test_verify_ends_with_1_for_a_broken_image(kernelctl: Kernelctl) -> None:
 
 
 def test_rm_deletes_each(kernelctl: Kernelctl) -> None:
-    assert kernelctl("ckpt", "rm", "i1", "i2").stdout == "i1 deleted\ni2 deleted\n"
+    assert kernelctl("ckpt", "rm", "i1", "before").stdout == "i1 deleted\nbefore deleted\n"
+    assert [positional for verb, positional, _ in kernelctl.client.asked if verb == "delete_image"] == [("i1",), ("i1",)]

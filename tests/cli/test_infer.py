@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 
+import pytest
+
+from kerneld_client.values import FinishReason
 from tests.cli.fake_client import Kernelctl
 
 
@@ -20,6 +23,40 @@ def test_run_reads_standard_input_for_a_dash(kernelctl: Kernelctl) -> None:
     kernelctl("run", "small", "-", stdin="from a pipe")
 
     assert kernelctl.client.arguments_of("infer")[1] == {"text": "from a pipe"}
+
+
+def test_run_without_a_prompt_reads_what_is_piped_in(kernelctl: Kernelctl) -> None:
+    kernelctl("run", "small", stdin="from a pipe")
+
+    assert kernelctl.client.arguments_of("infer")[1] == {"text": "from a pipe"}
+    assert kernelctl("run", "small", stdin="").exit_code == 2
+
+
+@pytest.mark.parametrize(
+    ("finish", "exit_code", "note"),
+    [
+        (FinishReason.STOP, 0, ""),
+        (FinishReason.ERROR, 1, "ended: error. The model could not be loaded.\n"),
+        (FinishReason.DEADLINE, 8, "ended: deadline\n"),
+        (FinishReason.CANCELLED, 130, "ended: cancelled\n"),
+    ],
+)
+def test_a_request_that_did_not_come_to_its_end_fails_the_command(
+    kernelctl: Kernelctl, finish: FinishReason, exit_code: int, note: str
+) -> None:
+    kernelctl.client.finish = finish
+
+    ran = kernelctl("run", "small", "Hello")
+
+    assert (ran.exit_code, ran.stderr) == (exit_code, note)
+    assert kernelctl("infer", "c1", "-o", "json").exit_code == exit_code
+    assert "free" in kernelctl.client.verbs()
+
+
+def test_a_chat_says_why_an_answer_failed(kernelctl: Kernelctl) -> None:
+    kernelctl.client.finish = FinishReason.ERROR
+
+    assert "ended: error. The model could not be loaded." in kernelctl("chat", "small", stdin="Hello\n").stderr
 
 
 def test_run_as_chat_sends_a_message(kernelctl: Kernelctl) -> None:

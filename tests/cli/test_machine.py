@@ -26,7 +26,7 @@ def test_a_tier_without_room_is_drawn_empty() -> None:
 def test_top_once_shows_one_frame(kernelctl: Kernelctl) -> None:
     shown = kernelctl("top", "--once").stdout
 
-    assert shown.startswith("up 1m15s (boot 5)  running 1  waiting 2  contexts 3  120 tokens/s out, 900 tokens/s in\n" + MEMORY)
+    assert shown.startswith("up 1m15s (boot 5)  running 1  waiting 2  contexts 3  tokens/s 120 out 900 in\n" + MEMORY)
     assert "cpu0    cpu     4711  running   50%         1\n" in shown
 
 
@@ -35,6 +35,11 @@ def test_top_without_a_terminal_prints_frame_after_frame(kernelctl: Kernelctl) -
 
     assert [frame["running"] for frame in frames] == [1, 2]
     assert kernelctl.client.arguments_of("top_stream") == ((), {"interval_s": 1.0, "count": 2})
+
+
+def test_top_without_a_terminal_shows_one_frame_unless_more_are_asked_for(kernelctl: Kernelctl) -> None:
+    assert kernelctl("top").stdout.count("(boot 5)") == 1
+    assert kernelctl("top", "--interval", "5").stdout.count("(boot 5)") == 2
 
 
 def test_events_are_lines_and_in_json_one_object_per_line(kernelctl: Kernelctl) -> None:

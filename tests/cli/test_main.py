@@ -41,6 +41,11 @@ def test_help_lists_commands_exit_codes_and_completion(kernelctl: Kernelctl) -> 
 
 def test_a_wrong_command_is_a_usage_error(kernelctl: Kernelctl) -> None:
     assert kernelctl("fly").exit_code == 2
+    assert "Did you mean 'run'?" in kernelctl("rnu").stderr
+
+
+def test_an_address_without_a_port_is_a_usage_error(kernelctl: Kernelctl) -> None:
+    assert "HOST:PORT" in kernelctl("--tcp", "gpu3", "ps").stderr
 
 
 @pytest.mark.parametrize(("shell", "mark"), [("bash", "complete -o nosort"), ("zsh", "compdef"), ("fish", "complete --no-files")])

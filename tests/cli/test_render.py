@@ -41,6 +41,10 @@ def test_a_bar_is_as_wide_as_asked_whatever_the_parts_round_to() -> None:
     assert bar_text([], 0, 4) == "····"
 
 
+def test_the_smallest_part_of_a_bar_is_drawn() -> None:
+    assert bar_text([("#", 1), ("=", 0)], 1000, 4) == "#···"
+
+
 def test_control_characters_are_shown() -> None:
     assert shown("a\tb\x1b[31m\u009b\n") == "a\tb\\x1b[31m\\x9b\n"
 
