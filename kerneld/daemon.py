@@ -16,15 +16,9 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from drivers.client import WorkerClient
-from drivers.contract import OpenSpec
-from drivers.errors import HostTierInvalid
-from drivers.hostmem import HostMemory
-from drivers.listener import Admission as WorkerAdmission
 from drivers.listener import WorkerListener
 from kerneld.admission import Admission
 from kerneld.bounds import Bounds
-from kerneld.calls import FinishReason, ModelState
 from kerneld.checkpoint import ImageStore
 from kerneld.composer import Composer
 from kerneld.config import Config
@@ -35,14 +29,15 @@ from kerneld.disk_reserve import DiskReserve
 from kerneld.dispatcher import Dispatcher
 from kerneld.effects import Effects
 from kerneld.eventbus import EventBus
-from kerneld.events import DaemonReady, DaemonStarted, DaemonStopped, WorkerLost, WorkerRecovered, WorkerStarted
+from kerneld.events import DaemonReady, DaemonStarted, DaemonStopped
 from kerneld.fairshare import FairShare
 from kerneld.housekeeping import Housekeeping
 from kerneld.kernel import Kernel
+from kerneld.lodging import Lodging
 from kerneld.machine import Machine
 from kerneld.metrics import Gauges, Metrics
-from kerneld.models import Model, ModelTable
-from kerneld.recovery import adopt_host_pages, recover
+from kerneld.models import ModelTable
+from kerneld.recovery import recover
 from kerneld.renderer import TemplateRenderer
 from kerneld.request import Request
 from kerneld.residency import Residency
@@ -65,7 +60,6 @@ from memory.pager import Pager
 logger = logging.getLogger(__name__)
 
 VERSION = "0.1.0"
-DEVICE = "cpu0"
 MAX_TOKEN_GAP_S = 10.0  # a longer pause is not between two tokens of anybody
 
 
@@ -83,10 +77,8 @@ class Daemon:
         self._directory: StateDirectory
         self._listener: WorkerListener
         self._housekeeping: Housekeeping
-        self._has_old_pages = False
-        self._lost_at: float | None = None
-        self._last_step_at = 0.0
         self.metrics = Metrics(self._gauges)
+        self._lodging = Lodging(config, self.metrics)
 
     # -------------------------------------------------------------------------------------------------------------------- start, stop
 
@@ -111,6 +103,7 @@ class Daemon:
             self.machine.events.publish(DaemonStarted(self.machine.boot_generation, VERSION))
             await self.machine.authenticator.load()
             num_contexts, num_requests = await recover(self.machine, state)
+            self._lodging.open()
             self._housekeeping = Housekeeping(self.machine)
             self._housekeeping.start()
             self.machine.events.publish(DaemonReady(num_contexts, num_requests))
@@ -176,22 +169,19 @@ class Daemon:
             seating=seating,
             delivery=delivery,
             dispatcher=Dispatcher(pager, Composer(pager, scheduler, seating, delivery, kernel.max_rows), delivery, deadline),
-            residency=Residency(memory, models, pager, events),
-            supervisor=Supervisor(self._worker_command(), self),
+            residency=Residency(memory, models, pager, events, boot_generation),
+            supervisor=Supervisor(self._worker_command(), self._lodging),
             renderer=TemplateRenderer(),
             throughput=throughput,
             stop=self.stop_wanted.set,
         )
+        self._lodging.furnish(machine)
         self._connect(machine)
         return machine
 
     def _connect(self, machine: Machine) -> None:
         """Let parts tell each other what concerns them."""
-        machine.dispatcher.on_crash = self._worker_lost
-        machine.dispatcher.on_progress = self._progressed
         machine.events.subscribe(self.metrics.on_event)
-        machine.residency.bind(machine.dispatcher.make_room)
-        machine.residency.on_change = self._residency_changed
         machine.delivery.on_finished = self._request_finished
         machine.authenticator.on_tenant_seen = self._tenant_seen
 
@@ -199,7 +189,7 @@ class Daemon:
         kernel = self.config.kerneld
         kernel.runtime_dir.mkdir(mode=0o755, parents=True, exist_ok=True)
         return WorkerCommand(
-            device=DEVICE,
+            device=f"{self.config.drivers.use}0",
             driver=self.config.drivers.use,
             socket=kernel.worker_socket,
             runtime_dir=kernel.runtime_dir,
@@ -207,72 +197,7 @@ class Daemon:
             spawn=kernel.start_workers,
         )
 
-    # ------------------------------------------------------------------------------------------------------- the worker comes and goes
-
-    def admission(self, host_fd: int | None) -> WorkerAdmission:
-        """What a worker gets: the arena, and the host tier, which may be the one that it kept of an earlier front."""
-        machine, memory, drivers = self.machine, self.config.memory, self.config.drivers
-        self._take_host_tier(host_fd)
-        spec = OpenSpec(
-            num_slabs=memory.device_bytes // memory.slab_bytes,
-            slab_bytes=memory.slab_bytes,
-            granule_bytes=memory.granule_bytes,
-            page_tokens=memory.page_tokens,
-            max_rows=self.config.kerneld.max_rows,
-            max_step_tokens=self.config.kerneld.max_step_tokens,
-            dtype=drivers.dtype,
-            threads=drivers.threads,
-            batch_invariant=drivers.batch_invariant,
-            host_bytes=machine.host.size_bytes if machine.host is not None else 0,
-            options=dict(drivers.options),
-        )
-        return WorkerAdmission(machine.boot_generation, spec, machine.host.fd if machine.host is not None else None)
-
-    def _take_host_tier(self, host_fd: int | None) -> None:
-        """Use the host tier that a worker kept, if we have none yet and it fits; else make one."""
-        machine, memory = self.machine, self.config.memory
-        size = memory.host_bytes // memory.slab_bytes * memory.slab_bytes
-        if machine.host is None and host_fd is not None:
-            with contextlib.suppress(HostTierInvalid):
-                machine.host, host_fd = HostMemory(host_fd, size, memory.granule_bytes), None
-                self._has_old_pages = True
-        if host_fd is not None:
-            os.close(host_fd)
-        if machine.host is None and size:
-            machine.host = HostMemory.create(size, memory.granule_bytes)
-        if machine.host is not None:
-            machine.host.boot_generation = machine.boot_generation
-
-    def running(self, worker: WorkerClient) -> None:
-        """A worker is ready: run on it."""
-        machine = self.machine
-        hello = worker.hello
-        machine.events.publish(WorkerStarted(hello.device, hello.driver, hello.pid, machine.clock() - machine.started_at))
-        machine.dispatcher.attach(worker, machine.boot_generation)
-        machine.residency.attach(worker, worker.models)
-        machine.dispatcher.pump()
-
-    def _worker_lost(self, reason: str) -> None:
-        machine = self.machine
-        supervisor = machine.supervisor
-        machine.events.publish(WorkerLost(supervisor.command.device, supervisor.pid, reason, machine.scheduler.waiting.total))
-        machine.residency.detach()
-        self._lost_at = machine.clock()
-        supervisor.lost(reason)
-
     # ---------------------------------------------------------------------------------------------------------- what parts are told of
-
-    def _progressed(self, num_prefill: int, num_output: int, compute_s: float) -> None:
-        machine, now = self.machine, time.monotonic()
-        machine.throughput.add(num_prefill, num_output, compute_s)
-        self.metrics.observe_step(num_prefill, num_output, compute_s, min(now - self._last_step_at, MAX_TOKEN_GAP_S))
-        self._last_step_at = now
-        if self._lost_at is not None and num_output:
-            restored = sum(request.pages_restored for request in machine.requests.values())
-            recomputed = sum(request.pages_recomputed for request in machine.requests.values())
-            seconds, self._lost_at = machine.clock() - self._lost_at, None
-            device = machine.supervisor.command.device
-            machine.events.publish(WorkerRecovered(device, seconds, machine.scheduler.running.total, restored, recomputed))
 
     def _gauges(self) -> Gauges:
         machine = self.machine
@@ -291,16 +216,6 @@ class Daemon:
                 for kind, size in (("weights", tier.weights_bytes), ("kv", sum(tier.kv_bytes.values())), ("free", tier.free_bytes))
             },
         )
-
-    def _residency_changed(self, model: Model) -> None:
-        machine = self.machine
-        if model.is_resident and self._has_old_pages and machine.host is not None:
-            adopt_host_pages(machine, model)
-        machine.scheduler.set_resident(model.name, model.is_resident)
-        if model.state is ModelState.FAILED:
-            for request in [request for request in machine.requests.values() if request.context.model == model.name]:
-                machine.dispatcher.end(request, FinishReason.ERROR, f"The model could not be loaded. {model.failure}")
-        machine.dispatcher.room_made()
 
     def _request_finished(self, request: Request) -> None:
         machine, context = self.machine, request.context

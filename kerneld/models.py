@@ -71,9 +71,19 @@ class Model:
         return tuple(space.space_id for space in self.spaces)
 
     @property
+    def segment_sizes(self) -> tuple[int, ...]:
+        """Bytes of each segment of its weights in the arena; none while that is not known."""
+        return tuple(segment.size_bytes for segment in self.spec.segments) if self.spec else ()
+
+    @property
     def size_bytes(self) -> int:
         """Bytes of weights in the arena."""
-        return sum(segment.size_bytes for segment in self.spec.segments) if self.spec else 0
+        return sum(self.segment_sizes)
+
+    @property
+    def weights_key(self) -> str:
+        """What a worker calls its weights, so that a later front knows them again."""
+        return f"{self.weights_hash}:{self.quant}:{self.max_positions}"
 
     def context_limit(self) -> int:
         """The longest context it can hold; 0 while that is not known."""

@@ -17,21 +17,20 @@ import asyncio
 import logging
 from pathlib import Path
 
-from kerneld.calls import ContextState, Finished, FinishReason, InferArgs
+from kerneld.calls import ContextState, Durability, Finished, FinishReason, InferArgs
 from kerneld.context import Context
 from kerneld.errors import KernelError
 from kerneld.machine import Machine
-from kerneld.models import Model, file_stamp, hash_files
+from kerneld.models import file_stamp, hash_files
 from kerneld.request import Request
-from kerneld.state.records import Admit, Finish
+from kerneld.state.journal import RECORD_BYTES, TOKEN_BYTES
+from kerneld.state.records import Admit, Finish, Free
 from kerneld.state.replay import EFFECT_LIFETIME_S, ContextRecord, LogState
 from kerneld.state.tables import ModelRow
 from kerneld.stream import OutputLog
 from kerneld.transcript import Transcript
 from kerneld.verbs.inference import PREFIX_TOKENS
 from kerneld.verbs.models import model_from
-from memory.errors import PagingError
-from memory.table import PageTable
 
 logger = logging.getLogger(__name__)
 
@@ -41,15 +40,21 @@ async def recover(machine: Machine, state: LogState) -> tuple[int, int]:
     for tenant in await machine.store.load_tenants():
         machine.know_tenant(tenant)
     machine.tenants.restore_usage(await machine.store.load_usage())
-    await _recover_models(machine)
+    wanted = await _recover_models(machine)
     machine.effects.restore([*state.effects.values(), *await machine.store.load_effects(machine.clock() - EFFECT_LIFETIME_S)])
     for record in state.contexts.values():
         _recover_context(machine, record)
     machine.scheduler.shares.restore(state.counters)  # a restart is no amnesty
-    requests = [_recover_request(machine, state.contexts[context_id]) for context_id in state.active]
+    requests = [_recover_request(machine, state.contexts[context_id]) for context_id in state.active if _is_known(machine, context_id)]
     await _collect_images(machine)
     machine.is_recovered = True
-    return len(state.contexts), sum(request is not None for request in requests)
+    for name in sorted(wanted | {request.context.model for request in requests if request is not None}):
+        machine.residency.start(machine.models.get(name))
+    return len(machine.contexts), sum(request is not None for request in requests)
+
+
+def _is_known(machine: Machine, context_id: bytes) -> bool:
+    return machine.contexts.find(context_id.hex()) is not None
 
 
 async def _collect_images(machine: Machine) -> None:
@@ -61,7 +66,9 @@ async def _collect_images(machine: Machine) -> None:
     await asyncio.to_thread(machine.images.collect)
 
 
-async def _recover_models(machine: Machine) -> None:
+async def _recover_models(machine: Machine) -> set[str]:
+    """Make registered models known, as far as their files can be read; returns those that are to be loaded again."""
+    wanted = set()
     for row in await machine.store.load_models():
         try:
             weights_hash = await asyncio.to_thread(_current_hash, row)
@@ -71,7 +78,8 @@ async def _recover_models(machine: Machine) -> None:
             continue
         machine.models.add(model)
         if row.want_loaded:
-            machine.residency.start(model)
+            wanted.add(model.name)
+    return wanted
 
 
 def _current_hash(row: ModelRow) -> str:
@@ -81,6 +89,9 @@ def _current_hash(row: ModelRow) -> str:
 
 
 def _recover_context(machine: Machine, record: ContextRecord) -> None:
+    if record.tenant not in machine.tenants:  # it was removed while somebody still began something in it
+        machine.journal.append([Free(record.context_id)])
+        return
     context = Context(
         id=record.context_id.hex(),
         owner=record.owner,
@@ -127,15 +138,28 @@ def _recover_request(machine: Machine, record: ContextRecord) -> Request | None:
         return None
     context.move(ContextState.READY)
     reason = _write_again(request)
+    request.log.release(request.log.num_written)  # the disk had them
     if reason is not None:
         machine.delivery.settle(request, reason)
         return None
+    _reserve_again(machine, request)
     machine.scheduler.enqueue(request)
     return request
 
 
+def _reserve_again(machine: Machine, request: Request) -> None:
+    """Take room in the journal for what is still to come. On a disk that is full now, the request goes on as long as there is some."""
+    num_bytes = RECORD_BYTES + request.num_remaining * TOKEN_BYTES
+    try:
+        machine.journal.reserve(num_bytes)
+    except KernelError as error:
+        logger.warning("no room for the rest of a request", extra={"request": request.id, "error": error.message})
+        return
+    request.reserved_bytes = num_bytes
+
+
 def _request_of(machine: Machine, context: Context, admit: Admit) -> Request:
-    log = OutputLog(admit.output_start, machine.clock)
+    log = OutputLog(admit.output_start, machine.clock, is_held=context.durability is Durability.FSYNC)
     tokenizer = machine.models.get(context.model).tokenizer if context.is_alive else None
     past = context.tokens[max(admit.output_start - PREFIX_TOKENS, 0) : admit.output_start].tolist()
     args = InferArgs(context.id, None, admit.max_tokens, admit.sampling, True, admit.stop, admit.ignore_eos)
@@ -166,43 +190,3 @@ def _write_again(request: Request) -> FinishReason | None:
         if request.transcript.push(token):
             return FinishReason.STOP
     return request.length_reason()
-
-
-def adopt_host_pages(machine: Machine, model: Model) -> int:
-    """Take over the pages of a model that an earlier front left in the host tier, for contexts whose tokens they still name.
-
-    A page is known by its key, which is a link of its context's hash chain, so a page of other tokens, another tenant or another model is
-    never taken. Returns how many pages were adopted.
-    """
-    assert machine.host is not None, "there is a host tier"
-    frames = {(header.space_id, header.key): (frame, header.num_tokens) for frame, header in machine.host.scan()}
-    adopted = 0
-    for context in machine.contexts:
-        if context.model == model.name and context.table is None and context.is_alive and context.num_tokens:
-            adopted += _adopt_pages(machine, context, frames)
-    logger.info("pages of the host tier were adopted", extra={"model": model.name, "num_pages": adopted, "num_found": len(frames)})
-    return adopted
-
-
-def _adopt_pages(machine: Machine, context: Context, frames: dict[tuple[int, bytes], tuple[int, int]]) -> int:
-    """Adopt the leading full pages of one context."""
-    table = machine.seating.table_of(context)
-    assert context.chain is not None, "made with the table"
-    context.chain.extend(context.tokens)
-    adopted = 0
-    for page_idx, key in enumerate(context.chain.keys):
-        found = [frames.get((space_id, key)) for space_id in table.space_ids]
-        if None in found or not _claim_page(machine, table, page_idx, key, [place for place in found if place is not None]):
-            break
-        adopted += 1
-    context.kv_valid = adopted * machine.pager.page_tokens
-    return adopted * len(table.space_ids)
-
-
-def _claim_page(machine: Machine, table: PageTable, page_idx: int, key: bytes, places: list[tuple[int, int]]) -> bool:
-    try:
-        for group, (frame, num_tokens) in enumerate(places):
-            machine.pager.claim_host(table, group, page_idx, frame, key, num_tokens)
-    except PagingError:  # another context has it already, or its frame is taken: the page is recomputed
-        return False
-    return True

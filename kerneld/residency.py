@@ -17,15 +17,16 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import AsyncIterator, Callable, Iterable
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable
+from typing import Any
 
 from drivers.client import Device
 from drivers.contract import LoadSpec, ModelSpec
-from drivers.errors import DriverError
+from drivers.errors import DeviceLost, DriverError
 from drivers.hostmem import host_frame_bytes
 from drivers.wire import HeldModel
 from kerneld.calls import LoadProgress, ModelState
-from kerneld.errors import KernelError, Unavailable, WrongState
+from kerneld.errors import Conflict, KernelError, Unavailable, WrongState
 from kerneld.eventbus import EventBus
 from kerneld.events import ModelFailed, ModelLoaded, ModelUnloaded
 from kerneld.models import Model, ModelTable, fingerprint_of
@@ -38,12 +39,14 @@ logger = logging.getLogger(__name__)
 
 WEIGHTS_OWNER = "models"
 DEVICE_WAIT_S = 30.0
+IDS_PER_BOOT = 1 << 20
+ROOM_TRIES = 3  # rows that run may take what was made free for weights, rather than wait themselves
 
 
 class Residency:
     """Loads and unloads models on one device."""
 
-    def __init__(self, memory: MemoryConfig, models: ModelTable, pager: Pager, events: EventBus) -> None:
+    def __init__(self, memory: MemoryConfig, models: ModelTable, pager: Pager, events: EventBus, boot_generation: int = 1) -> None:
         self._memory = memory
         self._models = models
         self._pager = pager
@@ -52,9 +55,11 @@ class Residency:
         self._has_device = asyncio.Event()
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._progressed = asyncio.Event()
-        self._held: dict[str, HeldModel] = {}  # what the worker kept of an earlier front, by weights key
-        self._next_model_id = 1
-        self._next_space_id = 1
+        self._adoption: asyncio.Task[None] | None = None
+        self._claimed: set[str] = set()  # models whose weights the worker had already
+        self._leaving: dict[str, asyncio.Task[None]] = {}  # models that the device is still to forget, by name
+        # Ids of this front's own: a worker, or a page in the host tier, that outlived an earlier front knows others.
+        self._next_model_id = self._next_space_id = boot_generation * IDS_PER_BOOT
         self._make_room: Callable[[tuple[int, ...]], asyncio.Future[None]] = _refuse_room
         self.on_change: Callable[[Model], None] = lambda _model: None
 
@@ -65,21 +70,46 @@ class Residency:
         self._make_room = make_room
 
     def attach(self, device: Device, held: Iterable[HeldModel] = ()) -> None:
-        """A device is there (again): bring back what was resident on the one before, and keep of `held` what is still wanted."""
+        """A device is there (again): keep of `held` what is still wanted, then bring back what was resident on the one before."""
         self._device = device
-        self._has_device.set()
-        self._held = {kept.weights_key: kept for kept in held}
-        for kept in self._held.values():
-            self._next_model_id = max(self._next_model_id, kept.spec.model_id + 1)
-            self._next_space_id = max(self._next_space_id, *(space_id + 1 for space_id in kept.spec.space_ids))
         for model in self._models:
-            if model.state is ModelState.LOADING and model.name not in self._tasks:
+            if model.state is ModelState.LOADING:
                 self.start(model)
+        self._adoption = asyncio.get_running_loop().create_task(self._adopt(device, tuple(held)), name="adopt weights")
+
+    async def _adopt(self, device: Device, held: tuple[HeldModel, ...]) -> None:
+        """Claim the room of all weights that the worker has, before anything else is placed; let it forget those that nobody wants."""
+        wanted = {model.weights_key: model for model in self._models if model.state is ModelState.LOADING}
+        try:
+            for kept in held:
+                model = wanted.pop(kept.weights_key, None)
+                if model is None or not await self._claim(device, model, kept):
+                    await device.unload(kept.spec.model_id)
+        except DriverError as error:
+            logger.warning("weights of an earlier run could not be adopted", extra={"error": str(error)})
+        self._has_device.set()
+
+    async def _claim(self, device: Device, model: Model, kept: HeldModel) -> bool:
+        """Take over the weights of one model. Returns whether they lie where they can stay. Raises: DriverError."""
+        model.spec = spec = model.spec or await device.inspect(model.source)
+        if model.model_id and model.model_id != kept.spec.model_id:
+            return False
+        try:
+            self._pager.claim_weights(model.name, WEIGHTS_OWNER, model.segment_sizes, kept.spec.offsets)
+        except PagingError as error:
+            logger.warning("weights of an earlier run are in the way", extra={"model": model.name, "error": str(error)})
+            return False
+        self._identify(model, spec, kept.spec)
+        self._claimed.add(model.name)
+        return True
 
     def detach(self) -> None:
         """The device is gone: resident models wait for the next one as LOADING."""
         self._device = None
         self._has_device.clear()
+        self._claimed.clear()
+        if self._adoption is not None:
+            self._adoption.cancel()
         for task in self._tasks.values():
             task.cancel()
         self._tasks.clear()
@@ -113,27 +143,32 @@ class Residency:
         self.start(model)
         shown: LoadProgress | None = None
         while model.state is ModelState.LOADING:
+            progressed = self._progressed
             await self._await_device()
             if model.progress != shown:
                 shown = model.progress
                 yield shown
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._progressed.wait(), timeout=1.0)
+            elif model.state is ModelState.LOADING:
+                await progressed.wait()
         if model.state is ModelState.FAILED:
             raise WrongState(f"The model {model.name!r} could not be loaded. {model.failure}", reason="MODEL_LOAD_FAILED")
+        if model.state is not ModelState.RESIDENT:
+            raise Conflict(f"The model {model.name!r} was unloaded meanwhile.")
 
     async def unload(self, model: Model) -> None:
-        """Take a model off the device. The caller made sure that nothing runs on it."""
+        """Take a model off the device. The caller made sure that nothing runs on it; from now on nothing begins."""
         task = self._tasks.pop(model.name, None)
         if task is not None:
             task.cancel()
         if model.is_resident and self._device is not None:
-            await self._device.unload(model.model_id)
-            self._pager.release_weights(model.name)
+            self._leave(model, self._take_off(model, self._device))
         model.state = ModelState.REGISTERED
         self.on_change(model)
-        self._events.publish(ModelUnloaded(model.name, model.size_bytes))
         self._wake()
+        if task is not None:
+            await asyncio.wait([task])
+        await self._gone(model)
+        self._events.publish(ModelUnloaded(model.name, model.size_bytes))
 
     def forget(self, model: Model) -> None:
         """The model's name is removed: its spaces are closed, and no page of it is kept anywhere."""
@@ -146,30 +181,61 @@ class Residency:
         self._tell(model, "inspect", 0, 0)
         await self._has_device.wait()
         device = await self._await_device()
-        spec = await self.inspect(model)
-        held = self._held.pop(weights_key(model), None)
-        self._identify(model, spec, held)
-        sizes = tuple(segment.size_bytes for segment in spec.segments)
-        if held is not None:
-            self._pager.claim_weights(model.name, WEIGHTS_OWNER, sizes, held.spec.offsets)
+        await self._gone(model)
+        if model.name in self._claimed:
+            self._claimed.discard(model.name)
             return
+        spec = await self.inspect(model)
+        self._identify(model, spec)
         self._tell(model, "place", 0, model.size_bytes)
-        offsets = await self._place(model, sizes)
+        offsets = await self._place(model, model.segment_sizes)
+        order = LoadSpec(model.model_id, model.source, model.space_ids, offsets)
+        copying = asyncio.get_running_loop().create_task(self._copy(model, device, order))
         try:
-            order = LoadSpec(model.model_id, model.source, model.space_ids, offsets)
-            loaded = await device.load(order, lambda done, total: self._tell(model, "copy", done, total), weights_key(model))
+            await asyncio.shield(copying)
+        except asyncio.CancelledError:  # the device goes on with what it has begun: the room is its own until it has ended
+            self._leave(model, self._abandon(model, device, copying))
+            raise
+
+    async def _copy(self, model: Model, device: Device, order: LoadSpec) -> None:
+        try:
+            loaded = await device.load(order, lambda done, total: self._tell(model, "copy", done, total), model.weights_key)
         except BaseException:
             self._pager.release_weights(model.name)
             raise
         self._events.publish(ModelLoaded(model.name, loaded.bytes_loaded, loaded.seconds))
 
-    def _identify(self, model: Model, spec: ModelSpec, held: HeldModel | None) -> None:
+    async def _abandon(self, model: Model, device: Device, copying: asyncio.Task[None]) -> None:
+        """Nobody wants a load any more that the device is busy with."""
+        await asyncio.wait([copying])
+        if copying.exception() is None:
+            await self._take_off(model, device)
+
+    async def _take_off(self, model: Model, device: Device) -> None:
+        """Let the device forget a model, and give its room back."""
+        with contextlib.suppress(DeviceLost):  # then it is forgotten as well, and the room is new
+            await device.unload(model.model_id)
+        if self._device is device:
+            self._pager.release_weights(model.name)
+
+    def _leave(self, model: Model, leaving: Coroutine[Any, Any, None]) -> None:
+        """A model leaves the device, whatever becomes of who asked for it; its next load waits."""
+        task = self._leaving[model.name] = asyncio.get_running_loop().create_task(leaving, name=f"unload {model.name}")
+        task.add_done_callback(lambda _done: self._leaving.pop(model.name, None))
+
+    async def _gone(self, model: Model) -> None:
+        """Wait until a model that leaves the device has left it."""
+        leaving = self._leaving.get(model.name)
+        if leaving is not None:
+            await asyncio.shield(leaving)
+
+    def _identify(self, model: Model, spec: ModelSpec, kept: LoadSpec | None = None) -> None:
         """Give a model its ids and open its spaces, the first time it is loaded (invariant 3 of models)."""
         if model.model_id:
             return
-        ids = held.spec.space_ids if held is not None else self._new_space_ids(len(spec.groups))
-        model.model_id = held.spec.model_id if held is not None else self._next_model_id
-        self._next_model_id = max(self._next_model_id, model.model_id + 1)
+        ids = kept.space_ids if kept is not None else self._new_space_ids(len(spec.groups))
+        model.model_id = kept.model_id if kept is not None else self._next_model_id
+        self._next_model_id += kept is None
         model.fingerprint = fingerprint_of(model.weights_hash, spec, self._memory.page_tokens)
         page_tokens, granule = self._memory.page_tokens, self._memory.granule_bytes
         model.spaces = tuple(
@@ -184,11 +250,12 @@ class Residency:
         return tuple(range(first, first + count))
 
     async def _place(self, model: Model, sizes: tuple[int, ...]) -> tuple[int, ...]:
-        try:
-            return self._pager.place_weights(model.name, WEIGHTS_OWNER, sizes)
-        except OutOfFrames:
-            await self._make_room(sizes)
-            return self._pager.place_weights(model.name, WEIGHTS_OWNER, sizes)
+        for _ in range(ROOM_TRIES):
+            try:
+                return self._pager.place_weights(model.name, WEIGHTS_OWNER, sizes)
+            except OutOfFrames:
+                await self._make_room(sizes)
+        return self._pager.place_weights(model.name, WEIGHTS_OWNER, sizes)
 
     async def _await_device(self) -> Device:
         try:
@@ -227,11 +294,6 @@ class Residency:
         """Let everybody who follows a load look again."""
         self._progressed.set()
         self._progressed = asyncio.Event()
-
-
-def weights_key(model: Model) -> str:
-    """What a worker calls the weights of a model, so that a later front knows them again."""
-    return f"{model.weights_hash}:{model.quant}:{model.max_positions}"
 
 
 def _refuse_room(_sizes: tuple[int, ...]) -> asyncio.Future[None]:

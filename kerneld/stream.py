@@ -34,7 +34,19 @@ MAX_DELTA_TOKENS: Final = 1024
 class OutputLog:
     """Output tokens of one request, as readers see them."""
 
-    __slots__ = ("_clock", "_is_held", "_logprobs", "_num_shown", "_pieces", "_readers", "_tokens", "finished", "left_at", "start")
+    __slots__ = (
+        "_clock",
+        "_first_logprob",
+        "_is_held",
+        "_logprobs",
+        "_num_shown",
+        "_pieces",
+        "_readers",
+        "_tokens",
+        "finished",
+        "left_at",
+        "start",
+    )
 
     def __init__(self, start: int, clock: Callable[[], float], is_held: bool = False) -> None:
         """`is_held`: readers see an entry only once it was released (durability `fsync`: once it is on the disk)."""
@@ -46,7 +58,8 @@ class OutputLog:
         self._num_shown = 0
         self._tokens: array[int] = array("I")
         self._pieces: list[str] = []
-        self._logprobs: list[TokenLogprob] = []  # empty, or one per token
+        self._logprobs: list[TokenLogprob] = []  # one per token from `_first_logprob` on, or none at all
+        self._first_logprob = 0  # tokens that were written again after a restart have none
         self._readers: set[StreamReader] = set()
 
     @property
@@ -69,6 +82,8 @@ class OutputLog:
         self._tokens.append(token)
         self._pieces.append(piece)
         if logprob is not None:
+            if not self._logprobs:
+                self._first_logprob = len(self._tokens) - 1
             self._logprobs.append(logprob)
         if not self._is_held:
             self.release(len(self._tokens))
@@ -101,14 +116,16 @@ class OutputLog:
         return reader
 
     def delta(self, offset: int) -> Delta:
-        """What stands from `offset` on, as one delta of at most `MAX_DELTA_TOKENS`."""
+        """What stands from `offset` on, as one delta of at most `MAX_DELTA_TOKENS`, all of which have log-probabilities, or none."""
         first = offset - self.start
         last = min(first + MAX_DELTA_TOKENS, self._num_shown)
+        if self._logprobs and first < self._first_logprob:
+            last = min(last, self._first_logprob)
         return Delta(
             offset=offset,
             tokens=tuple(self._tokens[first:last]),
             text="".join(self._pieces[first:last]),
-            logprobs=tuple(self._logprobs[first:last]),
+            logprobs=tuple(self._logprobs[max(first - self._first_logprob, 0) : max(last - self._first_logprob, 0)]),
         )
 
     def leave(self, reader: StreamReader) -> None:

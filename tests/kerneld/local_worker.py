@@ -21,7 +21,7 @@ from drivers.fake import FakeDriver
 from drivers.wire import NO_STEP, HeldModel, Hello, PlanFailed
 
 NOBODY = 4_194_305  # more than the largest process id
-HELLO = Hello(NOBODY, "cpu0", "fake", "", FakeDriver().probe())
+HELLO = Hello(NOBODY, "fake0", "fake", "", FakeDriver().probe())
 NO_RESULT = StepResult(rows=(), compute_s=0.0, num_tokens=0)
 
 

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, ParamSpec, cast
 
 import tokenizers
+from msgspec.structs import replace as replace_struct
 
 from drivers.client import WorkerClient
 from drivers.config import DriversConfig
@@ -154,6 +155,7 @@ class Rig:
         self._kernel_settings = {"drain_timeout_s": 0.0, "disk_reserve_bytes": 0} | kernel
         self._clock = clock
         self._num_states = 0
+        self._readers: list[asyncio.Task[Output]] = []
         self.state = folder / "state"
         (folder / "models").mkdir(parents=True, exist_ok=True)
         self.add_model("m", LANGUAGE)
@@ -218,7 +220,7 @@ class Rig:
     def bring_worker(self, orphan: LocalWorker | None = None) -> LocalWorker:
         """Let a worker come in, as the listener would."""
         supervisor = self.machine.supervisor
-        hello = orphan.hello if orphan is not None else HELLO
+        hello = orphan.hello if orphan is not None else replace_struct(HELLO, device=supervisor.command.device)
         kept = orphan.host_fd if orphan is not None else None
         admission = supervisor.admit(hello, os.dup(kept) if kept is not None else None)
         is_kept = orphan is not None and admission.host_fd is None and orphan.spec == admission.open
@@ -237,8 +239,12 @@ class Rig:
             asyncio.get_running_loop().call_soon(self.bring_worker)
 
     async def stop(self) -> None:
-        """End in order."""
+        """End in order; who still reads is cut off."""
         self.is_worker_replaced = False
+        for reader in self._readers:
+            reader.cancel()
+        await asyncio.gather(*self._readers, return_exceptions=True)
+        self._readers.clear()
         if self.worker is not None:
             self.worker.release()
         await self.daemon.stop()
@@ -290,7 +296,9 @@ class Rig:
 
     def begin(self, context_id: str, tokens: Sequence[int] = (), max_tokens: int = 8, **args: Any) -> asyncio.Task[Output]:
         """A request on its way."""
-        return asyncio.get_running_loop().create_task(self.infer(context_id, tokens, max_tokens, **args))
+        task = asyncio.get_running_loop().create_task(self.infer(context_id, tokens, max_tokens, **args))
+        self._readers.append(task)
+        return task
 
     def tokens(self, context_id: str) -> list[int]:
         """All tokens of a context."""

@@ -1,0 +1,144 @@
+"""Lodging: what a worker gets when it comes in, what it is put to, and what its death means to the other parts.
+
+    comes in --admission--> gets its memory --running--> waits for recovery --> serves --lost--> its pages and weights are gone
+
+Rules
+1. A worker that is early waits: before recovery nobody knows which weights and pages of an earlier run are wanted.
+2. There is one host tier in the life of a front. A worker that kept one of an earlier front brings it along, and keeps it: it is given none,
+   which tells it to keep its driver and its weights as they are.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import time
+
+from drivers.client import WorkerClient
+from drivers.contract import OpenSpec
+from drivers.errors import HostTierInvalid
+from drivers.hostmem import HostMemory
+from drivers.listener import Admission
+from kerneld.adoption import adopt_host_pages
+from kerneld.calls import FinishReason, ModelState
+from kerneld.config import Config
+from kerneld.events import WorkerLost, WorkerRecovered, WorkerStarted
+from kerneld.machine import Machine
+from kerneld.metrics import Metrics
+from kerneld.models import Model
+
+MAX_TOKEN_GAP_S = 10.0  # a longer pause is not between two tokens of anybody
+
+
+class Lodging:
+    """The landlord of the worker of one device."""
+
+    machine: Machine
+
+    def __init__(self, config: Config, metrics: Metrics) -> None:
+        self._config = config
+        self._metrics = metrics
+        self._early: WorkerClient | None = None
+        self._has_old_pages = False
+        self._lost_at: float | None = None
+        self._last_step_at = 0.0
+
+    def furnish(self, machine: Machine) -> None:
+        """Serve these parts."""
+        self.machine = machine
+        machine.dispatcher.on_crash = self._lost
+        machine.dispatcher.on_progress = self._progressed
+        machine.residency.bind(machine.dispatcher.make_room)
+        machine.residency.on_change = self._residency_changed
+
+    def open(self) -> None:
+        """Recovery is done: a worker that came early may serve."""
+        if self._early is not None:
+            self._serve(self._early)
+        self._early = None
+
+    # ------------------------------------------------------------------------------------------------ as the landlord of the supervisor
+
+    def admission(self, host_fd: int | None) -> Admission:
+        """What a worker gets: the arena, and the host tier, which may be the one that it kept of an earlier front."""
+        machine, memory, drivers = self.machine, self._config.memory, self._config.drivers
+        is_kept = self._take_host_tier(host_fd)
+        spec = OpenSpec(
+            num_slabs=memory.device_bytes // memory.slab_bytes,
+            slab_bytes=memory.slab_bytes,
+            granule_bytes=memory.granule_bytes,
+            page_tokens=memory.page_tokens,
+            max_rows=self._config.kerneld.max_rows,
+            max_step_tokens=self._config.kerneld.max_step_tokens,
+            dtype=drivers.dtype,
+            threads=drivers.threads,
+            batch_invariant=drivers.batch_invariant,
+            host_bytes=machine.host.size_bytes if machine.host is not None else 0,
+            options=dict(drivers.options),
+        )
+        return Admission(machine.boot_generation, spec, None if machine.host is None or is_kept else machine.host.fd)
+
+    def _take_host_tier(self, host_fd: int | None) -> bool:
+        """Use the host tier that a worker kept, if we have none yet and it fits; else make one. Returns whether the worker has ours."""
+        machine, memory = self.machine, self._config.memory
+        size = memory.host_bytes // memory.slab_bytes * memory.slab_bytes
+        is_kept = False
+        if machine.host is None and host_fd is not None:
+            with contextlib.suppress(HostTierInvalid):
+                machine.host, host_fd = HostMemory(host_fd, size, memory.granule_bytes), None
+                self._has_old_pages = is_kept = True
+        elif machine.host is not None and host_fd is not None:
+            is_kept = os.path.sameopenfile(machine.host.fd, host_fd)
+        if host_fd is not None:
+            os.close(host_fd)
+        if machine.host is None and size:
+            machine.host = HostMemory.create(size, memory.granule_bytes)
+        if machine.host is not None:
+            machine.host.boot_generation = machine.boot_generation
+        return is_kept
+
+    def running(self, worker: WorkerClient) -> None:
+        """A worker is ready: run on it, as soon as there is something to run (rule 1)."""
+        machine, hello = self.machine, worker.hello
+        machine.events.publish(WorkerStarted(hello.device, hello.driver, hello.pid, machine.clock() - machine.started_at))
+        if machine.is_recovered:
+            self._serve(worker)
+        else:
+            self._early = worker
+
+    def _serve(self, worker: WorkerClient) -> None:
+        machine = self.machine
+        machine.dispatcher.attach(worker, machine.boot_generation)
+        machine.residency.attach(worker, worker.models)
+        machine.dispatcher.pump()
+
+    # -------------------------------------------------------------------------------------------------------------- what it is told of
+
+    def _lost(self, reason: str) -> None:
+        machine, supervisor = self.machine, self.machine.supervisor
+        machine.events.publish(WorkerLost(supervisor.command.device, supervisor.pid, reason, machine.scheduler.waiting.total))
+        machine.residency.detach()
+        self._lost_at = machine.clock()
+        supervisor.lost(reason)
+
+    def _progressed(self, num_prefill: int, num_output: int, compute_s: float) -> None:
+        machine, now = self.machine, time.monotonic()
+        machine.throughput.add(num_prefill, num_output, compute_s)
+        self._metrics.observe_step(num_prefill, num_output, compute_s, min(now - self._last_step_at, MAX_TOKEN_GAP_S))
+        self._last_step_at = now
+        if self._lost_at is not None and num_output:
+            restored = sum(request.pages_restored for request in machine.requests.values())
+            recomputed = sum(request.pages_recomputed for request in machine.requests.values())
+            seconds, self._lost_at = machine.clock() - self._lost_at, None
+            device = machine.supervisor.command.device
+            machine.events.publish(WorkerRecovered(device, seconds, machine.scheduler.running.total, restored, recomputed))
+
+    def _residency_changed(self, model: Model) -> None:
+        machine = self.machine
+        if model.is_resident and self._has_old_pages:
+            adopt_host_pages(machine, model)
+        machine.scheduler.set_resident(model.name, model.is_resident)
+        if model.state is ModelState.FAILED:
+            for request in [request for request in machine.requests.values() if request.context.model == model.name]:
+                machine.dispatcher.end(request, FinishReason.ERROR, f"The model could not be loaded. {model.failure}")
+        machine.dispatcher.room_made()

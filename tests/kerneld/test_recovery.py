@@ -1,0 +1,194 @@
+"""A daemon that comes back: what was acknowledged is there, streams go on, and what a worker kept is used again."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+import pytest
+
+from drivers.contract import Sampling
+from drivers.fake_model import FakeModel
+from kerneld.calls import ContextState, Durability, Limits, ListArgs, ModelState, SetArgs
+from kerneld.errors import NotFound
+from tests.kerneld.rig import ADMIN, ANN, LANGUAGE, Rig, Sizes, in_loop, oracle, prompt_of, running
+
+
+@pytest.mark.parametrize("num_turns", [0, 3, 7, 12, 20, 33])
+@in_loop
+async def test_streams_go_on_by_attach_without_a_gap_or_a_duplicate(tmp_path: Path, num_turns: int) -> None:
+    async with running(Rig(tmp_path)) as rig:
+        assert rig.worker is not None
+        kinds = [Durability.JOURNAL, Durability.FSYNC, Durability.JOURNAL]
+        ids = [await rig.alloc(durability=kind) for kind in kinds]
+        rig.worker.hold()
+        for seed, context in enumerate(ids):
+            rig.begin(context, prompt_of(seed, 9), 40)
+        await rig.until(lambda: len(rig.machine.requests) == 3)
+        rig.worker.let(num_turns)
+        await asyncio.sleep(0.05)
+        seen = [max(len(rig.tokens(context)) - 9, 0) for context in ids]
+        await rig.die_and_return()
+        outputs = await asyncio.gather(*[rig.attach(context, 9 + have) for context, have in zip(ids, seen, strict=True)])
+        for seed, (output, have) in enumerate(zip(outputs, seen, strict=True)):
+            assert output.tokens == oracle(prompt_of(seed, 9), 40)[have:]
+            assert output.reason == "length"
+            assert (await rig.attach(ids[seed], 0)).tokens == [*prompt_of(seed, 9), *oracle(prompt_of(seed, 9), 40)]
+
+
+@in_loop
+async def test_what_was_acknowledged_is_there_after_a_restart(tmp_path: Path) -> None:
+    async with running(Rig(tmp_path)) as rig:
+        await rig.kernel.set_tenant(ADMIN, "lab/ann", 7, Limits(max_contexts=9))
+        context = await rig.alloc(labels={"a": "1"})
+        await rig.infer(context, prompt_of(1, 20), 10)
+        await rig.kernel.set(ANN, SetArgs(context, nice=3, labels={"b": "2", "a": ""}))
+        await rig.kernel.truncate(ANN, context, 25)
+        asleep = await rig.alloc()
+        await rig.kernel.suspend(ANN, asleep)
+        freed = await rig.alloc()
+        await rig.kernel.free(ANN, freed)
+        forgotten = await rig.alloc(durability=Durability.NONE)
+        before = {info.id: info for info in rig.kernel.list_contexts(ANN, ListArgs()).items}
+        await rig.die_and_return()
+        after = {info.id: info for info in rig.kernel.list_contexts(ANN, ListArgs()).items}
+        assert set(after) == {context, asleep}
+        for context_id, info in after.items():
+            old = before[context_id]
+            assert (info.state, info.labels, info.nice, info.num_tokens) == (old.state, old.labels, old.nice, old.num_tokens)
+        assert after[asleep].state is ContextState.SUSPENDED
+        tenant = next(tenant for tenant in rig.kernel.list_tenants(ADMIN, ListArgs()).items if tenant.path == "lab/ann")
+        assert (tenant.weight, tenant.limits.max_contexts) == (7, 9)
+        with pytest.raises(NotFound):
+            rig.kernel.stat(ANN, forgotten)
+        past = [*prompt_of(1, 20), *oracle(prompt_of(1, 20), 10)][:25]
+        assert (await rig.infer(context, (), 6)).tokens == oracle(past, 6)
+
+
+@in_loop
+async def test_a_request_on_a_model_that_nobody_asked_to_keep_goes_on_too(tmp_path: Path) -> None:
+    async with running(Rig(tmp_path)) as rig:
+        assert rig.worker is not None
+        context = await rig.alloc()
+        await rig.kernel.unload_model(ADMIN, "m")
+        rig.worker.hold()
+        rig.begin(context, prompt_of(1, 9), 20)
+        await rig.until(lambda: bool(rig.machine.requests))
+        await rig.die_and_return()
+        assert (await rig.attach(context, 9)).tokens == oracle(prompt_of(1, 9), 20)
+
+
+@in_loop
+async def test_fsync_stays_fsync_after_a_restart(tmp_path: Path) -> None:
+    async with running(Rig(tmp_path)) as rig:
+        assert rig.worker is not None
+        context = await rig.alloc(durability=Durability.FSYNC)
+        rig.begin(context, prompt_of(1, 9), 30)
+        await rig.until(lambda: len(rig.tokens(context)) > 12)
+        await rig.die_and_return()
+        request = next(iter(rig.machine.requests.values()))
+        written = request.log.num_written
+        assert request.log.end == 9 + written, "what the disk had is shown at once"
+        unsynced: list[int] = []
+        while not request.is_finished:
+            unsynced.append(9 + request.log.num_written - request.log.end)
+            await asyncio.sleep(0)
+        assert max(unsynced) > 0, "new tokens wait for the disk"
+
+
+@in_loop
+async def test_logprobs_stay_with_their_tokens_after_a_restart(tmp_path: Path) -> None:
+    sampling = Sampling(temperature=0.0, num_logprobs=0)
+    async with running(Rig(tmp_path)) as rig:
+        assert rig.worker is not None
+        context = await rig.alloc()
+        rig.begin(context, prompt_of(1, 9), 30, sampling=sampling)
+        await rig.until(lambda: len(rig.tokens(context)) > 12)
+        await rig.die_and_return()
+        have = len(rig.tokens(context)) - 9
+        output = await rig.attach(context, 9)
+        assert output.tokens == oracle(prompt_of(1, 9), 30)
+        assert len(output.logprobs) == 30 - have
+
+
+@in_loop
+async def test_weights_and_pages_of_a_living_worker_are_used_again(tmp_path: Path) -> None:
+    rig = Rig(tmp_path, Sizes(device_slabs=16, host_slabs=64))
+    rig.add_model("other", FakeModel(weights_bytes=3000, seed=5))
+    async with running(rig):
+        await rig.load("other")
+        ids = {await rig.alloc(model=model): model for model in ("m", "other", "m")}
+        for seed, context in enumerate(ids):
+            await rig.infer(context, prompt_of(seed, 40), 8)
+        await rig.settle()
+        await rig.die_and_return(keeps_worker=True)
+        await rig.until(lambda: all(rig.machine.models.get(name).is_resident for name in ("m", "other")))
+        assert rig.worker is not None
+        assert rig.worker.num_loads == 0
+        for seed, (context, model) in enumerate(ids.items()):
+            language = LANGUAGE if model == "m" else FakeModel(weights_bytes=3000, seed=5)
+            told = oracle(prompt_of(seed, 40), 8, language=language)
+            output = await rig.infer(context, (), 5)
+            assert output.tokens == oracle([*prompt_of(seed, 40), *told], 5, language=language)
+            assert output.finished is not None
+            assert output.finished.usage.pages_restored >= 10
+
+
+@in_loop
+async def test_weights_that_nobody_wants_any_more_are_forgotten_by_the_worker(tmp_path: Path) -> None:
+    rig = Rig(tmp_path, Sizes(device_slabs=8))
+    other = rig.add_model("other", FakeModel(weights_bytes=3000, seed=5))
+    async with running(rig):
+        await rig.load("other")
+        context = await rig.alloc()
+        (other / "fake.json").write_text((other / "fake.json").read_text().replace('"seed": 5', '"seed": 6'))
+        await rig.die_and_return(keeps_worker=True)
+        await rig.until(lambda: all(rig.machine.models.get(name).is_resident for name in ("m", "other")))
+        assert rig.worker is not None
+        assert (rig.worker.num_loads, rig.worker.num_unloads) == (1, 1)
+        assert (await rig.infer(context, prompt_of(1, 9), 9)).tokens == oracle(prompt_of(1, 9), 9)
+
+
+@in_loop
+async def test_pages_are_relabelled_where_space_ids_differ(tmp_path: Path) -> None:
+    rig = Rig(tmp_path, Sizes(device_slabs=16, host_slabs=64))
+    rig.add_model("first", FakeModel(weights_bytes=3000, seed=5))
+    async with running(rig, loads=False):
+        await rig.load("first")
+        await rig.load("m")
+        context = await rig.alloc()
+        await rig.infer(context, prompt_of(1, 40), 8)
+        await rig.settle()
+        await rig.kernel.remove_model(ADMIN, "first")
+        await rig.kernel.unload_model(ADMIN, "m")
+        await rig.die_and_return(keeps_worker=True)
+        output = await rig.infer(context, (), 5)
+        told = oracle(prompt_of(1, 40), 8)
+        assert output.tokens == oracle([*prompt_of(1, 40), *told], 5)
+        assert output.finished is not None
+        assert output.finished.usage.pages_restored >= 10
+
+
+@in_loop
+async def test_counters_and_effects_outlive_the_daemon(tmp_path: Path) -> None:
+    from tests.kerneld.rig import with_id
+    from kerneld.calls import AllocArgs
+
+    async with running(Rig(tmp_path)) as rig:
+        caller = with_id(ANN, "once")
+        info = await rig.kernel.alloc(caller, AllocArgs("m"))
+        await rig.infer(info.id, prompt_of(1, 9), 9)
+        service = rig.machine.scheduler.shares.service("lab/ann")
+        await rig.stop()
+        await rig.start()
+        rig.is_worker_replaced = True
+        assert rig.machine.scheduler.shares.service("lab/ann") == service > 0
+        assert (await rig.kernel.alloc(caller, AllocArgs("m"))).id == info.id
+        assert len(rig.machine.contexts) == 1
+
+
+@in_loop
+async def test_a_model_comes_back_by_itself(tmp_path: Path) -> None:
+    async with running(Rig(tmp_path)) as rig:
+        await rig.die_and_return()
+        await rig.until(lambda: rig.machine.models.get("m").state is ModelState.RESIDENT)
