@@ -87,6 +87,13 @@ class Flights:
         else:
             self.free(page, Tier.HOST)
 
+    def give_up(self, page: Page, tier: Tier) -> None:
+        """One copy of a page does not hold what it should; a frame that somebody reads stays his."""
+        if tier is Tier.DEVICE:
+            self.free(page, tier)
+        elif not page.is_parked:
+            self.free_host(page)
+
     def free_page(self, page: Page) -> None:
         """Give up every copy of a page."""
         if page.device_frame is not None:

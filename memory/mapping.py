@@ -61,9 +61,9 @@ class Mapping:
         return space
 
     def pool(self, space_id: int, tier: Tier) -> FramePool:
-        """The frames of a space in a tier. Raises: UnknownSpace, also where the tier is turned off."""
+        """The frames of an open space in a tier. Raises: UnknownSpace, also where the tier is turned off."""
         pool = self._pools[tier].get(space_id)
-        if pool is None:
+        if pool is None or space_id not in self.spaces:
             raise UnknownSpace(f"Space {space_id} has no frames in the {tier.name.lower()} tier.")
         return pool
 

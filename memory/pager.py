@@ -204,13 +204,13 @@ class Pager:
         self._tables.touch(table)
 
     def save(self, table: PageTable, num_tokens: int, keys: Sequence[bytes], partial_key: bytes) -> None:
-        """Have all pages of the first `num_tokens` tokens copied to the host tier with the next plan, a partial last one included."""
+        """Have the pages of the first `num_tokens` tokens, full ones and a partial one, copied to the host tier with the next plan."""
         self.fill(table, num_tokens, keys)
         num_full, num_tail = divmod(num_tokens, self.page_tokens)
         for pages in table.pages:
             for page in pages[: num_full + (num_tail > 0)]:
-                is_full = page.idx < num_full
-                key = page.key or (keys[page.idx] if is_full and page.idx < len(keys) else partial_key)
+                is_full = page.idx < num_full or (page.idx < table.num_filled and page.key != b"")
+                key = (page.key or keys[page.idx]) if is_full else partial_key
                 self._host.extend_hold(table, page)
                 self._behind.add_save(page, key, self.page_tokens if is_full else num_tail)
 
@@ -229,7 +229,7 @@ class Pager:
     def reserve_host(self, table: PageTable, group: int, page_idx: int, key: bytes, num_tokens: int) -> int:
         """A host frame for a page that is lost or new; the caller writes the page into it before the next plan.
 
-        Raises: OverLimit, OutOfFrames, PagingError (the page is somewhere); nothing is changed but that a new page may stay, lost.
+        Raises: OverLimit, OutOfFrames, PagingError (the page is somewhere); a new page may stay, lost.
         """
         page = self._host.lost_page(table, group, page_idx)
         frame = self._host.reserve(table, page)
@@ -292,9 +292,8 @@ class Pager:
     def _spoil(self, draft: Draft, tiers: tuple[Tier, ...]) -> None:
         """An aborted draft may have been carried out: what was in the frames that it wrote is not there any more."""
         for (tier, _frame), (granules, residue) in draft.written.items():
-            if tier in tiers:
-                for page in self._mapping.spoil(tier, granules, residue):
-                    self._flights.free(page, tier)
+            for page in self._mapping.spoil(tier, granules, residue) if tier in tiers else ():
+                self._flights.give_up(page, tier)
 
     def _order(self) -> list[PageTable]:
         return self._policy.order(self._tables)

@@ -71,14 +71,15 @@ class WriteBehind:
                 num_copies += 1
 
     def _save(self, draft: Draft, sweep: Sweep, page: Page, key: bytes, num_tokens: int) -> None:
-        if not page.holders or page.device_frame is None or (page.host_frame is not None and page.num_tokens >= num_tokens):
+        is_done = page.host_frame is not None and page.key == key and page.num_tokens >= num_tokens
+        if not page.holders or page.device_frame is None or is_done:
             return
         draft.on_undo(lambda: self._save_again(page, key, num_tokens))
-        if page.host_frame is not None:
-            draft.drop_host(page)
         frame = sweep.host_frame(page, may_lose=True)
         if frame is None:
-            return
+            return  # a copy that is there stays
+        if page.host_frame is not None:
+            draft.drop_host(page)
         draft.rekey(page, key)
         sweep.copy_down(page, frame, num_tokens)
 
