@@ -24,7 +24,8 @@ demo: setup  ## tell the story of the README on the shipped model
 	$(BIN)/python -P examples/demo.py
 
 run: setup  ## start a daemon that stays; state and socket in .run
-	mkdir -p -m 700 $(RUN)
+	@mkdir -p -m 700 $(RUN)
+	@echo "In another terminal: export KERNELD_SOCKET=$(abspath $(RUN))/kerneld.sock; $(BIN)/kernelctl model load examples/demo_model --name demo"
 	$(BIN)/kerneld serve --state $(RUN)/state --socket $(RUN)/kerneld.sock --model-root examples
 
 test: setup-dev  ## run all tests
@@ -57,6 +58,7 @@ clean:  ## remove what the other targets made
 
 # The stamps stand for an environment that holds what the named files ask for.
 $(VENV)/.installed: $(VENV)/.created $(SOURCES)
+	@echo "Installing into $(VENV); torch is large, so the first time takes a minute or more."
 	$(PIP) --editable sdk/python --editable '.[daemon]'
 	touch $@
 
