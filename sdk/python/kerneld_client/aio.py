@@ -78,6 +78,9 @@ class Client:
     def __init__(self, wire: AioWire) -> None:
         self._wire = wire
 
+    def __repr__(self) -> str:
+        return f"Client({self._wire.target.address!r})"
+
     async def __aenter__(self) -> Client:
         return self
 

@@ -50,11 +50,11 @@ def fill(message: M, fields: Mapping[str, object], called: str = "") -> M:
     for name, value in fields.items():
         if value is None:
             continue
+        if name not in message.DESCRIPTOR.fields_by_name:
+            raise TypeError(f"There is no option {name!r}.")
         try:
             _set(message, name, value)
-        except AttributeError as error:
-            raise TypeError(f"There is no option {name!r}.") from error
-        except (TypeError, ValueError) as error:
+        except (AttributeError, TypeError, ValueError) as error:
             raise InvalidArgument.of(called or name, f"{error}") from error
     return message
 

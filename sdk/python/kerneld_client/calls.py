@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from kerneld_client import reading, values
@@ -109,11 +109,13 @@ def infer(context_id: str, text: str | None, options: InferOptions) -> Call[pb.I
 
 
 def _token_list(tokens: Sequence[int]) -> pb.TokenList:
+    if isinstance(tokens, str | bytes) or not isinstance(tokens, Iterable):
+        raise InvalidArgument.of("tokens", "is a list of token ids; text goes into text=.")
     return fill(pb.TokenList(), {"ids": tokens}, called="tokens")
 
 
 def _chat_message(i: int, item: Mapping[str, str]) -> pb.ChatMessage:
-    if item.keys() != {"role", "content"}:
+    if not isinstance(item, Mapping) or item.keys() != {"role", "content"}:
         raise InvalidArgument.of(f"messages[{i}]", "has role and content, both strings, and nothing else.")
     return fill(pb.ChatMessage(), item)
 

@@ -59,6 +59,9 @@ class Client:
     def __init__(self, wire: Wire) -> None:
         self._wire = wire
 
+    def __repr__(self) -> str:
+        return f"Client({self._wire.target.address!r})"
+
     def __enter__(self) -> Client:
         return self
 
