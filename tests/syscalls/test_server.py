@@ -16,6 +16,8 @@ from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 import kerneld_client
 from kerneld.config import SyscallsConfig
 from kerneld_client.pb import syscalls_pb2 as pb
+from kerneld_client.target import CHANNEL_OPTIONS
+from syscalls.server import server_options
 from syscalls.sockets import ListenError
 from tests.syscalls.fake_kernel import FakeKernel
 from tests.syscalls.rig import Rig, ask
@@ -54,6 +56,13 @@ def certificates(tmp_path_factory: pytest.TempPathFactory) -> Path:
     openssl(folder, "req", "-x509", *key, *signed, "-keyout", "server.key", "-out", "server.pem", "-subj", "/CN=localhost", "-addext", san)
     openssl(folder, "req", "-x509", *key, *signed, "-keyout", "client.key", "-out", "client.pem", "-subj", "/CN=robot")
     return folder
+
+
+def test_every_setting_of_the_transport_is_one_that_grpc_knows() -> None:
+    # It takes what it does not know without a word; streams that waited for two minutes were cut for that.
+    library = next(Path(grpc.__file__).parent.glob("_cython/cygrpc*.so")).read_bytes()
+    names = {name for name, _ in (*server_options(1 << 20), *CHANNEL_OPTIONS)}
+    assert {name for name in names if name.encode() not in library} == set()
 
 
 def over_tls(config: SyscallsConfig, folder: Path, *, with_client_ca: bool = False) -> SyscallsConfig:

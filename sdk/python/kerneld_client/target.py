@@ -33,6 +33,7 @@ CHANNEL_OPTIONS = (
     ("grpc.use_local_subchannel_pool", 1),
     ("grpc.keepalive_time_ms", 20_000),
     ("grpc.keepalive_timeout_ms", 10_000),
+    ("grpc.http2.max_pings_without_data", 0),  # a stream that waits in a queue is silent for minutes
     # Retries are this library's, which knows what may be repeated.
     ("grpc.enable_retries", 0),
 )
