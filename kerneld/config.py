@@ -101,7 +101,8 @@ class KerneldConfig:
     users: Mapping[str, str] = field(
         default_factory=dict,
         metadata={
-            "doc": 'Tenants of local users: "uid:1000" or "group:students" to a path such as "lab/students"; others are under "local".'
+            "doc": 'Tenants of users: "uid:1000", "group:students" or, of a client certificate, "cert:NAME" to a path such as '
+            '"lab/students"; other local users are under "local", other certificates are nobody.'
         },
     )
     log_level: str = field(default="info", metadata={"doc": "Least severe log lines that are written.", "choices": LOG_LEVELS})
@@ -171,8 +172,8 @@ def check_config(config: Config) -> None:
 
 def _check_user(who: str, tenant: str) -> None:
     kind, _, name = who.partition(":")
-    if kind not in ("uid", "group") or not name or (kind == "uid" and not name.isdigit()):
-        raise ConfigError(f'kerneld.users: {who!r} is neither "uid:NUMBER" nor "group:NAME".')
+    if kind not in ("uid", "group", "cert") or not name or (kind == "uid" and not name.isdigit()):
+        raise ConfigError(f'kerneld.users: {who!r} is neither "uid:NUMBER" nor "group:NAME" nor "cert:COMMON NAME".')
     if not tenant or not all(tenant.split("/")):
         raise ConfigError(f'kerneld.users: {who!r} is mapped to {tenant!r}, which is not a tenant path such as "lab/students".')
 

@@ -36,6 +36,7 @@ class DaemonRig:
         self.state = folder / "state"
         self.socket = folder / "k.sock"
         self.log = folder / "daemon.log"
+        self.address = ""  # HOST:PORT, where a test gives it one
         self.arguments: tuple[str, ...] = ()  # of the command line, beside the settings
         self._settings = settings
         self._process: subprocess.Popen[bytes] | None = None

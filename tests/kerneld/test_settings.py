@@ -84,7 +84,8 @@ def test_sizes_take_suffixes(tmp_path: Path, text: str, size_bytes: int) -> None
 def test_lists_and_tables_come_as_toml_and_one_path_as_it_stands(tmp_path: Path) -> None:
     assert load(tmp_path, "", 'kerneld.model_roots=["/a", "/b"]').kerneld.model_roots == (Path("/a"), Path("/b"))
     assert load(tmp_path, "", "kerneld.model_roots=/a").kerneld.model_roots == (Path("/a"),)
-    assert load(tmp_path, "", 'kerneld.users={"uid:1000" = "lab/ana"}').kerneld.users == {"uid:1000": "lab/ana"}
+    for who in ("uid:1000", "group:ml", "cert:ana"):
+        assert load(tmp_path, "", f'kerneld.users={{"{who}" = "lab/ana"}}').kerneld.users == {who: "lab/ana"}
 
 
 def test_variables_of_the_clients_are_not_settings(tmp_path: Path) -> None:
