@@ -51,7 +51,7 @@ ADVICE = {
     "NOT_FOUND": "List what there is with `ps`, `model ls`, `ckpt ls` or `tenant ls`; what belongs to others is not shown.",
     "UNAUTHENTICATED": "Over TCP give --token-file; `kernelctl token add` makes tokens.",
     "PERMISSION_DENIED": "See who you are with `kernelctl whoami`, and ask an administrator for a role or the owner for a grant.",
-    "UNAVAILABLE": "Is it another socket? Give --socket or set KERNELD_SOCKET. `kernelctl doctor` looks further.",
+    "UNAVAILABLE": "Start it, or name its socket (--socket, KERNELD_SOCKET); `kernelctl doctor` looks further.",
     "RESOURCE_EXHAUSTED": "Wait and try again, or free contexts; `kernelctl ps` lists them.",
     "ALREADY_EXISTS": "Choose another name.",
     "ABORTED": "Nothing happened: repeat the command.",
