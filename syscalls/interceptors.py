@@ -54,6 +54,10 @@ CODES = {code.value[0]: code for code in grpc.StatusCode}
 DIGEST_BYTES = 16
 
 
+class ReaderLeft(Exception):
+    """The reader of a stream went away while an answer was on its way; no error of anybody."""
+
+
 class Identity(Protocol):
     """Who stands behind a credential. Raises: Unauthenticated."""
 
@@ -157,7 +161,7 @@ class Gate(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
                     if not is_audited:
                         is_audited = True
                         self._audit(door, request, caller, "OK")
-                    await context.write(answer)
+                    await _send(answer, context)
         except Exception as error:
             if not is_audited:
                 self._audit(door, request, caller, outcome_of(error))
@@ -228,7 +232,7 @@ class Gate(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
 
     async def _refuse(self, door: Door, error: Exception, context: Context) -> None:
         """End the call with the status of an error; a caller who has left gets none."""
-        if context.done():
+        if context.done() or isinstance(error, ReaderLeft):
             self._guards.counters.count(door.syscall.verb, grpc.StatusCode.CANCELLED)
             return
         status = self._status_of(door, error)
@@ -262,6 +266,14 @@ class Guards:
     audit: Audit
     counters: CallCounters
     max_message_bytes: int
+
+
+async def _send(answer: Message, context: Context) -> None:
+    """Write one answer of a stream. Raises: ReaderLeft; the call is seen to have ended only after that."""
+    try:
+        await context.write(answer)
+    except grpc.aio.InternalError as error:
+        raise ReaderLeft from error
 
 
 def outcome_of(error: BaseException) -> str:
