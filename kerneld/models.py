@@ -5,7 +5,7 @@
                             +--refused--> FAILED --load--> LOADING
 
 `kerneld.residency` alone moves a model between these states. Invariants:
-1. A path is real, is a directory, and lies under a configured model root, whatever links say.
+1. A path is real, is a directory, and lies under a configured model root, whatever links say; so do the files in it.
 2. `weights_hash` names the bytes: files that changed since are another model, and old pages and images do not fit it.
 3. `model_id` and the space ids of a model are given once and stay for the life of this front, so that pages in the host tier outlive
    an unload and the death of a worker.
@@ -148,12 +148,18 @@ class ModelTable:
         if not args.path:
             raise InvalidArgument("path", "name the directory of the model.")
         path = Path(args.path).resolve()
-        if not any(path.is_relative_to(root) for root in self._roots):
+        if not self._is_inside(path):
             roots = ", ".join(str(root) for root in self._roots) or "none is configured"
             raise InvalidArgument("path", f"{args.path} is not under a model root ({roots}); see kerneld.model_roots.")
         if not path.is_dir():
             raise InvalidArgument("path", f"{args.path} is not a directory.")
+        for file in path.iterdir():
+            if file.is_symlink() and not self._is_inside(file.resolve()):
+                raise InvalidArgument("path", f"{file.name} in {args.path} is a link to something outside of the model roots.")
         return path
+
+    def _is_inside(self, path: Path) -> bool:
+        return any(path.is_relative_to(root) for root in self._roots)
 
 
 def file_stamp(path: Path) -> str:

@@ -3,6 +3,8 @@
 A checkpoint copies the context's pages to the host tier with the next plan, and writes them from there in a thread, so no step waits for a
 disk. A restore puts pages into the host tier and lets the next request fault them in like any others. Pages are an extra: what an image
 lacks, or what does not fit the model's fingerprint, is computed from the tokens, and the answer says so.
+
+An image belongs to whoever took it, and counts for his tenant; one that an admin takes, to the owner of the context.
 """
 
 from __future__ import annotations
@@ -54,11 +56,15 @@ class ImageVerbs:
     async def _write(self, caller: Caller, context: Context, args: CheckpointArgs) -> ImageInfo:
         machine, started_at = self._machine, time.monotonic()
         machine.disk.check()
-        secret = machine.tenants.get(context.tenant).secret
+        owner = caller.principal.name, caller.principal.tenant
+        if caller.principal.is_admin:
+            owner = context.owner, context.tenant
+        secret = machine.tenants.get(owner[1]).secret
         images = await machine.store.load_images()
-        self._check_quota(context, images)
-        manifest = self._manifest(context, args, generation=1 + sum(image.context_id == context.id for image in images))
-        pages = [] if args.tokens_only else await self._save_pages(context)
+        self._check_quota(owner[1], images)
+        manifest = self._manifest(context, args, owner, generation=1 + sum(image.context_id == context.id for image in images))
+        has_pages = not args.tokens_only and manifest.tenant == context.tenant  # pages never cross a tenant unasked
+        pages = await self._save_pages(context) if has_pages else []
         contents: list[PageContent] = []
         try:
             contents = [self._content(page) for page in pages]
@@ -70,8 +76,8 @@ class ImageVerbs:
             id=manifest.image_id,
             context_id=context.id,
             model=context.model,
-            owner=caller.principal.name,
-            tenant=context.tenant,
+            owner=manifest.owner,
+            tenant=manifest.tenant,
             num_tokens=manifest.num_tokens,
             num_pages=len(written.manifest.pages),
             size_bytes=written.size_bytes,
@@ -82,16 +88,16 @@ class ImageVerbs:
         await machine.store.add_image(info, effects)
         machine.effects.keep(effects)
         seconds = time.monotonic() - started_at
-        machine.events.publish(ImageWritten(info.id, context.id, context.tenant, info.num_pages, info.size_bytes, seconds))
+        machine.events.publish(ImageWritten(info.id, context.id, info.tenant, info.num_pages, info.size_bytes, seconds))
         return info
 
-    def _manifest(self, context: Context, args: CheckpointArgs, generation: int) -> Manifest:
+    def _manifest(self, context: Context, args: CheckpointArgs, owner: tuple[str, str], generation: int) -> Manifest:
         model = self._machine.models.get(context.model)
         return Manifest(
             image_id=secrets.token_hex(16),
             context_id=context.id,
-            tenant=context.tenant,
-            owner=context.owner,
+            tenant=owner[1],
+            owner=owner[0],
             model=context.model,
             fingerprint=model.fingerprint.hex(),
             generation=generation,
@@ -103,13 +109,13 @@ class ImageVerbs:
             max_tokens=context.max_tokens,
         )
 
-    def _check_quota(self, context: Context, images: list[ImageInfo]) -> None:
-        limit = self._machine.tenants.get(context.tenant).limits.image_bytes
-        used = sum(image.size_bytes for image in images if image.tenant == context.tenant)
+    def _check_quota(self, tenant: str, images: list[ImageInfo]) -> None:
+        limit = self._machine.tenants.get(tenant).limits.image_bytes
+        used = sum(image.size_bytes for image in images if image.tenant == tenant)
         if limit and used >= limit:
             raise QuotaExceeded(
-                f"The tenant {context.tenant!r} has {used} bytes of images, its limit is {limit}; delete some first.",
-                facts={"limit": "image_bytes", "value": str(limit), "holder": context.tenant},
+                f"The tenant {tenant!r} has {used} bytes of images, its limit is {limit}; delete some first.",
+                facts={"limit": "image_bytes", "value": str(limit), "holder": tenant},
             )
         total, budget = sum(image.size_bytes for image in images), self._machine.config.memory.disk_bytes
         if budget and total >= budget:
