@@ -113,7 +113,7 @@ class DaemonRig:
 
     def log_text(self) -> str:
         """What the daemon and its worker said."""
-        return self.log.read_text(errors="replace")[-8000:] if self.log.exists() else ""
+        return self.log.read_text(errors="replace")[-20_000:] if self.log.exists() else ""
 
     def clean_up(self) -> None:
         """Leave no process behind, whatever the test did."""
