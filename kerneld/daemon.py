@@ -117,6 +117,8 @@ class Daemon:
         await self._housekeeping.stop()
         await self._listener.close()
         await machine.supervisor.stop()
+        machine.residency.detach()
+        await machine.delivery.close()
         await machine.renderer.close()
         await machine.authenticator.close()
         machine.events.publish(DaemonStopped(len(machine.requests)))
@@ -183,6 +185,7 @@ class Daemon:
         """Let parts tell each other what concerns them."""
         machine.events.subscribe(self.metrics.on_event)
         machine.delivery.on_finished = self._request_finished
+        machine.delivery.on_unsynced = machine.dispatcher.end
         machine.authenticator.on_tenant_seen = self._tenant_seen
 
     def _worker_command(self) -> WorkerCommand:

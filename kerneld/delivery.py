@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator
-from functools import partial
 from typing import NamedTuple
 
 from drivers.contract import RowResult, StepResult, TokenLogprob
@@ -52,6 +51,11 @@ class Delivery:
         self._clock = clock
         self._gate = SyncGate(journal)
         self.on_finished: Callable[[Request], None] = lambda _request: None
+        self.on_unsynced: Callable[[Request, FinishReason, str], None] = self.settle
+
+    async def close(self) -> None:
+        """Wait for what waits for the disk."""
+        await self._gate.close()
 
     # ------------------------------------------------------------------------------------------------------------------- running or not
 
@@ -141,7 +145,7 @@ class Delivery:
             request.first_token_at = self._clock()
             self._events.publish(FirstTokenSampled(request.id, request.tenant, request.first_token_at - request.arrival))
         if request.context.durability is Durability.FSYNC:
-            self._gate.after_sync(partial(request.log.release, request.log.num_written))
+            self._show_after_sync(request)
         if reason is not None:
             yield Ending(row, reason)
 
@@ -179,7 +183,7 @@ class Delivery:
         context.active_request, context.last_request, context.last_used_at = "", request.id, now
         request.transcript.close()
         if context.durability is Durability.FSYNC:
-            self._gate.after_sync(lambda: request.log.finish(finished))
+            self._show_after_sync(request, finished)
         else:
             request.log.finish(finished)
         self._events.publish(
@@ -198,12 +202,28 @@ class Delivery:
         self.on_finished(request)
 
     def _write_end(self, request: Request, finished: Finished, now: float) -> None:
-        """Journal the end of a request. If that fails, it ends all the same; a restart would let it go on."""
+        """Journal the end of a request. If that cannot be, it ends all the same; a restart before the disk is well would let it go on."""
         context = request.context
         if context.durability is Durability.NONE:
             return
-        handle, name = bytes.fromhex(context.id), bytes.fromhex(request.id)
-        try:
-            self._journal.append([Finish(handle, name, finished.reason, finished.usage, finished.detail, now)])
-        except KernelError as error:
-            logger.error("the end of a request could not be journaled", extra={"request": request.id, "error": error.message})
+        end = Finish(bytes.fromhex(context.id), bytes.fromhex(request.id), finished.reason, finished.usage, finished.detail, now)
+        if not self._journal.append_or_owe(end):
+            logger.error("the end of a request could not be journaled yet", extra={"request": request.id})
+
+    def _show_after_sync(self, request: Request, finished: Finished | None = None) -> None:
+        """Show what is written of a request, and its end, once the disk has it; if that fails, it ends without showing more."""
+        log, num_tokens = request.log, request.log.num_written
+
+        def show() -> None:
+            log.release(num_tokens)
+            if finished is not None:
+                log.finish(finished)
+
+        def give_up(error: KernelError) -> None:
+            log.seal()
+            if finished is not None:
+                log.finish(Finished(FinishReason.ERROR, finished.usage, error.message))
+            elif not request.is_finished:
+                self.on_unsynced(request, FinishReason.ERROR, error.message)
+
+        self._gate.after_sync(show, give_up)

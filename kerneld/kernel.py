@@ -6,6 +6,7 @@ from kerneld.machine import Machine
 from kerneld.supervisor import WorkerState
 from kerneld.verbs.admin import AdminVerbs
 from kerneld.verbs.contexts import ContextVerbs
+from kerneld.verbs.edits import EditVerbs
 from kerneld.verbs.images import ImageVerbs
 from kerneld.verbs.inference import InferenceVerbs
 from kerneld.verbs.models import ModelVerbs
@@ -17,6 +18,7 @@ class Kernel:
     def __init__(self, machine: Machine) -> None:
         self._machine = machine
         contexts = ContextVerbs(machine)
+        edits = EditVerbs(machine, contexts)
         inference = InferenceVerbs(machine)
         models = ModelVerbs(machine)
         images = ImageVerbs(machine, contexts)
@@ -24,8 +26,8 @@ class Kernel:
 
         self.alloc, self.fork, self.free = contexts.alloc, contexts.fork, contexts.free
         self.stat, self.list_contexts, self.read = contexts.stat, contexts.list_contexts, contexts.read
-        self.truncate, self.suspend, self.resume = contexts.truncate, contexts.suspend, contexts.resume
-        self.set, self.grant, self.revoke = contexts.set, contexts.grant, contexts.revoke
+        self.truncate, self.suspend, self.resume = edits.truncate, edits.suspend, edits.resume
+        self.set, self.grant, self.revoke = edits.set, edits.grant, edits.revoke
 
         self.infer, self.attach = inference.infer, inference.attach
         self.cancel, self.score = inference.cancel, inference.score

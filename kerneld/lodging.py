@@ -4,8 +4,8 @@
 
 Rules
 1. A worker that is early waits: before recovery nobody knows which weights and pages of an earlier run are wanted.
-2. There is one host tier in the life of a front. A worker that kept one of an earlier front brings it along, and keeps it: it is given none,
-   which tells it to keep its driver and its weights as they are.
+2. There is one host tier in the life of a front. A worker that kept one of an earlier front brings it along, and keeps it: it is given
+   none, which tells it to keep its driver and its weights as they are.
 """
 
 from __future__ import annotations

@@ -11,8 +11,10 @@ from dataclasses import dataclass, field
 from drivers.hostmem import HostMemory
 from kerneld.admission import Admission
 from kerneld.bounds import Bounds
+from kerneld.calls import Durability
 from kerneld.checkpoint import ImageStore
 from kerneld.config import Config
+from kerneld.context import Context
 from kerneld.contexts import ContextTable
 from kerneld.delivery import Delivery
 from kerneld.disk_reserve import DiskReserve
@@ -75,6 +77,13 @@ class Machine:
     is_recovered: bool = False
     is_draining: bool = False
     stop: Callable[[], None] = lambda: None
+
+    def num_visible(self, context: Context) -> int:
+        """Tokens of a context that may be shown: with durability `fsync`, those that are on the disk."""
+        request = self.requests.get(context.active_request) or self.last_logs.get(context.id)
+        if context.durability is not Durability.FSYNC or request is None:
+            return context.num_tokens
+        return request.log.end
 
     def know_tenant(self, tenant: TenantRow) -> None:
         """Let every part know a tenant, or what changed of it."""

@@ -29,7 +29,7 @@ from kerneld.state.replay import EFFECT_LIFETIME_S, ContextRecord, LogState
 from kerneld.state.tables import ModelRow
 from kerneld.stream import OutputLog
 from kerneld.transcript import Transcript
-from kerneld.verbs.inference import PREFIX_TOKENS
+from kerneld.verbs.intake import PREFIX_TOKENS
 from kerneld.verbs.models import model_from
 
 logger = logging.getLogger(__name__)

@@ -38,6 +38,7 @@ class OutputLog:
         "_clock",
         "_first_logprob",
         "_is_held",
+        "_is_sealed",
         "_logprobs",
         "_num_shown",
         "_pieces",
@@ -55,6 +56,7 @@ class OutputLog:
         self.left_at: float | None = clock()
         self._clock = clock
         self._is_held = is_held
+        self._is_sealed = False
         self._num_shown = 0
         self._tokens: array[int] = array("I")
         self._pieces: list[str] = []
@@ -90,13 +92,19 @@ class OutputLog:
 
     def release(self, num_tokens: int) -> None:
         """Let readers see the first `num_tokens` tokens."""
-        self._num_shown = max(self._num_shown, num_tokens)
-        self._wake()
+        if not self._is_sealed:
+            self._num_shown = max(self._num_shown, num_tokens)
+            self._wake()
+
+    def seal(self) -> None:
+        """Show no more: what is held did not become durable."""
+        self._is_sealed = True
 
     def finish(self, finished: Finished) -> None:
-        """Say how it ended; nothing is appended afterwards."""
+        """Say how it ended; nothing is appended afterwards. What is held must have been released before."""
         assert self.finished is None, "a request finishes once"
-        self._num_shown = len(self._tokens)
+        if not self._is_held:
+            self._num_shown = len(self._tokens)
         self.finished = finished
         self._wake()
 

@@ -100,3 +100,12 @@ def _full(path: Path, needed_bytes: int) -> DiskFull:
         f"The disk under {path} is full: {wanted}, {free} are free.",
         facts={"path": str(path), "needed_bytes": str(needed_bytes), "free_bytes": str(free)},
     )
+
+
+def sync_failed(path: Path) -> Unavailable:
+    """What is said when a disk did not take what was written."""
+    return Unavailable(
+        f"The disk under {path} failed to sync the journal: what was appended survives the daemon, but perhaps not a power cut.",
+        reason="JOURNAL_SYNC_FAILED",
+        facts={"path": str(path)},
+    )

@@ -18,6 +18,7 @@ How much a request reserves is the caller's to know: `TOKEN_BYTES` per token tha
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import errno
 import logging
 import os
@@ -28,7 +29,7 @@ from pathlib import Path
 
 from kerneld.errors import DiskFull, Unavailable
 from kerneld.failpoints import hit
-from kerneld.state.files import disk_errors, explain
+from kerneld.state.files import disk_errors, explain, sync_failed
 from kerneld.state.records import Record, Synced
 from kerneld.state.segment import HEADER_BYTES, Header, Kind, SegmentWriter, frame
 from kerneld.state.shelf import Shelf
@@ -59,11 +60,12 @@ class Journal:
 
     def __init__(self, path: Path, *, segment_bytes: int = SEGMENT_BYTES, machine_boot: bytes | None = None) -> None:
         """Look at the folder; nothing in it is changed before the end of `replay`. Raises: WrongState, Unavailable."""
-        self._shelf = Shelf(path, machine_boot or _read_machine_boot())
+        self._shelf = Shelf(path, machine_boot)
         self._path = path
         self._segment_bytes = segment_bytes
         self._state = _State.OPENED
         self._reserved = 0
+        self._owed: list[Record] = []  # could not be written yet
         self._marked = HEADER_BYTES  # up to here a mark in the current segment says that it was synced
         self._syncing: asyncio.Task[None] | None = None
         self._executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix="journal-sync")
@@ -75,9 +77,8 @@ class Journal:
     @property
     def needs_compaction(self) -> bool:
         """Whether `compact` should be called soon: the log has grown, or a segment was abandoned."""
-        if self._is_compacting:
-            return False
-        return self._segment.number - self._first >= COMPACT_SEGMENTS or self._last_abandoned >= self._first
+        has_grown = self._segment.number - self._first >= COMPACT_SEGMENTS
+        return not self._is_compacting and (has_grown or self._last_abandoned >= self._first)
 
     @property
     def reserved_bytes(self) -> int:
@@ -116,10 +117,20 @@ class Journal:
         if segment.synced > self._marked:
             self._marked = segment.synced
             records = (Synced(segment.synced), *records)
-        framed = frame(records, segment.salt)
+        framed = frame((*self._owed, *records), segment.salt)
         self._grow(segment, len(framed))
         with disk_errors(self._path, len(framed)):
             segment.write(framed)
+        self._owed.clear()
+
+    def append_or_owe(self, record: Record) -> bool:
+        """Append what has happened, or write it in front of the next record that can be written. Returns whether it was written now."""
+        try:
+            self.append([record])
+        except (DiskFull, Unavailable):
+            self._owed.append(record)
+            return False
+        return True
 
     def append_unreserved(self, records: Sequence[Record]) -> None:
         """Append records that begin nothing; where the disk is full they use the slack. Raises: as append; then nothing was written."""
@@ -165,7 +176,7 @@ class Journal:
         segment, end = self._segment, self._segment.offset
         while segment.synced < end:
             if segment.is_abandoned:
-                raise _sync_failed(self._path)
+                raise sync_failed(self._path)
             if self._syncing is None:
                 self._syncing = asyncio.create_task(self._sync_once())
             await asyncio.shield(self._syncing)
@@ -190,16 +201,18 @@ class Journal:
         `fold` must be pure: folding its result and what follows gives the same as folding everything. Does nothing while another
         compaction runs. Raises: DataLoss, if a segment does not read back; DiskFull, Unavailable. Then the older files still stand.
         """
-        if self._is_compacting:
-            return
-        number = self.rotate()
-        self._is_compacting = True
-        await asyncio.to_thread(self._compact, number, fold)
+        if not self._is_compacting:
+            number = self.rotate()
+            self._is_compacting = True
+            await asyncio.to_thread(self._compact, number, fold)
 
     def close(self) -> None:
         """Put the log on the disk and stop. Safe to call twice. Raises: Unavailable, if the disk failed."""
         if self._state is _State.CLOSED:
             return
+        if self._owed:
+            with contextlib.suppress(DiskFull, Unavailable):
+                self.append(())
         was_ready, self._state = self._state is _State.READY, _State.CLOSED
         self._executor.shutdown(wait=True)
         if not was_ready:
@@ -208,7 +221,7 @@ class Journal:
             self._sync_old(self._segment)
         self._segment.close()
         if self._segment.is_abandoned:
-            raise _sync_failed(self._path)
+            raise sync_failed(self._path)
 
     def _create(self, number: int, previous_end: int) -> SegmentWriter:
         """Make a segment with room for all that is reserved, so that invariant 3 holds before its first record."""
@@ -285,15 +298,3 @@ def _allocate(segment: SegmentWriter, end: int) -> None:
         segment.allocate(end + GROWTH_BYTES)
     except OSError:
         segment.allocate(end)  # not a whole step then, but all that is needed
-
-
-def _read_machine_boot() -> bytes:
-    return bytes.fromhex(Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip().replace("-", ""))
-
-
-def _sync_failed(path: Path) -> Unavailable:
-    return Unavailable(
-        f"The disk under {path} failed to sync the journal: what was appended survives the daemon, but perhaps not a power cut.",
-        reason="JOURNAL_SYNC_FAILED",
-        facts={"path": str(path)},
-    )

@@ -33,10 +33,10 @@ _SNAPSHOT_CHUNK = 64  # records framed at a time
 class Shelf:
     """The files of one journal. It holds no state of its own: two threads may use it on different files."""
 
-    def __init__(self, path: Path, machine_boot: bytes) -> None:
+    def __init__(self, path: Path, machine_boot: bytes | None) -> None:
         """Look at the folder. Raises: WrongState or Unavailable, if it cannot be used."""
         self.path = path
-        self.machine_boot = machine_boot
+        self.machine_boot = machine_boot or _read_machine_boot()
         with disk_errors(path):
             path.mkdir(mode=0o700, exist_ok=True)
 
@@ -177,3 +177,7 @@ def _snapshot_chunks(header: Header, records: Iterable[Record]) -> Iterator[byte
             yield frame(chunk, header.salt)
             chunk = []
     yield frame([*chunk, SnapshotEnd(num_records)], header.salt)
+
+
+def _read_machine_boot() -> bytes:
+    return bytes.fromhex(Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip().replace("-", ""))

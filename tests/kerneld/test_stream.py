@@ -130,7 +130,29 @@ def test_held_tokens_are_seen_once_released() -> None:
     log.finish(END)
     seen.append(log.end)
 
-    assert seen == [0, 1, 2]
+    assert seen == [0, 1, 1]
+
+
+def test_a_sealed_log_shows_no_more() -> None:
+    log = OutputLog(0, Clock(), is_held=True)
+    log.append(1, "a")
+    log.append(2, "b")
+    log.release(1)
+
+    log.seal()
+    log.release(2)
+
+    assert log.delta(0).tokens == (1,)
+
+
+def test_a_delta_has_log_probabilities_for_all_its_tokens_or_none() -> None:
+    log = OutputLog(0, Clock())
+    log.append(5, "a")
+    log.append(6, "b", TokenLogprob(-1.5))
+
+    assert log.delta(0).tokens == (5,)
+    assert log.delta(0).logprobs == ()
+    assert log.delta(1).logprobs == (TokenLogprob(-1.5),)
 
 
 def test_closing_ends_a_read_that_waits() -> None:

@@ -1,0 +1,193 @@
+"""Intake: from the arguments of a call to a request that waits.
+
+Whoever computes comes in here, in this order: form, right, state, length, room, limits, disk. Only then it is journaled, and from then
+on it is a promise that outlives this process.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+
+import msgspec
+
+from drivers.contract import Sampling
+from kerneld.bounds import check_tokens
+from kerneld.calls import Caller, ChatInput, ContextState, Durability, InferArgs, InferInput, TextInput, TokenInput
+from kerneld.context import Context
+from kerneld.errors import Draining, InvalidArgument, NotFound, OutOfRange, QuotaExceeded, WrongState
+from kerneld.events import QuotaRefused, RequestArrived
+from kerneld.machine import Machine
+from kerneld.models import Model
+from kerneld.request import Request
+from kerneld.state.journal import RECORD_BYTES, TOKEN_BYTES
+from kerneld.state.records import Admit, pack_tokens
+from kerneld.stream import OutputLog
+from kerneld.transcript import Transcript
+
+PREFIX_TOKENS = 8  # of the past that a detokenizer looks at
+
+
+class Intake:
+    """Takes requests in."""
+
+    def __init__(self, machine: Machine) -> None:
+        self._machine = machine
+
+    def check_open(self) -> None:
+        """Whether new requests are taken at all. Raises: Draining."""
+        if self._machine.is_draining:
+            raise Draining("The daemon is draining and takes no new requests.", retry_after_s=1.0)
+
+    async def model_of(self, context: Context) -> Model:
+        """The context's model with what the driver says of it, on its way to the device. Raises: NotFound, WrongState, Unavailable."""
+        machine = self._machine
+        model = machine.models.get(context.model)
+        if model.weights_hash != context.fingerprint:
+            raise WrongState(
+                f"The files of model {model.name!r} have changed since this context began; make a new one.", reason="MODEL_CHANGED"
+            )
+        await machine.residency.inspect(model)
+        machine.residency.start(model)
+        return model
+
+    async def tokenize(self, context: Context, model: Model, given: InferInput) -> tuple[int, ...]:
+        """The tokens of an input. Raises: InvalidArgument."""
+        if given is None:
+            return ()
+        if isinstance(given, TokenInput):
+            assert model.spec is not None, "inspected before"
+            check_tokens("input.tokens", given.tokens, model.spec.vocab_size)
+            return given.tokens
+        if model.tokenizer is None:
+            raise InvalidArgument("input", f"the model {model.name!r} has no tokenizer; give token ids.")
+        text = given.text if isinstance(given, TextInput) else await self._render(context, model, given)
+        opens = isinstance(given, TextInput) and not context.num_tokens
+        return tuple(await asyncio.to_thread(model.tokenizer.encode, text, opens))
+
+    async def _render(self, context: Context, model: Model, given: ChatInput) -> str:
+        if model.template is None:
+            raise InvalidArgument("input.messages", f"the model {model.name!r} has no chat template; give text.")
+        return await self._machine.renderer.render(model.template, given.messages, opens=not context.num_tokens)
+
+    def check_length(self, context: Context, model: Model, num_input: int, max_tokens: int) -> int:
+        """How many tokens may be generated. Raises: OutOfRange, if the input leaves no room."""
+        limit = min(context.max_tokens or model.context_limit(), model.context_limit())
+        room = limit - context.num_tokens - num_input
+        if room < min(max_tokens, 1):
+            raise OutOfRange(
+                f"The context has {context.num_tokens} tokens and holds {limit}; an input of {num_input} leaves no room to generate.",
+                facts={"num_tokens": str(context.num_tokens), "num_input": str(num_input), "max_tokens": str(limit)},
+            )
+        return min(max_tokens, room)
+
+    def check_fits(self, context: Context, model: Model, num_more: int) -> None:
+        """Whether the context could ever be wholly on the device with so many more tokens. Raises: NeverFits."""
+        if model.spaces:  # else its first load is on its way; what cannot be placed then ends with an error that says so
+            self._machine.pager.fits(model.space_ids, context.num_tokens + num_more, context.tenant)
+
+    def check_limits(self, context: Context, num_input: int) -> None:
+        """Whether the tenant may have another request now. Raises: QueueFull, QuotaExceeded."""
+        try:
+            self._machine.admission.check_request(context.tenant, num_input)
+        except QuotaExceeded as error:
+            facts = error.facts
+            self._machine.events.publish(QuotaRefused(context.tenant, facts.get("limit", ""), facts.get("holder", "")))
+            raise
+
+    def make(
+        self, context: Context, args: InferArgs, sampling: Sampling, num_input: int, max_tokens: int, *, score_from: int = -1
+    ) -> Request:
+        """A request that nobody knows of yet."""
+        machine, now = self._machine, self._machine.clock()
+        start = context.num_tokens + (num_input if score_from < 0 else 0)
+        grace_s = machine.config.kerneld.detach_grace_s if args.detach_grace_s is None else args.detach_grace_s
+        log = OutputLog(start, machine.clock, is_held=context.durability is Durability.FSYNC)
+        tokenizer = machine.models.get(context.model).tokenizer if score_from < 0 else None
+        return Request(
+            id=secrets.token_hex(16),
+            context=context,
+            args=args,
+            sampling=sampling,
+            num_input=num_input,
+            output_start=start,
+            max_tokens=max_tokens,
+            arrival=now,
+            log=log,
+            transcript=Transcript(log, tokenizer, args.stop, context.tokens[-PREFIX_TOKENS:].tolist()),
+            deadline=now + args.deadline_s if args.deadline_s else None,
+            detach_grace_s=grace_s,
+            score_from=score_from,
+            queued_at=now,
+        )
+
+    def journal(self, caller: Caller, request: Request, tokens: tuple[int, ...]) -> None:
+        """Make the request a promise. Raises: DiskFull; then nothing happened."""
+        context, journal = request.context, self._machine.journal
+        answer = bytes.fromhex(context.id) + bytes.fromhex(request.id) + request.output_start.to_bytes(8, "big")
+        effects = self._machine.effects.record(caller, "infer", answer)
+        if context.durability is Durability.NONE:
+            self._machine.effects.keep(effects)
+            return
+        self._machine.disk.check()
+        record = admit_record(request, tokens)
+        num_bytes = RECORD_BYTES + len(record.tokens) + sum(len(stop) * 4 for stop in record.stop) + request.max_tokens * TOKEN_BYTES
+        journal.reserve(num_bytes)
+        try:
+            journal.append([record, *effects])
+        except BaseException:
+            journal.release(num_bytes)
+            raise
+        self._machine.effects.keep(effects)
+        request.reserved_bytes = num_bytes
+
+    def enqueue(self, request: Request) -> None:
+        """Let a request wait for its turn."""
+        machine, context = self._machine, request.context
+        machine.admission.take_request(context.tenant, request.num_input)
+        context.move(ContextState.READY)
+        context.active_request, context.last_used_at = request.id, request.arrival
+        machine.last_logs.pop(context.id, None)
+        machine.requests[request.id] = request
+        machine.events.publish(RequestArrived(request.id, context.id, context.tenant, request.num_input))
+        machine.scheduler.enqueue(request)
+        machine.dispatcher.arrived()
+
+
+def resolve(args: InferArgs, context: Context, model: Model) -> Sampling:
+    """Sampling with its seed, and with the tokens that end the output."""
+    assert model.spec is not None, "inspected before"
+    ends = () if args.ignore_eos else model.spec.eos_token_ids
+    stops = tuple(dict.fromkeys((*args.sampling.stop_token_ids, *ends)))
+    return msgspec.structs.replace(args.sampling, seed=args.sampling.seed if args.has_seed else context.seed, stop_token_ids=stops)
+
+
+def admit_record(request: Request, tokens: tuple[int, ...]) -> Admit:
+    """How a request stands in the journal."""
+    return Admit(
+        context_id=bytes.fromhex(request.context.id),
+        request=bytes.fromhex(request.id),
+        tokens=pack_tokens(tokens),
+        sampling=request.sampling,
+        stop=request.args.stop,
+        max_tokens=request.max_tokens,
+        ignore_eos=request.args.ignore_eos,
+        deadline_at=request.deadline or 0.0,
+        arrived_at=request.arrival,
+        output_start=request.output_start,
+        detach_grace_s=request.detach_grace_s,
+    )
+
+
+def check_idle(context: Context) -> None:
+    """Whether a request may begin on a context. Raises: WrongState, NotFound."""
+    if context.is_active:
+        raise WrongState("A request is running on this context; wait for it, cancel it, or fork.", reason="CONTEXT_BUSY")
+    if context.state is ContextState.SUSPENDED:
+        raise WrongState("The context is suspended; resume it first.", reason="CONTEXT_SUSPENDED")
+    if not context.is_alive:
+        raise (
+            NotFound("context", context.id)
+            if context.state is ContextState.FREED
+            else WrongState(f"The context has failed: {context.failure}")
+        )
