@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from drivers.contract import (
     Driver,
@@ -123,6 +124,12 @@ class Generated:
     results: tuple[RowResult, ...]  # of every step that it took part in
 
 
+class Late(NamedTuple):
+    """A zero that comes after the moves of its plan."""
+
+    zero: Zero
+
+
 class Bench:
     """An open driver with a loaded model. Frames are handed out once and never come back."""
 
@@ -153,7 +160,7 @@ class Bench:
         self,
         num_steps: int = 0,
         *,
-        pages: tuple[Zero | Move, ...] = (),
+        pages: tuple[Zero | Move | Late, ...] = (),
         clears: tuple[int, ...] = (),
         starts: tuple[RowStart, ...] = (),
         patches: tuple[FramePatch, ...] = (),
@@ -166,6 +173,7 @@ class Bench:
             seq=self._next_seq,
             zeros=tuple(page for page in pages if isinstance(page, Zero)),
             moves=tuple(page for page in pages if isinstance(page, Move)),
+            late_zeros=tuple(page.zero for page in pages if isinstance(page, Late)),
             clears=clears,
             starts=starts,
             patches=patches,

@@ -88,7 +88,7 @@ def load_tells_progress(subject: Subject) -> None:
 
 
 def unload_gives_the_room_back(subject: Subject) -> None:
-    """After `unload` the same offsets take another load, and an id that is not loaded is UnknownModel."""
+    """After `unload` the same offsets take another load, or the same ids, and an id that is not loaded is UnknownModel."""
     with subject.bench() as bench:
         before = bench.generate(bench.prompt(20), 4).tokens
         sizes = [-(-segment.size_bytes // GRANULE_BYTES) * GRANULE_BYTES for segment in bench.model.segments]
@@ -97,6 +97,9 @@ def unload_gives_the_room_back(subject: Subject) -> None:
         _require_unknown(bench, 1)
         bench.load_at(2, offsets)
         require(_tokens_of(bench, 2) == before, "the model loaded again says the same")
+        bench.driver.unload(2)
+        bench.load_at(2, offsets)
+        require(_tokens_of(bench, 2) == before, "and so it does under the ids that it had before")
 
 
 def load_runs_beside_steps(subject: Subject) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 
-from drivers.conformance_bench import PAGE_TOKENS, Bench, Frames, Generated, How, Subject, page_key, require
+from drivers.conformance_bench import PAGE_TOKENS, Bench, Frames, Generated, How, Late, Subject, page_key, require
 from drivers.contract import RowRun, Sampling
 from drivers.errors import PageCorrupt
 from drivers.hostmem import HEADER_BYTES
@@ -133,6 +133,17 @@ def zeros_come_before_moves(subject: Subject) -> None:
         require(_go_on(bench, prompt, begun, copies).tokens == undisturbed.tokens[10:], "zeros are made first")
 
 
+def late_zeros_come_after_moves(subject: Subject) -> None:
+    """A plan that copies a page away and zeroes its frame late leaves the copy whole, and nothing in the frame."""
+    with subject.bench() as bench:
+        prompt, undisturbed, begun = _begin(bench)
+        copies = bench.take(64)
+        bench.submit(pages=(*map(Late, _zeros(bench, begun.frames)), *bench.moves(begun.frames, copies, ON_DEVICE)))
+        require(_go_on(bench, prompt, begun, copies).tokens == undisturbed.tokens[10:], "the copy was made before")
+        gone = _go_on(bench, prompt, begun, begun.frames)
+        require(bool(gone.results[0].error) or gone.logprobs != undisturbed.logprobs[10:], "nothing is left in the frame")
+
+
 def _begin(bench: Bench) -> tuple[tuple[int, ...], Generated, Generated]:
     """Return a prompt, what a row gives from it undisturbed, and the first ten tokens of another with the frames that it leaves behind."""
     prompt = bench.prompt(37)
@@ -167,4 +178,5 @@ CHECKS = (
     host_pages_say_what_they_are,
     corrupt_page_is_named,
     zeros_come_before_moves,
+    late_zeros_come_after_moves,
 )

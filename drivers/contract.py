@@ -126,7 +126,10 @@ class InspectSpec(msgspec.Struct, frozen=True):
 
 
 class LoadSpec(msgspec.Struct, frozen=True):
-    """Where the weights go: `offsets[i]` is the byte offset in the arena of segment i of `ModelSpec.segments`."""
+    """Where the weights go: `offsets[i]` is the byte offset in the arena of segment i of `ModelSpec.segments`.
+
+    A model that comes back after an unload comes with its old ids, and its pages may have stayed. Ids that a loaded model has are refused.
+    """
 
     model_id: int
     source: InspectSpec

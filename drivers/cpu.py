@@ -62,7 +62,7 @@ class Loaded:
     """Everything that loads and unloads change, seen by steps as one value."""
 
     models: Mapping[int, CpuModel] = field(default_factory=dict)
-    # Frames by space; those of unloaded models stay, because their frames may still have to be zeroed. A space id is never used again.
+    # Frames by space; those of unloaded models stay, because their pages may still be moved and zeroed, until a load names the space again.
     spaces: Mapping[int, FrameShape] = field(default_factory=dict)
 
 
@@ -122,7 +122,8 @@ class CpuDriver:
         """Copy the weights into place; see the contract. Raises: ModelUnsupported, ModelCorrupt, PlanRejected."""
         device = self._opened()
         began = time.perf_counter()
-        if spec.model_id in self._loaded.models or any(space in self._loaded.spaces for space in spec.space_ids):
+        taken = {space_id for model in self._loaded.models.values() for space_id in model.space_ids}
+        if spec.model_id in self._loaded.models or not taken.isdisjoint(spec.space_ids):
             raise PlanRejected(f"Model {spec.model_id} or one of its spaces {spec.space_ids} is in use already.")
         with torch.inference_mode():
             files = open_model(spec.source, device.pages.dtype)
@@ -144,10 +145,10 @@ class CpuDriver:
     def apply(self, plan: Plan) -> None:
         """Carry out a plan but for its steps. Raises: PlanRejected, before anything changed; PageCorrupt, see the contract."""
         device, loaded = self._opened(), self._loaded
-        device.mover.check(plan.zeros, plan.moves, loaded.spaces)  # invariant 3
+        device.mover.check(plan, loaded.spaces)  # invariant 3
         check_rows(plan, device.rows, {model_id: model.limit for model_id, model in loaded.models.items()})
         with torch.inference_mode():
-            device.mover.carry_out(plan.zeros, plan.moves, loaded.spaces)
+            device.mover.carry_out(plan, loaded.spaces)
             for row in device.rows.apply(plan):
                 self._clear_ahead(row, row.position)
 

@@ -127,7 +127,7 @@ class _FakeDevice:
         self._script = script
         self._table = RowTable(spec.max_rows, spec.max_step_tokens, spec.page_tokens)
         self._models: dict[int, _Loaded] = {}  # replaced, never changed: a load in another thread may end while a plan is applied
-        self._spaces: dict[int, FakeSpace] = {}  # likewise; those of unloaded models stay, their frames may still have to be zeroed
+        self._spaces: dict[int, FakeSpace] = {}  # likewise; those of unloaded models stay until a load names them again
         self._models_lock = threading.Lock()
         self._links: dict[int, int] = {}  # by row slot: the link after the last token that the row computed here
         self._num_steps = self._num_loads = self._num_host_copies = 0
@@ -169,6 +169,8 @@ class _FakeDevice:
         for zero in plan.zeros:
             self.memory.zero(spaces[zero.space_id], zero)
         corrupt = tuple(idx for idx, move in enumerate(plan.moves) if not self._make(spaces[move.space_id], move))
+        for zero in plan.late_zeros:
+            self.memory.zero(spaces[zero.space_id], zero)
         if corrupt:
             raise PageCorrupt(corrupt)
         for row in self._table.apply(plan):
@@ -247,6 +249,7 @@ class _FakeDevice:
     def _check_pages(self, plan: Plan, spaces: dict[int, FakeSpace]) -> None:
         for space_id, tier, frame in [
             *plan.zeros,
+            *plan.late_zeros,
             *((move.space_id, move.source_tier, move.source_frame) for move in plan.moves),
             *((move.space_id, move.target_tier, move.target_frame) for move in plan.moves),
         ]:
@@ -260,8 +263,9 @@ class _FakeDevice:
                 raise DeviceLost(f"The weights at byte {offset} of the arena were overwritten.")
 
     def _check_load(self, spec: LoadSpec, told: ModelSpec) -> None:
-        if spec.model_id in self._models or any(space_id in self._spaces for space_id in spec.space_ids):
-            raise PlanRejected(f"Model {spec.model_id} or one of its spaces {spec.space_ids} was loaded before.")
+        taken = {space_id for loaded in self._models.values() for space_id in loaded.spaces}
+        if spec.model_id in self._models or not taken.isdisjoint(spec.space_ids):
+            raise PlanRejected(f"Model {spec.model_id} or one of its spaces {spec.space_ids} is in use already.")
         if len(spec.offsets) != len(told.segments) or len(spec.space_ids) != len(told.groups):
             raise PlanRejected(f"It has {len(told.segments)} segments and {len(told.groups)} groups.")
         for segment, offset in zip(told.segments, spec.offsets, strict=True):

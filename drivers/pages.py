@@ -5,9 +5,10 @@ Copies are real on every path: the host tier outlives the arena, and a page ther
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping
 
 from drivers.arena import Arena, FrameShape
+from drivers.contract import Plan
 from drivers.errors import HostPageCorrupt, PageCorrupt, PlanRejected
 from drivers.hostmem import HostMemory, host_frame_bytes
 from drivers.ops.table import OpTable
@@ -24,29 +25,31 @@ class PageMover:
         self._host = host
         self._ops = ops
 
-    def check(self, zeros: Iterable[Zero], moves: Iterable[Move], spaces: Spaces) -> None:
+    def check(self, plan: Plan, spaces: Spaces) -> None:
         """Whether every frame named lies in its tier. Changes nothing. Raises: PlanRejected."""
-        for zero in zeros:
+        for zero in (*plan.zeros, *plan.late_zeros):
             self._check_frame(zero.space_id, zero.tier, zero.frame, spaces)
-        for move in moves:
+        for move in plan.moves:
             self._check_frame(move.space_id, move.source_tier, move.source_frame, spaces)
             self._check_frame(move.space_id, move.target_tier, move.target_frame, spaces)
             if move.source_tier is Tier.HOST and move.target_tier is Tier.HOST:
                 raise PlanRejected(f"A page of space {move.space_id} moves inside the host tier, which no driver does.")
 
-    def carry_out(self, zeros: Iterable[Zero], moves: Sequence[Move], spaces: Spaces) -> None:
-        """Zeros first, then moves, in order.
+    def carry_out(self, plan: Plan, spaces: Spaces) -> None:
+        """Zeros first, then moves, in order, then late zeros.
 
-        Raises: PageCorrupt, naming the moves whose source did not hold; the others were made.
+        Raises: PageCorrupt, naming the moves whose source did not hold; everything else was done.
         """
-        for zero in zeros:
+        for zero in plan.zeros:
             self._zero(zero, spaces[zero.space_id])
         corrupt = []
-        for idx, move in enumerate(moves):
+        for idx, move in enumerate(plan.moves):
             try:
                 self._move(move, spaces[move.space_id])
             except HostPageCorrupt:
                 corrupt.append(idx)
+        for zero in plan.late_zeros:
+            self._zero(zero, spaces[zero.space_id])
         if corrupt:
             raise PageCorrupt(tuple(corrupt))
 

@@ -6,6 +6,7 @@ import pytest
 
 import kerneld_client
 from kerneld_client import Client
+from tests.e2e.rig import MODEL
 
 PROMPT = "def read(path):\n"
 
@@ -140,3 +141,14 @@ def test_bad_input_is_refused_and_changes_nothing(k: Client, options: dict[str, 
         assert refusal.value.code.name == code
         assert context.stat().num_tokens == 0
         assert context.stat().state == "idle"
+
+
+def test_a_model_comes_back_after_an_unload_with_its_contexts(k: Client) -> None:
+    with k.alloc("demo") as context, k.alloc("demo") as undisturbed:
+        first = context.infer(PROMPT * 4, max_tokens=12, temperature=0, ignore_eos=True).result().tokens
+        k.unload("demo")
+        assert k.model("demo").state == "registered"
+        k.load(str(MODEL), name="demo")
+        second = context.infer(max_tokens=12, temperature=0, ignore_eos=True).result().tokens
+        whole = undisturbed.infer(PROMPT * 4, max_tokens=24, temperature=0, ignore_eos=True).result().tokens
+    assert first + second == whole
