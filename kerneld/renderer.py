@@ -57,7 +57,7 @@ class TemplateRenderer:
             await self._stop()
 
     async def _exchange(self, job: dict[str, Any]) -> dict[str, Any]:
-        process = self._process if self._process is not None and self._process.returncode is None else await self._start()
+        process = self._process if self._process is not None and _is_usable(self._process) else await self._start()
         assert process.stdin is not None, "started with pipes"
         assert process.stdout is not None, "started with pipes"
         message = json.dumps(job).encode()
@@ -89,3 +89,8 @@ class TemplateRenderer:
         if process.returncode is None:
             process.kill()
         await process.wait()
+
+
+def _is_usable(process: asyncio.subprocess.Process) -> bool:
+    """Whether a process can be given a job. One that was killed has a closing pipe before its exit is known."""
+    return process.returncode is None and process.stdin is not None and not process.stdin.is_closing()
