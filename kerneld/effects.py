@@ -73,6 +73,14 @@ class Effects:
             if isinstance(record, Effect):
                 self._effects[record.principal, record.request_id] = record
 
+    @contextmanager
+    def done_by(self, caller: Caller, verb: str, answer: bytes = b"") -> Iterator[list[Effect]]:
+        """A call that waits for the disk: gives what has to be made durable with what it does, and keeps it if that went well."""
+        with self.under_way(caller):
+            effects = self.record(caller, verb, answer)
+            yield effects
+            self.keep(effects)
+
     def _forget_old(self) -> None:
         horizon = self._clock() - EFFECT_LIFETIME_S
         while self._effects:

@@ -46,6 +46,7 @@ class Housekeeping:
     def start(self) -> None:
         """Begin to keep house."""
         self._task = asyncio.get_running_loop().create_task(self._run(), name="housekeeping")
+        self._task.add_done_callback(_report)
 
     async def stop(self) -> None:
         """Do the accounts a last time, and stop."""
@@ -106,13 +107,17 @@ class Housekeeping:
 
     async def _write_usage(self) -> None:
         machine = self._machine
+        unwritten = machine.tenants.take_unwritten()
         try:
-            await machine.authenticator.flush()
-            unwritten = machine.tenants.take_unwritten()
             if unwritten:
                 await machine.store.add_usage(unwritten)
         except KernelError:
             logger.warning("accounts could not be written", exc_info=True)
+            machine.tenants.put_back(unwritten)
+        try:
+            await machine.authenticator.flush()
+        except KernelError:
+            logger.warning("last uses of tokens could not be written", exc_info=True)
 
     async def _compact(self) -> None:
         """Shorten the journal when it has grown."""
@@ -130,3 +135,9 @@ class Housekeeping:
             await self._machine.store.forget_effects(self._machine.clock() - EFFECT_LIFETIME_S)
         except KernelError:
             logger.warning("old effects could not be dropped", exc_info=True)
+
+
+def _report(task: asyncio.Task[None]) -> None:
+    """Housekeeping ends when it is cancelled, and else by a bug: then the watchdog is fed no more, and the log says why."""
+    if not task.cancelled() and (problem := task.exception()) is not None:
+        logger.critical("housekeeping ended", exc_info=problem)

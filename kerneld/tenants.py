@@ -77,3 +77,12 @@ class TenantTable:
         self._input.clear()
         self._output.clear()
         return unwritten
+
+    def put_back(self, unwritten: dict[str, UsageRow]) -> None:
+        """What was taken could not be written: it counts as not written."""
+        for path, used in unwritten.items():
+            if path in self._rows:
+                before = self._used_before[path]
+                left = UsageRow(before.input_tokens - used.input_tokens, before.output_tokens - used.output_tokens, before.service)
+                self._used_before[path] = left
+                self.use(path, used.input_tokens, used.output_tokens)

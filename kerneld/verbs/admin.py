@@ -12,6 +12,7 @@ from kerneld.calls import (
     Caller,
     Drained,
     EventRecord,
+    FinishReason,
     Limits,
     ListArgs,
     ListPage,
@@ -60,17 +61,17 @@ class AdminVerbs:
         if path in machine.tenants:
             raise AlreadyExists(f"There is a tenant {path!r} already; change it with set.")
         names = path.split("/")
-        for depth in range(1, len(names)):
-            above = "/".join(names[:depth])
-            if above not in machine.tenants:
-                await self._add(TenantRow(above, 1, Limits(), machine.clock(), new_secret()), [])
         row = TenantRow(path, weight or 1, limits, machine.clock(), new_secret())
-        await self._add(row, machine.effects.record(caller, "add_tenant"))
+        with machine.effects.done_by(caller, "add_tenant") as effects:
+            for depth in range(1, len(names)):
+                above = "/".join(names[:depth])
+                if above not in machine.tenants:
+                    await self._add(TenantRow(above, 1, Limits(), machine.clock(), new_secret()), [])
+            await self._add(row, effects)
         return self._tenant_info(row)
 
     async def _add(self, row: TenantRow, effects: list[Effect]) -> None:
         await self._machine.store.add_tenant(row, effects)
-        self._machine.effects.keep(effects)
         self._machine.know_tenant(row)
         self._machine.events.publish(TenantChanged(row.path, "added"))
 
@@ -82,9 +83,8 @@ class AdminVerbs:
             return self._tenant_info(old)
         if weight is not None:
             _check_weight(weight)
-        effects = machine.effects.record(caller, "set_tenant")
-        await machine.store.set_tenant(path, weight, limits, effects)
-        machine.effects.keep(effects)
+        with machine.effects.done_by(caller, "set_tenant") as effects:
+            await machine.store.set_tenant(path, weight, limits, effects)
         row = TenantRow(path, weight or old.weight, old.limits if limits is None else limits, old.created_at, old.secret)
         machine.know_tenant(row)
         machine.events.publish(TenantChanged(path, "set"))
@@ -103,28 +103,36 @@ class AdminVerbs:
         Returns how many contexts were freed. Raises: NotFound; WrongState, if something of it lives.
         """
         machine = self._machine
-        if machine.effects.find(caller, "remove_tenant") is not None:
-            return 0
+        known = machine.effects.find(caller, "remove_tenant")
+        if known is not None:
+            return int.from_bytes(known, "big")
         machine.tenants.get(path)
         if machine.tenants.beneath(path):
             raise WrongState(f"The tenant {path!r} has tenants beneath it; remove those first.", reason="TENANT_NOT_EMPTY")
-        contexts = machine.contexts.of_tenant(path)
         images = [image for image in await machine.store.load_images() if image.tenant == path]
-        if (contexts or images) and not force:
-            problem = f"The tenant {path!r} has {len(contexts)} contexts and {len(images)} images; use force to remove them too."
+        num_contexts = len(machine.contexts.of_tenant(path))
+        if (num_contexts or images) and not force:
+            problem = f"The tenant {path!r} has {num_contexts} contexts and {len(images)} images; use force to remove them too."
             raise WrongState(problem, reason="TENANT_NOT_EMPTY")
-        for context in contexts:
-            self._contexts.end(context, [])
-        for image in images:
-            await machine.store.remove_image(image.id)
-            await asyncio.to_thread(machine.images.delete, image.id)
-        effects = machine.effects.record(caller, "remove_tenant")
-        await machine.store.remove_tenant(path, effects)
-        machine.effects.keep(effects)
+        with machine.effects.done_by(caller, "remove_tenant", num_contexts.to_bytes(8, "big")) as effects:
+            self._end_all(path)
+            for image in images:
+                await machine.store.remove_image(image.id)
+                await asyncio.to_thread(machine.images.delete, image.id)
+            await machine.store.remove_tenant(path, effects)
         machine.authenticator.forget_tenant(path)
+        self._end_all(path)  # what began meanwhile
         machine.forget_tenant(path)
         machine.events.publish(TenantChanged(path, "removed"))
-        return len(contexts)
+        return num_contexts
+
+    def _end_all(self, path: str) -> None:
+        """End every context of a tenant, and every request that has none."""
+        machine = self._machine
+        for context in machine.contexts.of_tenant(path):
+            self._contexts.end(context, [])
+        for request in [request for request in machine.requests.values() if request.tenant == path]:
+            machine.dispatcher.end(request, FinishReason.CANCELLED, "The tenant was removed.")
 
     # -------------------------------------------------------------------------------------------------------------------------- tokens
 
@@ -138,9 +146,8 @@ class AdminVerbs:
             raise Conflict("This call issued a token already, and its secret is not kept; remove it and add another.", reason="SECRET_GONE")
         machine.tenants.get(tenant)
         args = TokenArgs(tenant, name or f"token-{secrets.token_hex(4)}", roles, lifetime_s)
-        effects = machine.effects.record(caller, "add_token")
-        token = await machine.authenticator.add_token(caller.principal, args, effects)
-        machine.effects.keep(effects)
+        with machine.effects.done_by(caller, "add_token") as effects:
+            token = await machine.authenticator.add_token(caller.principal, args, effects)
         machine.events.publish(TokenAdded(token.info.id, tenant))
         return token
 
@@ -159,9 +166,8 @@ class AdminVerbs:
         known = machine.authenticator.token(token_id)
         if not may_see_tenant(caller.principal, known.tenant):
             raise NotFound("token", token_id)
-        effects = machine.effects.record(caller, "remove_token")
-        await machine.authenticator.remove_token(token_id, effects)
-        machine.effects.keep(effects)
+        with machine.effects.done_by(caller, "remove_token") as effects:
+            await machine.authenticator.remove_token(token_id, effects)
         machine.events.publish(TokenRemoved(token_id, known.tenant))
 
     # ----------------------------------------------------------------------------------------------------------------------- the daemon

@@ -12,10 +12,11 @@ from __future__ import annotations
 import asyncio
 import secrets
 import time
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import asynccontextmanager
 
 from kerneld.calls import Access, Caller, CheckpointArgs, ImageInfo, ListArgs, ListPage, Restored, Verified
-from kerneld.checkpoint import PageContent
+from kerneld.checkpoint import PageContent, Written
 from kerneld.context import Context
 from kerneld.contexts import page_of
 from kerneld.errors import NotFound, OutOfRange, QuotaExceeded
@@ -64,14 +65,12 @@ class ImageVerbs:
         self._check_quota(owner[1], images)
         manifest = self._manifest(context, args, owner, generation=1 + sum(image.context_id == context.id for image in images))
         has_pages = not args.tokens_only and manifest.tenant == context.tenant  # pages never cross a tenant unasked
-        pages = await self._save_pages(context) if has_pages else []
-        contents: list[PageContent] = []
-        try:
-            contents = [self._content(page) for page in pages]
-            written = await asyncio.to_thread(machine.images.write, manifest, contents, secret)
-        finally:
-            if pages and context.table is not None:
-                machine.pager.release_host(context.table)
+        if has_pages:
+            async with self._saved_pages(context) as pages:
+                contents = [self._content(page) for page in pages]
+                written = await _to_its_end(lambda: machine.images.write(manifest, contents, secret))
+        else:
+            written = await asyncio.to_thread(machine.images.write, manifest, [], secret)
         info = ImageInfo(
             id=manifest.image_id,
             context_id=context.id,
@@ -121,11 +120,13 @@ class ImageVerbs:
         if budget and total >= budget:
             raise QuotaExceeded(f"Images have {total} bytes of the {budget} that memory.disk_bytes allows; delete some first.")
 
-    async def _save_pages(self, context: Context) -> list[HostPage]:
-        """Copy the context's valid pages to the host tier and hold them there; as many as there is room for."""
+    @asynccontextmanager
+    async def _saved_pages(self, context: Context) -> AsyncIterator[list[HostPage]]:
+        """Copy the context's valid pages to the host tier, as many as there is room for, and keep them as they are meanwhile."""
         machine, table = self._machine, context.table
         if table is None or context.chain is None or machine.host is None or not context.kv_valid:
-            return []
+            yield []
+            return
         page_tokens = machine.pager.page_tokens
         # A running request writes to its last page: only its full pages are saved.
         num_tokens = context.kv_valid // page_tokens * page_tokens if context.is_active else context.kv_valid
@@ -134,10 +135,13 @@ class ImageVerbs:
         cut_chain(chain, num_tokens, context)
         machine.pager.save(table, num_tokens, chain.keys, chain.partial_key())
         machine.pager.hold_host(table)
-        await machine.dispatcher.flush()
-        if context.table is not table:
-            raise NotFound("context", context.id)
-        return [page for page in machine.pager.host_pages(table) if page.page_idx * page_tokens + page.num_tokens <= num_tokens]
+        try:
+            await machine.dispatcher.flush()
+            names = [*chain.keys, chain.partial_key()]
+            # A page by another name was written by somebody else meanwhile: after a truncate, or for a fork that shares it.
+            yield [page for page in machine.pager.host_pages(table) if page.page_idx < len(names) and page.key == names[page.page_idx]]
+        finally:
+            machine.pager.release_host(table)
 
     def _content(self, page: HostPage) -> PageContent:
         host = self._machine.host
@@ -217,6 +221,8 @@ class ImageVerbs:
         context.chain.extend(context.tokens)
         valid: dict[int, int] = {}
         for page, content in zip(pages, contents, strict=True):
+            if page.num_tokens == machine.pager.page_tokens and page.key != context.chain.keys[page.page_idx]:
+                return "The image's pages are not those of its tokens."
             try:
                 frame = machine.pager.reserve_host(table, page.group, page.page_idx, page.key, page.num_tokens)
             except PagingError as shortage:
@@ -265,3 +271,13 @@ class ImageVerbs:
             if image.id == image_id and (caller.principal.is_admin or is_owner(caller.principal, image.owner, image.tenant)):
                 return image
         raise NotFound("image", image_id)
+
+
+async def _to_its_end(work: Callable[[], Written]) -> Written:
+    """Run blocking work in a thread and wait until it has ended, even if the caller leaves: it reads pages that are held for it."""
+    thread = asyncio.get_running_loop().run_in_executor(None, work)
+    try:
+        return await asyncio.shield(thread)
+    except asyncio.CancelledError:
+        await asyncio.wait([thread])
+        raise

@@ -12,6 +12,7 @@ from kerneld.errors import AlreadyExists, WrongState
 from kerneld.machine import Machine
 from kerneld.models import Model, file_stamp, hash_files
 from kerneld.security.acl import check_permission
+from kerneld.state.records import Effect
 from kerneld.state.tables import ModelRow
 from kerneld.template import ChatTemplate
 from kerneld.tokenizer import Tokenizer
@@ -28,7 +29,10 @@ class ModelVerbs:
 
         Raises: InvalidArgument, AlreadyExists, ModelUnsupported, ModelCorrupt, Unavailable.
         """
-        return self._info(await self._register(caller, args))
+        if self._machine.effects.find(caller, "register_model") is not None:
+            return self.stat_model(caller, args.name)
+        with self._machine.effects.done_by(caller, "register_model") as effects:
+            return self._info(await self._register(caller, args, effects))
 
     async def load_model(self, caller: Caller, args: RegisterArgs) -> AsyncIterator[LoadProgress | ModelInfo]:
         """Bring a model onto the device, registering it first where a path is given; tells progress, then the model.
@@ -36,30 +40,46 @@ class ModelVerbs:
         Raises: as register_model; NotFound; WrongState, if it cannot be loaded (says why, and who holds the memory).
         """
         machine = self._machine
-        model = await self._register(caller, args) if args.path else machine.models.get(args.name)
-        async for progress in machine.residency.load(model):
-            yield progress
-        await self._want(model, True)
+        if machine.effects.find(caller, "load_model") is not None:
+            yield self.stat_model(caller, args.name)
+            return
+        with machine.effects.under_way(caller):
+            model = await self._register(caller, args, []) if args.path else machine.models.get(args.name)
+            async for progress in machine.residency.load(model):
+                yield progress
+            await self._want(model, True, machine.effects.record(caller, "load_model"))
         yield self._info(model)
 
     async def unload_model(self, caller: Caller, name: str) -> ModelInfo:
         """Take a model off the device. Its contexts stay. Raises: NotFound, WrongState, if requests are on it."""
-        model = self._machine.models.get(name)
+        machine = self._machine
+        if machine.effects.find(caller, "unload_model") is not None:
+            return self.stat_model(caller, name)
+        model = machine.models.get(name)
         self._check_unused(model)
-        await self._machine.residency.unload(model)
-        await self._want(model, False)
+        with machine.effects.under_way(caller):
+            await machine.residency.unload(model)
+            await self._want(model, False, machine.effects.record(caller, "unload_model"))
         return self._info(model)
 
     async def remove_model(self, caller: Caller, name: str) -> None:
-        """Forget a model's name. Raises: NotFound, WrongState, if contexts are on it."""
+        """Forget a model's name. Raises: NotFound, WrongState, if contexts or requests are on it."""
         machine = self._machine
+        if machine.effects.find(caller, "remove_model") is not None:
+            return
         model = machine.models.get(name)
         if model.num_contexts:
             raise WrongState(f"{model.num_contexts} contexts are on the model {name!r}; free them first.", reason="MODEL_IN_USE")
-        await machine.residency.unload(model)
-        await machine.store.remove_model(name)
+        self._check_unused(model)
+        machine.models.remove(name)  # from now on nothing begins on it
+        try:
+            with machine.effects.done_by(caller, "remove_model") as effects:
+                await machine.residency.unload(model)
+                await machine.store.remove_model(name, effects)
+        except BaseException:
+            machine.models.add(model)
+            raise
         machine.residency.forget(model)
-        machine.models.remove(name)
 
     def stat_model(self, caller: Caller, name: str) -> ModelInfo:
         """A model as it stands. Raises: NotFound."""
@@ -72,25 +92,38 @@ class ModelVerbs:
 
     # ------------------------------------------------------------------------------------------------------------------------ inside
 
-    async def _register(self, caller: Caller, args: RegisterArgs) -> Model:
+    async def _register(self, caller: Caller, args: RegisterArgs, effects: list[Effect]) -> Model:
         machine = self._machine
         path = machine.models.resolve(args)
-        known = machine.models.get(args.name) if args.name in machine.models else None
-        if known is not None and (known.path, known.max_positions, known.quant) == (str(path), args.max_positions, args.quant):
-            return known
+        known = self._known(args, path)
         if known is not None:
-            raise AlreadyExists(f"The name {args.name!r} is taken by {known.path}; remove it first or choose another.")
+            return known
         check_permission(caller.principal, "model.register")
         row, model = await asyncio.to_thread(_read_model, args, path, caller.principal.name)
         await machine.residency.inspect(model)
-        if args.name in machine.models:
-            raise AlreadyExists(f"The name {args.name!r} was taken meanwhile.")
-        await machine.store.put_model(row)
+        known = self._known(args, path)
+        if known is not None:
+            return known  # somebody else registered the same meanwhile
         machine.models.add(model)
+        try:
+            await machine.store.put_model(row, effects)
+        except BaseException:
+            machine.models.remove(model.name)
+            raise
         return model
 
-    async def _want(self, model: Model, is_wanted: bool) -> None:
-        await self._machine.store.set_want_loaded(model.name, is_wanted)
+    def _known(self, args: RegisterArgs, path: Path) -> Model | None:
+        """The model if it is registered just so, None if the name is free. Raises: AlreadyExists."""
+        models = self._machine.models
+        known = models.get(args.name) if args.name in models else None
+        if known is not None and (known.path, known.max_positions, known.quant) != (str(path), args.max_positions, args.quant):
+            raise AlreadyExists(f"The name {args.name!r} is taken by {known.path}; remove it first or choose another.")
+        return known
+
+    async def _want(self, model: Model, is_wanted: bool, effects: list[Effect]) -> None:
+        """Remember whether a model is to be there after a restart, and the call that said so."""
+        await self._machine.store.set_want_loaded(model.name, is_wanted, effects)
+        self._machine.effects.keep(effects)
 
     def _check_unused(self, model: Model) -> None:
         active = sum(request.context.model == model.name for request in self._machine.requests.values())

@@ -171,8 +171,8 @@ async def test_pages_are_relabelled_where_space_ids_differ(tmp_path: Path) -> No
 
 @in_loop
 async def test_counters_and_effects_outlive_the_daemon(tmp_path: Path) -> None:
-    from tests.kerneld.rig import with_id
     from kerneld.calls import AllocArgs
+    from tests.kerneld.rig import with_id
 
     async with running(Rig(tmp_path)) as rig:
         caller = with_id(ANN, "once")
