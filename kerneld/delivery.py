@@ -79,6 +79,7 @@ class Delivery:
         request.queue_s += now - request.queued_at
         request.admitted_at = now
         request.num_since_admission = 0
+        request.scores.clear()  # a row that scores begins at its first token again
         self._events.publish(RequestAdmitted(request.id, request.tenant, request.queue_s, request.num_cached))
 
     def requeue(self, request: Request, *, is_preempted: bool = False) -> None:

@@ -37,6 +37,8 @@ from kerneld.calls import (
     Principal,
     RegisterArgs,
     Role,
+    Score,
+    ScoreArgs,
     Started,
     TokenInput,
 )
@@ -299,6 +301,10 @@ class Rig:
         task = asyncio.get_running_loop().create_task(self.infer(context_id, tokens, max_tokens, **args))
         self._readers.append(task)
         return task
+
+    def begin_score(self, context_id: str, tokens: Sequence[int]) -> asyncio.Task[Score]:
+        """A score on its way."""
+        return asyncio.get_running_loop().create_task(self.kernel.score(ANN, ScoreArgs(context_id, TokenInput(tuple(tokens)))))
 
     def tokens(self, context_id: str) -> list[int]:
         """All tokens of a context."""
