@@ -273,8 +273,11 @@ class Dispatcher:
 
     def _advance(self, flight: Flight, step_idx: int, result: StepResult) -> None:
         self._deadline.step_done(result.num_tokens, result.compute_s)
-        num_sampled = sum(len(item.tokens) for item in result.rows)
-        self.on_progress(result.num_tokens - num_sampled, num_sampled, result.compute_s)
+        sampled = [item for item in result.rows if item.tokens]
+        num_sampled = sum(len(item.tokens) for item in sampled)
+        # A row that samples for the first time has computed the last token of its input; any other one computed a token that it sampled.
+        num_first = sum(flight.parts[item.slot].row.request.first_token_at is None for item in sampled)
+        self.on_progress(result.num_tokens - num_sampled + num_first, num_sampled, result.compute_s)
         for item in result.rows:
             if not item.error:
                 flight.parts[item.slot].step(step_idx, len(item.tokens))
