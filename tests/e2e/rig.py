@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -107,6 +108,11 @@ class DaemonRig:
         os.kill(pid, number)
         return pid
 
+    def next_worker(self, old: int) -> int:
+        """Process id of the worker that was started after another, as soon as there is one."""
+        until(lambda: set(self.worker_processes()) - {old})
+        return next(iter(set(self.worker_processes()) - {old}))
+
     def kill_worker(self, k: Client) -> None:
         """kill -9 of the worker."""
         os.kill(self.worker_pid(k), signal.SIGKILL)
@@ -124,10 +130,11 @@ class DaemonRig:
             except subprocess.TimeoutExpired:
                 self._process.kill()
                 self._process.wait()
-        for worker in self._left_workers():
+        for worker in self.worker_processes():
             os.kill(worker, signal.SIGKILL)
 
-    def _left_workers(self) -> Iterator[int]:
+    def worker_processes(self) -> Iterator[int]:
+        """Process ids of workers that were started, whether they have reported or not."""
         for entry in Path("/proc").iterdir():
             if entry.name.isdigit():
                 try:
@@ -149,6 +156,14 @@ def fake_model(folder: Path, name: str = "toy", **fields: object) -> Path:
 def script(**faults: object) -> str:
     """The setting that lets the fake driver fail as `drivers.fake.FakeScript` says."""
     return "drivers.options={ " + ", ".join(f'{name} = "{value}"' for name, value in faults.items()) + " }"
+
+
+def free_port() -> int:
+    """A port of loopback that nobody has just now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
 
 
 def until(condition: Callable[[], object], timeout_s: float = 20.0) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 import kerneld_client
@@ -134,7 +136,7 @@ def test_a_second_reader_attaches_from_any_offset(k: Client) -> None:
         ({}, "INVALID_ARGUMENT"),
     ],
 )
-def test_bad_input_is_refused_and_changes_nothing(k: Client, options: dict[str, object], code: str) -> None:
+def test_bad_input_is_refused_and_changes_nothing(k: Client, options: dict[str, Any], code: str) -> None:
     with k.alloc("demo") as context:
         with pytest.raises(kerneld_client.KerneldError) as refusal:
             context.infer(**options).result()

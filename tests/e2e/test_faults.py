@@ -375,12 +375,9 @@ def test_a_worker_that_dies_again_and_again_comes_back(tmp_path: Path) -> None:
 
 def test_a_worker_that_dies_before_it_reports_is_replaced_at_once(rig: DaemonRig) -> None:
     rig.start()
-    pid_file = rig.folder / "worker-cpu0.pid"
     with load(rig) as k:
-        worker = rig.worker_pid(k)
-        os.kill(worker, signal.SIGKILL)
-        until(lambda: pid_file.read_text() not in ("", str(worker)))
-        os.kill(int(pid_file.read_text()), signal.SIGKILL)
+        worker = rig.signal_worker(k, signal.SIGKILL)
+        os.kill(rig.next_worker(worker), signal.SIGKILL)
         assert tokens_of(k.alloc("toy"), 10) == expected(10)
         assert k.top().workers[0].restarts == 2
 

@@ -39,7 +39,8 @@ def test_a_stream_goes_on_after_the_death_of_the_daemon(rig: DaemonRig) -> None:
         golden = undisturbed.infer(PROMPTS[0], max_tokens=300, temperature=0, ignore_eos=True).result()
         context = k.alloc("demo")
         stream = context.infer(PROMPTS[0], max_tokens=300, temperature=0, ignore_eos=True)
-        tokens, text = [], ""
+        tokens: list[int] = []
+        text = ""
         for delta in stream:
             if not tokens:
                 rig.kill()
