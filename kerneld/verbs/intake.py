@@ -142,7 +142,7 @@ class Intake:
         request.reserved_bytes = num_bytes
 
     def enqueue(self, request: Request) -> None:
-        """Let a request wait for its turn, and for its model: a load that failed meanwhile is tried again, and ends it if it fails again."""
+        """Let a request wait for its turn, and for its model: a load that failed meanwhile is tried again, and ends it if that fails."""
         machine, context = self._machine, request.context
         machine.residency.start(machine.models.get(context.model))
         machine.admission.take_request(context.tenant, request.num_input)
