@@ -51,7 +51,7 @@ def write_config(shape: ModelShape, tokenizer: Tokenizer, folder: Path) -> None:
         "eos_token_id": [eos, im_end],
         "pad_token_id": eos,
         "do_sample": True,
-        "temperature": 0.6,
+        "temperature": 0.8,
         "top_p": 0.95,
     }
     _write_json(config, folder / "config.json")
@@ -82,7 +82,7 @@ def write_loss_curve(curve: list[CurvePoint], path: Path) -> None:
     axes.plot([point.step for point in curve], [point.train_bits_per_byte for point in curve], label="training", lw=0.8)
     held_out = [(point.step, point.held_out_bits_per_byte) for point in curve if point.held_out_bits_per_byte is not None]
     axes.plot([step for step, _ in held_out], [bits for _, bits in held_out], "o-", label="held out", ms=3)
-    axes.set(xlabel="step", ylabel="bits per byte", ylim=(1.0, 3.0))
+    axes.set(xlabel="step", ylabel="bits per byte", ylim=(0.6, 3.0))
     axes.legend()
     axes.grid(alpha=0.3)
     figure.savefig(path, dpi=80, bbox_inches="tight")

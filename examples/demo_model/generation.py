@@ -11,7 +11,7 @@ from examples.demo_model.tokenizer import token_id
 
 
 @torch.no_grad()
-def continue_text(model: Llama, tokenizer: Tokenizer, prompt: str, max_new_tokens: int, temperature: float = 0.6) -> str:
+def continue_text(model: Llama, tokenizer: Tokenizer, prompt: str, max_new_tokens: int, temperature: float = 0.8) -> str:
     """Returns what the model writes after `BOS prompt`, up to its end token; the same call gives the same text."""
     generator = torch.Generator().manual_seed(0)
     ends = {token_id(tokenizer, EOS), token_id(tokenizer, IM_END)}

@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import platform
+import statistics
 from pathlib import Path
 
 import torch
@@ -17,7 +18,7 @@ from tokenizers import Tokenizer
 from examples.demo_model.card import Sample, write_card
 from examples.demo_model.chat import IM_START, ChatTurn, render
 from examples.demo_model.corpus import Document, library_root, read_documents
-from examples.demo_model.evaluation import bits_per_byte
+from examples.demo_model.evaluation import bits_per_byte, xz_bits_per_byte
 from examples.demo_model.export import write_config, write_loss_curve, write_tokenizer, write_weights
 from examples.demo_model.generation import continue_text
 from examples.demo_model.metrics import Metrics, write_metrics
@@ -33,8 +34,8 @@ ROWS_PER_STEP = 8
 STRIDE = 512
 SAMPLE_PROMPTS = (
     "def read_lines(path",
-    '"""Utilities for parsing HTTP headers.\n',
-    "class TestQueue(unittest.TestCase):\n",
+    '"""Utilities for parsing HTTP headers.\n\nThis module',
+    "class TestQueue(unittest.TestCase):\n    def test_put",
     render([ChatTurn("user", "Write the function `get_size`: Return the size of a file in bytes.")]) + f"{IM_START}assistant\n",
 )
 
@@ -99,6 +100,8 @@ def measure(trainer: Trainer, corpus: Corpus, tokenizer: Tokenizer) -> Metrics:
     def held_out(documents: list[Document]) -> float:
         return round(bits_per_byte(trainer.model, tokenizer, documents, STRIDE), 4)
 
+    per_file = [held_out([document]) for document in corpus.held_out]
+
     return Metrics(
         is_final=trainer.progress >= 1.0,
         num_parameters=sum(parameter.numel() for parameter in trainer.model.parameters()),
@@ -114,6 +117,8 @@ def measure(trainer: Trainer, corpus: Corpus, tokenizer: Tokenizer) -> Metrics:
         held_out_bits_per_byte=held_out(corpus.held_out),
         held_out_library_bits_per_byte=held_out(corpus.held_out_part(is_test=False)),
         held_out_tests_bits_per_byte=held_out(corpus.held_out_part(is_test=True)),
+        held_out_median_bits_per_byte=round(statistics.median(per_file), 4),
+        held_out_xz_bits_per_byte=round(xz_bits_per_byte(corpus.held_out), 4),
     )
 
 
@@ -139,7 +144,7 @@ def export(trainer: Trainer, corpus: Corpus, tokenizer: Tokenizer, folder: Path)
 def parse_options(arguments: list[str] | None = None) -> argparse.Namespace:
     """Returns the command-line options."""
     parser = argparse.ArgumentParser(description="Train the demo model on the Python standard library.")
-    parser.add_argument("--max-steps", type=int, default=2600, help="steps to take; 2600 are 40 minutes on 2 cores")
+    parser.add_argument("--max-steps", type=int, default=2600, help="steps to take; 2600 take about 45 minutes on 2 free cores")
     parser.add_argument("--max-minutes", type=float, default=75.0, help="the schedule ends after this time at the latest")
     parser.add_argument("--threads", type=int, default=2, help="CPU threads")
     parser.add_argument("--work-folder", type=Path, default=WORK_FOLDER, help="where checkpoints are kept")
