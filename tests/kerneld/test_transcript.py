@@ -79,7 +79,7 @@ def test_a_token_that_ends_the_output_has_no_text(byte_tokenizer: Tokenizer) -> 
     log = make_log()
     transcript = Transcript(log, byte_tokenizer)
     (token,) = byte_tokenizer.encode("a")
-    transcript.push(token)
+    transcript.push(token, TokenLogprob(-1.0))
 
     transcript.push_end(token, TokenLogprob(-1.0))
     transcript.close()
