@@ -114,19 +114,20 @@ class Daemon:
         machine = self.machine
         if not machine.is_draining:
             await drain_requests(machine, self.config.kerneld.drain_timeout_s)
-        await self._housekeeping.stop()
-        await self._listener.close()
-        await machine.supervisor.stop()
-        machine.residency.detach()
-        await machine.delivery.close()
-        await machine.renderer.close()
-        await machine.authenticator.close()
+        async with contextlib.AsyncExitStack() as steps:  # the last one goes first, and one that fails keeps no other from its turn
+            steps.callback(self._directory.close)
+            if machine.host is not None:
+                steps.callback(machine.host.close)
+            steps.callback(machine.journal.close)
+            steps.push_async_callback(machine.store.close)
+            steps.push_async_callback(machine.authenticator.close)
+            steps.push_async_callback(machine.renderer.close)
+            steps.push_async_callback(machine.delivery.close)
+            steps.callback(machine.residency.detach)
+            steps.push_async_callback(machine.supervisor.stop)
+            steps.push_async_callback(self._listener.close)
+            steps.push_async_callback(self._housekeeping.stop)
         machine.events.publish(DaemonStopped(len(machine.requests)))
-        await machine.store.close()
-        machine.journal.close()
-        if machine.host is not None:
-            machine.host.close()
-        self._directory.close()
 
     @property
     def audit_folder(self) -> Path:

@@ -32,8 +32,8 @@ from kerneld.composer import Composed, Composer
 from kerneld.deadline import StepDeadline
 from kerneld.delivery import Delivery
 from kerneld.request import Request
-from kerneld.rows import Flight, RoomWanted, Row
-from memory.errors import OutOfFrames
+from kerneld.rooms import Rooms, RoomWanted
+from kerneld.rows import Flight, Row
 from memory.pager import Pager
 
 logger = logging.getLogger(__name__)
@@ -56,7 +56,7 @@ class Dispatcher:
         self._seq = 0
         self._flights: deque[Flight] = deque()
         self._told: set[int] = set()  # row slots that the device has seated, by the plans that have ended
-        self._rooms: deque[RoomWanted] = deque()
+        self._rooms = Rooms(pager)
         self._is_pumping = False
         self._landing: asyncio.Future[None] | None = None
         self._landed_seq = 0
@@ -92,9 +92,7 @@ class Dispatcher:
                 self._delivery.note_crash(row.request)
         self._told.clear()
         self._seats.reset()
-        for room in self._rooms:
-            room.future.cancel()
-        self._rooms.clear()
+        self._rooms.give_up()
         self.on_crash(reason)
 
     def on_plan_failed(self, failed: PlanFailed) -> None:
@@ -114,7 +112,7 @@ class Dispatcher:
         self._deadline.stop()
         if self._flights:
             self._pager.abort(self._flights[0].seq)
-        self._rooms.extendleft(flight.room for flight in reversed(self._flights) if flight.room is not None)
+        self._rooms.put_back([flight.room for flight in self._flights if flight.room is not None])
         self._flights.clear()
         self._tell_landing()
         rows = self._seats.rows
@@ -143,10 +141,9 @@ class Dispatcher:
 
     def make_room(self, sizes: tuple[int, ...]) -> asyncio.Future[None]:
         """Evict idle pages until weights of these sizes can be placed. The future raises OutOfFrames if that is not possible."""
-        room = RoomWanted(sizes, asyncio.get_running_loop().create_future())
-        self._rooms.append(room)
+        future = self._rooms.want(sizes)
         self.pump()
-        return room.future
+        return future
 
     async def flush(self) -> None:
         """Wait until a plan that is composed from now on has ended, with the page copies that wait now; or until there is nothing to do."""
@@ -197,8 +194,9 @@ class Dispatcher:
 
     def _send_one(self) -> bool:
         """Compose and send one plan. Returns False if there is nothing to do."""
-        if self._rooms and self._may_make_room(self._rooms[0]):
-            return self._send_room(self._rooms[0])
+        is_safe = not len(self._seats) or any(flight.room is None for flight in self._flights)
+        if is_safe and self._rooms.is_next(self._landed_seq):
+            return self._send_room()
         composed = self._composer.compose(self._seq + 1, self._last_on_way)
         if composed is None:
             return False
@@ -234,24 +232,11 @@ class Dispatcher:
         self._seats.sent()
         self._device.submit(plan)
 
-    def _may_make_room(self, room: RoomWanted) -> bool:
-        """Whether pages may make room for weights now (invariant 2)."""
-        is_safe = not len(self._seats) or any(flight.room is None for flight in self._flights)
-        return is_safe and self._landed_seq >= room.not_before
-
-    def _send_room(self, room: RoomWanted) -> bool:
-        """Send a plan that only evicts. What is in the way for one landing is tried again; then whoever waits is told who holds it."""
-        self._rooms.popleft()
-        try:
-            pages = self._pager.plan_room(self._seq + 1, room.sizes)
-        except OutOfFrames as shortage:
-            if self._flights and not room.not_before:
-                room.not_before = self._seq
-                self._rooms.appendleft(room)
-            elif not room.future.done():
-                room.future.set_exception(shortage)
-            return True
-        self._submit(Composed(pages, self._seats.take_clears(), []), room)
+    def _send_room(self) -> bool:
+        """Send a plan that only evicts (invariant 2)."""
+        planned = self._rooms.plan(self._seq + 1, self._last_on_way)
+        if planned is not None:
+            self._submit(Composed(planned.pages, self._seats.take_clears(), []), planned.room)
         return True
 
     # ------------------------------------------------------------------------------------------------------------------ what comes back

@@ -269,10 +269,10 @@ class Residency:
         """The load task ended: settle the model's state and wake those who wait."""
         if self._tasks.get(model.name) is task:
             del self._tasks[model.name]
-        if task.cancelled():
+        failure = None if task.cancelled() else task.exception()
+        if task.cancelled() or isinstance(failure, DeviceLost):  # the next device loads it
             self._wake()
             return
-        failure = task.exception()
         if failure is None:
             model.state = ModelState.RESIDENT
             self.on_change(model)

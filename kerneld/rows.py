@@ -15,11 +15,11 @@ Invariants
 
 from __future__ import annotations
 
-import asyncio
 from dataclasses import dataclass, field
 
 from drivers.contract import FramePatch, RowStart
 from kerneld.request import Request
+from kerneld.rooms import RoomWanted
 from kerneld.step import RowNeed
 from memory.page import Move
 from memory.pager import Want
@@ -124,15 +124,6 @@ class Part:
         """The plan has ended, perhaps early: what it did not do is open again."""
         self.row.in_flight -= self.num_computed
         self.row.samples_planned -= self.num_samples
-
-
-@dataclass(slots=True, eq=False)
-class RoomWanted:
-    """Somebody waits for slabs for weights."""
-
-    sizes: tuple[int, ...]
-    future: asyncio.Future[None]
-    not_before: int = 0  # tried in vain; it is tried again when this plan has landed
 
 
 @dataclass(slots=True, eq=False)

@@ -13,7 +13,7 @@ import asyncio
 import secrets
 import time
 from collections.abc import AsyncIterator, Callable, Mapping
-from contextlib import asynccontextmanager
+from contextlib import ExitStack, asynccontextmanager
 
 from kerneld.calls import Access, Caller, CheckpointArgs, ImageInfo, ListArgs, ListPage, Restored, Verified
 from kerneld.checkpoint import PageContent, Written
@@ -67,8 +67,9 @@ class ImageVerbs:
         has_pages = not args.tokens_only and manifest.tenant == context.tenant  # pages never cross a tenant unasked
         if has_pages:
             async with self._saved_pages(context) as pages:
-                contents = [self._content(page) for page in pages]
-                written = await _to_its_end(lambda: machine.images.write(manifest, contents, secret))
+                with ExitStack() as views:
+                    contents = [self._content(page, views) for page in pages]
+                    written = await _to_its_end(lambda: machine.images.write(manifest, contents, secret))
         else:
             written = await asyncio.to_thread(machine.images.write, manifest, [], secret)
         info = ImageInfo(
@@ -143,10 +144,11 @@ class ImageVerbs:
         finally:
             machine.pager.release_host(table)
 
-    def _content(self, page: HostPage) -> PageContent:
+    def _content(self, page: HostPage, views: ExitStack) -> PageContent:
+        """A page where it lies in the host tier; the view of it ends with `views`."""
         host = self._machine.host
         assert host is not None, "pages were saved there"
-        return PageContent(page.group, page.page_idx, page.key, page.num_tokens, host.payload(page.frame))
+        return PageContent(page.group, page.page_idx, page.key, page.num_tokens, views.enter_context(host.payload(page.frame)))
 
     # ------------------------------------------------------------------------------------------------------------------------- restore
 
