@@ -63,7 +63,7 @@ class LocalWorker:
         self._abort_count = 0
         self._outbox: deque[Callable[[DeviceListener], None]] = deque()
         self._turns_allowed: int | None = None
-        self._is_due = self._is_hung = False
+        self._is_due = self._is_hung = self._is_lost = False
         self.load_gate: asyncio.Event | None = None  # loads wait for it
         self.num_loads = self.num_unloads = 0
 
@@ -92,7 +92,7 @@ class LocalWorker:
     def orphan(self) -> LocalWorker:
         """The front died: what is left of the worker, with its driver, its models and its host tier."""
         self._listener = None
-        self.reason = "The front is gone."
+        self.reason, self._is_lost = "The front is gone.", True
         heir = LocalWorker(self.spec, None, driver=self.driver)
         heir.host_fd, heir._held, heir._slots = self.host_fd, self._held, self._slots
         heir.hello = msgspec.structs.replace(
@@ -144,6 +144,8 @@ class LocalWorker:
 
     def submit(self, plan: Plan) -> None:
         self._check_alive()
+        if self.reason:
+            return  # it goes nowhere
         if plan.boot_generation != self.boot_generation or plan.abort_count < self._abort_count:
             return
         assert len(self._queue) + (self._plan is not None) < 2, "two plans are outstanding"
@@ -171,7 +173,7 @@ class LocalWorker:
     # ---------------------------------------------------------------------------------------------------------------------------- inside
 
     def _check_alive(self) -> None:
-        if self.reason:
+        if self._is_lost:
             raise DeviceLost(self.reason)
 
     def _wake(self) -> None:
@@ -248,6 +250,7 @@ class LocalWorker:
 
     def _lose(self) -> None:
         self._deliver()  # what was sent is heard
+        self._is_lost = True
         listener, self._listener = self._listener, None
         self.driver.close()
         if self.host_fd is not None:

@@ -302,6 +302,12 @@ class Rig:
         self._readers.append(task)
         return task
 
+    def begin_attach(self, context_id: str, offset: int) -> asyncio.Task[Output]:
+        """A reader on its way."""
+        task = asyncio.get_running_loop().create_task(self.attach(context_id, offset))
+        self._readers.append(task)
+        return task
+
     def begin_score(self, context_id: str, tokens: Sequence[int]) -> asyncio.Task[Score]:
         """A score on its way."""
         return asyncio.get_running_loop().create_task(self.kernel.score(ANN, ScoreArgs(context_id, TokenInput(tuple(tokens)))))

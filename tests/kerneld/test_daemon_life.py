@@ -146,7 +146,7 @@ class DaemonLife(RuleBasedStateMachine):
         if context in self.tokens:
             self.do(self.rig.kernel.free(ANN, context))
             if context in self.running:
-                assert self.do(asyncio.wait_for(self.running.pop(context)[0], 20)).reason == "cancelled"
+                assert self.do(asyncio.wait_for(self.running.pop(context)[0], 20)).reason in ("cancelled", "length")
             del self.tokens[context]
             self.asleep.discard(context)
 
@@ -161,12 +161,14 @@ class DaemonLife(RuleBasedStateMachine):
     def kill_the_daemon(self, keeps_worker: bool) -> None:
         going_on = {context: (past, wanted) for context, (_task, past, wanted) in self.running.items()}
         self.running.clear()
-        self.do(self.rig.die_and_return(keeps_worker=keeps_worker))
+        self.do(self._die_and_return(going_on, keeps_worker))
+
+    async def _die_and_return(self, going_on: dict[str, tuple[list[int], int]], keeps_worker: bool) -> None:
+        await self.rig.die_and_return(keeps_worker=keeps_worker)
         for context, (past, wanted) in going_on.items():
             known = self.rig.tokens(context)
             assert known == [*past, *oracle(past, wanted)][: len(known)]
-            task = self.loop.create_task(self.rig.attach(context, len(past)))
-            self.running[context] = task, past, wanted
+            self.running[context] = self.rig.begin_attach(context, len(past)), past, wanted
 
     # ------------------------------------------------------------------------------------------------------------------- invariants
 

@@ -117,6 +117,7 @@ async def test_the_same_call_while_the_first_is_under_way_is_told_so(tmp_path: P
         caller = with_id(ADMIN, "key", b"one")
         calls = [asyncio.ensure_future(CALLS["add_tenant"](rig, caller, "")) for _ in range(2)]
         first, second = await asyncio.gather(*calls, return_exceptions=True)
+        assert not isinstance(first, BaseException)
         assert first.path == "lab/eve"
         assert isinstance(second, Conflict)
         assert second.reason == "CALL_UNDER_WAY"

@@ -72,8 +72,8 @@ async def test_a_reader_that_leaves_before_its_first_event_counts_as_gone(tmp_pa
         task = rig.begin(context, prompt_of(2, 9), 900, detach_grace_s=0.0)
         await rig.until(lambda: len(rig.tokens(context)) > 22)
         stream = rig.kernel.attach(ANN, context, 0)
-        await anext(stream)  # type: ignore[arg-type]
-        await stream.aclose()  # type: ignore[attr-defined]
+        await anext(stream)
+        await stream.aclose()
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)
         assert not rig.machine.requests
@@ -120,7 +120,7 @@ async def test_a_cancel_takes_effect_within_the_step_at_hand(tmp_path: Path) -> 
         worker = rig.worker
         context, other = await rig.alloc(), await rig.alloc()
         task, beside = rig.begin(context, prompt_of(1, 9), 500), rig.begin(other, prompt_of(2, 9), 60)
-        await rig.until(lambda: worker.plans and worker.plans[-1].num_steps == 8)  # type: ignore[arg-type]
+        await rig.until(lambda: bool(worker.plans) and worker.plans[-1].num_steps == 8)
         have = len(rig.tokens(context))
         assert await rig.kernel.cancel(ANN, context)
         assert (await task).reason == "cancelled"

@@ -1,0 +1,177 @@
+"""The supervisor over real worker processes on the fake driver: started, lost, adopted, refused, and never left behind."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from drivers.client import WorkerClient
+from drivers.contract import OpenSpec
+from drivers.listener import Admission, WorkerListener
+from kerneld.supervisor import Supervisor, WorkerCommand, WorkerState
+from tests.kerneld.rig import in_loop
+
+SPEC = OpenSpec(num_slabs=4, slab_bytes=4096, granule_bytes=256, page_tokens=4, max_rows=4, max_step_tokens=16)
+
+
+class Listener:
+    """Hears of plans, of which there are none, and of the end."""
+
+    def __init__(self, on_lost: Callable[[str], None]) -> None:
+        self.on_lost = on_lost
+
+    def on_step(self, *_args: object) -> None:
+        raise AssertionError("no plan was sent")
+
+    def on_plan_failed(self, *_args: object) -> None:
+        raise AssertionError("no plan was sent")
+
+
+class House:
+    """A front that only houses a worker."""
+
+    def __init__(self, folder: Path, *, generation: int = 1, options: dict[str, str] | None = None, spawn: bool = True) -> None:
+        command = WorkerCommand("fake0", "fake", folder / "w.sock", folder, orphan_grace_s=20.0, spawn=spawn)
+        self.generation = generation
+        self.options = options or {}
+        self.supervisor = Supervisor(command, self)
+        self.listener = WorkerListener(command.socket, self.supervisor)
+        self.workers: list[WorkerClient] = []
+        self.reasons: list[str] = []
+
+    def admission(self, host_fd: int | None) -> Admission:
+        if host_fd is not None:
+            os.close(host_fd)
+        fields = {name: getattr(SPEC, name) for name in SPEC.__struct_fields__}
+        return Admission(self.generation, OpenSpec(**fields | {"options": self.options}))
+
+    def running(self, worker: WorkerClient) -> None:
+        self.workers.append(worker)
+        worker.attach(Listener(self._lost))
+
+    def _lost(self, reason: str) -> None:
+        self.reasons.append(reason)
+        self.supervisor.lost(reason)
+
+    def open(self) -> None:
+        self.listener.start()
+        self.supervisor.start()
+
+    async def close(self) -> None:
+        await self.listener.close()
+        await self.supervisor.stop()
+
+    async def until(self, condition: Callable[[], bool]) -> None:
+        async with asyncio.timeout(30):
+            while not condition():
+                await asyncio.sleep(0.005)
+
+
+@in_loop
+async def test_a_killed_worker_is_started_again_at_once_and_none_is_left_behind(tmp_path: Path) -> None:
+    house = House(tmp_path)
+    house.open()
+    try:
+        await house.until(lambda: len(house.workers) == 1)
+        first = house.supervisor.pid
+        os.kill(first, signal.SIGKILL)
+        await house.until(lambda: len(house.workers) == 2)
+        second = house.supervisor.pid
+        assert second != first
+        assert house.supervisor.restarts == 1
+        assert house.supervisor.state is WorkerState.RUNNING
+        assert len(house.reasons) == 1
+    finally:
+        await house.close()
+    assert not Path(f"/proc/{first}").exists()
+    assert not Path(f"/proc/{second}").exists()
+    assert not house.supervisor.command.pid_file.exists()
+
+
+@in_loop
+async def test_a_worker_that_outlived_its_front_is_adopted(tmp_path: Path) -> None:
+    before = House(tmp_path)
+    before.open()
+    await before.until(lambda: len(before.workers) == 1)
+    pid = before.supervisor.pid
+    await before.listener.close()
+    before.workers[0].hang_up()  # what a front's death is to its worker
+    after = House(tmp_path, generation=2)
+    after.open()
+    try:
+        await after.until(lambda: len(after.workers) == 1)
+        assert after.supervisor.pid == pid
+    finally:
+        await after.close()
+        before.supervisor.client = None
+        await before.supervisor.stop()
+    assert not Path(f"/proc/{pid}").exists()
+
+
+@in_loop
+async def test_a_worker_that_cannot_open_its_device_is_tried_again_and_the_problem_is_named(tmp_path: Path) -> None:
+    house = House(tmp_path, options={"no_such_option": "1"})
+    house.open()
+    try:
+        await house.until(lambda: house.supervisor.restarts >= 1)
+        assert "no_such_option" in house.supervisor.last_problem
+        house.options = {}
+        await house.until(lambda: house.supervisor.state is WorkerState.RUNNING)
+        assert house.supervisor.last_problem == ""
+    finally:
+        await house.close()
+
+
+@in_loop
+async def test_a_second_worker_is_refused(tmp_path: Path) -> None:
+    house = House(tmp_path)
+    house.open()
+    try:
+        await house.until(lambda: len(house.workers) == 1)
+        command = [*house.supervisor.command.argv()]
+        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
+        other = await asyncio.to_thread(subprocess.run, command, env=environment, capture_output=True, timeout=30)
+        assert other.returncode == 3
+        assert house.supervisor.state is WorkerState.RUNNING
+        assert len(house.workers) == 1
+    finally:
+        await house.close()
+
+
+@in_loop
+async def test_under_another_master_workers_are_awaited_not_started(tmp_path: Path) -> None:
+    house = House(tmp_path, spawn=False)
+    house.open()
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
+    process = subprocess.Popen(house.supervisor.command.argv(), env=environment, stderr=subprocess.DEVNULL)
+    try:
+        await house.until(lambda: len(house.workers) == 1)
+        process.kill()
+        process.wait()
+        await house.until(lambda: house.supervisor.state is WorkerState.BACKOFF)
+        process = subprocess.Popen(house.supervisor.command.argv(), env=environment, stderr=subprocess.DEVNULL)
+        await house.until(lambda: len(house.workers) == 2)
+    finally:
+        await house.close()
+        assert await asyncio.to_thread(process.wait, 20) == 0
+
+
+@pytest.mark.parametrize("left", ["", "not a number", "1", "4194305"])
+@in_loop
+async def test_a_pid_that_is_not_our_worker_is_not_waited_for(tmp_path: Path, left: str) -> None:
+    house = House(tmp_path)
+    house.supervisor.command.pid_file.write_text(left)
+    began = asyncio.get_running_loop().time()
+    house.open()
+    try:
+        assert house.supervisor.command.pid_file.read_text() not in ("", left), "one was started at once"
+        assert asyncio.get_running_loop().time() - began < 2.0
+    finally:
+        await house.close()
