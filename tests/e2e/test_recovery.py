@@ -125,3 +125,17 @@ def test_a_second_daemon_on_the_same_state_is_refused_by_name(rig: DaemonRig) ->
     refused = subprocess.run(other, capture_output=True, text=True, timeout=60, check=False, env=environment)
     assert refused.returncode == 1
     assert str(rig.pid) in refused.stderr
+
+
+def test_a_worker_outlives_its_daemon_with_its_weights_and_pages(rig: DaemonRig) -> None:
+    with load(rig) as k:
+        context = k.alloc("demo")
+        before = context.infer(PROMPTS[4] * 8, max_tokens=40, temperature=0, ignore_eos=True).result()
+        golden = context.fork().infer(max_tokens=20, temperature=0, ignore_eos=True).result()
+        worker = rig.worker_pid(k)
+        rig.kill()
+        rig.start()
+        again = k.context(context.id).infer(max_tokens=20, temperature=0, ignore_eos=True).result()
+        assert rig.worker_pid(k) == worker
+    assert again.tokens == golden.tokens
+    assert again.usage.pages_restored >= (again.offset - len(before.tokens)) // 16 > 0
