@@ -90,12 +90,11 @@ class Context:
     state: ContextState = ContextState.NEW
     failure: str = ""
 
-    # Written by the kernel when a request starts and ends, and by fork.
+    # Written by the kernel when a request starts and ends.
     last_used_at: float = 0.0
     active_request: str = ""
     last_request: str = ""
     last_finished: Finished | None = None
-    num_forks: int = 0
 
     @property
     def num_tokens(self) -> int:
@@ -126,10 +125,9 @@ class Context:
         if to is ContextState.FAILED:
             self.failure = reason
 
-    def next_fork_seed(self) -> int:
-        """The seed of the next fork that is not given one; every call gives another."""
-        self.num_forks += 1
-        return derive_seed(self.seed, self.num_forks)
+    def fork_seed(self, child_id: str) -> int:
+        """The seed of a fork that is not given one: another for every child, before a restart and after it."""
+        return derive_seed(self.seed, int(child_id, 16))
 
     def info(self, pages: PageCounts | None = None, kv_bytes: int = 0) -> ContextInfo:
         """The context as `stat` shows it; where its pages are is the pager's to say."""

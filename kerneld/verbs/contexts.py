@@ -91,13 +91,14 @@ class ContextVerbs:
         at = parent.num_tokens if args.at is None else args.at
         if at > parent.num_tokens:
             raise OutOfRange(f"The context has {parent.num_tokens} tokens; it cannot be forked at {at}.")
+        child_id = secrets.token_hex(16)
         child = Context(
-            id=secrets.token_hex(16),
+            id=child_id,
             owner=caller.principal.name,
             tenant=caller.principal.tenant,
             model=parent.model,
             fingerprint=parent.fingerprint,
-            seed=parent.next_fork_seed() if args.seed is None else args.seed,
+            seed=parent.fork_seed(child_id) if args.seed is None else args.seed,
             created_at=machine.clock(),
             durability=parent.durability,
             parent=parent.id,

@@ -76,7 +76,7 @@ def test_derived_seeds_are_those_of_splitmix64() -> None:
 def test_every_fork_gets_another_seed() -> None:
     context = make_context()
 
-    seeds = [context.next_fork_seed() for _ in range(4)]
+    seeds = [context.fork_seed(f"{child:032x}") for child in range(4)]
 
     assert len({context.seed, *seeds}) == 5
 
