@@ -7,8 +7,12 @@ else; the next job gets a new one.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
+import socket
+import subprocess
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
@@ -27,7 +31,7 @@ class TemplateRenderer:
     def __init__(self, timeout_s: float = 10.0, max_characters: int = MAX_PROMPT_CHARACTERS) -> None:
         self._timeout_s = timeout_s
         self._max_characters = max_characters
-        self._process: asyncio.subprocess.Process | None = None
+        self._process: _Sandbox | None = None
         self._turn = asyncio.Lock()
 
     async def render(self, template: ChatTemplate, messages: tuple[tuple[str, str], ...], opens: bool = True) -> str:
@@ -57,40 +61,61 @@ class TemplateRenderer:
             await self._stop()
 
     async def _exchange(self, job: dict[str, Any]) -> dict[str, Any]:
-        process = self._process if self._process is not None and _is_usable(self._process) else await self._start()
-        assert process.stdin is not None, "started with pipes"
-        assert process.stdout is not None, "started with pipes"
+        process = self._process if self._process is not None and self._process.is_usable() else await self._start()
         message = json.dumps(job).encode()
-        process.stdin.write(sandbox.LENGTH.pack(len(message)) + message)
-        await process.stdin.drain()
-        (length,) = sandbox.LENGTH.unpack(await process.stdout.readexactly(sandbox.LENGTH.size))
-        reply: dict[str, Any] = json.loads(await process.stdout.readexactly(length))
+        process.writer.write(sandbox.LENGTH.pack(len(message)) + message)
+        await process.writer.drain()
+        (length,) = sandbox.LENGTH.unpack(await process.reader.readexactly(sandbox.LENGTH.size))
+        reply: dict[str, Any] = json.loads(await process.reader.readexactly(length))
         return reply
 
-    async def _start(self) -> asyncio.subprocess.Process:
-        """Run the sandbox by its path, isolated: no variable of ours, no folder of ours on its path."""
-        self._process = await asyncio.create_subprocess_exec(
-            sys.executable,
-            "-I",
-            str(Path(sandbox.__file__)),
-            stdin=asyncio.subprocess.PIPE,
-            stdout=asyncio.subprocess.PIPE,
-            stderr=asyncio.subprocess.DEVNULL,
-            env={},
-            cwd="/",
-            start_new_session=True,
-        )
+    async def _start(self) -> _Sandbox:
+        await self._stop()
+        self._process = await _Sandbox.start()
         return self._process
 
     async def _stop(self) -> None:
         process, self._process = self._process, None
-        if process is None:
-            return
-        if process.returncode is None:
-            process.kill()
-        await process.wait()
+        if process is not None:
+            await process.stop()
 
 
-def _is_usable(process: asyncio.subprocess.Process) -> bool:
-    """Whether a process can be given a job. One that was killed has a closing pipe before its exit is known."""
-    return process.returncode is None and process.stdin is not None and not process.stdin.is_closing()
+@dataclass(frozen=True, slots=True)
+class _Sandbox:
+    """A sandbox process and the stream to it.
+
+    It is started with `subprocess`, not by the event loop: uvloop forks, and a fork beside gRPC's threads was seen to fail.
+    """
+
+    process: subprocess.Popen[bytes]
+    reader: asyncio.StreamReader
+    writer: asyncio.StreamWriter
+
+    @classmethod
+    async def start(cls) -> _Sandbox:
+        """Run the sandbox by its path, isolated: no variable of ours, no folder of ours on its path."""
+        ours, theirs = socket.socketpair()
+        with theirs:
+            process = subprocess.Popen(
+                [sys.executable, "-I", str(Path(sandbox.__file__))],
+                stdin=theirs.fileno(),
+                stdout=theirs.fileno(),
+                stderr=subprocess.DEVNULL,
+                env={},
+                cwd="/",
+                start_new_session=True,
+            )
+        reader, writer = await asyncio.open_connection(sock=ours)
+        return cls(process, reader, writer)
+
+    def is_usable(self) -> bool:
+        """Whether it can be given a job."""
+        return self.process.poll() is None and not self.writer.is_closing() and not self.reader.at_eof()
+
+    async def stop(self) -> None:
+        """End the process and the stream."""
+        self.process.kill()
+        self.writer.close()
+        with contextlib.suppress(ConnectionError):
+            await self.writer.wait_closed()
+        await asyncio.to_thread(self.process.wait)
