@@ -169,6 +169,7 @@ class CuttingProxy:
         self._rig = rig
         self._cuts = list(cuts)
         self._servers: list[asyncio.Server] = []
+        self._serving: set[asyncio.Task[Any]] = set()
 
     def start(self) -> CuttingProxy:
         """Listen."""
@@ -181,12 +182,15 @@ class CuttingProxy:
         return self
 
     def stop(self) -> None:
-        """Stop listening."""
+        """Stop listening, and cut every connection that is left."""
 
         async def stop() -> None:
             for server in self._servers:
                 server.close()
                 await server.wait_closed()
+            for task in self._serving:
+                task.cancel()
+            await asyncio.gather(*self._serving, return_exceptions=True)
 
         self._rig.run(stop)
 
@@ -198,6 +202,10 @@ class CuttingProxy:
         closing.close()
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        self._serving.add(task)
+        task.add_done_callback(self._serving.discard)
         budget = self._cuts.pop(0) if self._cuts else 1 << 40
         back, forth = await asyncio.open_unix_connection(self._rig.path)
         up = asyncio.create_task(_pump(reader, forth, 1 << 40))
