@@ -124,10 +124,11 @@ class Rig:
         self.stop()
 
         async def settle() -> None:
-            others = asyncio.all_tasks() - {asyncio.current_task()}
-            for task in others:
-                task.cancel()
-            await asyncio.gather(*others, return_exceptions=True)
+            # A connection that was just accepted may begin another task while the first ones end.
+            while others := asyncio.all_tasks() - {asyncio.current_task()}:
+                for task in others:
+                    task.cancel()
+                await asyncio.gather(*others, return_exceptions=True)
 
         self.run(settle)
         self._loop.call_soon_threadsafe(self._loop.stop)
