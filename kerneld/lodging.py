@@ -26,6 +26,7 @@ from kerneld.events import WorkerLost, WorkerRecovered, WorkerStarted
 from kerneld.machine import Machine
 from kerneld.metrics import Metrics
 from kerneld.models import Model
+from kerneld.supervisor import WorkerState
 
 MAX_TOKEN_GAP_S = 10.0  # a longer pause is not between two tokens of anybody
 
@@ -116,7 +117,8 @@ class Lodging:
 
     def _lost(self, reason: str) -> None:
         machine, supervisor = self.machine, self.machine.supervisor
-        machine.events.publish(WorkerLost(supervisor.command.device, supervisor.pid, reason, machine.scheduler.waiting.total))
+        if supervisor.state is not WorkerState.STOPPED:  # else we told it to leave
+            machine.events.publish(WorkerLost(supervisor.command.device, supervisor.pid, reason, machine.scheduler.waiting.total))
         machine.residency.detach()
         self._lost_at = machine.clock()
         supervisor.lost(reason)

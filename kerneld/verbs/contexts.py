@@ -162,7 +162,7 @@ class ContextVerbs:
         return self.info(self._machine.contexts.look(caller, context_id))
 
     def list_contexts(self, caller: Caller, args: ListArgs) -> ListPage[ContextInfo]:
-        """The caller's contexts, or everybody's. Raises: InvalidArgument, PermissionDenied."""
+        """The caller's contexts, or everybody's for those who may see them. Raises: InvalidArgument."""
         page = self._machine.contexts.page(caller, args)
         return ListPage(tuple(self.info(context) for context in page.items), page.next_page_token)
 
