@@ -154,6 +154,11 @@ class HostMemory:
         """
         return self._verified(frame, self._expect(frame))
 
+    def frame(self, frame: int, frame_bytes: int) -> memoryview:
+        """Return a whole frame, header and all, to be read or written; to be released before the tier is closed. Raises: ValueError."""
+        start = self._start(frame, frame_bytes)
+        return self._bytes[start : start + frame_bytes]
+
     def peek(self, frame: int) -> PageHeader | None:
         """Return what a frame says of itself, or None if it holds no page. The payload is not looked at."""
         start = self._start(frame, HEADER_BYTES)
@@ -216,13 +221,8 @@ class HostMemory:
         return start
 
     def _unpack(self, start: int) -> PageHeader | None:
-        raw = bytes(self._bytes[start : start + HEADER_BYTES])
-        magic, version, num_tokens, key, space_id, payload_bytes, generation, checksum = _HEADER.unpack_from(raw)
-        if magic != _PAGE_MAGIC or version != _VERSION or _CHECKSUM.unpack_from(raw, _HEADER.size)[0] != crc32c(raw[: _HEADER.size]):
-            return None
-        if start + HEADER_BYTES + payload_bytes > self.size_bytes:
-            return None
-        return PageHeader(key, space_id, num_tokens, payload_bytes, generation, checksum)
+        header = parse_header(bytes(self._bytes[start : start + HEADER_BYTES]))
+        return None if header is None or start + HEADER_BYTES + header.payload_bytes > self.size_bytes else header
 
     def _expect(self, frame: int) -> PageHeader:
         header = self.peek(frame)
@@ -241,6 +241,14 @@ class HostMemory:
         if not self._holds(frame, header):
             raise HostPageCorrupt(frame, "its bytes do not match their checksum")
         return self._view(frame, header)
+
+
+def parse_header(raw: bytes) -> PageHeader | None:
+    """Return the page header in 128 bytes, or None if there is none, or one of another version."""
+    magic, version, num_tokens, key, space_id, payload_bytes, generation, checksum = _HEADER.unpack_from(raw)
+    if magic != _PAGE_MAGIC or version != _VERSION or _CHECKSUM.unpack_from(raw, _HEADER.size)[0] != crc32c(raw[: _HEADER.size]):
+        return None
+    return PageHeader(key, space_id, num_tokens, payload_bytes, generation, checksum)
 
 
 def _pack(header: PageHeader) -> bytes:
