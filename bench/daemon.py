@@ -17,11 +17,11 @@ START_TIMEOUT_S = 120.0
 
 
 @contextmanager
-def running_daemon(folder: Path, *settings: str) -> Iterator[Path]:
-    """Start a daemon with `--set` settings, give its socket, and stop it at the end."""
+def running_daemon(folder: Path, *settings: str, model_root: Path | None = None) -> Iterator[Path]:
+    """Start a daemon with `--set` settings, give its socket, and stop it at the end. Models lie in its folder unless said."""
     socket = folder / "k.sock"
     command = [sys.executable, "-P", "-m", "cli.daemon", "serve", f"--state={folder / 'state'}", f"--socket={socket}"]
-    command += [f"--model-root={folder}", f"--model-root={ROOT / 'examples'}", *(f"--set={item}" for item in settings)]
+    command += [f"--model-root={model_root or folder}", f"--model-root={ROOT / 'examples'}", *(f"--set={item}" for item in settings)]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "sdk" / "python")])}
     with (folder / "daemon.log").open("ab") as log:
         process = subprocess.Popen(command, stdout=log, stderr=log, env=environment)
