@@ -11,7 +11,7 @@ import torch
 from drivers.arena import Arena, FrameShape
 from drivers.contract import LoadSpec
 from drivers.errors import PlanRejected
-from drivers.models.decoder import Decoder, StepBatch
+from drivers.models.decoder import Decoder, DecoderWeights, StepBatch
 from drivers.models.layout import ALIGN_BYTES
 from drivers.models.loader import ModelFiles, PageShape, Target, frame_bytes, load_weights
 from drivers.ops.check import CheckShape, disagreements
@@ -82,7 +82,7 @@ def load_model(files: ModelFiles, spec: LoadSpec, ground: Ground, progress: Call
     workspace = torch.zeros(workspace_tokens, 2, config.num_kv_heads, config.head_dim, dtype=dtype)
     windows = tuple(group.window for group in config.groups)
     ops = _checked_ops(files, ground, heads, windows)
-    decoder = Decoder(config, segments, _layer_pages(files, ground.arena, frames, heads), ops)
+    decoder = Decoder(config, DecoderWeights.of(segments), _layer_pages(files, ground.arena, frames, heads), ops)
     _warm_up(decoder)
     return CpuModel(
         decoder=decoder,
@@ -133,7 +133,7 @@ def _checked_ops(files: ModelFiles, ground: Ground, heads: HeadShape, windows: t
 
 def _warm_up(decoder: Decoder) -> None:
     """Have the library build its kernels for this model's linears now: all layers have the shapes of the first."""
-    layer, config, dtype = decoder.layers[0], decoder.config, decoder.embedding.dtype
+    layer, config, dtype = next(iter(decoder.layers)), decoder.config, decoder.embedding.dtype
     for weight in (layer.qkv, layer.output, layer.gate_up, layer.down, decoder.head):
         decoder.ops.linear(torch.zeros(1, weight.shape[1], dtype=dtype), weight, None)
     decoder.logits(torch.from_numpy(np.zeros((1, config.hidden_size), dtype=np.float32)).to(dtype))

@@ -6,7 +6,7 @@ the device: the ops come from the table the decoder is given.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -56,6 +56,31 @@ class LayerWeights:
 
 
 @dataclass(frozen=True, slots=True)
+class DecoderWeights:
+    """What a decoder computes with: views of the arena.
+
+    `layers` is gone over once per forward pass, in order. Resident ones are a tuple; streamed ones arrive as they are asked for, and a
+    layer's views are good until the next one is asked for.
+    """
+
+    embedding: Tensor
+    layers: Iterable[LayerWeights]
+    norm: Tensor
+    head: Tensor
+
+    @classmethod
+    def of(cls, segments: Sequence[Mapping[str, Tensor]]) -> DecoderWeights:
+        """Name the segments of a model that is wholly resident (embedding, layers, end)."""
+        layers = tuple(LayerWeights.of(parts) for parts in segments[1:-1])
+        return cls.around(segments[0], layers, segments[-1])
+
+    @classmethod
+    def around(cls, first: Mapping[str, Tensor], layers: Iterable[LayerWeights], end: Mapping[str, Tensor]) -> DecoderWeights:
+        """Put layers between the embedding and the end."""
+        return cls(first["embedding"], layers, end["norm"], end.get("head", first["embedding"]))
+
+
+@dataclass(frozen=True, slots=True)
 class StepBatch:
     """One step of one model: flat tokens, and where the keys of each KV group lie."""
 
@@ -67,15 +92,15 @@ class StepBatch:
 class Decoder:
     """A loaded model. Its weights and pages are views of the arena; it owns neither."""
 
-    def __init__(self, config: DecoderConfig, segments: Sequence[Mapping[str, Tensor]], pages: Sequence[LayerKv], ops: OpTable) -> None:
-        """`segments` as loaded (embedding, layers, end); `pages` one view per layer."""
+    def __init__(self, config: DecoderConfig, weights: DecoderWeights, pages: Sequence[LayerKv], ops: OpTable) -> None:
+        """`pages` has one view per layer."""
         self.config = config
         self.ops = ops
         self.heads = HeadShape(config.num_heads, config.num_kv_heads, config.head_dim)
-        self.embedding = segments[0]["embedding"]
-        self.layers = tuple(LayerWeights.of(parts) for parts in segments[1:-1])
-        self.norm = segments[-1]["norm"]
-        self.head = segments[-1].get("head", self.embedding)
+        self.embedding = weights.embedding
+        self.layers = weights.layers
+        self.norm = weights.norm
+        self.head = weights.head
         self.pages = tuple(pages)
         self._group_of = {layer: group for group, members in enumerate(config.groups) for layer in members.layers}
         self._frequencies = inverse_frequencies(config.rope, config.head_dim, config.max_positions)
@@ -85,16 +110,16 @@ class Decoder:
         ops, eps = self.ops, self.config.norm_eps
         residual = ops.embed(self.embedding, batch.tokens)
         rotation = self._rotation(batch.positions, residual.dtype)
-        x = ops.rms_norm(residual, self.layers[0].input_norm, eps)
-        last = len(self.layers) - 1
-        for idx, layer in enumerate(self.layers):
+        x: Tensor | None = None
+        for idx, layer in enumerate(self.layers):  # asking for the next layer says that this one has finished
+            norm = layer.input_norm
+            x = ops.rms_norm(residual, norm, eps) if x is None else ops.add_rms_norm(x, residual, norm, eps)
             attention = batch.attention[self._group_of[idx]]
             x = self._attend(x, layer, self.pages[idx], (rotation, attention))
             x = ops.add_rms_norm(x, residual, layer.inner_norm, eps)
             x = ops.swiglu(ops.linear(x, layer.gate_up, layer.gate_up_bias))
             x = ops.linear(x, layer.down, layer.down_bias)
-            if idx < last:
-                x = ops.add_rms_norm(x, residual, self.layers[idx + 1].input_norm, eps)
+        assert x is not None
         return residual.add_(x)
 
     def logits(self, hidden: Tensor) -> Tensor:
