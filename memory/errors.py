@@ -4,6 +4,7 @@ PagingError
  +- OutOfFrames     a tier has too little that may be reclaimed now; waiting or preempting helps
  +- NeverFits       more than the tier, or the owner's limit, could ever hold
  +- OverLimit       the owner's own limit, not the tier, is what stops it
+ +- GuaranteeConflict  more would be guaranteed than there is
  +- PagePinned      the page is named by a plan on its way
  +- UnknownSpace    no such space is open
 """
@@ -57,6 +58,21 @@ class OverLimit(PagingError):
         self.limit_bytes = limit_bytes
         self.used_bytes = used_bytes
         super().__init__(f"{owner} holds {used_bytes} bytes of the {tier} tier and needs {needed_bytes} more; its limit is {limit_bytes}.")
+
+
+class GuaranteeConflict(PagingError):
+    """The guarantees of a tier would add up to more than it has, or than a limit above them allows."""
+
+    def __init__(self, tier: str, owner: str, sum_bytes: int, most_bytes: int, holders: tuple[Holder, ...], within: str = "") -> None:
+        self.tier = tier
+        self.owner = owner
+        self.sum_bytes = sum_bytes
+        self.most_bytes = most_bytes
+        self.holders = holders
+        self.within = within  # whose limit it is, empty: the tier's size
+        most = f"the limit of {within} is {most_bytes}" if within else f"the {tier} tier has {most_bytes}"
+        named = ", ".join(f"{holder.owner} ({holder.size_bytes})" for holder in holders)
+        super().__init__(f"Guarantees of the {tier} tier would add up to {sum_bytes} bytes; {most}. Guaranteed to {named or 'nobody'}.")
 
 
 class PagePinned(PagingError):

@@ -3,10 +3,16 @@
 Owners are tenant paths: what "lab/ann" holds counts for "lab" too. A page that several hold is charged in equal integer parts, and the
 remainder to the oldest holder.
 
+    0            guarantee               limit
+    |-- its own ----|-- borrowed, as long as nobody else needs it --|-- in excess: a sharer left, or the limit was lowered; taken first
+
+A guarantee of "lab" covers those beneath it: what is promised to a node is the larger of its own guarantee and what is promised below it.
+
 Invariants
 1. Charges are never negative; the charges of a tier and kind add up to the bytes in use there.
 2. What an owner uses is the sum of its own charges and those of every path below it.
 3. A guarantee is no larger than the limit beside it, where there is one.
+4. `in_excess` names exactly the owners that use more than a limit of their own.
 """
 
 from __future__ import annotations
@@ -16,7 +22,7 @@ from dataclasses import dataclass
 from enum import Enum
 from functools import lru_cache
 
-from memory.errors import Holder, PagingError
+from memory.errors import GuaranteeConflict, Holder, PagingError
 from memory.page import Tier
 
 
@@ -41,6 +47,28 @@ class Limit:
 
 
 @dataclass(frozen=True, slots=True)
+class Account:
+    """What one owner holds of one tier, and what was promised to it. `used_bytes` counts those below it too, `kinds` does not."""
+
+    owner: str
+    tier: Tier
+    kinds: dict[Kind, int]
+    used_bytes: int
+    limit: Limit
+    weight: int
+
+    @property
+    def borrowed_bytes(self) -> int:
+        """What it uses beyond its guarantee, and gives back when others need it."""
+        return max(self.used_bytes - self.limit.guarantee_bytes, 0)
+
+    @property
+    def excess_bytes(self) -> int:
+        """What it uses beyond its limit, and has to give back."""
+        return max(self.used_bytes - self.limit.limit_bytes, 0) if self.limit.limit_bytes else 0
+
+
+@dataclass(frozen=True, slots=True)
 class TierSnapshot:
     """One tier, as `top` shows it."""
 
@@ -49,6 +77,9 @@ class TierSnapshot:
     free_bytes: int
     weights_bytes: int
     kv_bytes: dict[str, int]  # by owner
+
+
+_NO_LIMIT = Limit()
 
 
 @lru_cache(maxsize=4096)
@@ -70,22 +101,78 @@ class Ledger:
     def __init__(self, totals: dict[Tier, int]) -> None:
         """Start with nothing charged; `totals` says how large the tiers are."""
         self._totals = dict(totals)
-        self._charges: dict[tuple[Tier, Kind], dict[str, int]] = {(tier, kind): {} for tier in totals for kind in Kind}
-        self._used: dict[Tier, dict[str, int]] = {tier: {} for tier in totals}
-        self._limits: dict[Tier, dict[str, Limit]] = {tier: {} for tier in totals}
+        self._charges: dict[tuple[Tier, Kind], dict[str, int]] = {(tier, kind): {} for tier in Tier for kind in Kind}
+        self._used: dict[Tier, dict[str, int]] = {tier: {} for tier in Tier}
+        self._limits: dict[Tier, dict[str, Limit]] = {tier: {} for tier in Tier}
+        self._in_excess: dict[Tier, set[str]] = {tier: set() for tier in Tier}
+        self._weights: dict[str, int] = {}
+
+    # ------------------------------------------------------------------------------------------------------------------ limits, weights
 
     def set_limit(self, owner: str, tier: Tier, guarantee_bytes: int, limit_bytes: int) -> None:
-        """Set what an owner may count on and may not pass; 0 is none. Raises: ValueError (invariant 3), and nothing is changed."""
+        """Set what an owner may count on and may not pass; 0 is none. Use above the limit is reclaimed with the next plans.
+
+        Raises: ValueError (invariant 3), and nothing is changed. Whether the guarantee can be kept is `check_limit`'s to say.
+        """
         if guarantee_bytes < 0 or limit_bytes < 0 or 0 < limit_bytes < guarantee_bytes:
             raise ValueError(f"a guarantee of {guarantee_bytes} bytes does not go with a limit of {limit_bytes}")
         if guarantee_bytes or limit_bytes:
             self._limits[tier][owner] = Limit(guarantee_bytes, limit_bytes)
         else:
             self._limits[tier].pop(owner, None)
+        if 0 < limit_bytes < self.used(owner, tier):
+            self._in_excess[tier].add(owner)
+        else:
+            self._in_excess[tier].discard(owner)
+
+    def check_limit(self, owner: str, tier: Tier, guarantee_bytes: int, limit_bytes: int) -> None:
+        """See whether what `set_limit` is about to set can be kept: by the tier, and along the tree.
+
+        Raises: GuaranteeConflict, with the sum of the guarantees, what there is for them, and who has them; ValueError (invariant 3).
+        """
+        if 0 < limit_bytes < guarantee_bytes:
+            raise ValueError(f"a guarantee of {guarantee_bytes} bytes does not go with a limit of {limit_bytes}")
+        limits = {**self._limits[tier], owner: Limit(guarantee_bytes, limit_bytes)}
+        promised = _promised(limits)
+        for name in lineage(owner):
+            most = limits.get(name, _NO_LIMIT).limit_bytes
+            if 0 < most < promised.get(name, 0):
+                raise GuaranteeConflict(tier.name.lower(), owner, promised[name], most, _guarantees(limits, name), within=name)
+        total = sum(size for name, size in promised.items() if "/" not in name)
+        most = self._totals.get(tier, 0)
+        if guarantee_bytes and total > most:
+            raise GuaranteeConflict(tier.name.lower(), owner, total, most, _guarantees(limits, ""), within="")
+
+    def promised(self, tier: Tier) -> int:
+        """The sum of all guarantees of a tier."""
+        return sum(size for name, size in _promised(self._limits[tier]).items() if "/" not in name)
 
     def limit(self, owner: str, tier: Tier) -> Limit:
         """What was set for exactly this owner."""
-        return self._limits[tier].get(owner, Limit())
+        return self._limits[tier].get(owner, _NO_LIMIT)
+
+    def in_excess(self, tier: Tier) -> tuple[str, ...]:
+        """Owners that use more of a tier than their limit, in order of their paths (invariant 4)."""
+        return tuple(sorted(self._in_excess[tier])) if self._in_excess[tier] else ()
+
+    def set_weight(self, owner: str, weight: int) -> None:
+        """Set what an owner's borrowing counts against that of its siblings; 1 where nothing was set, 0 takes it back to that."""
+        if weight < 0:
+            raise ValueError(f"a weight of {weight} is none")
+        if weight > 1:
+            self._weights[owner] = weight
+        else:
+            self._weights.pop(owner, None)
+
+    def weight(self, owner: str) -> int:
+        """What was set for exactly this owner, else 1."""
+        return self._weights.get(owner, 1)
+
+    def standing(self, owner: str, tier: Tier) -> tuple[int, int]:
+        """How soon an owner gives way against its siblings, greater is sooner: by its excess, then by its borrowing per weight."""
+        limit, used = self.limit(owner, tier), self.used(owner, tier)
+        excess = max(used - limit.limit_bytes, 0) if limit.limit_bytes else 0
+        return excess, ((used - limit.guarantee_bytes) << 16) // self.weight(owner)
 
     # ------------------------------------------------------------------------------------------------------------------ charge, refund
 
@@ -93,9 +180,11 @@ class Ledger:
         """Note that an owner holds more."""
         charges = self._charges[tier, kind]
         charges[owner] = charges.get(owner, 0) + size_bytes
-        used = self._used[tier]
+        used, limits = self._used[tier], self._limits[tier]
         for name in lineage(owner):
-            used[name] = used.get(name, 0) + size_bytes
+            used[name] = size = used.get(name, 0) + size_bytes
+            if limits and (limit := limits.get(name)) is not None and 0 < limit.limit_bytes < size:
+                self._in_excess[tier].add(name)
 
     def refund(self, tier: Tier, owner: str, kind: Kind, size_bytes: int) -> None:
         """Note that an owner holds less. Raises: PagingError, if it does not hold that much (invariant 1)."""
@@ -107,9 +196,11 @@ class Ledger:
             charges[owner] = left
         else:
             charges.pop(owner, None)
-        used = self._used[tier]
+        used, in_excess = self._used[tier], self._in_excess[tier]
         for name in lineage(owner):
             used[name] -= size_bytes
+            if name in in_excess and used[name] <= self._limits[tier][name].limit_bytes:
+                in_excess.discard(name)
             if not used[name]:
                 del used[name]
 
@@ -153,6 +244,13 @@ class Ledger:
         guarantees = ((name, limits[name].guarantee_bytes) for name in lineage(owner) if name in limits and name not in kin)
         return any(guarantee and self.used(name, tier) - size_bytes < guarantee for name, guarantee in guarantees)
 
+    def keeps(self, owner: str, taker: str, tier: Tier, size_bytes: int) -> bool:
+        """Whether a guarantee of exactly this owner keeps `size_bytes` from a taker that has no part in it."""
+        limit = self._limits[tier].get(owner)
+        if limit is None or not limit.guarantee_bytes or self.used(owner, tier) - size_bytes >= limit.guarantee_bytes:
+            return False
+        return owner not in lineage(taker)
+
     def holders(self, tier: Tier) -> tuple[Holder, ...]:
         """Who holds bytes of a tier, largest first."""
         held: dict[str, int] = {}
@@ -160,6 +258,15 @@ class Ledger:
             for owner, size_bytes in self._charges[tier, kind].items():
                 held[owner] = held.get(owner, 0) + size_bytes
         return tuple(Holder(owner, size) for owner, size in sorted(held.items(), key=lambda item: (-item[1], item[0])))
+
+    def accounts(self, tier: Tier) -> tuple[Account, ...]:
+        """Everybody who holds bytes of a tier, or was promised some, in order of their paths."""
+        held = {owner for kind in Kind for owner in self._charges[tier, kind]}
+        return tuple(self._account(owner, tier) for owner in sorted(held | set(self._limits[tier])))
+
+    def _account(self, owner: str, tier: Tier) -> Account:
+        kinds = {kind: size for kind in Kind if (size := self._charges[tier, kind].get(owner, 0))}
+        return Account(owner, tier, kinds, self.used(owner, tier), self.limit(owner, tier), self.weight(owner))
 
     def snapshot(self) -> tuple[TierSnapshot, ...]:
         """Every tier, in order."""
@@ -169,6 +276,25 @@ class Ledger:
         total = self._totals[tier]
         used = sum(self.kind_bytes(tier, kind) for kind in Kind)
         return TierSnapshot(tier, total, total - used, self.kind_bytes(tier, Kind.WEIGHTS), dict(self._charges[tier, Kind.KV]))
+
+
+def _promised(limits: Mapping[str, Limit]) -> dict[str, int]:
+    """What is promised to every node of the tree: the larger of its own guarantee and the sum of what is promised below it."""
+    promised: dict[str, int] = {}
+    below: dict[str, int] = {}
+    nodes = {name for owner in limits for name in lineage(owner)}
+    for name in sorted(nodes, key=lambda each: -each.count("/")):
+        promised[name] = max(limits.get(name, _NO_LIMIT).guarantee_bytes, below.get(name, 0))
+        above = name.rpartition("/")[0]
+        below[above] = below.get(above, 0) + promised[name]
+    return promised
+
+
+def _guarantees(limits: Mapping[str, Limit], within: str) -> tuple[Holder, ...]:
+    """Who has guarantees, at or beneath a node ("": all), largest first."""
+    named = [(name, limit.guarantee_bytes) for name, limit in limits.items() if limit.guarantee_bytes]
+    held = [Holder(name, size) for name, size in named if not within or within in lineage(name)]
+    return tuple(sorted(held, key=lambda holder: (-holder.size_bytes, holder.owner)))
 
 
 def _charges_of(holders: Mapping[str, int], oldest: str, size_bytes: int) -> list[tuple[str, int]]:
