@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from drivers.ops.ragged import AttentionShape, HeadShape, RaggedBatch, RowSpan, plan_attention
-from drivers.ops.reference import Cuts, LayerKv, Rotation
+from drivers.ops.reference import Cuts, LayerKv, LoraPair, LoraRows, Rotation
 from drivers.ops.table import OpTable
 
 TOLERANCES = {torch.float32: 1e-4, torch.bfloat16: 4e-2, torch.float16: 6e-3}  # largest error over largest value
@@ -50,6 +50,7 @@ def _cases(shape: CheckShape, random: torch.Generator) -> dict[str, list[Case]]:
     weight = torch.randn(shape.hidden_size, generator=random).to(shape.dtype)
     gate_up = torch.randn(5, 2 * shape.intermediate_size, generator=random).to(shape.dtype)
     cases: dict[str, list[Case]] = {
+        "lora": _lora_cases(shape, random),
         "rms_norm": [lambda ops: [ops.rms_norm(hidden, weight, 1e-5)]],
         "add_rms_norm": [lambda ops: _add_rms_norm(ops, hidden, weight)],
         "swiglu": [lambda ops: [ops.swiglu(gate_up.clone())]],
@@ -62,6 +63,29 @@ def _cases(shape: CheckShape, random: torch.Generator) -> dict[str, list[Case]]:
         cases["rope_kv_write"].append(_rope_case(shape, kv, batch, random))
         cases["paged_attention"].append(_attention_case(shape, kv, batch, random))
     return cases
+
+
+def _lora_cases(shape: CheckShape, random: torch.Generator) -> list[Case]:
+    """Three adapters, one of which leaves the linear alone, on five of seven tokens; into the linears of a layer and out of them."""
+    rows = LoraRows(torch.tensor([5, 0, 2, 6, 3]), (2, 1, 2))
+    widths = (shape.hidden_size, shape.heads.num_heads * shape.heads.head_dim, shape.intermediate_size)
+    cases: list[Case] = []
+    for columns, out in zip(widths, (2 * shape.intermediate_size, shape.hidden_size, shape.hidden_size), strict=True):
+        pairs = [
+            LoraPair(
+                torch.randn(columns, rank, generator=random).to(shape.dtype),
+                (torch.randn(rank, out, generator=random) / columns**0.5).to(shape.dtype),
+            )
+            for rank in (8, 3)
+        ]
+        x = torch.randn(7, columns, generator=random).to(shape.dtype)
+        y = torch.randn(7, out, generator=random).to(shape.dtype)
+        cases.append(_lora_case(x, y, rows, (pairs[0], None, pairs[1])))
+    return cases
+
+
+def _lora_case(x: Tensor, y: Tensor, rows: LoraRows, pairs: Sequence[LoraPair | None]) -> Case:
+    return lambda ops: [ops.lora(y.clone(), x, rows, pairs)]
 
 
 def _add_rms_norm(ops: OpTable, hidden: Tensor, weight: Tensor) -> list[Tensor]:

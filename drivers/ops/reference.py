@@ -7,6 +7,7 @@ space may be touched. Buffers are the caller's; an op that changes its input say
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -42,6 +43,22 @@ class Cuts:
     min_p: Tensor  # [rows] f32
 
 
+@dataclass(frozen=True, slots=True)
+class LoraPair:
+    """A change of low rank to one linear, `down` and `up` transposed as they are multiplied; the adapter's scale is in `up`."""
+
+    down: Tensor  # [in, rank]
+    up: Tensor  # [rank, out]
+
+
+@dataclass(frozen=True, slots=True)
+class LoraRows:
+    """The tokens of a step that run with adapters, those of one adapter side by side."""
+
+    tokens: Tensor  # [n] int64: where they are in the step
+    counts: tuple[int, ...]  # of each adapter
+
+
 def embed(table: Tensor, tokens: Tensor) -> Tensor:
     """Rows of the table `[vocab, hidden]` for tokens `[T] int64`."""
     return F.embedding(tokens, table)
@@ -50,6 +67,17 @@ def embed(table: Tensor, tokens: Tensor) -> Tensor:
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """`x [T, in]` times `weight [out, in]` transposed, plus bias."""
     return F.linear(x, weight, bias)
+
+
+def lora(y: Tensor, x: Tensor, rows: LoraRows, pairs: Sequence[LoraPair | None]) -> Tensor:
+    """Adds to `y [T, out]`, in place, the change that each adapter's pair makes of its own tokens of `x [T, in]`; no other token of
+    `y` is touched. Adapters without a pair here change nothing."""
+    first = 0
+    for count, pair in zip(rows.counts, pairs, strict=True):
+        tokens, first = rows.tokens[first : first + count], first + count
+        if pair is not None:
+            y[tokens] += x[tokens] @ pair.down @ pair.up
+    return y
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:

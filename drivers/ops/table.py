@@ -8,7 +8,7 @@ logged, and the definition runs instead.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
@@ -17,7 +17,7 @@ from torch import Tensor
 from drivers.errors import OpUnsupported
 from drivers.ops import fused, reference
 from drivers.ops.ragged import RaggedBatch
-from drivers.ops.reference import Cuts, LayerKv, Rotation
+from drivers.ops.reference import Cuts, LayerKv, LoraPair, LoraRows, Rotation
 
 logger = logging.getLogger(__name__)
 
@@ -28,6 +28,7 @@ class OpTable:
 
     embed: Callable[[Tensor, Tensor], Tensor] = reference.embed
     linear: Callable[[Tensor, Tensor, Tensor | None], Tensor] = reference.linear
+    lora: Callable[[Tensor, Tensor, LoraRows, Sequence[LoraPair | None]], Tensor] = reference.lora
     rms_norm: Callable[[Tensor, Tensor, float], Tensor] = reference.rms_norm
     add_rms_norm: Callable[[Tensor, Tensor, Tensor, float], Tensor] = reference.add_rms_norm
     swiglu: Callable[[Tensor], Tensor] = reference.swiglu
@@ -48,6 +49,7 @@ class FusedOp:
 
 
 FUSED = (
+    FusedOp("lora", fused.lora),
     FusedOp("rms_norm", fused.rms_norm),
     FusedOp("add_rms_norm", fused.add_rms_norm),
     FusedOp("swiglu", fused.swiglu),
