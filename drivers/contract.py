@@ -128,6 +128,9 @@ class InspectSpec(msgspec.Struct, frozen=True):
 class LoadSpec(msgspec.Struct, frozen=True):
     """Where the weights go: `offsets[i]` is the byte offset in the arena of segment i of `ModelSpec.segments`.
 
+    Offset -1 stands for a segment that does not stay: it is streamed, in every forward pass, through one of `slots`, byte offsets of
+    places that hold the largest such segment each. The first and the last segment are never streamed.
+
     A model that comes back after an unload comes with its old ids, and its pages may have stayed. Ids that a loaded model has are refused.
     """
 
@@ -135,6 +138,7 @@ class LoadSpec(msgspec.Struct, frozen=True):
     source: InspectSpec
     space_ids: tuple[int, ...]  # one per KV group, in order
     offsets: tuple[int, ...]
+    slots: tuple[int, ...] = ()
 
 
 class Sampling(msgspec.Struct, frozen=True):
@@ -231,14 +235,17 @@ class StepResult(msgspec.Struct, frozen=True, array_like=True):
     rows: tuple[RowResult, ...]
     compute_s: float  # seconds inside the forward pass and sampling
     num_tokens: int  # computed, all rows together
+    failed_models: tuple[int, ...] = ()  # streamed ones whose weights cannot be read any more; their rows of this step failed
 
 
 class LoadedModel(msgspec.Struct, frozen=True):
     """What a load left behind."""
 
     model_id: int
-    bytes_loaded: int
+    bytes_loaded: int  # in the arena
     seconds: float
+    streamed_bytes: int = 0  # that every forward pass reads again
+    stream_rate: float = 0.0  # bytes per second at which the first slots were filled
 
 
 class Driver(Protocol):

@@ -13,6 +13,7 @@ DriverError
  +- HostPageCorrupt       the same, told of one frame of the host tier
  +- HostTierInvalid       a descriptor that is not the host tier it was said to be
  +- PlanRejected          a plan that breaks the contract: a bug in the kernel
+ +- StreamBroken          weights of a streamed model could not be read
  +- DeviceLost            the worker or its device is gone
  +- WireError             bytes on the worker socket that are not a message
 
@@ -90,6 +91,10 @@ class HostTierInvalid(DriverError):
 
 class PlanRejected(DriverError):
     """A plan broke the driver contract."""
+
+
+class StreamBroken(DriverError):
+    """The weights of a model that is streamed could not be read; load it again."""
 
 
 class DeviceLost(DriverError):
