@@ -57,6 +57,7 @@ class Request:
     # Written by the scheduler.
     state: RequestState = RequestState.QUEUED
     ticket: int = 0  # its entry in a queue; 0: in none
+    is_parked: bool = False  # it waits for something that is on its way, beside the line
     is_charged: bool = False  # its input was paid for
     num_prepaid: int = 0  # output tokens that were paid for before they came
 

@@ -4,9 +4,10 @@ It decides and keeps queues and accounts; it moves no page and starts no work (t
 
     enqueue            admit                    finish
     ------> waiting ----------> running -------------->          waiting: in the tenant's queue by (class, nice, arrival),
-              ^ |  ^               |                                      or parked while the model is not resident
+              ^ |  ^               |                                      or parked: its model or its pages are on their way
               | |  '---------------'  preempt
-     resident | v not resident
+    unpark, model | v park, model
+      is resident   | is not resident
             parked
 
 Invariants
@@ -24,31 +25,16 @@ from __future__ import annotations
 
 import heapq
 import itertools
-from collections import deque
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Final
 
+from kerneld.charging import Charging, CostWeights
 from kerneld.fairshare import FairShare
 from kerneld.request import Request, RequestState
 from kerneld.sharenode import SCALE
 from kerneld.step import RowNeed, StepShape, longest_quantum, share_budget
 from kerneld.tally import Tally, ancestors
 from kerneld.tenantqueue import TenantQueue, class_rank
-
-_OUTPUTS_REMEMBERED: Final = 5
-
-
-@dataclass(frozen=True, slots=True)
-class CostWeights:
-    """What a token costs, in tenths of an input token.
-
-    Source: Sheng et al. (OSDI 2024) take 1 for input and 2 for output; a cached token saves nine tenths.
-    """
-
-    uncached_input: int = 10
-    cached_input: int = 1
-    output: int = 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,12 +56,12 @@ class Scheduler:
         self.policy = policy or SchedulerPolicy()
         self.waiting = Tally()  # parked ones included
         self.running = Tally()
+        self._charging = Charging(shares, self.policy.cost)
         self._queues: dict[str, TenantQueue] = {}
         self._parked: dict[str, dict[int, Request]] = {}  # by model, by ticket
         self._resident: set[str] = set()
         self._max_running: dict[str, int] = {}
         self._held_back: set[str] = set()  # tenants that wait for memory of their own
-        self._outputs: dict[str, deque[int]] = {}  # lengths of a tenant's last outputs
         self._deadlines: list[tuple[float, int, Request]] = []
         self._tickets = itertools.count(1)
         self._num_alone = 0  # running requests that tolerate no company
@@ -97,7 +83,7 @@ class Scheduler:
         self.running.add(request.tenant)
         self._num_alone += request.is_alone
         self._close_at_limit(request.tenant)
-        return self._charge_admission(request, num_cached)
+        return self._charging.admission(request, num_cached)
 
     def preempt(self, request: Request) -> None:
         """A running request waits again, at its old place; for want of frames, or because its worker is gone. It is not charged for it."""
@@ -110,6 +96,18 @@ class Scheduler:
             self._leave_queue(request)
             self._wait(request)
 
+    def park(self, request: Request) -> None:
+        """A waiting request needs something that is on its way: it is in nobody's way until `unpark`, and keeps its place."""
+        self._leave_queue(request)
+        request.is_parked = True
+        self._wait(request)
+
+    def unpark(self, request: Request) -> None:
+        """What a request was parked for is there, or will not come: it is in the line again. One that is not parked stays where it is."""
+        if request.is_parked:
+            request.is_parked = False
+            self.reorder(request)
+
     def finish(self, request: Request) -> int:
         """The request has ended, wherever it was. Returns what is given back of the charges."""
         if request.state is RequestState.RUNNING:
@@ -117,14 +115,7 @@ class Scheduler:
         elif request.ticket:
             self._leave_queue(request)
         request.state = RequestState.FINISHED
-        if not request.is_charged:
-            return 0
-        if request.num_generated:  # a cancelled or scoring request says nothing of how long outputs are
-            self._outputs.setdefault(request.tenant, deque(maxlen=_OUTPUTS_REMEMBERED)).append(request.num_generated)
-        refund = self.policy.cost.output * request.num_prepaid
-        request.num_prepaid = 0
-        self.shares.refund(request.tenant, refund)
-        return refund
+        return self._charging.end(request)
 
     def acquit(self, request: Request) -> None:
         """A running request that was to be tried alone is harmless: others may run beside it again."""
@@ -133,12 +124,7 @@ class Scheduler:
 
     def charge_output(self, request: Request, num_tokens: int) -> int:
         """The request generated tokens. Returns what it was charged, which is nothing as long as they are prepaid."""
-        prepaid = min(request.num_prepaid, num_tokens)
-        request.num_prepaid -= prepaid
-        cost = self.policy.cost.output * (num_tokens - prepaid)
-        if cost:
-            self.shares.charge(request.tenant, cost)
-        return cost
+        return self._charging.output(request, num_tokens)
 
     def set_resident(self, model: str, is_resident: bool) -> None:
         """A model came or went: what waits for it joins the line, or is parked until it comes back."""
@@ -174,7 +160,8 @@ class Scheduler:
     def remove_tenant(self, path: str) -> None:
         """Forget a tenant that has no children and nothing waiting. Raises: NotFound, WrongState."""
         self.shares.remove(path)
-        for known in (self._queues, self._outputs, self._max_running):
+        self._charging.forget(path)
+        for known in (self._queues, self._max_running):
             known.pop(path, None)
 
     # ------------------------------------------------------------------------------------------------------------------- deciding
@@ -227,7 +214,7 @@ class Scheduler:
 
     def queue_position(self, request: Request) -> int:
         """Its place in the line of its own tenant, from 1; 0 if it does not wait or is parked."""
-        if not request.ticket or request.context.model not in self._resident:
+        if not request.ticket or request.is_parked or request.context.model not in self._resident:
             return 0
         return 1 + self._queues[request.tenant].live().index(request)
 
@@ -238,7 +225,7 @@ class Scheduler:
         request.ticket = next(self._tickets)
         self.waiting.add(request.tenant)
         model = request.context.model
-        if model not in self._resident:
+        if request.is_parked or model not in self._resident:
             self._parked.setdefault(model, {})[request.ticket] = request
             return
         self._queues.setdefault(request.tenant, TenantQueue()).push(request)
@@ -274,22 +261,6 @@ class Scheduler:
     def _has_room(self, path: str) -> bool:
         limit = self._max_running.get(path, 0)
         return path not in self._held_back and (not limit or self.running.of(path) < limit)
-
-    def _charge_admission(self, request: Request, num_cached: int) -> int:
-        if request.is_charged:
-            return 0
-        request.is_charged = True
-        request.num_prepaid = self._expected_output(request)
-        cost = self.policy.cost
-        charge = cost.cached_input * num_cached + cost.uncached_input * (request.output_start - num_cached)
-        charge += cost.output * request.num_prepaid
-        self.shares.charge(request.tenant, charge)
-        return charge
-
-    def _expected_output(self, request: Request) -> int:
-        """The mean of the tenant's last outputs, as far as this request could be that long; 0 where nothing is known."""
-        outputs = self._outputs.get(request.tenant)
-        return min(request.num_remaining, sum(outputs) // len(outputs)) if outputs else 0
 
     def _is_served(self, request: Request) -> bool:
         return request.num_since_admission >= self.policy.min_service_tokens

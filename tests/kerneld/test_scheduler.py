@@ -106,6 +106,19 @@ def test_a_parked_request_can_end(scheduler: Scheduler, make_request: MakeReques
     assert (scheduler.next_candidate(), scheduler.waiting.total, request.state) == (None, 0, RequestState.FINISHED)
 
 
+def test_a_request_that_waits_for_its_pages_stops_nobody_and_keeps_its_place(scheduler: Scheduler, make_request: MakeRequest) -> None:
+    first, second = make_request("lab/ann", arrival=1.0), make_request("lab/ann", arrival=2.0)
+    scheduler.enqueue(first)
+    scheduler.enqueue(second)
+
+    scheduler.park(first)
+    meanwhile = (scheduler.next_candidate(), scheduler.queue_position(first), scheduler.waiting.total)
+    scheduler.unpark(first)
+
+    assert meanwhile == (second, 0, 2)
+    assert scheduler.next_candidate() is first
+
+
 def test_a_preempted_request_keeps_its_place(scheduler: Scheduler, make_request: MakeRequest) -> None:
     first, second = make_request("lab/ann", arrival=1.0), make_request("lab/ann", arrival=2.0)
     scheduler.enqueue(first)
@@ -441,6 +454,17 @@ class LifeOfScheduler(RuleBasedStateMachine):
         self.scheduler.finish(request)
         (self.running if request in self.running else self.waiting).remove(request)
 
+    @rule()
+    def park(self) -> None:
+        request = self.scheduler.next_candidate()
+        if request is not None:
+            self.scheduler.park(request)
+
+    @precondition(lambda self: self.waiting)
+    @rule(data=st.data())
+    def unpark(self, data: st.DataObject) -> None:
+        self.scheduler.unpark(data.draw(st.sampled_from(self.waiting)))
+
     @rule(model=st.sampled_from(MODELS), is_resident=st.booleans())
     def load_or_unload(self, model: str, is_resident: bool) -> None:
         self.scheduler.set_resident(model, is_resident)
@@ -459,7 +483,8 @@ class LifeOfScheduler(RuleBasedStateMachine):
 
     @invariant()
     def the_candidate_is_the_best_of_its_tenant_and_there_is_one_if_one_may_run(self) -> None:
-        eligible = [request for request in self.waiting if request.context.model in self.resident and self.has_room(request.tenant)]
+        ready = [request for request in self.waiting if request.context.model in self.resident and not request.is_parked]
+        eligible = [request for request in ready if self.has_room(request.tenant)]
         candidate = self.scheduler.next_candidate()
         assert (candidate is None) == (not eligible)
         if candidate is not None:
