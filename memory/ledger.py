@@ -22,6 +22,7 @@ from dataclasses import dataclass
 from enum import Enum
 from functools import lru_cache
 
+from memory import guarantees
 from memory.errors import GuaranteeConflict, Holder, PagingError
 from memory.page import Tier
 
@@ -132,20 +133,22 @@ class Ledger:
         """
         if 0 < limit_bytes < guarantee_bytes:
             raise ValueError(f"a guarantee of {guarantee_bytes} bytes does not go with a limit of {limit_bytes}")
-        limits = {**self._limits[tier], owner: Limit(guarantee_bytes, limit_bytes)}
-        promised = _promised(limits)
+        given = {**self._guarantees(tier), owner: guarantee_bytes}
+        promised = guarantees.promised(given)
         for name in lineage(owner):
-            most = limits.get(name, _NO_LIMIT).limit_bytes
-            if 0 < most < promised.get(name, 0):
-                raise GuaranteeConflict(tier.name.lower(), owner, promised[name], most, _guarantees(limits, name), within=name)
-        total = sum(size for name, size in promised.items() if "/" not in name)
+            most = limit_bytes if name == owner else self.limit(name, tier).limit_bytes
+            if 0 < most < promised[name]:
+                raise GuaranteeConflict(tier.name.lower(), owner, promised[name], most, guarantees.beneath(given, name), within=name)
         most = self._totals.get(tier, 0)
-        if guarantee_bytes and total > most:
-            raise GuaranteeConflict(tier.name.lower(), owner, total, most, _guarantees(limits, ""), within="")
+        if guarantee_bytes and guarantees.total(given) > most:
+            raise GuaranteeConflict(tier.name.lower(), owner, guarantees.total(given), most, guarantees.beneath(given, ""))
 
     def promised(self, tier: Tier) -> int:
         """The sum of all guarantees of a tier."""
-        return sum(size for name, size in _promised(self._limits[tier]).items() if "/" not in name)
+        return guarantees.total(self._guarantees(tier))
+
+    def _guarantees(self, tier: Tier) -> dict[str, int]:
+        return {owner: limit.guarantee_bytes for owner, limit in self._limits[tier].items() if limit.guarantee_bytes}
 
     def limit(self, owner: str, tier: Tier) -> Limit:
         """What was set for exactly this owner."""
@@ -220,6 +223,10 @@ class Ledger:
         """Bytes that an owner and all below it hold."""
         return self._used[tier].get(owner, 0)
 
+    def kv_bytes(self, owner: str, tier: Tier) -> int:
+        """Bytes of KV that exactly this owner holds."""
+        return self._charges[tier, Kind.KV].get(owner, 0)
+
     def kind_bytes(self, tier: Tier, kind: Kind) -> int:
         """Bytes of one kind, all owners together."""
         return sum(self._charges[tier, kind].values())
@@ -276,25 +283,6 @@ class Ledger:
         total = self._totals[tier]
         used = sum(self.kind_bytes(tier, kind) for kind in Kind)
         return TierSnapshot(tier, total, total - used, self.kind_bytes(tier, Kind.WEIGHTS), dict(self._charges[tier, Kind.KV]))
-
-
-def _promised(limits: Mapping[str, Limit]) -> dict[str, int]:
-    """What is promised to every node of the tree: the larger of its own guarantee and the sum of what is promised below it."""
-    promised: dict[str, int] = {}
-    below: dict[str, int] = {}
-    nodes = {name for owner in limits for name in lineage(owner)}
-    for name in sorted(nodes, key=lambda each: -each.count("/")):
-        promised[name] = max(limits.get(name, _NO_LIMIT).guarantee_bytes, below.get(name, 0))
-        above = name.rpartition("/")[0]
-        below[above] = below.get(above, 0) + promised[name]
-    return promised
-
-
-def _guarantees(limits: Mapping[str, Limit], within: str) -> tuple[Holder, ...]:
-    """Who has guarantees, at or beneath a node ("": all), largest first."""
-    named = [(name, limit.guarantee_bytes) for name, limit in limits.items() if limit.guarantee_bytes]
-    held = [Holder(name, size) for name, size in named if not within or within in lineage(name)]
-    return tuple(sorted(held, key=lambda holder: (-holder.size_bytes, holder.owner)))
 
 
 def _charges_of(holders: Mapping[str, int], oldest: str, size_bytes: int) -> list[tuple[str, int]]:

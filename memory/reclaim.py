@@ -4,8 +4,9 @@ The ladder for a device frame, cheapest first:
 
     free frame -> free slab -> a page of the same space -> all pages of a slab of another space -> OutOfFrames
 
-An evicted page leaves its device frame at once if its host copy is clean; else it is demoted first, into a free host frame or one of a
-colder page; where the host tier has none, the page is lost and will be recomputed. An owner at its limit gives way to itself alone.
+Whose page goes is `memory.eviction`'s to say: of the owner furthest above its guarantee per weight. An evicted page leaves its device frame
+at once if its host copy is clean; else it is demoted first, into a free host frame or that of a page that has to go before it; where the
+host tier has none, the page is lost and will be recomputed. An owner at its limit gives way to itself alone.
 
 Invariants
 1. No page goes that a move of an unfinished plan names, or that a table wanted by an unfinished plan holds.
@@ -20,15 +21,15 @@ from functools import cached_property
 
 from memory.draft import Draft, serial_key
 from memory.errors import OutOfFrames, OverLimit
-from memory.eviction import Line, Tail
+from memory.eviction import Line, Place, Question, Rung, Tail, Victims
 from memory.frames import FramePool
 from memory.ledger import lineage
 from memory.mapping import Mapping, frame_bytes
 from memory.page import Tier
 from memory.table import Page, PageTable
 
-# Tier, space, who takes, of whom alone (and those below) or None, and which question is asked.
-_Place = tuple[Tier, int, str, str | None, str]
+# Tier, space, who takes, of whom alone (and those below; empty: anybody), and which question is asked.
+_Asked = tuple[Tier, int, str, str, str]
 
 
 class Sweep:
@@ -39,7 +40,8 @@ class Sweep:
         self._mapping = mapping
         self._draft = draft
         self._order = order
-        self._lines: dict[_Place, Line] = {}
+        self._victims: dict[_Asked, Victims] = {}
+        self._second_copies: dict[_Asked, Line] = {}
         self._own_tails: dict[tuple[PageTable, int], Tail] = {}
         self._has_host_slab = True
 
@@ -115,8 +117,8 @@ class Sweep:
     def _own_page(self, space_id: int, capped: str) -> Page | None:
         """A page of the capped owner, or of those below it, that may go: of the space if possible, else of any."""
         others = [other for other in self._mapping.spaces if other != space_id]
-        lines = (self._line((Tier.DEVICE, each, "", capped, "own"), self.may_leave_device) for each in [space_id, *others])
-        return next((page for line in lines if (page := line.peek()) is not None), None)
+        queues = (self._queue((Tier.DEVICE, each, "", capped, "own"), self.may_leave_device) for each in [space_id, *others])
+        return next((page for queue in queues if (page := queue.peek()) is not None), None)
 
     def _from_page(self, space_id: int, owner: str) -> int | None:
         size = frame_bytes(self._mapping.space(space_id), Tier.DEVICE)
@@ -124,7 +126,7 @@ class Sweep:
         def may_go(page: Page) -> bool:
             return self.may_leave_device(page) and not self._is_guaranteed(page, owner, Tier.DEVICE, size)
 
-        page = self._line((Tier.DEVICE, space_id, owner, None, "any"), may_go).peek()
+        page = self._queue((Tier.DEVICE, space_id, owner, "", "any"), may_go).peek()
         if page is None:
             return None
         frame = self.evict(page)
@@ -158,18 +160,19 @@ class Sweep:
         return not is_wanted and (may_lose or page.device_frame is not None)
 
     def _from_host_page(self, page: Page, within: str | None, *, may_lose: bool) -> int | None:
-        """The host frame of a colder page, or of the tail of the same context; `within`: of the same owner only."""
+        """The host frame of a page that has to go before this one, or of the tail of the same context; `within`: of the same owner only."""
         owner, space_id = page.holders[0].owner, page.space_id
         size = frame_bytes(self._mapping.space(space_id), Tier.HOST)
-        rank = min(self._ranks[table] for table in page.holders)
+        place = Rung.PINNED if page.is_pinned else Rung.UNPINNED, min(self._ranks[table] for table in page.holders)
 
         def may_go(other: Page) -> bool:
-            return self.may_leave_host(other, may_lose=may_lose) and not self._is_guaranteed(other, owner, Tier.HOST, size)
+            return self.may_leave_host(other, may_lose=True) and not self._is_guaranteed(other, owner, Tier.HOST, size)
 
-        line = self._line((Tier.HOST, space_id, owner, within, f"colder {may_lose}"), may_go)
-        victim = line.peek(rank)
-        if victim is None and may_lose:
-            victim = self._own_tail(page).peek(page.idx + 1) or self._second_copy(page, within)
+        if may_lose:
+            victim = self._queue((Tier.HOST, space_id, owner, within or "", "lose"), may_go).peek(place, owner)
+            victim = victim or self._own_tail(page).peek(page.idx + 1) or self._second_copy(page, within)
+        else:
+            victim = self._second_copy(page, within, place)
         if victim is None:
             return None
         frame = self._draft.take_away(victim, Tier.HOST)
@@ -183,13 +186,23 @@ class Sweep:
             self._own_tails[table, page.group] = Tail(table.pages[page.group], lambda other: self.may_leave_host(other, may_lose=True))
         return self._own_tails[table, page.group]
 
-    def _second_copy(self, page: Page, within: str | None) -> Page | None:
-        """Any page, however warm, that is on the device too."""
+    def _second_copy(self, page: Page, within: str | None, before: Place | None = None) -> Page | None:
+        """A page, coldest first, that is on the device too; with `before`, of a colder context than that one's."""
+        owner = page.holders[0].owner
+        size = frame_bytes(self._mapping.space(page.space_id), Tier.HOST)
 
         def may_go(other: Page) -> bool:
-            return other.host_frame is not None and other.device_frame is not None and not other.pins and not other.readers
+            if other.host_frame is None or other.device_frame is None or other.pins or other.readers:
+                return False
+            if self._is_guaranteed(other, owner, Tier.HOST, size):
+                return False
+            return before is None or not any(table.pins for table in other.holders)
 
-        return self._line((Tier.HOST, page.space_id, "", within, "copies"), may_go).peek()
+        asked = (Tier.HOST, page.space_id, owner, within or "", "copies" if before is None else "colder copies")
+        if asked not in self._second_copies:
+            ranked = sorted(entry for tables in self._tables_of(page.space_id, within or "").values() for entry in tables)
+            self._second_copies[asked] = Line(ranked, Question(page.space_id, Tier.HOST, owner, size, may_go, spares_wanted=False))
+        return self._second_copies[asked].peek(before)
 
     # ------------------------------------------------------------------------------------------------------------------ slabs
 
@@ -253,12 +266,18 @@ class Sweep:
         ledger = self._mapping.ledger
         return any(ledger.is_guaranteed(table.owner, taker, tier, size_bytes) for table in page.holders)
 
-    def _line(self, place: _Place, may_go: Callable[[Page], bool]) -> Line:
+    def _queue(self, asked: _Asked, may_go: Callable[[Page], bool]) -> Victims:
         """The queue of pages that may go, one for each question that the sweep asks."""
-        if place not in self._lines:
-            _tier, space_id, _taker, within, _question = place
-            ranked = [(rank, table) for rank, table in enumerate(self.tables) if space_id in table.space_ids]
-            if within is not None:
-                ranked = [(rank, table) for rank, table in ranked if within in lineage(table.owner)]
-            self._lines[place] = Line(ranked, space_id, may_go)
-        return self._lines[place]
+        if asked not in self._victims:
+            tier, space_id, taker, within, _question = asked
+            question = Question(space_id, tier, taker, frame_bytes(self._mapping.space(space_id), tier), may_go)
+            self._victims[asked] = Victims(self._mapping.ledger, question, self._tables_of(space_id, within), within)
+        return self._victims[asked]
+
+    def _tables_of(self, space_id: int, within: str) -> dict[str, list[tuple[int, PageTable]]]:
+        """Tables with a group of a space and their ranks, coldest first, by owner; with `within`, of owners at or beneath it."""
+        ranked: dict[str, list[tuple[int, PageTable]]] = {}
+        for rank, table in enumerate(self.tables):
+            if space_id in table.space_ids and (not within or within in lineage(table.owner)):
+                ranked.setdefault(table.owner, []).append((rank, table))
+        return ranked

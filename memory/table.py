@@ -77,6 +77,11 @@ class Page:
         return self.device_frame is None and self.host_frame is None
 
     @property
+    def is_pinned(self) -> bool:
+        """Whether it belongs to a pinned prefix of one of its holders."""
+        return any(self.idx < table.num_pinned for table in self.holders)
+
+    @property
     def num_reached(self) -> int:
         """Tokens of the page that may be valid for one holder or another."""
         page_tokens = self.holders[0].page_tokens if self.holders else 0
@@ -100,6 +105,7 @@ class PageTable:
         "num_filled",
         "num_host",
         "num_lost",
+        "num_pinned",
         "num_shared",
         "owner",
         "page_tokens",
@@ -125,6 +131,7 @@ class PageTable:
         self.num_shared = [0] * num_groups
         self.holds: list[list[Page]] = []  # pages whose host copies somebody reads
         self.pins = 0  # outstanding plans that want it
+        self.num_pinned = 0  # leading pages that go last of its owner's
         self.is_suspended = False
         self.is_dropped = False
 
