@@ -123,6 +123,7 @@ class InspectSpec(msgspec.Struct, frozen=True):
     path: str
     max_positions: int = 0  # 0: as the config says; rotary scaling that depends on length is fixed by it
     quant: str = ""
+    base: str = ""  # path of the model that an adapter changes; "": a model of its own
 
 
 class LoadSpec(msgspec.Struct, frozen=True):
@@ -132,6 +133,7 @@ class LoadSpec(msgspec.Struct, frozen=True):
     places that hold the largest such segment each. The first and the last segment are never streamed.
 
     A model that comes back after an unload comes with its old ids, and its pages may have stayed. Ids that a loaded model has are refused.
+    An adapter has no KV groups; the model `base_id` that it changes is loaded, and may come back under its id while the adapter stays.
     """
 
     model_id: int
@@ -139,6 +141,7 @@ class LoadSpec(msgspec.Struct, frozen=True):
     space_ids: tuple[int, ...]  # one per KV group, in order
     offsets: tuple[int, ...]
     slots: tuple[int, ...] = ()
+    base_id: int = 0  # of an adapter: the loaded model that it changes
 
 
 class Sampling(msgspec.Struct, frozen=True):
@@ -178,6 +181,7 @@ class RowStart(msgspec.Struct, frozen=True, array_like=True):
     # >= 0: sample nothing; give log-probabilities of the pending tokens at positions [max(score_from, position + 1), end). Each is told
     # by the token before it, so they come with the step that computes that one, and the first pending token has none.
     score_from: int = -1
+    adapter_id: int = 0  # the loaded adapter of `model_id` that the row runs with; 0: none
 
 
 class FramePatch(msgspec.Struct, frozen=True, array_like=True):
