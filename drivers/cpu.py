@@ -41,7 +41,7 @@ from drivers.contract import (
     TokenLogprob,
 )
 from drivers.cpu_model import CpuModel, Ground, load_model
-from drivers.errors import DeviceLost, OptionUnknown, PlanRejected, UnknownModel
+from drivers.errors import DeviceLost, OptionUnknown, PlanRejected, StreamBroken, UnknownModel
 from drivers.hostmem import HostMemory
 from drivers.models.loader import PageShape, inspect_model, open_model
 from drivers.ops.table import fused_table, op_names
@@ -131,15 +131,19 @@ class CpuDriver:
         with self._publishing:
             spaces = dict(zip(model.space_ids, model.frames, strict=True))
             self._loaded = Loaded({**self._loaded.models, spec.model_id: model}, {**self._loaded.spaces, **spaces})  # invariant 2
-        size_bytes = sum(segment.size_bytes for segment in files.segments)
-        return LoadedModel(spec.model_id, size_bytes, time.perf_counter() - began)
+        sizes = [segment.size_bytes for segment in files.segments]
+        streamed_bytes = sum(size for size, offset in zip(sizes, spec.offsets, strict=True) if offset < 0)
+        rate = model.stream.rate if model.stream is not None else 0.0
+        return LoadedModel(spec.model_id, sum(sizes) - streamed_bytes, time.perf_counter() - began, streamed_bytes, rate)
 
     def unload(self, model_id: int) -> None:
         """Forget a model. Raises: UnknownModel."""
         with self._publishing:
             models = dict(self._loaded.models)
-            if models.pop(model_id, None) is None:
+            model = models.pop(model_id, None)
+            if model is None:
                 raise UnknownModel(f"It has id {model_id}.")
+            model.close()
             self._loaded = Loaded(models, self._loaded.spaces)
 
     def apply(self, plan: Plan) -> None:
@@ -157,16 +161,23 @@ class CpuDriver:
         device = self._opened()
         began = time.perf_counter()
         results: list[RowResult] = []
+        failed: list[int] = []
         num_tokens = 0
         with torch.inference_mode():
             for share in device.rows.take(step_idx):
                 num_tokens += len(share.tokens)
-                results += self._run(share)
-        return StepResult(tuple(results), time.perf_counter() - began, num_tokens)
+                try:
+                    results += self._run(share)
+                except StreamBroken as error:  # it costs this model's rows; nothing of them has moved on
+                    results += [self._failed(row, str(error)) for row in share.rows]
+                    failed.append(share.model_id)
+        return StepResult(tuple(results), time.perf_counter() - began, num_tokens, tuple(failed))
 
     def close(self) -> None:
         """Give everything back. Safe to call twice."""
         device, self._device = self._device, None
+        for model in self._loaded.models.values():
+            model.close()
         self._loaded = Loaded()
         if device is not None:
             device.arena.close()
@@ -213,12 +224,15 @@ class CpuDriver:
     def _result(self, row: Row, pick: Pick | None, scored: tuple[TokenLogprob, ...] | None) -> RowResult:
         rows = self._opened().rows
         if scored is None or (pick is not None and pick.token < 0):
-            rows.fail(row)
-            return RowResult(row.slot, error=NOT_FINITE)
+            return self._failed(row, NOT_FINITE)
         if pick is None:
             return RowResult(row.slot, logprobs=scored)
         is_stopped = rows.append(row, pick.token)
         return RowResult(row.slot, (pick.token,), () if pick.logprob is None else (pick.logprob,), is_stopped)
+
+    def _failed(self, row: Row, error: str) -> RowResult:
+        self._opened().rows.fail(row)
+        return RowResult(row.slot, error=error)
 
 
 def _check_open(spec: OpenSpec) -> None:

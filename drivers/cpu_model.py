@@ -14,6 +14,7 @@ from drivers.errors import PlanRejected
 from drivers.models.decoder import Decoder, DecoderWeights, StepBatch
 from drivers.models.layout import ALIGN_BYTES
 from drivers.models.loader import ModelFiles, PageShape, Target, frame_bytes, load_weights
+from drivers.models.streaming import SegmentStream, stream_weights
 from drivers.ops.check import CheckShape, disagreements
 from drivers.ops.ragged import AttentionShape, HeadShape, RowSpan, plan_attention
 from drivers.ops.reference import LayerKv
@@ -25,13 +26,19 @@ WORKSPACE_TOKENS = 8192  # keys gathered at once: 6 MB of bf16 at the 135M shape
 
 @dataclass(frozen=True, slots=True)
 class CpuModel:
-    """A loaded model. Frozen: a load makes one, an unload forgets it."""
+    """A loaded model. Frozen: a load makes one, an unload closes and forgets it."""
 
     decoder: Decoder
     limit: ModelLimit
     space_ids: tuple[int, ...]  # one per KV group
     frames: tuple[FrameShape, ...]
     attention: tuple[AttentionShape, ...]
+    stream: SegmentStream | None = None
+
+    def close(self) -> None:
+        """Write nothing to the arena any more."""
+        if self.stream is not None:
+            self.stream.close()
 
     def batch(self, share: StepRows) -> StepBatch:
         """The indexes of one step."""
@@ -59,12 +66,23 @@ class Ground:
 def load_model(files: ModelFiles, spec: LoadSpec, ground: Ground, progress: Callable[[int, int], None]) -> CpuModel:
     """Copy the weights into place, compare the fused ops with their definitions, and warm up.
 
-    Raises: PlanRejected, if the offsets or spaces do not fit the model; ModelCorrupt; ModelUnsupported.
+    Raises: PlanRejected, if the offsets or spaces do not fit the model; ModelCorrupt; ModelUnsupported; StreamBroken.
     """
     _check_places(files, spec, ground.arena.size_bytes)
-    config = files.config
-    dtype = ground.pages.dtype
-    segments = load_weights(files, Target(ground.arena.bytes, spec.offsets, dtype), progress)
+    target = Target(ground.arena.bytes, spec.offsets, ground.pages.dtype)
+    if not spec.slots:
+        return _build(files, spec, ground, (DecoderWeights.of(load_weights(files, target, progress)), None))
+    weights, stream = stream_weights(files, target, spec.slots, progress)
+    try:
+        return _build(files, spec, ground, (weights, stream))
+    except BaseException:
+        stream.close()
+        raise
+
+
+def _build(files: ModelFiles, spec: LoadSpec, ground: Ground, loaded: tuple[DecoderWeights, SegmentStream | None]) -> CpuModel:
+    weights, stream = loaded
+    config, dtype = files.config, ground.pages.dtype
     heads = HeadShape(config.num_heads, config.num_kv_heads, config.head_dim)
     page_tokens = ground.pages.page_tokens
     frames = tuple(
@@ -82,7 +100,7 @@ def load_model(files: ModelFiles, spec: LoadSpec, ground: Ground, progress: Call
     workspace = torch.zeros(workspace_tokens, 2, config.num_kv_heads, config.head_dim, dtype=dtype)
     windows = tuple(group.window for group in config.groups)
     ops = _checked_ops(files, ground, heads, windows)
-    decoder = Decoder(config, DecoderWeights.of(segments), _layer_pages(files, ground.arena, frames, heads), ops)
+    decoder = Decoder(config, weights, _layer_pages(files, ground.arena, frames, heads), ops)
     _warm_up(decoder)
     return CpuModel(
         decoder=decoder,
@@ -94,6 +112,7 @@ def load_model(files: ModelFiles, spec: LoadSpec, ground: Ground, progress: Call
         space_ids=spec.space_ids,
         frames=frames,
         attention=tuple(AttentionShape(page_tokens, window, workspace) for window in windows),
+        stream=stream,
     )
 
 
@@ -103,7 +122,14 @@ def _check_places(files: ModelFiles, spec: LoadSpec, arena_bytes: int) -> None:
             f"Model {spec.model_id} has {len(files.segments)} segments and {len(files.config.groups)} KV groups; "
             f"the load names {len(spec.offsets)} offsets and {len(spec.space_ids)} spaces."
         )
-    for segment, offset in zip(files.segments, spec.offsets, strict=True):
+    streamed = [segment for segment, offset in zip(files.segments, spec.offsets, strict=True) if offset < 0]
+    if bool(streamed) != bool(spec.slots) or spec.offsets[0] < 0 or spec.offsets[-1] < 0:
+        raise PlanRejected(f"Model {spec.model_id}: slots are for streamed segments, which the first and the last cannot be.")
+    places = [(segment, offset) for segment, offset in zip(files.segments, spec.offsets, strict=True) if offset >= 0]
+    if streamed:
+        largest = max(streamed, key=lambda segment: segment.size_bytes)
+        places += [(largest, slot) for slot in spec.slots]
+    for segment, offset in places:
         if offset % ALIGN_BYTES or offset < 0 or offset + segment.size_bytes > arena_bytes:
             raise PlanRejected(f"Segment {segment.name} at offset {offset} is not aligned to {ALIGN_BYTES} or leaves the arena.")
 

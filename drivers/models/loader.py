@@ -99,7 +99,7 @@ def load_weights(files: ModelFiles, target: Target, progress: Callable[[int, int
 
     `progress(bytes_done, bytes_total)` counts bytes in the arena. Raises: ModelCorrupt, ModelUnsupported; the target is then half written.
     """
-    views = tuple(_segment_views(segment, target, offset) for segment, offset in zip(files.segments, target.offsets, strict=True))
+    views = tuple(segment_views(segment, target, offset) for segment, offset in zip(files.segments, target.offsets, strict=True))
     total = sum(view.nbytes for segment in views for view in segment.values())
     done = 0
     progress(0, total)
@@ -129,7 +129,8 @@ def _map_unchanged(stored: StoredTensor) -> MappedFile:
     return file
 
 
-def _segment_views(segment: Segment, target: Target, offset: int) -> dict[str, Tensor]:
+def segment_views(segment: Segment, target: Target, offset: int) -> dict[str, Tensor]:
+    """The parts of a segment that lies at a byte offset of the arena."""
     views = {}
     for part in segment.parts:
         start = offset + part.offset_bytes
