@@ -132,6 +132,10 @@ class LoadSpec(msgspec.Struct, frozen=True):
     Offset -1 stands for a segment that does not stay: it is streamed, in every forward pass, through one of `slots`, byte offsets of
     places that hold the largest such segment each. The first and the last segment are never streamed.
 
+    With `host_offsets`, the host tier holds an image of every segment, byte for byte as it lies in the arena: that of segment i starts at
+    byte `host_offsets[i]` of the memfd, and `checksums[i]` is the crc32c of its `size_bytes`. A driver copies or streams from there in
+    place of reading files; a segment whose checksum does not hold comes from the files, and is counted in `LoadedModel.num_corrupt`.
+
     A model that comes back after an unload comes with its old ids, and its pages may have stayed. Ids that a loaded model has are refused.
     An adapter has no KV groups; the model `base_id` that it changes is loaded, and may come back under its id while the adapter stays.
     """
@@ -141,6 +145,8 @@ class LoadSpec(msgspec.Struct, frozen=True):
     space_ids: tuple[int, ...]  # one per KV group, in order
     offsets: tuple[int, ...]
     slots: tuple[int, ...] = ()
+    host_offsets: tuple[int, ...] = ()  # empty: the host tier has nothing of it
+    checksums: tuple[int, ...] = ()  # as many as `host_offsets`
     base_id: int = 0  # of an adapter: the loaded model that it changes
 
 
@@ -250,6 +256,9 @@ class LoadedModel(msgspec.Struct, frozen=True):
     seconds: float
     streamed_bytes: int = 0  # that every forward pass reads again
     stream_rate: float = 0.0  # bytes per second at which the first slots were filled
+    host_bytes: int = 0  # of `bytes_loaded`, those that came from the host tier
+    copy_s: float = 0.0  # of `seconds`, those in which bytes were copied or read; the rest is kernels and warming up
+    num_corrupt: int = 0  # segments whose image in the host tier did not hold its checksum, and which were read from files
 
 
 class Driver(Protocol):
