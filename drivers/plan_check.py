@@ -61,6 +61,10 @@ class _RowCheck:
         if is_taken or start.slot in self._seats or not 0 <= start.slot < self._table.max_rows:
             raise PlanRejected(f"A row starts in slot {start.slot}, which is taken or not below {self._table.max_rows}.")
         limit = self._limit(start.slot, start.model_id)
+        if start.adapter_id and start.adapter_id not in limit.adapter_ids:
+            raise PlanRejected(
+                f"Slot {start.slot} starts with adapter {start.adapter_id}; model {start.model_id} has none of that id loaded."
+            )
         if not start.tokens or start.position < 0 or start.position + len(start.tokens) > limit.max_positions:
             raise PlanRejected(
                 f"Slot {start.slot} starts with {len(start.tokens)} tokens at position {start.position}; "

@@ -55,6 +55,7 @@ class ModelLimit:
     vocab_size: int
     max_positions: int
     groups: tuple[GroupLimit, ...]
+    adapter_ids: frozenset[int] = frozenset()  # loaded adapters that change it
 
 
 @dataclass(slots=True)
@@ -69,6 +70,7 @@ class Row:
     sampling: Sampling
     score_from: int  # -1: it samples; else the first position whose token is scored
     output_start: int
+    adapter_id: int = 0
     state: RowState = RowState.READY
     seen: set[int] = field(default_factory=set)  # tokens before the next one, kept only where penalties need them
     outputs: Counter[int] = field(default_factory=Counter)  # the same, counted from `output_start` on
@@ -184,6 +186,7 @@ def _seat(start: RowStart) -> Row:
         sampling=start.sampling,
         score_from=start.score_from,
         output_start=start.output_start,
+        adapter_id=start.adapter_id,
     )
     if row.sampling.has_penalties:
         remember(row, start.position - len(start.history), list(start.history))

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from drivers.models.adapter import LoraBatch
 from drivers.models.config import DecoderConfig
 from drivers.models.rotary import inverse_frequencies
 from drivers.ops.ragged import HeadShape, RaggedBatch
@@ -87,6 +88,7 @@ class StepBatch:
     tokens: Tensor  # [num_tokens] int64
     positions: Tensor  # [num_tokens] int64
     attention: Sequence[RaggedBatch]  # one per KV group
+    lora: LoraBatch | None = None
 
 
 class Decoder:
@@ -114,11 +116,10 @@ class Decoder:
         for idx, layer in enumerate(self.layers):  # asking for the next layer says that this one has finished
             norm = layer.input_norm
             x = ops.rms_norm(residual, norm, eps) if x is None else ops.add_rms_norm(x, residual, norm, eps)
-            attention = batch.attention[self._group_of[idx]]
-            x = self._attend(x, layer, self.pages[idx], (rotation, attention))
+            x = self._attend(x, layer, idx, (rotation, batch))
             x = ops.add_rms_norm(x, residual, layer.inner_norm, eps)
-            x = ops.swiglu(ops.linear(x, layer.gate_up, layer.gate_up_bias))
-            x = ops.linear(x, layer.down, layer.down_bias)
+            x = ops.swiglu(self._linear(x, (layer.gate_up, layer.gate_up_bias), batch.lora, (idx, "gate_up")))
+            x = self._linear(x, (layer.down, layer.down_bias), batch.lora, (idx, "down"))
         assert x is not None
         return residual.add_(x)
 
@@ -126,15 +127,20 @@ class Decoder:
         """Logits `[n, vocab]` of the hidden states `[n, hidden]` that `forward` gave."""
         return self.ops.linear(self.ops.rms_norm(hidden, self.norm, self.config.norm_eps), self.head, None)
 
-    def _attend(self, x: Tensor, layer: LayerWeights, kv: LayerKv, step: tuple[Rotation, RaggedBatch]) -> Tensor:
-        rotation, attention = step
-        ops, heads = self.ops, self.heads
-        qkv = ops.linear(x, layer.qkv, layer.qkv_bias).view(x.shape[0], -1, heads.head_dim)
+    def _attend(self, x: Tensor, layer: LayerWeights, idx: int, step: tuple[Rotation, StepBatch]) -> Tensor:
+        rotation, batch = step
+        ops, heads, kv, attention = self.ops, self.heads, self.pages[idx], batch.attention[self._group_of[idx]]
+        qkv = self._linear(x, (layer.qkv, layer.qkv_bias), batch.lora, (idx, "qkv")).view(x.shape[0], -1, heads.head_dim)
         if layer.query_norm is not None and layer.key_norm is not None:
             self._norm_heads(qkv, layer.query_norm, layer.key_norm)
         queries = ops.rope_kv_write(qkv, rotation, kv, attention)
         mixed, _ = ops.paged_attention(queries, kv, attention)
-        return ops.linear(mixed.view(x.shape[0], -1), layer.output, layer.output_bias)
+        return self._linear(mixed.view(x.shape[0], -1), (layer.output, layer.output_bias), batch.lora, (idx, "output"))
+
+    def _linear(self, x: Tensor, weights: tuple[Tensor, Tensor | None], lora: LoraBatch | None, where: tuple[int, str]) -> Tensor:
+        """A linear of a layer, with what the step's adapters change of it."""
+        y = self.ops.linear(x, *weights)
+        return y if lora is None else lora.add(self.ops, y, x, where)
 
     def _norm_heads(self, qkv: Tensor, query_norm: Tensor, key_norm: Tensor) -> None:
         queries = qkv[:, : self.heads.num_heads]
