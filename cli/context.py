@@ -30,6 +30,7 @@ def context_columns(printer: Printer) -> tuple[Column, ...]:
         Column("TOKENS", lambda c: str(c.num_tokens), is_number=True),
         Column("PAGES DEV", lambda c: str(c.pages.device), is_number=True),
         Column("HOST", lambda c: str(c.pages.host), is_number=True),
+        Column("DISK", lambda c: str(c.pages.disk), is_number=True),
         Column("AGE", lambda c: printer.age(c.created_at), is_number=True),
         Column("OWNER", lambda c: c.owner, is_wide=True),
         Column("PRIORITY", lambda c: word(c.priority), is_wide=True),
@@ -189,11 +190,12 @@ def truncate(shell: Shell, context_id: str, num_tokens: int) -> None:
 
 @ctx.command()
 @click.argument("context_id", metavar="CTX")
+@click.option("--to", "tier", type=click.Choice(["disk"]), help="Move all its pages to this tier, and wait until they are there.")
 @output_option
 @pass_shell
-def suspend(shell: Shell, context_id: str) -> None:
+def suspend(shell: Shell, context_id: str, tier: str | None) -> None:
     """Make the pages of CTX the first to be reclaimed."""
-    change(shell, lambda client: find_context(client, context_id).suspend())
+    change(shell, lambda client: find_context(client, context_id).suspend(to_disk=tier == "disk"))
 
 
 @ctx.command()

@@ -261,6 +261,7 @@ class PageCounts:
     host: int = 0
     lost: int = 0
     shared: int = 0
+    disk: int = 0  # there alone
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,6 +10,7 @@ from kerneld.verbs.edits import EditVerbs
 from kerneld.verbs.images import ImageVerbs
 from kerneld.verbs.inference import InferenceVerbs
 from kerneld.verbs.models import ModelVerbs
+from kerneld.verbs.suspension import SuspensionVerbs
 
 
 class Kernel:
@@ -27,6 +28,7 @@ class Kernel:
         self.alloc, self.fork, self.free = contexts.alloc, contexts.fork, contexts.free
         self.stat, self.list_contexts, self.read = contexts.stat, contexts.list_contexts, contexts.read
         self.truncate, self.suspend, self.resume = edits.truncate, edits.suspend, edits.resume
+        self.suspend_to_disk = SuspensionVerbs(machine, contexts, edits).suspend_to_disk
         self.set, self.grant, self.revoke = edits.set, edits.grant, edits.revoke
 
         self.infer, self.attach = inference.infer, inference.attach

@@ -60,7 +60,7 @@ def context(info: ContextInfo) -> pb.Context:
         labels=info.labels,
         created_at=info.created_at,
         last_used_at=info.last_used_at,
-        pages=pb.PageCounts(device=pages.device, host=pages.host, lost=pages.lost, shared=pages.shared),
+        pages=pb.PageCounts(device=pages.device, host=pages.host, lost=pages.lost, shared=pages.shared, disk=pages.disk),
         kv_bytes=info.kv_bytes,
         parent=info.parent,
         active_request=info.active_request,

@@ -46,8 +46,9 @@ class Contexts:
         return answers.context(await self._kernel.truncate(caller, request.context_id, request.num_tokens))
 
     async def SuspendContext(self, request: pb.SuspendContextRequest, caller: Caller) -> pb.Context:
-        """Make a context's pages the first to be reclaimed."""
-        return answers.context(await self._kernel.suspend(caller, request.context_id))
+        """Make a context's pages the first to be reclaimed, or move them out wholly."""
+        suspend = self._kernel.suspend_to_disk if request.to_disk else self._kernel.suspend
+        return answers.context(await suspend(caller, request.context_id))
 
     async def ResumeContext(self, request: pb.ResumeContextRequest, caller: Caller) -> pb.Context:
         """Undo a suspend."""

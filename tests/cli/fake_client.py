@@ -30,7 +30,7 @@ CONTEXT = values.ContextInfo(
     labels={"job": "eval"},
     created_at=LONG_AGO,
     last_used_at=LONG_AGO,
-    pages=values.PageCounts(device=2, host=1, lost=0, shared=1),
+    pages=values.PageCounts(device=2, host=1, lost=0, shared=1, disk=3),
     kv_bytes=3 << 20,
     parent="",
     active_request="",

@@ -24,7 +24,7 @@ AS_PLAIN = {
     "labels": {"job": "eval"},
     "created_at": LONG_AGO,
     "last_used_at": LONG_AGO,
-    "pages": {"device": 2, "host": 1, "lost": 0, "shared": 1},
+    "pages": {"device": 2, "host": 1, "lost": 0, "shared": 1, "disk": 3},
     "kv_bytes": 3 << 20,
     "parent": "",
     "active_request": "",
@@ -35,8 +35,8 @@ AS_PLAIN = {
 }
 OTHER_ID = "ab" * 16
 AS_TABLE = """\
-ID  MODEL  TENANT   STATE  TOKENS  PAGES DEV  HOST   AGE
-c1  small  lab/ana  idle       20          2     1  3d2h
+ID  MODEL  TENANT   STATE  TOKENS  PAGES DEV  HOST  DISK   AGE
+c1  small  lab/ana  idle       20          2     1     3  3d2h
 """
 
 
@@ -81,7 +81,8 @@ def test_alloc_sends_only_what_is_given(kernelctl: Kernelctl) -> None:
         (("fork", "c1", "--at", "8"), "fork", ("c1",), {"at": 8, "labels": {}}),
         (("free", "c1"), "free", ("c1",), {}),
         (("truncate", "c1", "16"), "truncate", ("c1", 16), {}),
-        (("suspend", "c1"), "suspend", ("c1",), {}),
+        (("suspend", "c1"), "suspend", ("c1",), {"to_disk": False}),
+        (("suspend", "c1", "--to", "disk"), "suspend", ("c1",), {"to_disk": True}),
         (("resume", "c1"), "resume", ("c1",), {}),
         (("set", "c1", "--nice", "-3", "-l", "job="), "set", ("c1",), {"nice": -3, "labels": {"job": ""}}),
         (("grant", "c1", "tenant:lab", "--access", "fork"), "grant", ("c1", "tenant:lab"), {"access": ["fork"], "expires_at": 0.0}),

@@ -194,6 +194,10 @@ class FakeKernel:
         self.note("suspend", caller, context_id)
         return self._change(context_id, state=ContextState.SUSPENDED)
 
+    async def suspend_to_disk(self, caller: Caller, context_id: str) -> ContextInfo:
+        self.note("suspend_to_disk", caller, context_id)
+        return self._change(context_id, state=ContextState.SUSPENDED)
+
     async def resume(self, caller: Caller, context_id: str) -> ContextInfo:
         self.note("resume", caller, context_id)
         return self._change(context_id, state=ContextState.IDLE)

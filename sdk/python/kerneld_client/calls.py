@@ -56,9 +56,9 @@ def truncate(context_id: str, num_tokens: int) -> Call[values.ContextInfo]:
     return unary("Contexts/TruncateContext", fill(pb.TruncateContextRequest(), fields), pb.Context, reading.context_info)
 
 
-def suspend(context_id: str) -> Call[values.ContextInfo]:
-    """Make its pages the first to go."""
-    request = fill(pb.SuspendContextRequest(), {"context_id": context_id, "request_id": new_request_id()})
+def suspend(context_id: str, to_disk: bool) -> Call[values.ContextInfo]:
+    """Make its pages the first to go, or move them all out."""
+    request = fill(pb.SuspendContextRequest(), {"context_id": context_id, "to_disk": to_disk, "request_id": new_request_id()})
     return unary("Contexts/SuspendContext", request, pb.Context, reading.context_info, SLOW_S)
 
 

@@ -70,9 +70,9 @@ class Context:
         """Roll back to the first `num_tokens`."""
         return self._wire.invoke(calls.truncate(self.id, num_tokens))
 
-    def suspend(self) -> values.ContextInfo:
-        """Make its pages the first to be reclaimed."""
-        return self._wire.invoke(calls.suspend(self.id))
+    def suspend(self, *, to_disk: bool = False) -> values.ContextInfo:
+        """Make its pages the first to be reclaimed; `to_disk` moves all of them to the disk tier before it returns."""
+        return self._wire.invoke(calls.suspend(self.id, to_disk))
 
     def resume(self) -> values.ContextInfo:
         """Undo a suspend."""

@@ -77,6 +77,7 @@ class PageCounts:
     host: int
     lost: int
     shared: int
+    disk: int
 
 
 @dataclass(frozen=True, slots=True)

@@ -105,16 +105,18 @@ class Grant(_message.Message):
     def __init__(self, grantee: _Optional[str] = ..., access: _Optional[_Iterable[_Union[Access, str]]] = ..., expires_at: _Optional[float] = ...) -> None: ...
 
 class PageCounts(_message.Message):
-    __slots__ = ("device", "host", "lost", "shared")
+    __slots__ = ("device", "host", "lost", "shared", "disk")
     DEVICE_FIELD_NUMBER: _ClassVar[int]
     HOST_FIELD_NUMBER: _ClassVar[int]
     LOST_FIELD_NUMBER: _ClassVar[int]
     SHARED_FIELD_NUMBER: _ClassVar[int]
+    DISK_FIELD_NUMBER: _ClassVar[int]
     device: int
     host: int
     lost: int
     shared: int
-    def __init__(self, device: _Optional[int] = ..., host: _Optional[int] = ..., lost: _Optional[int] = ..., shared: _Optional[int] = ...) -> None: ...
+    disk: int
+    def __init__(self, device: _Optional[int] = ..., host: _Optional[int] = ..., lost: _Optional[int] = ..., shared: _Optional[int] = ..., disk: _Optional[int] = ...) -> None: ...
 
 class Context(_message.Message):
     __slots__ = ("id", "model", "owner", "tenant", "state", "num_tokens", "max_tokens", "priority", "nice", "durability", "labels", "created_at", "last_used_at", "pages", "kv_bytes", "parent", "active_request", "failure", "grants", "seed", "last_request")
@@ -290,12 +292,14 @@ class TruncateContextRequest(_message.Message):
     def __init__(self, request_id: _Optional[str] = ..., context_id: _Optional[str] = ..., num_tokens: _Optional[int] = ...) -> None: ...
 
 class SuspendContextRequest(_message.Message):
-    __slots__ = ("request_id", "context_id")
+    __slots__ = ("request_id", "context_id", "to_disk")
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
     CONTEXT_ID_FIELD_NUMBER: _ClassVar[int]
+    TO_DISK_FIELD_NUMBER: _ClassVar[int]
     request_id: str
     context_id: str
-    def __init__(self, request_id: _Optional[str] = ..., context_id: _Optional[str] = ...) -> None: ...
+    to_disk: bool
+    def __init__(self, request_id: _Optional[str] = ..., context_id: _Optional[str] = ..., to_disk: _Optional[bool] = ...) -> None: ...
 
 class ResumeContextRequest(_message.Message):
     __slots__ = ("request_id", "context_id")
