@@ -25,4 +25,20 @@ class MemoryConfig:
     write_behind: bool = field(
         default=True, metadata={"doc": "Whether full pages are copied to the host tier before anybody needs their room."}
     )
+    stream: bool = field(
+        default=True, metadata={"doc": "Whether a model larger than the device is run by streaming its layers; false refuses it."}
+    )
+    stream_kv_bytes: int = field(
+        default=256 * MIB,
+        metadata={"doc": "Device memory that weights leave to KV pages before they are streamed; an eighth of the device at most.", "min": 0},
+    )
     max_copies: int = field(default=64, metadata={"doc": "Most pages that one plan copies behind to the host tier.", "min": 1})
+    page_file_bytes: int = field(
+        default=0, metadata={"doc": "Disk space for KV pages that left the host tier; 0 turns the tier off.", "min": 0}
+    )
+    host_low: float = field(
+        default=0.05, metadata={"doc": "Part of the host tier that is free before pages go to disk.", "min": 0.0, "max": 1.0}
+    )
+    host_high: float = field(
+        default=0.1, metadata={"doc": "Part of the host tier that is free when no more pages go to disk.", "min": 0.0, "max": 1.0}
+    )
