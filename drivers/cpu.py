@@ -17,8 +17,8 @@ import os
 import platform
 import threading
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass
 
 # Read when torch loads its thread library. Threads that wait have to sleep: spinning, two of them on two cores with one busy neighbour
 # made 1.6 tokens/s of the 135M shape; sleeping, 25 to 44.
@@ -27,7 +27,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 import torch
 from torch import Tensor
 
-from drivers.arena import Arena, FrameShape, device_bytes
+from drivers.arena import Arena, device_bytes
 from drivers.contract import (
     Capabilities,
     InspectSpec,
@@ -40,9 +40,11 @@ from drivers.contract import (
     StepResult,
     TokenLogprob,
 )
+from drivers.cpu_loaded import Loaded, load_cpu_adapter
 from drivers.cpu_model import CpuModel, Ground, load_model
-from drivers.errors import DeviceLost, OptionUnknown, PlanRejected, StreamBroken, UnknownModel
+from drivers.errors import DeviceLost, OptionUnknown, PlanRejected, StreamBroken
 from drivers.hostmem import HostMemory
+from drivers.models.adapter import inspect_adapter
 from drivers.models.loader import PageShape, inspect_model, open_model
 from drivers.ops.table import fused_table, op_names
 from drivers.pages import PageMover
@@ -55,15 +57,6 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 SCORED_AT_ONCE = 64  # logits of so many scored tokens are in memory at a time
 GRANULE_ALIGN = 64
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # malloc.h
-
-
-@dataclass(frozen=True, slots=True)
-class Loaded:
-    """Everything that loads and unloads change, seen by steps as one value."""
-
-    models: Mapping[int, CpuModel] = field(default_factory=dict)
-    # Frames by space; those of unloaded models stay, because their pages may still be moved and zeroed, until a load names the space again.
-    spaces: Mapping[int, FrameShape] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,41 +109,43 @@ class CpuDriver:
 
     def inspect(self, spec: InspectSpec) -> ModelSpec:
         """Read config and headers of a model. Raises: ModelUnsupported, ModelCorrupt."""
-        return inspect_model(spec, self._opened().pages)
+        pages = self._opened().pages
+        return inspect_adapter(spec, pages) if spec.base else inspect_model(spec, pages)
 
     def load(self, spec: LoadSpec, progress: Callable[[int, int], None]) -> LoadedModel:
-        """Copy the weights into place; see the contract. Raises: ModelUnsupported, ModelCorrupt, PlanRejected."""
+        """Copy the weights into place; see the contract. Raises: ModelUnsupported, ModelCorrupt, PlanRejected, UnknownModel."""
         device = self._opened()
         began = time.perf_counter()
-        taken = {space_id for model in self._loaded.models.values() for space_id in model.space_ids}
-        if spec.model_id in self._loaded.models or not taken.isdisjoint(spec.space_ids):
-            raise PlanRejected(f"Model {spec.model_id} or one of its spaces {spec.space_ids} is in use already.")
+        self._loaded.check_free(spec)
+        ground = Ground(device.arena, device.pages, self._ops)
         with torch.inference_mode():
+            if spec.base_id:
+                adapter = load_cpu_adapter(spec, ground, progress)
+                with self._publishing:
+                    self._loaded = self._loaded.with_adapter(spec.model_id, adapter)  # invariant 2
+                return LoadedModel(spec.model_id, adapter.size_bytes, time.perf_counter() - began)
             files = open_model(spec.source, device.pages.dtype)
-            model = load_model(files, spec, Ground(device.arena, device.pages, self._ops), progress)
+            model = load_model(files, spec, ground, progress)
         with self._publishing:
-            spaces = dict(zip(model.space_ids, model.frames, strict=True))
-            self._loaded = Loaded({**self._loaded.models, spec.model_id: model}, {**self._loaded.spaces, **spaces})  # invariant 2
+            self._loaded = self._loaded.with_model(spec.model_id, model)  # invariant 2
         sizes = [segment.size_bytes for segment in files.segments]
         streamed_bytes = sum(size for size, offset in zip(sizes, spec.offsets, strict=True) if offset < 0)
         rate = model.stream.rate if model.stream is not None else 0.0
         return LoadedModel(spec.model_id, sum(sizes) - streamed_bytes, time.perf_counter() - began, streamed_bytes, rate)
 
     def unload(self, model_id: int) -> None:
-        """Forget a model. Raises: UnknownModel."""
+        """Forget a model or an adapter. Raises: UnknownModel."""
         with self._publishing:
-            models = dict(self._loaded.models)
-            model = models.pop(model_id, None)
-            if model is None:
-                raise UnknownModel(f"It has id {model_id}.")
-            model.close()
-            self._loaded = Loaded(models, self._loaded.spaces)
+            model = self._loaded.models.get(model_id)
+            self._loaded = self._loaded.without(model_id)
+            if model is not None:
+                model.close()
 
     def apply(self, plan: Plan) -> None:
         """Carry out a plan but for its steps. Raises: PlanRejected, before anything changed; PageCorrupt, see the contract."""
         device, loaded = self._opened(), self._loaded
         device.mover.check(plan, loaded.spaces)  # invariant 3
-        check_rows(plan, device.rows, {model_id: model.limit for model_id, model in loaded.models.items()})
+        check_rows(plan, device.rows, loaded.limits())
         with torch.inference_mode():
             device.mover.carry_out(plan, loaded.spaces)
             for row in device.rows.apply(plan):
@@ -199,14 +194,15 @@ class CpuDriver:
 
     def _run(self, share: StepRows) -> list[RowResult]:
         """One model's share of a step."""
-        model = self._loaded.models.get(share.model_id)
+        loaded = self._loaded
+        model = loaded.models.get(share.model_id)
         if model is None:
             raise PlanRejected(f"Model {share.model_id} was unloaded under a plan that runs it.")
         page_tokens = self._opened().pages.page_tokens
         for row, count in zip(share.rows, share.counts, strict=True):
             if row.position % page_tokens == 0 or row.position // page_tokens != (row.position + count - 1) // page_tokens:
                 self._clear_ahead(row, row.position + count)  # a page is opened: invariant 1
-        hidden = model.decoder.forward(model.batch(share))
+        hidden = model.decoder.forward(model.batch(share, loaded.lora_batch(share)))
         sampling = [idx for idx in range(len(share.rows)) if share.samples(idx)]
         scores = {idx: _score(model, hidden, share, idx) for idx, row in enumerate(share.rows) if row.is_scoring}
         for row, count in zip(share.rows, share.counts, strict=True):

@@ -11,6 +11,7 @@ import torch
 from drivers.arena import Arena, FrameShape
 from drivers.contract import LoadSpec
 from drivers.errors import PlanRejected
+from drivers.models.adapter import LoraBatch
 from drivers.models.decoder import Decoder, DecoderWeights, StepBatch
 from drivers.models.layout import ALIGN_BYTES
 from drivers.models.loader import ModelFiles, PageShape, Target, frame_bytes, load_weights
@@ -40,12 +41,13 @@ class CpuModel:
         if self.stream is not None:
             self.stream.close()
 
-    def batch(self, share: StepRows) -> StepBatch:
-        """The indexes of one step."""
+    def batch(self, share: StepRows, lora: LoraBatch | None = None) -> StepBatch:
+        """The indexes of one step, and its adapters."""
         return StepBatch(
             tokens=torch.from_numpy(share.tokens),
             positions=torch.from_numpy(share.positions),
             attention=[plan_attention(shape, _spans(share, group)) for group, shape in enumerate(self.attention)],
+            lora=lora,
         )
 
 

@@ -1,0 +1,99 @@
+"""What the CPU driver has loaded: models, and the adapters that change them. One value, so that a step sees a load wholly or not at all."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+import torch
+
+from drivers.arena import FrameShape
+from drivers.contract import LoadSpec
+from drivers.cpu_model import CpuModel, Ground
+from drivers.errors import PlanRejected, UnknownModel
+from drivers.models.adapter import AdapterWeights, LoraBatch, load_adapter, open_adapter
+from drivers.models.layout import ALIGN_BYTES
+from drivers.models.loader import Target
+from drivers.ops.reference import LoraRows
+from drivers.rows import ModelLimit, StepRows
+
+
+@dataclass(frozen=True, slots=True)
+class CpuAdapter:
+    """A loaded adapter. Frozen, like a model."""
+
+    base_id: int
+    weights: AdapterWeights
+    size_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """Everything that loads and unloads change."""
+
+    models: Mapping[int, CpuModel] = field(default_factory=dict)
+    # Frames by space; those of unloaded models stay, because their pages may still be moved and zeroed, until a load names the space again.
+    spaces: Mapping[int, FrameShape] = field(default_factory=dict)
+    adapters: Mapping[int, CpuAdapter] = field(default_factory=dict)
+
+    def check_free(self, spec: LoadSpec) -> None:
+        """Whether the ids of a load are free, and the base of an adapter is there. Raises: PlanRejected, UnknownModel."""
+        taken = {space_id for model in self.models.values() for space_id in model.space_ids}
+        if spec.model_id in self.models or spec.model_id in self.adapters or not taken.isdisjoint(spec.space_ids):
+            raise PlanRejected(f"Model {spec.model_id} or one of its spaces {spec.space_ids} is in use already.")
+        if bool(spec.base_id) != bool(spec.source.base):
+            raise PlanRejected(f"Model {spec.model_id}: an adapter comes with the id and the path of its base, a model with neither.")
+        if spec.base_id and spec.base_id not in self.models:
+            raise UnknownModel(f"It has id {spec.base_id}, and is the base of adapter {spec.model_id}.")
+
+    def with_model(self, model_id: int, model: CpuModel) -> Loaded:
+        """The same with one model more."""
+        spaces = dict(zip(model.space_ids, model.frames, strict=True))
+        return replace(self, models={**self.models, model_id: model}, spaces={**self.spaces, **spaces})
+
+    def with_adapter(self, adapter_id: int, adapter: CpuAdapter) -> Loaded:
+        """The same with one adapter more."""
+        return replace(self, adapters={**self.adapters, adapter_id: adapter})
+
+    def without(self, model_id: int) -> Loaded:
+        """The same without a model or an adapter. Raises: UnknownModel."""
+        if model_id in self.adapters:
+            return replace(self, adapters={other: adapter for other, adapter in self.adapters.items() if other != model_id})
+        if model_id not in self.models:
+            raise UnknownModel(f"It has id {model_id}.")
+        return replace(self, models={other: model for other, model in self.models.items() if other != model_id})
+
+    def limits(self) -> dict[int, ModelLimit]:
+        """What rows of each model may hold, and the adapters that they may name."""
+        limits = {model_id: model.limit for model_id, model in self.models.items()}
+        for adapter_id, adapter in self.adapters.items():
+            limit = limits.get(adapter.base_id)
+            if limit is not None:
+                limits[adapter.base_id] = replace(limit, adapter_ids=limit.adapter_ids | {adapter_id})
+        return limits
+
+    def lora_batch(self, share: StepRows) -> LoraBatch | None:
+        """The adapters of a step's rows; None if no row has one. Raises: PlanRejected, if one was unloaded meanwhile."""
+        spans: dict[int, list[np.ndarray]] = {}
+        for row, start, count in zip(share.rows, share.starts, share.counts, strict=True):
+            if row.adapter_id:
+                spans.setdefault(row.adapter_id, []).append(np.arange(start, start + count))
+        if not spans:
+            return None
+        gone = spans.keys() - self.adapters.keys()
+        if gone:
+            raise PlanRejected(f"Adapter {min(gone)} was unloaded under a plan that runs it.")
+        tokens = np.concatenate([span for parts in spans.values() for span in parts])
+        counts = tuple(sum(map(len, parts)) for parts in spans.values())
+        return LoraBatch(LoraRows(torch.from_numpy(tokens), counts), [self.adapters[adapter_id].weights for adapter_id in spans])
+
+
+def load_cpu_adapter(spec: LoadSpec, ground: Ground, progress: Callable[[int, int], None]) -> CpuAdapter:
+    """Copy an adapter into place. Raises: PlanRejected, if the offset does not fit it; ModelCorrupt; ModelUnsupported."""
+    files = open_adapter(spec.source, ground.pages.dtype)
+    is_placed = len(spec.offsets) == 1 and not spec.space_ids and not spec.slots
+    if not is_placed or spec.offsets[0] % ALIGN_BYTES or not 0 <= spec.offsets[0] <= ground.arena.size_bytes - files.size_bytes:
+        raise PlanRejected(f"Adapter {spec.model_id} has one segment of {files.size_bytes} bytes, aligned to {ALIGN_BYTES}, and no spaces.")
+    weights = load_adapter(files, Target(ground.arena.bytes, spec.offsets, ground.pages.dtype), progress)
+    return CpuAdapter(spec.base_id, weights, files.size_bytes)
