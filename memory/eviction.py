@@ -1,7 +1,7 @@
 """Who loses pages first.
 
     whose     the owner furthest above its guarantee per weight, from the root of the tree of tenants down; one above its limit before all
-    which     of that owner:   pages with a clean copy below  ->  of suspended contexts  ->  of idle ones  ->  pinned prefixes
+    which     of that owner:   pages with another clean copy  ->  of suspended contexts  ->  of idle ones  ->  pinned prefixes
 
 A policy puts tables in the order in which they give way; within a table the tail goes first, so that what is left is a prefix, which is
 what a context can go on from. Policies decide over what they are given and change nothing.
@@ -27,7 +27,7 @@ from memory.table import Page, PageTable
 class Rung(IntEnum):
     """How dear it is that a page goes, cheapest first."""
 
-    CLEAN = 0  # there is a copy below that holds all of it
+    CLEAN = 0  # there is another copy that holds all of it
     UNPINNED = 1
     PINNED = 2
 
@@ -211,12 +211,14 @@ class Victims:
 
 
 def _is_copied(page: Page, tier: Tier) -> bool:
-    """Whether all of a page is in a tier below too."""
-    return tier is Tier.DEVICE and page.is_clean
+    """Whether all of a page is elsewhere too, so that nothing is lost when it goes."""
+    if tier is Tier.HOST:
+        return page.device_frame is not None
+    return page.is_clean
 
 
 def _may_have(table: PageTable, group: int, rung: Rung, tier: Tier) -> bool:
     """Whether pages of a rung can be in a table at all; counts only, no look at pages."""
     if rung is Rung.CLEAN:
-        return tier is Tier.DEVICE and table.num_both(group) > 0
+        return (table.num_device[group] if tier is Tier.HOST else table.num_both(group)) > 0
     return True

@@ -15,17 +15,19 @@ Invariants (checked by `check_integrity`; those of frames, tables, mapping and l
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 
 from memory.capacity import check_fits
 from memory.config import MemoryConfig
 from memory.draft import Draft
 from memory.errors import PagingError
 from memory.eviction import EvictionPolicy, LruPolicy
+from memory.excess import Excess
 from memory.faults import Faults, Want
 from memory.flights import Flights
 from memory.hostcopies import HostCopies
 from memory.integrity import check_integrity
-from memory.ledger import Ledger, TierSnapshot
+from memory.ledger import Ledger
 from memory.mapping import Mapping
 from memory.page import Move, PagePlan, Space, Tier
 from memory.reclaim import Sweep
@@ -45,13 +47,14 @@ class Pager:
     def __init__(self, config: MemoryConfig, policy: EvictionPolicy | None = None) -> None:
         self.page_tokens = config.page_tokens
         self._writes_behind = config.write_behind
-        self._policy = policy or LruPolicy()
         self._mapping = Mapping(config)
         self._flights = Flights(self._mapping)
         self._shelf = WeightShelf(self._mapping)
         self._behind = WriteBehind(config.max_copies)
         self._scrubber = Scrubber(self._mapping)
+        self._excess = Excess(self._mapping, self._flights, config.max_copies)
         self._tables = Tables(self._mapping, self._flights)
+        self._order = partial((policy or LruPolicy()).order, self._tables)
         self._host = HostCopies(self._mapping, self._flights, self._order)
         self._aborted: list[Draft] = []  # by the latest abort, until the next plan; oldest first
 
@@ -59,10 +62,6 @@ class Pager:
     def ledger(self) -> Ledger:
         """Who holds what."""
         return self._mapping.ledger
-
-    def snapshot(self) -> tuple[TierSnapshot, ...]:
-        """Every tier, as `top` shows it."""
-        return self._mapping.ledger.snapshot()
 
     # ------------------------------------------------------------------------------------------------------------------ spaces, tables
 
@@ -203,6 +202,10 @@ class Pager:
         table.is_suspended = False
         self._tables.touch(table)
 
+    def pin(self, table: PageTable, num_tokens: int) -> None:
+        """Let the pages of its first `num_tokens` tokens go last of all that its owner has; 0 ends that."""
+        table.num_pinned = -(-num_tokens // self.page_tokens)
+
     def save(self, table: PageTable, num_tokens: int, keys: Sequence[bytes], partial_key: bytes) -> None:
         """Have the pages of the first `num_tokens` tokens, full ones and a partial one, copied to the host tier with the next plan."""
         self.fill(table, num_tokens, keys)
@@ -284,6 +287,7 @@ class Pager:
 
     def _issue(self, draft: Draft, sweep: Sweep) -> PagePlan:
         """Take along what waits for a plan, and let the draft go."""
+        self._excess.drain(draft, sweep)
         self._behind.drain(draft, sweep)
         self._scrubber.queue(draft)
         self._aborted = []
@@ -294,6 +298,3 @@ class Pager:
         for (tier, _frame), (granules, residue) in draft.written.items():
             for page in self._mapping.spoil(tier, granules, residue) if tier in tiers else ():
                 self._flights.give_up(page, tier)
-
-    def _order(self) -> list[PageTable]:
-        return self._policy.order(self._tables)

@@ -78,16 +78,21 @@ class Sweep:
 
     def evict(self, page: Page) -> int:
         """Take the device frame of a page, demoting the page first where its content is nowhere else; the frame is in limbo."""
-        draft = self._draft
         if page.num_reached and not page.is_clean:
             if page.host_frame is not None:
-                draft.drop_host(page)
-            host_frame = self.host_frame(page, may_lose=True)
-            if host_frame is not None:
-                self.copy_down(page, host_frame, page.num_reached)
-                assert page.device_frame is not None
-                draft.note_evicted(page.device_frame)
-        return draft.take_away(page, Tier.DEVICE)
+                self._draft.drop_host(page)
+            self.demote(page)
+        return self._draft.take_away(page, Tier.DEVICE)
+
+    def demote(self, page: Page) -> bool:
+        """Have all of a page copied to the host tier, because it is about to leave the device. Returns whether there is room for it."""
+        host_frame = self.host_frame(page, may_lose=True)
+        if host_frame is None:
+            return False
+        self.copy_down(page, host_frame, page.num_reached)
+        assert page.device_frame is not None
+        self._draft.note_evicted(page.device_frame)
+        return True
 
     def copy_down(self, page: Page, host_frame: int, num_tokens: int) -> None:
         """Copy a page to a host frame; a page without a name gets one, because the host tier keeps pages by name."""
@@ -104,7 +109,7 @@ class Sweep:
         ledger = self._mapping.ledger
         spare: int | None = None
         while (capped := ledger.exceeded(owner, Tier.DEVICE, charge_bytes)) is not None:
-            page = self._own_page(space_id, capped)
+            page = self.own_page(capped, space_id)
             if page is None:
                 limit = ledger.limit(capped, Tier.DEVICE).limit_bytes
                 raise OverLimit(capped, "device", charge_bytes, limit, ledger.used(capped, Tier.DEVICE))
@@ -114,10 +119,20 @@ class Sweep:
             self._draft.take_over(space_id, Tier.DEVICE, spare)
         return spare
 
-    def _own_page(self, space_id: int, capped: str) -> Page | None:
-        """A page of the capped owner, or of those below it, that may go: of the space if possible, else of any."""
-        others = [other for other in self._mapping.spaces if other != space_id]
-        queues = (self._queue((Tier.DEVICE, each, "", capped, "own"), self.may_leave_device) for each in [space_id, *others])
+    def own_page(self, owner: str, space_id: int | None = None) -> Page | None:
+        """A page on the device of an owner, or of those below it, that may go: of the space if possible, else of any."""
+        first = [] if space_id is None else [space_id]
+        order = first + [other for other in self._mapping.spaces if other != space_id]
+        queues = (self._queue((Tier.DEVICE, each, "", owner, "own"), self.may_leave_device) for each in order)
+        return next((page for queue in queues if (page := queue.peek()) is not None), None)
+
+    def own_host_page(self, owner: str) -> Page | None:
+        """A page on the host of an owner, or of those below it, that may go: one with another copy if possible, else the coldest one."""
+
+        def may_go(page: Page) -> bool:
+            return self.may_leave_host(page, may_lose=True)
+
+        queues = (self._queue((Tier.HOST, each, "", owner, "own"), may_go) for each in self._mapping.pools(Tier.HOST))
         return next((page for queue in queues if (page := queue.peek()) is not None), None)
 
     def _from_page(self, space_id: int, owner: str) -> int | None:

@@ -63,6 +63,7 @@ class Tables:
             table.resident[group] = min(table.resident[group], num_pages)
         table.reach = min(table.reach, num_tokens)
         table.num_filled = min(table.num_filled, num_tokens // table.page_tokens)
+        table.num_pinned = min(table.num_pinned, num_pages)
 
     def drop(self, table: PageTable) -> None:
         """Forget a table; one that is dropped already stays so."""

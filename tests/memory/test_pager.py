@@ -297,9 +297,9 @@ def test_a_shared_page_is_charged_to_its_holders() -> None:
 
     child = rig.pager.fork(parent, PT, owner="guest")
 
-    assert rig.pager.snapshot()[0].kv_bytes == {"lab/ann": 8, "guest": 8}
+    assert rig.pager.ledger.snapshot()[0].kv_bytes == {"lab/ann": 8, "guest": 8}
     rig.pager.drop(child)
-    assert rig.pager.snapshot()[0].kv_bytes == {"lab/ann": 16}
+    assert rig.pager.ledger.snapshot()[0].kv_bytes == {"lab/ann": 16}
 
 
 def test_a_fork_is_no_longer_than_its_parent() -> None:
@@ -357,7 +357,7 @@ def test_an_abort_does_not_revive_a_dropped_table() -> None:
     rig.pager.abort(plan.seq)
 
     rig.pager.check_integrity()
-    assert rig.pager.snapshot()[0].kv_bytes == {}
+    assert rig.pager.ledger.snapshot()[0].kv_bytes == {}
     rig.run((rig.table(), 0, 4 * PT))
 
 
@@ -454,7 +454,7 @@ def test_pages_of_a_closed_space_are_lost() -> None:
     assert table.counts() == (0, 0, 3, 0)
     with pytest.raises(UnknownSpace):
         rig.plan((table, 0, PT))
-    assert rig.pager.snapshot()[0].free_bytes == 2 * SLAB
+    assert rig.pager.ledger.snapshot()[0].free_bytes == 2 * SLAB
 
 
 def test_a_space_can_be_closed_while_plans_are_outstanding() -> None:
@@ -620,7 +620,7 @@ def test_pages_with_a_host_copy_survive_the_device() -> None:
     rig.pager.check_integrity()
     assert table.counts() == (0, 3, 1, 0)
     assert table.intact_tokens() == 3 * PT
-    assert rig.pager.snapshot()[0].free_bytes == 2 * SLAB
+    assert rig.pager.ledger.snapshot()[0].free_bytes == 2 * SLAB
 
 
 def test_a_new_device_is_zero_and_holds_no_weights() -> None:
@@ -641,7 +641,7 @@ def test_weights_lie_one_behind_the_other_on_granules() -> None:
     rig = Rig(device_slabs=4)
 
     assert rig.pager.place_weights("m", "models", (20, 64, 16)) == (128, 160, 224)
-    assert rig.pager.snapshot()[0].weights_bytes == 2 * SLAB
+    assert rig.pager.ledger.snapshot()[0].weights_bytes == 2 * SLAB
 
 
 def test_weights_go_to_several_runs_when_no_run_is_long_enough() -> None:
