@@ -176,7 +176,7 @@ def snapshot(pager: Pager, ctxs: list[Ctx]) -> Snapshot:
     }
     tables = [[[describe(page) for page in pages] for pages in ctx.table.pages] for ctx in ctxs]
     reaches = [(ctx.table.reach, ctx.table.pins, ctx.table.counts(), ctx.table.device_bytes) for ctx in ctxs]
-    return Snapshot((pools, tables, reaches, pager.snapshot()), residues)
+    return Snapshot((pools, tables, reaches, pager.ledger.snapshot()), residues)
 
 
 def describe(page: Page) -> tuple[object, ...]:
