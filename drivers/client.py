@@ -13,7 +13,6 @@ from drivers.errors import DeviceLost
 from drivers.wire import (
     Cut,
     Failed,
-    HeldModel,
     Hello,
     Inspect,
     Inspected,
@@ -21,6 +20,7 @@ from drivers.wire import (
     Loaded,
     LoadProgress,
     Message,
+    Opened,
     PlanFailed,
     PlanMessage,
     Shutdown,
@@ -95,11 +95,12 @@ class _Request:
 class WorkerClient:
     """A worker process as a Device."""
 
-    def __init__(self, connection: Connection, hello: Hello, boot_generation: int, models: tuple[HeldModel, ...]) -> None:
-        """Take over a connection after its handshake; `models` are those that the worker kept from before."""
+    def __init__(self, connection: Connection, hello: Hello, boot_generation: int, opened: Opened) -> None:
+        """Take over a connection after its handshake, with what the worker said at its end."""
         self.hello = hello
         self.boot_generation = boot_generation
-        self.models = models
+        self.models = opened.models  # that it kept from before
+        self.copies = opened.copies  # that it measured when it opened its driver
         self._connection = connection
         self._loop = asyncio.get_running_loop()
         self._requests: dict[int, _Request] = {}

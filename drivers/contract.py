@@ -239,6 +239,15 @@ class RowResult(msgspec.Struct, frozen=True, array_like=True):
     error: str = ""  # the row failed alone (logits not finite, say); the other rows are good
 
 
+class CopyTimes(msgspec.Struct, frozen=True, array_like=True):
+    """Pages copied between the host tier and the device, and the seconds that took; all zeros: none, or the driver does not say."""
+
+    up_bytes: int = 0  # host -> device
+    up_s: float = 0.0
+    down_bytes: int = 0  # device -> host
+    down_s: float = 0.0
+
+
 class StepResult(msgspec.Struct, frozen=True, array_like=True):
     """The answer to one step."""
 
@@ -246,6 +255,7 @@ class StepResult(msgspec.Struct, frozen=True, array_like=True):
     compute_s: float  # seconds inside the forward pass and sampling
     num_tokens: int  # computed, all rows together
     failed_models: tuple[int, ...] = ()  # streamed ones whose weights cannot be read any more; their rows of this step failed
+    copies: CopyTimes = CopyTimes()  # of the whole plan; put in by the worker, with the first answer to it
 
 
 class LoadedModel(msgspec.Struct, frozen=True):
@@ -259,6 +269,7 @@ class LoadedModel(msgspec.Struct, frozen=True):
     host_bytes: int = 0  # of `bytes_loaded`, those that came from the host tier
     copy_s: float = 0.0  # of `seconds`, those in which bytes were copied or read; the rest is kernels and warming up
     num_corrupt: int = 0  # segments whose image in the host tier did not hold its checksum, and which were read from files
+    prefill_s: float = 0.0  # per token, of a short input at position 0; 0: the driver does not say
 
 
 class Driver(Protocol):
@@ -294,6 +305,9 @@ class Driver(Protocol):
         Raises: PageCorrupt, naming the moves whose source did not hold its checksum or key; the others were made, the rows were not
         touched. Any other error means that the device is lost.
         """
+
+    def copied(self) -> CopyTimes:
+        """What was copied by moves since this was asked last, and how long it took; after `open`, what a short measurement copied."""
 
     def step(self, step_idx: int) -> StepResult:
         """Run step `step_idx` of the plan applied last. Raises: DeviceLost."""

@@ -30,6 +30,7 @@ from torch import Tensor
 from drivers.arena import Arena, device_bytes
 from drivers.contract import (
     Capabilities,
+    CopyTimes,
     InspectSpec,
     LoadedModel,
     LoadSpec,
@@ -150,6 +151,10 @@ class CpuDriver:
             device.mover.carry_out(plan, loaded.spaces)
             for row in device.rows.apply(plan):
                 self._clear_ahead(row, row.position)
+
+    def copied(self) -> CopyTimes:
+        """What pages were copied since this was asked last, and how long it took."""
+        return self._opened().mover.copied()
 
     def step(self, step_idx: int) -> StepResult:
         """Run one step of the plan applied last. Raises: PlanRejected, if it is not the next one."""

@@ -4,7 +4,7 @@ It speaks the language of `drivers.fake_model`, keeps a witness of every token i
 and reads the whole past of a row back through its page table before each step. A kernel that mixes up frames, loses a page or reuses one
 too early gets a row error, never luck. Weights are patterns in the arena, looked at again before each step.
 
-Penalties are taken and have no effect. Faults are scripted by `OpenSpec.options`, see `FakeScript`.
+Penalties are taken and have no effect. Faults are scripted by `OpenSpec.options`, see `drivers.fake_script`.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ import psutil
 
 from drivers.contract import (
     Capabilities,
+    CopyTimes,
     InspectSpec,
     LoadedModel,
     LoadSpec,
@@ -37,22 +38,10 @@ from drivers.contract import (
 from drivers.errors import DeviceLost, DeviceOutOfMemory, HostPageCorrupt, OptionUnknown, PageCorrupt, PlanRejected, UnknownModel
 from drivers.fake_memory import FakeMemory, FakeSpace, HistoryLost
 from drivers.fake_model import FakeModel, describe, draw, links_after, logprob
+from drivers.fake_script import MEASURED_BYTES, FakeScript
 from drivers.plan_check import check_rows
 from drivers.rows import GroupLimit, ModelLimit, Row, RowTable, StepRows
 from memory.page import Move, Tier
-
-
-class FakeScript(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """What is to go wrong, and when: steps, loads and copies are counted from 1, from `open` on; 0 and -1 mean never."""
-
-    die_at_step: int = 0  # the process is killed
-    hang_at_step: int = 0  # the step never returns
-    step_s: float = 0.0  # every step takes so long
-    error_token: int = -1  # computing it loses the device
-    nan_token: int = -1  # computing it fails the row alone
-    oom_at_load: int = 0  # this load finds too little memory
-    slow_load_s: float = 0.0  # every load takes so long
-    corrupt_host_copy: int = 0  # this copy to the host tier has a bit flipped
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,6 +91,10 @@ class FakeDriver:
         """Carry out what comes before the steps. Raises: PageCorrupt, PlanRejected."""
         self._opened().apply(plan)
 
+    def copied(self) -> CopyTimes:
+        """What the script says of the copies since this was asked last."""
+        return self._opened().copied()
+
     def step(self, step_idx: int) -> StepResult:
         """Run a step. Raises: DeviceLost, PlanRejected."""
         return self._opened().step(step_idx)
@@ -131,6 +124,7 @@ class _FakeDevice:
         self._models_lock = threading.Lock()
         self._links: dict[int, int] = {}  # by row slot: the link after the last token that the row computed here
         self._num_steps = self._num_loads = self._num_host_copies = 0
+        self._copied = {Tier.DEVICE: MEASURED_BYTES, Tier.HOST: MEASURED_BYTES}  # bytes to a tier, not told yet
 
     def inspect(self, spec: InspectSpec) -> ModelSpec:
         return describe(FakeModel.read(Path(spec.path)), self._spec, spec)
@@ -154,7 +148,7 @@ class _FakeDevice:
         with self._models_lock:
             self._models = {**self._models, spec.model_id: seated}
             self._spaces = {**self._spaces, **seated.spaces}
-        return LoadedModel(spec.model_id, total_bytes, time.monotonic() - began)
+        return LoadedModel(spec.model_id, total_bytes, time.monotonic() - began, prefill_s=self._script.prefill_s)
 
     def unload(self, model_id: int) -> None:
         with self._models_lock:
@@ -176,6 +170,10 @@ class _FakeDevice:
         for row in self._table.apply(plan):
             self._links.pop(row.slot, None)
 
+    def copied(self) -> CopyTimes:
+        told, self._copied = self._copied, {Tier.DEVICE: 0, Tier.HOST: 0}
+        return self._script.copies(told[Tier.DEVICE], told[Tier.HOST])
+
     def step(self, step_idx: int) -> StepResult:
         began = time.monotonic()
         self._num_steps += 1
@@ -187,7 +185,7 @@ class _FakeDevice:
             self._check_weights(loaded)
             results += [self._compute(loaded, share, idx) for idx in range(len(share.rows))]
             num_tokens += sum(share.counts)
-        return StepResult(tuple(results), time.monotonic() - began, num_tokens)
+        return StepResult(tuple(results), self._script.compute_s(num_tokens, time.monotonic() - began), num_tokens)
 
     def _compute(self, loaded: _Loaded, share: StepRows, idx: int) -> RowResult:
         """Compute a row's part of a step."""
@@ -240,6 +238,8 @@ class _FakeDevice:
             self.memory.move(space, move)
         except HostPageCorrupt:
             return False
+        if move.source_tier is not move.target_tier:
+            self._copied[move.target_tier] += space.frame_bytes
         if move.target_tier is Tier.HOST:
             self._num_host_copies += 1
             if self._num_host_copies == self._script.corrupt_host_copy:

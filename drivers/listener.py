@@ -19,6 +19,7 @@ from typing import Protocol
 from drivers.client import WorkerClient
 from drivers.connection import Connection, peer_credentials
 from drivers.contract import CONTRACT_VERSION, OpenSpec
+from drivers.descriptors import receive_with_fd, send_with_fd
 from drivers.errors import DeviceLost, DriverError, DriverUnavailable, WireError
 from drivers.wire import (
     RECEIVE_BYTES,
@@ -31,9 +32,7 @@ from drivers.wire import (
     Welcome,
     expect,
     front_decoder,
-    receive_with_fd,
     restore_error,
-    send_with_fd,
 )
 
 logger = logging.getLogger(__name__)
@@ -135,7 +134,7 @@ class WorkerListener:
             undo.pop_all()
         self._sockets.discard(sock)
         connection = Connection(sock, decoder, asyncio.get_running_loop())
-        self._reception.ready(WorkerClient(connection, hello, admission.boot_generation, opened.models))
+        self._reception.ready(WorkerClient(connection, hello, admission.boot_generation, opened))
 
     def _drop(self, sock: socket.socket) -> None:
         self._sockets.discard(sock)

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from drivers.arena import Arena, FrameShape
-from drivers.contract import Plan
+from drivers.contract import CopyTimes, Plan
 from drivers.errors import HostPageCorrupt, PageCorrupt, PlanRejected
 from drivers.hostmem import HostMemory, host_frame_bytes
 from drivers.ops.table import OpTable
@@ -24,6 +24,12 @@ class PageMover:
         self._arena = arena
         self._host = host
         self._ops = ops
+        self._times = CopyTimes()
+
+    def copied(self) -> CopyTimes:
+        """What was copied between the tiers since this was asked last."""
+        told, self._times = self._times, CopyTimes()
+        return told
 
     def check(self, plan: Plan, spaces: Spaces) -> None:
         """Whether every frame named lies in its tier. Changes nothing. Raises: PlanRejected."""

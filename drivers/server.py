@@ -23,7 +23,9 @@ import uuid
 from collections import deque
 from dataclasses import dataclass, field
 
-from drivers.contract import Driver, OpenSpec, Plan, StepResult
+import msgspec
+
+from drivers.contract import CopyTimes, Driver, OpenSpec, Plan, StepResult
 from drivers.errors import DeviceLost, DriverError, PageCorrupt, PlanRejected, WireError
 from drivers.side_thread import SideThread
 from drivers.wire import (
@@ -90,6 +92,7 @@ class Held:
 
     driver: Driver
     spec: OpenSpec
+    copies: CopyTimes = field(default_factory=CopyTimes)  # measured at open
     models: dict[int, HeldModel] = field(default_factory=dict)
     slots: set[int] = field(default_factory=set)
 
@@ -200,11 +203,14 @@ class Server:
 
     def _run_steps(self, plan: Plan) -> None:
         step_idx = NO_STEP
-        result = NO_RESULT
+        copies = self._held.driver.copied()
+        result = msgspec.structs.replace(NO_RESULT, copies=copies)
         is_last = plan.num_steps == 0 or self._is_cut(plan, NO_STEP)
         while not is_last:
             step_idx += 1
             result = self._held.driver.step(step_idx)
+            if step_idx == 0:
+                result = msgspec.structs.replace(result, copies=copies)
             self._receive(may_wait=False)
             is_last = step_idx + 1 == plan.num_steps or self._is_cut(plan, step_idx) or not _goes_on(result)
             if not is_last:

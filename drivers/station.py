@@ -24,6 +24,7 @@ from dataclasses import dataclass
 
 from drivers import registry
 from drivers.contract import Capabilities, Driver
+from drivers.descriptors import receive_with_fd, send_with_fd
 from drivers.errors import DriverError, WireError
 from drivers.server import Ending, Held, Server, StopFlag
 from drivers.wire import (
@@ -36,8 +37,6 @@ from drivers.wire import (
     describe_error,
     encode,
     expect,
-    receive_with_fd,
-    send_with_fd,
     worker_decoder,
 )
 
@@ -129,7 +128,7 @@ class Station:
             return Ending.STOPPED
         held = self._prepare(sock, welcome, host_fd)
         try:
-            sock.sendall(encode(Opened(tuple(held.models.values()))))
+            sock.sendall(encode(Opened(tuple(held.models.values()), held.copies)))
         except OSError as error:
             return self._lose(error)
         server = Server(sock, decoder, held, welcome.boot_generation, self._stop)
@@ -224,7 +223,7 @@ class Station:
             self._host_fd = host_fd
         # The driver gets a descriptor of its own: this one stays here, to be shown to the next front.
         self._driver.open(welcome.open, os.dup(self._host_fd) if self._host_fd is not None else None)
-        return Held(self._driver, welcome.open)
+        return Held(self._driver, welcome.open, self._driver.copied())
 
     def _await_side_thread(self, server: Server) -> None:
         """Wait for a load that is on its way (invariant 1)."""

@@ -24,21 +24,30 @@ moves and row changes are made.
 
 from __future__ import annotations
 
-import socket
 import struct
 from typing import TypeVar
 
 import msgspec
 
 from drivers import errors
-from drivers.contract import CONTRACT_VERSION, Capabilities, InspectSpec, LoadedModel, LoadSpec, ModelSpec, OpenSpec, Plan, StepResult
+from drivers.contract import (
+    CONTRACT_VERSION,
+    Capabilities,
+    CopyTimes,
+    InspectSpec,
+    LoadedModel,
+    LoadSpec,
+    ModelSpec,
+    OpenSpec,
+    Plan,
+    StepResult,
+)
 
 MAX_MESSAGE_BYTES = 64 << 20  # a plan that seats a million pending tokens takes 5 MiB
 NO_STEP = -1
 RECEIVE_BYTES = 256 << 10
 
 _LENGTH = struct.Struct("<I")
-_DESCRIPTOR = struct.Struct("i")
 
 
 class Message(msgspec.Struct, frozen=True, array_like=True, tag=True):
@@ -84,9 +93,10 @@ class Refused(Message, frozen=True):
 
 
 class Opened(Message, frozen=True):
-    """Worker to front: ready for requests and plans. `models` lists what was kept."""
+    """Worker to front: ready for requests and plans. `models` lists what was kept, `copies` what was measured at open."""
 
     models: tuple[HeldModel, ...] = ()
+    copies: CopyTimes = CopyTimes()
 
 
 class Inspect(Message, frozen=True):
@@ -262,24 +272,6 @@ def expect(message: Message, kind: type[M]) -> M:
     if not isinstance(message, kind):
         raise errors.WireError(f"Expected {kind.__name__}, got {type(message).__name__}.")
     return message
-
-
-def send_with_fd(sock: socket.socket, message: Message, fd: int | None) -> None:
-    """Send a message of the handshake on a socket with room, and a descriptor beside it; the descriptor stays the caller's."""
-    frame = encode(message)
-    sent = socket.send_fds(sock, [frame], [] if fd is None else [fd])
-    if sent < len(frame):
-        sock.sendall(frame[sent:])
-
-
-def receive_with_fd(sock: socket.socket) -> tuple[bytes, int | None]:
-    """Return what has come during the handshake, and the descriptor beside it, which is the caller's now; b"" at the end of the stream."""
-    # Not socket.recv_fds: up to Python 3.12 it drops its flags, and the descriptor would be inherited by every process started later.
-    chunk, beside, _, _ = sock.recvmsg(RECEIVE_BYTES, socket.CMSG_LEN(_DESCRIPTOR.size), socket.MSG_CMSG_CLOEXEC)
-    for level, kind, content in beside:
-        if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS and len(content) == _DESCRIPTOR.size:
-            return chunk, _DESCRIPTOR.unpack(content)[0]
-    return chunk, None
 
 
 def describe_error(request_id: int, error: errors.DriverError) -> Failed:

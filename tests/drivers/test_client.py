@@ -24,6 +24,7 @@ from drivers.wire import (
     Loaded,
     LoadProgress,
     Message,
+    Opened,
     PlanFailed,
     PlanMessage,
     Shutdown,
@@ -92,7 +93,7 @@ def tell(story: Story) -> None:
         near, far = socket.socketpair()
         near.setblocking(False)
         far.setblocking(False)
-        client = WorkerClient(Connection(near, front_decoder(), asyncio.get_running_loop()), HELLO, 1, ())
+        client = WorkerClient(Connection(near, front_decoder(), asyncio.get_running_loop()), HELLO, 1, Opened())
         ear = Ear()
         client.attach(ear)
         try:

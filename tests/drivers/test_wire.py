@@ -26,6 +26,7 @@ from drivers.contract import (
     StepResult,
     TokenLogprob,
 )
+from drivers.descriptors import receive_with_fd, send_with_fd
 from drivers.hostmem import HostMemory
 from drivers.wire import (
     MAX_MESSAGE_BYTES,
@@ -53,9 +54,7 @@ from drivers.wire import (
     encode,
     expect,
     front_decoder,
-    receive_with_fd,
     restore_error,
-    send_with_fd,
     worker_decoder,
 )
 from memory.page import Move, Tier, Zero

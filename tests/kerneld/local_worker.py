@@ -48,6 +48,7 @@ class LocalWorker:
         self.script = script or Script()
         self.boot_generation = 0
         self.models: tuple[HeldModel, ...] = ()
+        self.copies = self.driver.copied()
         self.hello = HELLO
         self.num_steps = self.num_plans = self.num_cuts = 0
         self.plans: list[Plan] = []
@@ -218,7 +219,7 @@ class LocalWorker:
         self._slots.difference_update(plan.clears)
         self._slots.update(start.slot for start in plan.starts)
         if plan.num_steps == 0 or self._is_cut(plan, NO_STEP):
-            self._answer(plan, NO_STEP, NO_RESULT, is_last=True)
+            self._answer(plan, NO_STEP, msgspec.structs.replace(NO_RESULT, copies=self.driver.copied()), is_last=True)
             return
         self._plan, self._step_idx = plan, NO_STEP
 
@@ -232,6 +233,8 @@ class LocalWorker:
             return
         self._step_idx += 1
         result = self.driver.step(self._step_idx)
+        if self._step_idx == 0:
+            result = msgspec.structs.replace(result, copies=self.driver.copied())
         goes_on = any(row.tokens and not row.is_stopped and not row.error for row in result.rows)
         is_last = self._step_idx + 1 == plan.num_steps or self._is_cut(plan, self._step_idx) or not goes_on
         self._answer(plan, self._step_idx, result, is_last=is_last)
