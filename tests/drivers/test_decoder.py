@@ -14,7 +14,7 @@ from drivers.contract import InspectSpec, LoadSpec, Plan, RowRun, RowStart, Samp
 from drivers.cpu_model import CpuModel, Ground, load_model
 from drivers.models.loader import PageShape, inspect_model, open_model
 from drivers.ops.table import OpTable, fused_table
-from drivers.rows import RowTable
+from drivers.rows import RowTable, StepRows
 from tests.drivers.cpu_rig import GRANULE_BYTES, GREEDY, CpuRig, greedy_reference, prompt_of, reference_logits, save_model
 
 LLAMA3 = {"rope_type": "llama3", "factor": 4.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 64}
@@ -83,10 +83,14 @@ class DecoderRig:
     def _compute(self, table: RowTable, found: list[list[Tensor]]) -> None:
         [share] = table.take(0)
         with torch.inference_mode():
-            logits = self.model.decoder.logits(self.model.decoder.forward(self.model.batch(share)))
+            logits = self.model.decoder.logits(self.hidden(share))
         for row, start, count in zip(share.rows, share.starts, share.counts, strict=True):
             found[row.slot].append(logits[start : start + count])
             table.advance(row, count)
+
+    def hidden(self, share: StepRows) -> Tensor:
+        """The last hidden states of a step."""
+        return self.model.decoder.forward(self.model.batch(share))
 
     def _tables(self, num_tokens: int) -> tuple[tuple[int, ...], ...]:
         tables = []

@@ -17,7 +17,7 @@ from drivers.errors import OpUnsupported
 from drivers.ops import fused, reference
 from drivers.ops.check import TOLERANCES, CheckShape, disagreements
 from drivers.ops.ragged import AttentionShape, HeadShape, RowSpan, plan_attention
-from drivers.ops.reference import LayerKv
+from drivers.ops.reference import LayerKv, LoraPair, LoraRows
 from drivers.ops.table import FusedOp, OpTable, fused_table, op_names, quarantine
 
 SHAPE = CheckShape(
@@ -61,6 +61,28 @@ def test_paged_attention_equals_its_definition(lengths: list[tuple[int, int]], w
         torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
 
 
+@settings(max_examples=40)
+@given(counts=st.lists(st.integers(1, 4), min_size=1, max_size=5), ranks=st.lists(st.sampled_from([None, 1, 3, 8]), min_size=5, max_size=5))
+def test_adapters_change_their_own_rows_and_no_other_bit(counts: list[int], ranks: list[int | None]) -> None:
+    random = torch.Generator().manual_seed(5)
+    tokens = torch.randperm(sum(counts) + 3, generator=random)[: sum(counts)]
+    x, y = torch.randn(sum(counts) + 3, 12, generator=random), torch.randn(sum(counts) + 3, 20, generator=random)
+    pairs = [
+        None if rank is None else LoraPair(torch.randn(12, rank, generator=random), torch.randn(rank, 20, generator=random))
+        for rank in ranks[: len(counts)]
+    ]
+    rows = LoraRows(tokens, tuple(counts))
+    expected = y.clone()
+    for part, pair in zip(tokens.split(counts), pairs, strict=True):
+        if pair is not None:
+            expected[part] += (x[part].double() @ pair.down.double() @ pair.up.double()).float()
+    for implementation in (reference.lora, fused.lora):
+        found = implementation(y.clone(), x, rows, pairs)
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+        others = [token for token in range(len(y)) if token not in tokens.tolist()]
+        assert torch.equal(found[others], y[others])
+
+
 @pytest.mark.parametrize("dtype", TOLERANCES)
 def test_every_fused_op_agrees_with_its_definition(dtype: torch.dtype) -> None:
     assert disagreements(fused_table(), replace(SHAPE, dtype=dtype)) == {}
@@ -96,7 +118,9 @@ def test_an_op_nobody_asks_for_is_refused() -> None:
 
 
 def test_the_ops_of_the_design_are_there() -> None:
-    assert {"paged_attention", "rope_kv_write", "add_rms_norm", "swiglu", "linear", "sample", "page_copy", "page_zero"} <= set(op_names())
+    assert {"paged_attention", "rope_kv_write", "add_rms_norm", "swiglu", "linear", "sample", "page_copy", "page_zero", "lora"} <= set(
+        op_names()
+    )
 
 
 def test_merging_two_halves_equals_attention_over_both() -> None:
