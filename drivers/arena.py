@@ -4,6 +4,8 @@
     granules  |0|1|2|3|...                    frame f starts at granule f
     frame     | layer 0: page_tokens x [2, kv_heads, head_dim] | layer 1 | ... | slack |
 
+Slabs can be given back to the machine and taken again (`memory`); views of the others do not notice.
+
 Invariants
 1. The buffer never moves and never grows; a view of it is good until `close`.
 2. Nothing here is shared with the host tier: pages move by copying.
@@ -11,7 +13,6 @@ Invariants
 
 from __future__ import annotations
 
-import mmap
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,7 +21,7 @@ import psutil
 import torch
 from torch import Tensor
 
-from drivers.errors import DeviceOutOfMemory
+from drivers.slab_memory import PlainMemory
 
 CGROUP_LIMIT = Path("/sys/fs/cgroup/memory.max")
 
@@ -54,19 +55,12 @@ def device_bytes() -> int:
 class Arena:
     """All of the device memory that the driver holds."""
 
-    def __init__(self, size_bytes: int, granule_bytes: int) -> None:
-        """Take and touch the memory. Raises: DeviceOutOfMemory."""
-        free: int = psutil.virtual_memory().available
-        if size_bytes > free:
-            raise DeviceOutOfMemory(size_bytes, free)
-        try:
-            self._map = mmap.mmap(-1, size_bytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-        except (OSError, ValueError, OverflowError) as error:
-            raise DeviceOutOfMemory(size_bytes, free, str(error)) from error
-        self._map.madvise(mmap.MADV_HUGEPAGE)
+    def __init__(self, size_bytes: int, granule_bytes: int, slab_bytes: int = 0) -> None:
+        """Take and touch the memory, in slabs (0: in one). Raises: DeviceOutOfMemory."""
+        self.memory = PlainMemory(size_bytes // (slab_bytes or size_bytes), slab_bytes or size_bytes)
         self.granule_bytes = granule_bytes
         self.size_bytes = size_bytes
-        self.bytes = torch.frombuffer(self._map, dtype=torch.uint8)
+        self.bytes = torch.frombuffer(self.memory.buffer, dtype=torch.uint8)
         self.bytes.zero_()  # touches every page, on all threads: fresh pages in the middle of a step would cost six times the copy
         self._array: np.ndarray = self.bytes.numpy()
 
@@ -102,5 +96,6 @@ class Arena:
 
     def close(self) -> None:
         """Forget the buffer; it is unmapped when the last view is gone."""
+        self.memory.close()
         self._array = np.empty(0, dtype=np.uint8)
         self.bytes = torch.empty(0, dtype=torch.uint8)

@@ -98,7 +98,7 @@ class CpuDriver:
         _check_open(spec)
         _keep_freed_memory()
         torch.set_num_threads(spec.threads or len(os.sched_getaffinity(0)))
-        arena = Arena(spec.num_slabs * spec.slab_bytes, spec.granule_bytes)
+        arena = Arena(spec.num_slabs * spec.slab_bytes, spec.granule_bytes, spec.slab_bytes)
         host = None if host_fd is None or spec.host_bytes == 0 else HostMemory(host_fd, spec.host_bytes, spec.granule_bytes)
         self._device = Device(
             arena=arena,

@@ -8,7 +8,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from drivers.contract import InspectSpec, LoadedModel, LoadSpec, ModelSpec, OpenSpec, Plan, RowResult, RowRun, RowStart, StepResult
+from drivers.contract import InspectSpec, LoadedModel, LoadSpec, ModelSpec, OpenSpec, Plan, RowRun, RowStart, StepResult
 from drivers.cpu import CpuDriver
 from drivers.errors import PlanRejected
 from tests.drivers.cpu_rig import GRANULE_BYTES, GREEDY, CpuRig, prompt_of, save_model
