@@ -30,7 +30,10 @@ class MemoryConfig:
     )
     stream_kv_bytes: int = field(
         default=256 * MIB,
-        metadata={"doc": "Device memory that weights leave to KV pages before they are streamed; an eighth of the device at most.", "min": 0},
+        metadata={
+            "doc": "Device memory that weights leave to KV pages before they are streamed; an eighth of the device at most.",
+            "min": 0,
+        },
     )
     max_copies: int = field(default=64, metadata={"doc": "Most pages that one plan copies behind to the host tier.", "min": 1})
     page_file_bytes: int = field(

@@ -17,21 +17,15 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable
-from functools import lru_cache, partial
+from functools import partial
 
 from memory.frames import FramePool
 from memory.mapping import Mapping, frame_of
 from memory.page import Move, PagePlan, Tier, Zero
-from memory.slabs import CLEAN
+from memory.slabs import CLEAN, only
 from memory.table import Page, PageTable
 
 _serials = itertools.count(1)
-
-
-@lru_cache(maxsize=4096)
-def only(owner: str) -> frozenset[str]:
-    """The residue of bytes of one owner."""
-    return frozenset((owner,))
 
 
 def serial_key() -> bytes:
@@ -45,6 +39,7 @@ class Draft:
     def __init__(self, seq: int, mapping: Mapping) -> None:
         self.seq = seq
         self._mapping = mapping
+        self.index = mapping.index
         self._zeros: list[Zero] = []
         self._moves: list[Move] = []
         self._late_zeros: list[Zero] = []
@@ -135,7 +130,7 @@ class Draft:
     def take_away(self, page: Page, tier: Tier) -> int:
         """Take a page out of its frame; the frame waits in limbo (invariant 1)."""
         mapping, pool = self._mapping, self._mapping.pool(page.space_id, tier)
-        key, num_tokens = page.key, page.num_tokens
+        key, num_tokens, link = page.key, page.num_tokens, mapping.index.link_of(page)
         frame = mapping.unmap(page, tier)
         pool.defer(frame, self.seq)
 
@@ -145,14 +140,19 @@ class Draft:
                 return  # a frame in limbo stays there, and retires
             pool.recall(frame)
             mapping.map(page, tier, frame)
-            if tier is Tier.HOST:
+            if tier is not Tier.DEVICE:
                 page.key, page.num_tokens = key, num_tokens
+            mapping.index.restore(page, link)
 
         self._undo.append(undo)
         return frame
 
-    def drop_host(self, page: Page) -> None:
-        """A page's host copy is not needed any more, but perhaps by those who read it."""
+    def drop_below(self, page: Page) -> None:
+        """The copies of a page below do not hold what it will hold; readers of the one on the host keep theirs."""
+        if page.disk_frame is not None:
+            self.take_away(page, Tier.DISK)
+        if page.host_frame is None:
+            return
         if not page.readers:
             self.take_away(page, Tier.HOST)
             return

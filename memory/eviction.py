@@ -213,12 +213,12 @@ class Victims:
 def _is_copied(page: Page, tier: Tier) -> bool:
     """Whether all of a page is elsewhere too, so that nothing is lost when it goes."""
     if tier is Tier.HOST:
-        return page.device_frame is not None
+        return page.disk_frame is not None or page.device_frame is not None
     return page.is_clean
 
 
 def _may_have(table: PageTable, group: int, rung: Rung, tier: Tier) -> bool:
     """Whether pages of a rung can be in a table at all; counts only, no look at pages."""
     if rung is Rung.CLEAN:
-        return (table.num_device[group] if tier is Tier.HOST else table.num_both(group)) > 0
+        return (table.num_copied if tier is Tier.DEVICE else table.num_saved)[group] > 0
     return True

@@ -4,11 +4,12 @@
     pages      |    read         |r+w|     write        |
     on host    promote           promote   fresh frame
     shared     leave             copy      fresh page
+    on disk    (error: fetch it first)     fresh frame
     missing    (error)           (error)   fresh page
 
 Invariants
 1. After `serve`, every page of [0, target_tokens) is on the device, and those at or past `valid_tokens` are held by this table alone,
-   have no host copy and no name.
+   have no copy below and no name.
 2. A step of decode costs what changes: pages before `resident` and pages that are not written are not looked at.
 """
 
@@ -78,9 +79,10 @@ class Faults:
                 self._promote(page, table)
             else:
                 self._fresh_frame(page, table)
-        if page.host_frame is not None:
-            draft.drop_host(page)
+        if page.is_below:
+            draft.drop_below(page)
         if page.key:
+            draft.index.forget(page)
             draft.rekey(page, b"")
 
     def _part(self, table: PageTable, page: Page, holds_tokens: bool) -> None:
@@ -90,8 +92,7 @@ class Faults:
             self._draft.swap(table, page, own)
             self._fresh_frame(own, table)
             return
-        if page.is_lost:
-            raise PagingError(f"Page {page.idx} is lost: its tokens are not valid.")
+        _expect_at_hand(page)
         frame = self._sweep.device_frame(page.space_id, table.owner, self._frame_bytes(page))
         self._draft.swap(table, page, own)
         source = Tier.HOST if page.device_frame is None else Tier.DEVICE
@@ -100,8 +101,7 @@ class Faults:
 
     def _promote(self, page: Page, table: PageTable) -> None:
         """Copy a page up from the host tier; the copy there stays."""
-        if page.host_frame is None:
-            raise PagingError(f"Page {page.idx} is lost: its tokens are not valid.")
+        _expect_at_hand(page)
         charge_bytes = shares(self._frame_bytes(page), len(page.holders))[0]
         frame = self._sweep.device_frame(page.space_id, table.owner, charge_bytes)
         self._draft.copy(page, Tier.HOST, page, Tier.DEVICE, frame, num_tokens=page.num_tokens)
@@ -114,3 +114,10 @@ class Faults:
     def _frame_bytes(self, page: Page) -> int:
         space = next(space for space in page.holders[0].spaces if space.space_id == page.space_id)
         return frame_bytes(space, Tier.DEVICE)
+
+
+def _expect_at_hand(page: Page) -> None:
+    if page.is_far:
+        raise PagingError(f"Page {page.idx} is on disk alone: it has to be fetched first.")
+    if page.is_lost:
+        raise PagingError(f"Page {page.idx} is lost: its tokens are not valid.")

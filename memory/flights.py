@@ -24,6 +24,7 @@ class Flights:
         self._mapping = mapping
         self._drafts: list[Draft] = []
         self._finished = 0
+        self.num_changes = 0  # plans that went, came back or were taken back
 
     @property
     def newest(self) -> int:
@@ -43,6 +44,7 @@ class Flights:
 
     def issue(self, draft: Draft) -> PagePlan:
         """The draft is complete and goes on its way."""
+        self.num_changes += 1
         self._drafts.append(draft)
         return draft.page_plan()
 
@@ -50,6 +52,7 @@ class Flights:
         """Plan `seq` has finished. Raises: PagingError, if it is not the oldest outstanding (invariant 1)."""
         if not self._drafts or self._drafts[0].seq != seq:
             raise PagingError(f"Plan {seq} is not the oldest plan on its way.")
+        self.num_changes += 1
         draft = self._drafts.pop(0)
         draft.finish()
         self._finished = seq
@@ -61,6 +64,7 @@ class Flights:
         position = next((idx for idx, draft in enumerate(self._drafts) if draft.seq == seq), None)
         if position is None:
             raise PagingError(f"Plan {seq} is not on its way.")
+        self.num_changes += 1
         aborted = self._drafts[position:]
         for draft in reversed(aborted):
             draft.undo()
@@ -75,7 +79,7 @@ class Flights:
             self._mapping.forget_parked(page)
         pool = self._mapping.pool(page.space_id, tier)
         frame = self._mapping.unmap(page, tier)
-        if self._drafts:
+        if self._drafts and tier is not Tier.DISK:  # no plan names a frame there
             pool.defer(frame, self.newest)
         else:
             pool.free(frame)
@@ -87,9 +91,16 @@ class Flights:
         else:
             self.free(page, Tier.HOST)
 
+    def free_below(self, page: Page) -> None:
+        """Give up every copy of a page but that on the device."""
+        if page.disk_frame is not None:
+            self.free(page, Tier.DISK)
+        if page.host_frame is not None:
+            self.free_host(page)
+
     def give_up(self, page: Page, tier: Tier) -> None:
         """One copy of a page does not hold what it should; a frame that somebody reads stays his."""
-        if tier is Tier.DEVICE:
+        if tier is not Tier.HOST:
             self.free(page, tier)
         elif not page.is_parked:
             self.free_host(page)
@@ -98,5 +109,4 @@ class Flights:
         """Give up every copy of a page."""
         if page.device_frame is not None:
             self.free(page, Tier.DEVICE)
-        if page.host_frame is not None:
-            self.free_host(page)
+        self.free_below(page)

@@ -25,7 +25,7 @@ class HostCopies:
     def __init__(self, mapping: Mapping, flights: Flights, order: Callable[[], list[PageTable]]) -> None:
         self._mapping = mapping
         self._flights = flights
-        self._order = order
+        self.order = order  # all tables, coldest first
 
     def pages(self, table: PageTable) -> list[HostPage]:
         """Pages of a table whose host copy is there now; copies on their way are not."""
@@ -55,9 +55,12 @@ class HostCopies:
         if not table.holds:
             raise PagingError("The table is not held.")
         for page in table.holds.pop():
-            page.readers -= 1
-            if page.readers:
-                continue
+            self.let_go(page)
+
+    def let_go(self, page: Page) -> None:
+        """One reader of a page's host copy is done."""
+        page.readers -= 1
+        if not page.readers:
             for parked in self._mapping.parked(page):
                 self._flights.free(parked, Tier.HOST)
 
@@ -71,7 +74,7 @@ class HostCopies:
             raise OverLimit(capped, "host", size, limit, ledger.used(capped, Tier.HOST))
         # A draft of its own, never issued: the frames that it finds are named by no plan on its way (invariant 2).
         draft = Draft(self._flights.newest + 1, self._mapping)
-        frame = Sweep(self._mapping, draft, self._order).host_frame(page, may_lose=True)
+        frame = Sweep(self._mapping, draft, self.order).host_frame(page, may_lose=True)
         if frame is None:
             draft.undo()
             raise OutOfFrames("host", size, self._mapping.free_bytes(Tier.HOST), ledger.holders(Tier.HOST))

@@ -12,24 +12,31 @@ Invariants
 from __future__ import annotations
 
 from memory.config import MemoryConfig
+from memory.counters import count_in_all, count_page
+from memory.diskpool import DiskPool
 from memory.errors import NeverFits, PagingError, UnknownSpace
 from memory.frames import FramePool
 from memory.ledger import Ledger
 from memory.page import Space, Tier
+from memory.prefixindex import PrefixIndex
 from memory.slabs import Arena
 from memory.table import Page, PageTable
 
-TIERS = (Tier.DEVICE, Tier.HOST)
+TIERS = (Tier.DEVICE, Tier.HOST, Tier.DISK)
+WORKER_TIERS = (Tier.DEVICE, Tier.HOST)  # those that plans name; what nobody uses there may still hold somebody's bytes
 
 
 class Mapping:
-    """Pages, frames and holders of both tiers."""
+    """Pages, frames and holders of all tiers."""
 
     def __init__(self, config: MemoryConfig) -> None:
-        sizes = {Tier.DEVICE: config.device_bytes, Tier.HOST: config.host_bytes}
+        sizes = {Tier.DEVICE: config.device_bytes, Tier.HOST: config.host_bytes, Tier.DISK: config.page_file_bytes}
         self.arenas = {tier: Arena(sizes[tier] // config.slab_bytes, config.slab_bytes, config.granule_bytes) for tier in TIERS}
-        self.ledger = Ledger({tier: arena.total_bytes for tier, arena in self.arenas.items()})
+        has_disk = self.arenas[Tier.DISK].num_slabs > 0
+        self.ledger = Ledger({tier: self.arenas[tier].total_bytes for tier in (TIERS if has_disk else WORKER_TIERS)})
+        self.num_changes = 0  # of pages, frames and holders
         self.spaces: dict[int, Space] = {}
+        self.index = PrefixIndex()
         self._pools: dict[Tier, dict[int, FramePool]] = {tier: {} for tier in TIERS}
         self._pages: dict[Tier, dict[int, Page]] = {tier: {} for tier in TIERS}
         self._parked: dict[Page, Page] = {}  # parked copy -> the page that it was of
@@ -46,7 +53,8 @@ class Mapping:
         self.spaces[space.space_id] = space
         for tier, arena in self.arenas.items():
             if arena.num_slabs:
-                self._pools[tier][space.space_id] = FramePool(arena, frame_bytes(space, tier))
+                pool = DiskPool if tier is Tier.DISK else FramePool
+                self._pools[tier][space.space_id] = pool(arena, frame_bytes(space, tier))
 
     def close_space(self, space_id: int) -> None:
         """Forget a space none of whose pages is in a frame; its frames in limbo go back when they retire."""
@@ -66,6 +74,10 @@ class Mapping:
         if pool is None or space_id not in self.spaces:
             raise UnknownSpace(f"Space {space_id} has no frames in the {tier.name.lower()} tier.")
         return pool
+
+    def disk_pools(self) -> dict[int, DiskPool]:
+        """Every pool of the disk tier, by space."""
+        return {space_id: pool for space_id, pool in self._pools[Tier.DISK].items() if isinstance(pool, DiskPool)}
 
     def pools(self, tier: Tier) -> dict[int, FramePool]:
         """Every pool of a tier, by space; closed spaces that still have frames in limbo included."""
@@ -121,17 +133,12 @@ class Mapping:
 
     def map(self, page: Page, tier: Tier, frame: int) -> None:
         """Put a page into a used frame that belongs to nobody."""
-        was_lost = page.is_lost
-        if tier is Tier.DEVICE:
-            page.device_frame = frame
-        else:
-            page.host_frame = frame
+        self.num_changes += 1
+        count_in_all(page, -1)
+        page.set_frame(tier, frame)
         self._pages[tier][frame] = page
         self._charge(page, tier)
-        if not page.is_parked:
-            for table in page.holders:
-                _count(table, page.group, tier, 1)
-                table.num_lost[page.group] -= was_lost
+        count_in_all(page, 1)
 
     def unmap(self, page: Page, tier: Tier) -> int:
         """Take a page out of its frame, and return the frame: used, and nobody's."""
@@ -140,22 +147,21 @@ class Mapping:
             raise PagingError(f"The page is not in the {tier.name.lower()} tier.")
         self._refund(page, tier)
         del self._pages[tier][frame]
+        self.num_changes += 1
+        count_in_all(page, -1)
+        page.set_frame(tier, None)
+        count_in_all(page, 1)
         if tier is Tier.DEVICE:
-            page.device_frame = None
-        else:
-            page.host_frame, page.num_tokens = None, 0
-        if not page.is_parked:
             for table in page.holders:
-                _count(table, page.group, tier, -1)
-                table.num_lost[page.group] += page.is_lost
-                if tier is Tier.DEVICE:
-                    table.resident[page.group] = min(table.resident[page.group], page.idx)
+                table.resident[page.group] = min(table.resident[page.group], page.idx)
+        self.index.note(page)
         return frame
 
     # ------------------------------------------------------------------------------------------------------------------ holders
 
     def attach(self, page: Page, table: PageTable, position: int | None = None) -> None:
         """Make a table a holder of a page, the youngest unless said; the caller puts the page into the table."""
+        self.num_changes += 1
         num_before = page.owners.get(table.owner, 0)
         is_recharged = num_before < len(page.holders)  # one more holder of a sole owner changes no charge
         if is_recharged:
@@ -166,7 +172,7 @@ class Mapping:
             self._recharge(page, 1)
         if is_recharged and not num_before:
             self._spread_residue(page, table.owner)
-        _count_page(table, page, 1)
+        count_page(table, page, 1)
         if len(page.holders) == 2:
             page.holders[0].num_shared[page.group] += 1
             page.holders[1].num_shared[page.group] += 1
@@ -178,6 +184,7 @@ class Mapping:
         position = page.holders.index(table)
         if len(page.holders) == 1 and not page.is_lost:
             raise PagingError("The last holder of a page leaves it in a frame.")  # invariant 2
+        self.num_changes += 1
         num_before = page.owners[table.owner]
         is_recharged = num_before < len(page.holders) or num_before == 1
         if is_recharged:
@@ -188,11 +195,12 @@ class Mapping:
             del page.owners[table.owner]
         if is_recharged:
             self._recharge(page, 1)
-        _count_page(table, page, -1)
+        count_page(table, page, -1)
         if page.holders:
             table.num_shared[page.group] -= 1
             if len(page.holders) == 1:
                 page.holders[0].num_shared[page.group] -= 1
+        self.index.note(page)
         return position
 
     def replace(self, table: PageTable, old: Page, new: Page, position: int | None = None) -> int:
@@ -233,7 +241,7 @@ class Mapping:
 
     def _spread_residue(self, page: Page, owner: str) -> None:
         """Bytes of another owner may be written into the page's frames from now on."""
-        for tier in TIERS:
+        for tier in WORKER_TIERS:
             frame = frame_of(page, tier)
             if frame is not None:
                 pool = self.pool(page.space_id, tier)
@@ -261,15 +269,6 @@ def frame_bytes(space: Space, tier: Tier) -> int:
 
 def frame_of(page: Page, tier: Tier) -> int | None:
     """The frame of a page in a tier."""
-    return page.device_frame if tier is Tier.DEVICE else page.host_frame
-
-
-def _count(table: PageTable, group: int, tier: Tier, change: int) -> None:
-    (table.num_device if tier is Tier.DEVICE else table.num_host)[group] += change
-
-
-def _count_page(table: PageTable, page: Page, change: int) -> None:
-    """Count a page in (1) or out (-1) of a table's counters."""
-    table.num_device[page.group] += change * (page.device_frame is not None)
-    table.num_host[page.group] += change * (page.host_frame is not None)
-    table.num_lost[page.group] += change * page.is_lost
+    if tier is Tier.DEVICE:
+        return page.device_frame
+    return page.host_frame if tier is Tier.HOST else page.disk_frame

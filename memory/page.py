@@ -65,6 +65,25 @@ class Move(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
+class Transfer:
+    """Copy one page between the host tier and the disk tier: `Pager.spill` and `Pager.fetch` give it, `Pager.transferred` settles it.
+
+    What lies in the disk frame is the image of the host frame, header and all: `size_bytes` from granule `disk_frame` of the page file, and
+    from granule `host_frame` of the host tier. The header must name `key` and `space_id` and its checksums must hold, on either way: a
+    transfer that finds another page, or bytes that do not hold, has failed.
+    """
+
+    ticket: int
+    space_id: int
+    is_fetch: bool  # from disk to host; else from host to disk
+    host_frame: int
+    disk_frame: int
+    size_bytes: int
+    key: bytes
+    num_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
 class PagePlan:
     """What has to happen to pages before the steps of plan `seq` may run: zeros, then moves, then late zeros, each in order.
 

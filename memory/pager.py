@@ -14,29 +14,26 @@ Invariants (checked by `check_integrity`; those of frames, tables, mapping and l
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
 
 from memory.capacity import check_fits
 from memory.config import MemoryConfig
-from memory.draft import Draft
-from memory.errors import PagingError
+from memory.disk import Disk
 from memory.eviction import EvictionPolicy, LruPolicy
-from memory.excess import Excess
-from memory.faults import Faults, Want
+from memory.faults import Want
 from memory.flights import Flights
 from memory.hostcopies import HostCopies
-from memory.integrity import check_integrity
+from memory.integrity import Books, integrity_steps
 from memory.ledger import Ledger
 from memory.mapping import Mapping
-from memory.page import Move, PagePlan, Space, Tier
-from memory.reclaim import Sweep
-from memory.room import Room
-from memory.scrub import Scrubber
+from memory.page import Move, PagePlan, Space, Tier, Transfer
+from memory.planner import Planner
+from memory.sharing import Sharing
 from memory.table import HostPage, PageTable
 from memory.tables import Tables
+from memory.watermarks import Watermarks
 from memory.weights import WeightShelf
-from memory.writebehind import WriteBehind
 
 __all__ = ["Pager", "Want"]
 
@@ -50,13 +47,13 @@ class Pager:
         self._mapping = Mapping(config)
         self._flights = Flights(self._mapping)
         self._shelf = WeightShelf(self._mapping)
-        self._behind = WriteBehind(config.max_copies)
-        self._scrubber = Scrubber(self._mapping)
-        self._excess = Excess(self._mapping, self._flights, config.max_copies)
         self._tables = Tables(self._mapping, self._flights)
-        self._order = partial((policy or LruPolicy()).order, self._tables)
-        self._host = HostCopies(self._mapping, self._flights, self._order)
-        self._aborted: list[Draft] = []  # by the latest abort, until the next plan; oldest first
+        self.sharing = Sharing(self._mapping, self._flights, self._tables)
+        order = partial((policy or LruPolicy()).order, self._tables)
+        self._planner = Planner(config, self._tables, self._flights, self._shelf, self._mapping)
+        self._planner.order = order
+        self._host = HostCopies(self._mapping, self._flights, order)
+        self._disk = Disk(self._host, self._flights, Watermarks(config, self._mapping), self._mapping)
 
     @property
     def ledger(self) -> Ledger:
@@ -72,7 +69,7 @@ class Pager:
     def close_space(self, space_id: int) -> None:
         """Lose every page of a space. Raises: UnknownSpace."""
         self._mapping.space(space_id)
-        for tier in (Tier.DEVICE, Tier.HOST):
+        for tier in Tier:
             for page in [page for page in self._mapping.pages(tier).values() if page.space_id == space_id]:
                 self._flights.free(page, tier)
         self._mapping.close_space(space_id)
@@ -82,15 +79,12 @@ class Pager:
         return self._tables.add(owner, space_ids)
 
     def fork(self, table: PageTable, num_tokens: int, owner: str | None = None) -> PageTable:
-        """A table that shares the pages of the first `num_tokens` tokens; whoever writes one first gets a page of its own.
-
-        Raises: PagingError, if the table is not that long.
-        """
+        """A table that shares pages of a longer one; whoever writes one first gets a page of its own. Raises: PagingError (too short)."""
         return self._tables.fork(table, num_tokens, table.owner if owner is None else owner)
 
     def truncate(self, table: PageTable, num_tokens: int) -> None:
         """Forget what comes after the first `num_tokens` tokens."""
-        self._behind.cut(table, num_tokens)
+        self._planner.behind.cut(table, num_tokens)
         self._tables.truncate(table, num_tokens)
 
     def drop(self, table: PageTable) -> None:
@@ -105,37 +99,14 @@ class Pager:
         Raises: OutOfFrames, OverLimit (waiting or preempting helps), PagingError (a want cannot be: a page is lost, the number does not
         rise); nothing is changed.
         """
-        draft = self._flights.begin(seq)
-        sweep = Sweep(self._mapping, draft, self._order)
-        try:
-            for want in wants:
-                self._tables.expect(want.table)
-                draft.want(want.table)
-            faults = Faults(draft, sweep)
-            for want in wants:
-                faults.serve(want)
-        except PagingError:
-            draft.undo()
-            raise
-        for want in wants:
-            self._behind.cut(want.table, want.valid_tokens)
-            self._tables.touch(want.table)
-        return self._issue(draft, sweep)
+        return self._planner.plan(seq, wants)
 
     def plan_room(self, seq: int, sizes: tuple[int, ...]) -> PagePlan:
         """Evict idle pages so that, after its commit, weights of these sizes can be placed.
 
         Raises: NeverFits, OutOfFrames; nothing is changed.
         """
-        self._shelf.check_room(sizes)
-        draft = self._flights.begin(seq)
-        sweep = Sweep(self._mapping, draft, self._order)
-        try:
-            Room(self._mapping, self._shelf, draft, sweep).make(sizes)
-        except PagingError:
-            draft.undo()
-            raise
-        return self._issue(draft, sweep)
+        return self._planner.plan_room(seq, sizes)
 
     def commit(self, seq: int) -> None:
         """The last step of plan `seq` has answered. Raises: PagingError, if it is not the oldest on its way."""
@@ -146,40 +117,22 @@ class Pager:
 
         Raises: PagingError, if it is not on its way.
         """
-        self._aborted = self._flights.abort(seq)
-        for draft in self._aborted:
-            self._scrubber.undone(draft)
+        self._planner.abort(seq)
 
     def corrupt(self, moves: Sequence[Move]) -> None:
         """The oldest plan of the last abort did happen, but for these moves: what they read from the host tier did not hold.
 
         Frames that it wrote do not hold any more what was in them before; pages without another copy are lost.
         """
-        for move in moves:
-            page = self._mapping.page_at(move.source_tier, move.source_frame)
-            if move.source_tier is Tier.HOST and page is not None and page.key == move.key:
-                self._flights.free_host(page)
-        for draft in self._aborted[:1]:
-            self._spoil(draft, (Tier.DEVICE, Tier.HOST))
-        self._aborted = []
+        self._planner.corrupt(moves)
 
     def lose_device(self) -> None:
         """The worker died: plans on their way and everything on the device are gone; the next device starts with zeros."""
-        if self._flights.drafts:
-            self.abort(self._flights.drafts[0].seq)
-        while self._aborted:
-            self._spoil(self._aborted.pop(), (Tier.HOST,))  # nobody knows how far they got
-        for page in list(self._mapping.pages(Tier.DEVICE).values()):
-            self._mapping.unmap(page, Tier.DEVICE)
-            if page.host_frame is not None and not page.is_clean:
-                self._flights.free_host(page)  # invariant 4
-        self._shelf.reset()
-        self._mapping.reset_device()
-        self._behind.forget()
+        self._planner.lose_device()
 
     def has_backlog(self) -> bool:
         """Whether pages wait to be copied to the host tier with the next plan."""
-        return len(self._behind) > 0
+        return len(self._planner.behind) > 0
 
     # ------------------------------------------------------------------------------------------------------------------ contents
 
@@ -187,7 +140,7 @@ class Pager:
         """Tokens [0, num_tokens) have valid KV; `keys[i]` names full page i."""
         for page in self._tables.fill(table, num_tokens, keys):
             if self._writes_behind:
-                self._behind.add(page)
+                self._planner.behind.add(page)
 
     def suspend(self, table: PageTable) -> None:
         """Let its pages be the first to go, and have its full pages copied to the host tier."""
@@ -195,7 +148,7 @@ class Pager:
         for pages in table.pages:
             for page in pages[: table.reach // self.page_tokens]:
                 if page.host_frame is None and page.key:
-                    self._behind.add(page)
+                    self._planner.behind.add(page)
 
     def resume(self, table: PageTable) -> None:
         """Let its pages go no sooner than those of others."""
@@ -215,7 +168,7 @@ class Pager:
                 is_full = page.idx < num_full or (page.idx < table.num_filled and page.key != b"")
                 key = (page.key or keys[page.idx]) if is_full else partial_key
                 self._host.extend_hold(table, page)
-                self._behind.add_save(page, key, self.page_tokens if is_full else num_tail)
+                self._planner.behind.add_save(page, key, self.page_tokens if is_full else num_tail)
 
     def host_pages(self, table: PageTable) -> list[HostPage]:
         """Pages of a table whose host copy is there; to be read while the table is held."""
@@ -250,7 +203,53 @@ class Pager:
 
     def scrub(self, owner: str) -> None:
         """Have every free frame that may hold bytes of an owner zeroed with the next plan, or as soon as no plan names it."""
-        self._scrubber.add(owner)
+        self._planner.scrubber.add(owner)
+
+    # ------------------------------------------------------------------------------------------------------------------ disk
+
+    def spill(self, max_bytes: int) -> list[Transfer]:
+        """Host copies to be written to the page file now; each is outstanding until `transferred`.
+
+        Pages of buried tables first; then, while the host tier is short of free frames (config: `host_low`, `host_high`), those of
+        suspended and of the coldest idle contexts. Costs nothing where nothing is due; to be called often, in the background.
+        """
+        return self._disk.spill(max_bytes)
+
+    def fetch(self, table: PageTable, num_tokens: int) -> list[Transfer]:
+        """Far pages among the first tokens of a table to be read from the page file now; each is outstanding until `transferred`.
+
+        As many as find a frame on the host, first ones first; what comes is kept for the table until the next plan that wants it, or
+        `unfetch`. Pages that come for somebody else already are not given again: `num_fetching` counts both.
+        """
+        self._tables.touch(table)
+        return self._disk.fetch(table, num_tokens)
+
+    def unfetch(self, table: PageTable) -> None:
+        """Nobody waits for a table any more: pages that were fetched for it may go."""
+        table.is_awaited = False
+
+    def num_fetching(self, table: PageTable, num_tokens: int) -> int:
+        """Pages among the first tokens of a table that are on their way from disk, whoever asked for them."""
+        return self._disk.num_fetching(table, num_tokens)
+
+    def transferred(self, ticket: int, ok: bool) -> None:
+        """A transfer has ended; not `ok`: it failed, or found something else than its key. Raises: PagingError, if it is unknown."""
+        self._disk.transferred(ticket, ok)
+
+    def claim_disk(self, table: PageTable, group: int, page_idx: int, frame: int, key: bytes, num_tokens: int) -> None:
+        """Adopt what already lies in a frame of the page file, as a page that is lost or new, or whose host copy is the same.
+
+        Raises: PagingError, if the frame is not to be had, or the page is somewhere else.
+        """
+        self._disk.claim(table, group, page_idx, frame, key, num_tokens)
+
+    def take_freed_disk(self, max_frames: int = 1024) -> list[tuple[int, int]]:
+        """Frames to be punched out of the page file (first granule, bytes); nobody gets one before `punched`."""
+        return self._disk.take_freed(max_frames)
+
+    def punched(self, frame: int) -> None:
+        """A frame that `take_freed_disk` gave reads as zeros. Raises: PagingError, if it was not given."""
+        self._disk.punched(frame)
 
     # ------------------------------------------------------------------------------------------------------------------ weights
 
@@ -281,20 +280,9 @@ class Pager:
 
     def check_integrity(self) -> None:
         """Check every numbered invariant of memory. Raises: PagingError, naming the one that does not hold."""
-        check_integrity(self._mapping, self._flights, self._shelf, self._tables)
+        for _ in self.integrity_steps():
+            pass
 
-    # ------------------------------------------------------------------------------------------------------------------ inner steps
-
-    def _issue(self, draft: Draft, sweep: Sweep) -> PagePlan:
-        """Take along what waits for a plan, and let the draft go."""
-        self._excess.drain(draft, sweep)
-        self._behind.drain(draft, sweep)
-        self._scrubber.queue(draft)
-        self._aborted = []
-        return self._flights.issue(draft)
-
-    def _spoil(self, draft: Draft, tiers: tuple[Tier, ...]) -> None:
-        """An aborted draft may have been carried out: what was in the frames that it wrote is not there any more."""
-        for (tier, _frame), (granules, residue) in draft.written.items():
-            for page in self._mapping.spoil(tier, granules, residue) if tier in tiers else ():
-                self._flights.give_up(page, tier)
+    def integrity_steps(self) -> Iterator[None]:
+        """The same in slices of a few milliseconds; ends early when something changed in between. Raises: PagingError."""
+        return integrity_steps(Books(self._mapping, self._flights, self._shelf, self._tables, self._disk))

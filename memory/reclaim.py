@@ -79,8 +79,8 @@ class Sweep:
     def evict(self, page: Page) -> int:
         """Take the device frame of a page, demoting the page first where its content is nowhere else; the frame is in limbo."""
         if page.num_reached and not page.is_clean:
-            if page.host_frame is not None:
-                self._draft.drop_host(page)
+            if page.is_below:
+                self._draft.drop_below(page)
             self.demote(page)
         return self._draft.take_away(page, Tier.DEVICE)
 
@@ -171,8 +171,8 @@ class Sweep:
         """Whether a page's host copy may go: nobody reads it, and it is a second copy, or the page may be lost."""
         if page.host_frame is None or page.pins or page.readers or page.is_parked:
             return False
-        is_wanted = any(table.pins for table in page.holders)
-        return not is_wanted and (may_lose or page.device_frame is not None)
+        is_wanted = any(table.pins or table.is_awaited for table in page.holders)
+        return not is_wanted and (may_lose or page.device_frame is not None or page.disk_frame is not None)
 
     def _from_host_page(self, page: Page, within: str | None, *, may_lose: bool) -> int | None:
         """The host frame of a page that has to go before this one, or of the tail of the same context; `within`: of the same owner only."""
@@ -202,12 +202,14 @@ class Sweep:
         return self._own_tails[table, page.group]
 
     def _second_copy(self, page: Page, within: str | None, before: Place | None = None) -> Page | None:
-        """A page, coldest first, that is on the device too; with `before`, of a colder context than that one's."""
+        """A page, coldest first, that is on the device or on disk too; with `before`, of a colder context than that one's."""
         owner = page.holders[0].owner
         size = frame_bytes(self._mapping.space(page.space_id), Tier.HOST)
 
         def may_go(other: Page) -> bool:
-            if other.host_frame is None or other.device_frame is None or other.pins or other.readers:
+            if other.host_frame is None or other.pins or other.readers:
+                return False
+            if other.device_frame is None and not self.may_leave_host(other, may_lose=False):
                 return False
             if self._is_guaranteed(other, owner, Tier.HOST, size):
                 return False

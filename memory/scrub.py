@@ -1,4 +1,5 @@
-"""Zeroing what a removed tenant left: every free frame that may hold bytes of an owner, in both tiers.
+"""Zeroing what a removed tenant left: every free frame that may hold bytes of an owner, on device and host. The disk tier
+has none: what is given up there is punched out of the file.
 
 Frames in limbo are zeroed by a later plan, when they are free. Frames in use are zeroed when their owner changes, as always.
 
@@ -11,7 +12,7 @@ from __future__ import annotations
 
 from memory.draft import Draft
 from memory.frames import FramePool
-from memory.mapping import TIERS, Mapping
+from memory.mapping import WORKER_TIERS, Mapping
 from memory.page import Tier
 
 
@@ -32,7 +33,7 @@ class Scrubber:
             return
         due = frozenset(self._due)
         self._due = {owner for owner in due if self._is_in_limbo(owner)}  # invariant 1
-        for tier in TIERS:
+        for tier in WORKER_TIERS:
             self._scrub_tier(draft, tier, due)
         draft.scrubs.update(due)
 
@@ -55,7 +56,7 @@ class Scrubber:
                 self._due |= residue & due  # no space is open through which it could be zeroed
 
     def _is_in_limbo(self, owner: str) -> bool:
-        return any(_waits(pool, owner) for tier in TIERS for pool in self._mapping.pools(tier).values())
+        return any(_waits(pool, owner) for tier in WORKER_TIERS for pool in self._mapping.pools(tier).values())
 
 
 def _waits(pool: FramePool, owner: str) -> bool:

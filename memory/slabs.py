@@ -13,10 +13,17 @@ Invariants
 from __future__ import annotations
 
 import heapq
+from functools import lru_cache
 
 from memory.errors import PagingError
 
 CLEAN: frozenset[str] = frozenset()
+
+
+@lru_cache(maxsize=4096)
+def only(owner: str) -> frozenset[str]:
+    """The residue of bytes of one owner."""
+    return frozenset((owner,))
 
 
 class Arena:

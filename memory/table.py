@@ -1,22 +1,25 @@
 """The page table of a context: for every KV group, the pages of its tokens in order.
 
-A page may be held by several tables (fork), always at the same place in each. It is *on the device*, *on the host* (as a copy that stays
-when the page is promoted), both, or neither: then it is *lost*, and its tokens must be computed again.
+A page may be held by several tables (fork), always at the same place in each. It is on any of *device*, *host* and *disk*; the copies on
+host and disk are *below* and stay when the page is promoted. A page that is on disk alone is *far*: it has to be fetched before a plan can
+promote it. One that is nowhere is *lost*, and its tokens must be computed again.
 
-    page              0    1    2    3    4    5
-    device frame      8   12   16    -    -    -
-    host frame        4    -    6    7    -    -
-                    |-- resident --|    |-- lost
-    num_tokens      |---------------------|
+    page              0    1    2    3    4    5    6
+    device frame      8   12   16    -    -    -    -
+    host frame        4    -    6    7    -    -    -
+    disk frame        4    -    -    -    9    -    -
+                    |-- resident --|    far    |-- lost
+                    |--- at hand -------|
+                    |------- intact -------|
 
 Pages and tables are changed by `memory.mapping` alone, which keeps their counters; everybody may read them.
 
 Invariants
 1. Every table in `page.holders` has the page in group `page.group` at `page.idx`, once, and no other table has it.
 2. The first `resident[group]` pages of a group are on the device.
-3. `num_device`, `num_host`, `num_lost`, `num_shared` count the group's pages that are on the device, on the host, on neither, and held by
-   more than this table.
-4. A host copy holds the first `page.num_tokens` tokens of the page under `page.key`; without a host copy `page.num_tokens` is 0.
+3. `num_device`, `num_host`, `num_disk`, `num_copied`, `num_saved`, `num_lost`, `num_shared` count the group's pages that are on the
+   device, on the host, on disk alone, on the device and below, on host and disk, nowhere, and held by more than this table.
+4. Every copy below holds the first `page.num_tokens` tokens of the page under `page.key`; without one `page.num_tokens` is 0.
    Tokens at or past `reach` of every holder are in nobody's interest, and may be anything.
 """
 
@@ -25,7 +28,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from memory.page import Space
+from memory.page import Space, Tier
 
 
 class TableCounts(NamedTuple):
@@ -35,6 +38,7 @@ class TableCounts(NamedTuple):
     host_only: int
     lost: int
     shared: int
+    disk_only: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +55,20 @@ class HostPage:
 class Page:
     """KV of `page_tokens` consecutive tokens, for one group."""
 
-    __slots__ = ("device_frame", "group", "holders", "host_frame", "idx", "key", "num_tokens", "owners", "pins", "readers", "space_id")
+    __slots__ = (
+        "device_frame",
+        "disk_frame",
+        "group",
+        "holders",
+        "host_frame",
+        "idx",
+        "key",
+        "num_tokens",
+        "owners",
+        "pins",
+        "readers",
+        "space_id",
+    )
 
     def __init__(self, space_id: int, group: int, idx: int) -> None:
         self.space_id = space_id
@@ -59,12 +76,24 @@ class Page:
         self.idx = idx
         self.device_frame: int | None = None
         self.host_frame: int | None = None
+        self.disk_frame: int | None = None
         self.holders: list[PageTable] = []  # oldest first
         self.owners: dict[str, int] = {}  # how many of the holders each owner has
         self.key = b""  # 16 bytes that name the content, or empty: unknown
-        self.num_tokens = 0  # valid in the host copy
+        self.num_tokens = 0  # valid in the copies below
         self.pins = 0  # moves of outstanding plans that name it
-        self.readers = 0  # holds of the front on its host copy (`Pager.hold_host`)
+        self.readers = 0  # holds of the front on its host copy: `Pager.hold_host`, and transfers to disk
+
+    def set_frame(self, tier: Tier, frame: int | None) -> None:
+        """Put it into a frame of a tier, or out of the one it is in (None)."""
+        if tier is Tier.DEVICE:
+            self.device_frame = frame
+        elif tier is Tier.HOST:
+            self.host_frame = frame
+        else:
+            self.disk_frame = frame
+        if not self.is_below:
+            self.num_tokens = 0
 
     @property
     def is_parked(self) -> bool:
@@ -74,7 +103,27 @@ class Page:
     @property
     def is_lost(self) -> bool:
         """Whether its content is nowhere."""
-        return self.device_frame is None and self.host_frame is None
+        return self.device_frame is None and self.host_frame is None and self.disk_frame is None
+
+    @property
+    def is_far(self) -> bool:
+        """Whether its content is on disk alone."""
+        return self.disk_frame is not None and self.host_frame is None and self.device_frame is None
+
+    @property
+    def is_copied(self) -> bool:
+        """Whether it is on the device, and below too."""
+        return self.device_frame is not None and self.is_below
+
+    @property
+    def is_saved(self) -> bool:
+        """Whether it is on the host and on disk: the copy on the host may go at no cost."""
+        return self.disk_frame is not None and self.host_frame is not None
+
+    @property
+    def is_below(self) -> bool:
+        """Whether the host or the disk tier has a copy of it."""
+        return self.host_frame is not None or self.disk_frame is not None
 
     @property
     def is_pinned(self) -> bool:
@@ -90,8 +139,8 @@ class Page:
 
     @property
     def is_clean(self) -> bool:
-        """Whether the host copy holds everything that anybody may need of it."""
-        return self.host_frame is not None and self.num_tokens >= self.num_reached
+        """Whether a copy below holds everything that anybody may need of it."""
+        return self.is_below and self.num_tokens >= self.num_reached
 
 
 class PageTable:
@@ -99,13 +148,18 @@ class PageTable:
 
     __slots__ = (
         "holds",
+        "is_awaited",
+        "is_buried",
         "is_dropped",
         "is_suspended",
+        "num_copied",
         "num_device",
+        "num_disk",
         "num_filled",
         "num_host",
         "num_lost",
         "num_pinned",
+        "num_saved",
         "num_shared",
         "owner",
         "page_tokens",
@@ -127,12 +181,17 @@ class PageTable:
         self.resident = [0] * num_groups
         self.num_device = [0] * num_groups
         self.num_host = [0] * num_groups
+        self.num_disk = [0] * num_groups  # on disk alone
+        self.num_copied = [0] * num_groups  # on the device and below
+        self.num_saved = [0] * num_groups  # on the host and on disk
         self.num_lost = [0] * num_groups
         self.num_shared = [0] * num_groups
         self.holds: list[list[Page]] = []  # pages whose host copies somebody reads
         self.pins = 0  # outstanding plans that want it
         self.num_pinned = 0  # leading pages that go last of its owner's
         self.is_suspended = False
+        self.is_buried = False  # it is to leave device and host
+        self.is_awaited = False  # its pages were fetched, and wait for the plan that wants them
         self.is_dropped = False
 
     @property
@@ -160,22 +219,23 @@ class PageTable:
         return frames
 
     def intact_tokens(self) -> int:
-        """Leading tokens whose pages are somewhere, device or host, in every group."""
-        return min(self._intact_pages(group) for group in range(len(self.pages))) * self.page_tokens
+        """Leading tokens whose pages are somewhere, be it on disk, in every group."""
+        return min(self._leading_pages(group, may_be_far=True) for group in range(len(self.pages))) * self.page_tokens
+
+    def at_hand_tokens(self) -> int:
+        """Leading tokens whose pages are on the device or on the host in every group: those that a plan can bring to the device."""
+        return min(self._leading_pages(group, may_be_far=False) for group in range(len(self.pages))) * self.page_tokens
 
     def counts(self) -> TableCounts:
         """Where its pages are, all groups together."""
         device, lost = sum(self.num_device), sum(self.num_lost)
-        host_only = sum(map(len, self.pages)) - device - lost
-        return TableCounts(device, host_only, lost, sum(self.num_shared))
+        disk_only = sum(self.num_disk)
+        host_only = sum(map(len, self.pages)) - device - disk_only - lost
+        return TableCounts(device, host_only, lost, sum(self.num_shared), disk_only)
 
-    def num_both(self, group: int) -> int:
-        """Pages of a group that are on the device and on the host."""
-        return self.num_device[group] + self.num_host[group] + self.num_lost[group] - len(self.pages[group])
-
-    def _intact_pages(self, group: int) -> int:
+    def _leading_pages(self, group: int, *, may_be_far: bool) -> int:
         pages = self.pages[group]
-        if not self.num_lost[group]:
+        if not self.num_lost[group] and (may_be_far or not self.num_disk[group]):
             return len(pages)
-        first = self.resident[group]
-        return next((idx for idx in range(first, len(pages)) if pages[idx].is_lost), len(pages))
+        rest = range(self.resident[group], len(pages))
+        return next((idx for idx in rest if pages[idx].is_lost or (pages[idx].is_far and not may_be_far)), len(pages))

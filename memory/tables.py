@@ -64,6 +64,9 @@ class Tables:
         table.reach = min(table.reach, num_tokens)
         table.num_filled = min(table.num_filled, num_tokens // table.page_tokens)
         table.num_pinned = min(table.num_pinned, num_pages)
+        for pages in table.pages:
+            for page in pages[num_tokens // table.page_tokens :]:
+                self._mapping.index.note(page)  # a part of it is forgotten
 
     def drop(self, table: PageTable) -> None:
         """Forget a table; one that is dropped already stays so."""
@@ -77,12 +80,14 @@ class Tables:
         num_full = min(num_tokens // table.page_tokens, len(keys), table.num_pages)
         full = [(pages[idx], keys[idx]) for idx in range(table.num_filled, num_full) for pages in table.pages]
         for page, key in full:
-            if page.host_frame is not None and page.num_tokens < table.page_tokens and page.key != key:
-                self._flights.free_host(page)  # it holds less than the page now does
-            if page.host_frame is None:
+            if page.is_below and page.num_tokens < table.page_tokens and page.key != key:
+                self._flights.free_below(page)  # the copies hold less than the page now does
+            if not page.is_below:
                 page.key = key
+            if not page.is_lost:
+                self._mapping.index.add(page, key)
         table.num_filled = max(table.num_filled, num_full)
-        return [page for page, _key in full if page.host_frame is None and page.device_frame is not None]
+        return [page for page, _key in full if not page.is_below and page.device_frame is not None]
 
     def touch(self, table: PageTable) -> None:
         """A table is used now (invariant 2). Raises: PagingError, if it was dropped."""

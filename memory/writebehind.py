@@ -5,7 +5,7 @@ needs more; a page for which there is none leaves the queue, and is copied when 
 and take host frames of colder contexts where they must.
 
 Invariants
-1. A page in the queue of full pages is copied only while it has a name and no host copy: a page that is written again has none.
+1. A page in the queue of full pages is copied only while it has a name and no copy below: a page that is written again has none.
 2. Nothing here makes a plan fail.
 """
 
@@ -78,14 +78,14 @@ class WriteBehind:
         frame = sweep.host_frame(page, may_lose=True)
         if frame is None:
             return  # a copy that is there stays
-        if page.host_frame is not None:
-            draft.drop_host(page)
+        if page.host_frame is not None or page.key != key or page.num_tokens < num_tokens:
+            draft.drop_below(page)
         draft.rekey(page, key)
-        sweep.copy_down(page, frame, num_tokens)
+        sweep.copy_down(page, frame, max(num_tokens, page.num_tokens))
 
     def _save_again(self, page: Page, key: bytes, num_tokens: int) -> None:
         if page.num_reached >= num_tokens:  # else it was truncated since
             self.add_save(page, key, num_tokens)
 
     def _is_due(self, page: Page) -> bool:
-        return bool(page.holders) and bool(page.key) and page.device_frame is not None and page.host_frame is None  # invariant 1
+        return bool(page.holders) and bool(page.key) and page.device_frame is not None and not page.is_below  # invariant 1

@@ -170,4 +170,4 @@ def test_a_sharer_that_leaves_puts_others_over_their_limit_and_that_is_reclaimed
 
     rig.run()
 
-    assert fork.counts() == (2, 2, 0, 0)
+    assert fork.counts() == (2, 2, 0, 0, 0)

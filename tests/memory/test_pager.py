@@ -20,7 +20,7 @@ class Rig:
     """A pager whose plans are committed as they come."""
 
     def __init__(self, device_slabs: int = 2, host_slabs: int = 4, *, write_behind: bool = False, max_copies: int = 64) -> None:
-        config = MemoryConfig(device_slabs * SLAB, host_slabs * SLAB, 0, PT, SLAB, 16, write_behind, max_copies)
+        config = MemoryConfig(device_slabs * SLAB, host_slabs * SLAB, 0, PT, SLAB, 16, write_behind, max_copies=max_copies)
         self.pager = Pager(config)
         self.pager.open_space(Space(1, PT, 16, 32))
         self.pager.open_space(Space(2, PT, 32, 64))
@@ -69,7 +69,7 @@ def test_a_want_gets_pages_on_the_device_without_moves() -> None:
 
     assert (plan.zeros, plan.moves, plan.late_zeros) == ((), (), ())
     assert len(table.frames(0)) == 2
-    assert table.counts() == (2, 0, 0, 0)
+    assert table.counts() == (2, 0, 0, 0, 0)
     assert table.device_bytes == 32
 
 
@@ -88,9 +88,9 @@ def test_the_table_that_was_used_longest_ago_gives_way_from_its_tail() -> None:
     plan = rig.run((rig.table(), 0, PT))
 
     assert routes(plan.moves) == [DOWN]
-    assert cold.counts() == (3, 1, 0, 0)
+    assert cold.counts() == (3, 1, 0, 0, 0)
     assert cold.frames(0) == cold.frames(0)[:3]
-    assert warm.counts() == (4, 0, 0, 0)
+    assert warm.counts() == (4, 0, 0, 0, 0)
 
 
 def test_a_suspended_table_gives_way_first() -> None:
@@ -138,7 +138,7 @@ def test_a_page_with_a_clean_copy_is_evicted_without_a_move() -> None:
     plan = rig.run((rig.table(), 0, PT))
 
     assert plan.moves == ()
-    assert cold.counts() == (7, 1, 0, 0)
+    assert cold.counts() == (7, 1, 0, 0, 0)
 
 
 def test_a_page_that_is_written_loses_its_host_copy_and_its_name() -> None:
@@ -194,7 +194,7 @@ def test_a_slab_of_another_space_is_emptied_when_its_own_space_has_nothing() -> 
     plan = rig.run((rig.table("lab/bob", space=2), 0, 2 * PT))
 
     assert routes(plan.moves) == [DOWN] * 4
-    assert cold.counts() == (4, 4, 0, 0)
+    assert cold.counts() == (4, 4, 0, 0, 0)
     assert len(plan.late_zeros) == 2
 
 
@@ -229,7 +229,7 @@ def test_without_a_host_tier_evicted_pages_are_lost_from_the_tail() -> None:
     plan = rig.run((rig.table(), 0, 2 * PT))
 
     assert plan.moves == ()
-    assert cold.counts() == (2, 0, 2, 0)
+    assert cold.counts() == (2, 0, 2, 0, 0)
     assert cold.intact_tokens() == 2 * PT
 
 
@@ -278,7 +278,7 @@ def test_a_fork_at_a_page_border_copies_nothing() -> None:
     child = rig.pager.fork(parent, 2 * PT)
 
     assert rig.run((child, 2 * PT, 2 * PT + 1)).moves == ()
-    assert child.counts() == (3, 0, 0, 2)
+    assert child.counts() == (3, 0, 0, 2, 0)
 
 
 def test_the_last_sharer_writes_in_place() -> None:
@@ -375,7 +375,7 @@ def test_a_corrupt_page_is_lost_and_what_the_plan_overwrote_is_not_trusted() -> 
     rig.pager.check_integrity()
     assert cold.counts().lost == 1
     assert warm.intact_tokens() == 4 * PT
-    assert warm.counts() == (0, 4, 0, 0)
+    assert warm.counts() == (0, 4, 0, 0, 0)
 
 
 # ---------------------------------------------------------------------------------------------------------------------- limits, fits
@@ -451,7 +451,7 @@ def test_pages_of_a_closed_space_are_lost() -> None:
     rig.pager.close_space(1)
 
     rig.pager.check_integrity()
-    assert table.counts() == (0, 0, 3, 0)
+    assert table.counts() == (0, 0, 3, 0, 0)
     with pytest.raises(UnknownSpace):
         rig.plan((table, 0, PT))
     assert rig.pager.ledger.snapshot()[0].free_bytes == 2 * SLAB
@@ -579,7 +579,7 @@ def test_a_restored_page_is_promoted_like_any_other() -> None:
     plan = rig.run((table, 2 * PT, 2 * PT + 1))
 
     assert [(move.source_frame, move.key) for move in plan.moves] == list(zip(frames, keys(2), strict=True))
-    assert table.counts() == (3, 0, 0, 0)
+    assert table.counts() == (3, 0, 0, 0, 0)
 
 
 def test_only_a_lost_or_new_page_is_restored() -> None:
@@ -618,7 +618,7 @@ def test_pages_with_a_host_copy_survive_the_device() -> None:
     rig.pager.lose_device()
 
     rig.pager.check_integrity()
-    assert table.counts() == (0, 3, 1, 0)
+    assert table.counts() == (0, 3, 1, 0, 0)
     assert table.intact_tokens() == 3 * PT
     assert rig.pager.ledger.snapshot()[0].free_bytes == 2 * SLAB
 
@@ -670,7 +670,7 @@ def test_room_for_weights_is_made_by_evicting_idle_pages() -> None:
     rig.run()
 
     assert rig.pager.place_weights("m", "models", (SLAB,)) == (SLAB,)
-    assert table.counts() == (4, 4, 0, 0)
+    assert table.counts() == (4, 4, 0, 0, 0)
 
 
 def test_room_is_not_made_of_running_contexts() -> None:

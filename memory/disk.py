@@ -1,0 +1,244 @@
+"""The disk tier: pages on their way between host and disk, and frames to be punched out of the page file.
+
+    host copy  --spill-->  transfer  --transferred(ok)-->  host and disk: the host copy may go at no cost
+    far page   --fetch-->  transfer  --transferred(ok)-->  host and disk: a plan can promote it
+
+The front carries transfers out beside the plans, from one file to the other; the worker never sees the disk.
+
+Invariants
+1. While a transfer is on its way nobody else gets its frames: the host copy that it reads is held as by a reader, the disk frame that it
+   reads is not punched, and the frame that it writes is used and nobody's page.
+2. A transfer that ends well counts only for a page that still is what it was; else the frame that it wrote is given up.
+3. Nothing here fails a plan, and no plan names a frame of the disk tier.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import count
+
+from memory.errors import OutOfFrames, OverLimit, PagingError
+from memory.flights import Flights
+from memory.hostcopies import HostCopies
+from memory.ledger import lineage
+from memory.mapping import Mapping, frame_bytes
+from memory.page import Tier, Transfer
+from memory.table import Page, PageTable
+from memory.watermarks import Watermarks
+
+
+class Disk:
+    """Transfers between host and disk, and the frames of the disk tier."""
+
+    def __init__(self, host: HostCopies, flights: Flights, marks: Watermarks, mapping: Mapping) -> None:
+        self._mapping = mapping
+        self._flights = flights
+        self._host = host
+        self._marks = marks
+        self._tickets = count(1)
+        self._on_way: dict[int, tuple[Page, Transfer]] = {}
+        self._pages: dict[Page, int] = {}  # page -> ticket
+        self._spilling_bytes = 0
+        self.num_changes = 0  # of transfers and stale frames
+
+    @property
+    def on_way(self) -> list[tuple[Page, Transfer]]:
+        """Transfers that are not settled, oldest first."""
+        return list(self._on_way.values())
+
+    # ------------------------------------------------------------------------------------------------------------------ host to disk
+
+    def spill(self, max_bytes: int) -> list[Transfer]:
+        """Host copies that go to disk now: those of buried tables, and, while the host tier is short of frames, the coldest.
+
+        A copy that is on disk already only leaves the host. Nothing when there is no disk tier, or no room in it.
+        """
+        if not self._mapping.arenas[Tier.DISK].num_slabs:
+            return []
+        tables = self._host.order()
+        self._shed(tables)
+        chosen: list[Transfer] = []
+        full: set[tuple[int, str]] = set()  # space and owner for which there is no frame
+        for page, is_buried in self._candidates(tables):
+            size = frame_bytes(self._mapping.space(page.space_id), Tier.DISK)
+            if size > max_bytes or (not is_buried and self._marks.missing(self._spilling_bytes) <= 0):
+                break
+            place = page.space_id, page.holders[0].owner
+            frame = None if place in full else self._disk_frame(page, size, tables)
+            if frame is None:
+                full.add(place)
+                continue
+            max_bytes -= size
+            chosen.append(self._send(page, frame, size))
+        return chosen
+
+    def _candidates(self, tables: list[PageTable]) -> Iterator[tuple[Page, bool]]:
+        """Host copies that are not on disk, in the order in which they go, and whether they belong to a buried table."""
+        for table in tables:
+            if table.is_buried:
+                yield from ((page, True) for page in tail_first(table) if self._may_spill(page))
+        for table in tables:
+            is_hot = table.pins or table.is_awaited or table.is_buried
+            if not is_hot and any(host > saved for host, saved in zip(table.num_host, table.num_saved, strict=True)):
+                yield from ((page, False) for page in tail_first(table) if self._may_spill(page))
+
+    def _may_spill(self, page: Page) -> bool:
+        return page.host_frame is not None and page.disk_frame is None and not page.pins and page not in self._pages
+
+    def _shed(self, tables: list[PageTable]) -> None:
+        """Let host copies go that are on disk too, coldest first, while the host tier is short of frames."""
+        for table in tables:
+            if self._marks.missing(0) <= 0:
+                return
+            if any(table.num_saved):
+                for page in tail_first(table):
+                    if page.is_saved and self._may_shed(page) and self._marks.missing(0) > 0:
+                        self._flights.free_host(page)
+
+    def _may_shed(self, page: Page) -> bool:
+        return not page.pins and not page.readers and not any(table.pins or table.is_awaited for table in page.holders)
+
+    def _send(self, page: Page, frame: int, size: int) -> Transfer:
+        assert page.host_frame is not None
+        page.readers += 1  # invariant 1
+        self._spilling_bytes += size
+        return self._begin(
+            page, Transfer(next(self._tickets), page.space_id, False, page.host_frame, frame, size, page.key, page.num_tokens)
+        )
+
+    def _disk_frame(self, page: Page, size: int, tables: list[PageTable]) -> int | None:
+        """A frame for the copy of a page, or None. An owner at its limit gives up its own coldest pages for it."""
+        ledger, owner = self._mapping.ledger, page.holders[0].owner
+        while (capped := ledger.exceeded(owner, Tier.DISK, size + self._spilling_bytes)) is not None:
+            victim = self._coldest(capped, page, tables)
+            if victim is None:
+                return None
+            self._flights.free(victim, Tier.DISK)
+        return self._mapping.pool(page.space_id, Tier.DISK).alloc()
+
+    def _coldest(self, capped: str, page: Page, tables: list[PageTable]) -> Page | None:
+        """A page of an owner, or of those below it, in the disk tier, of a table that is colder than those which hold `page`."""
+        for table in tables:
+            if table in page.holders:
+                return None
+            if capped in lineage(table.owner):
+                for other in tail_first(table):
+                    if other.disk_frame is not None and other not in self._pages and not table.is_awaited:
+                        return other
+        return None
+
+    # ------------------------------------------------------------------------------------------------------------------ disk to host
+
+    def fetch(self, table: PageTable, num_tokens: int) -> list[Transfer]:
+        """Transfers for the leading pages of a table that are far, as many as find a frame on the host."""
+        if not any(table.num_disk):
+            return []
+        table.is_awaited = True
+        chosen: list[Transfer] = []
+        for page in leading(table, num_tokens):
+            if not page.is_far or page in self._pages:
+                continue
+            try:
+                host_frame = self._host.reserve(table, page)
+            except (OutOfFrames, OverLimit):
+                break
+            pool = self._mapping.pool(page.space_id, Tier.HOST)
+            pool.set_residue(host_frame, pool.residue(host_frame) | set(page.owners), is_inherited=pool.is_inherited(host_frame))
+            assert page.disk_frame is not None
+            self._mapping.disk_pools()[page.space_id].hold(page.disk_frame)  # invariant 1
+            ticket, size = next(self._tickets), pool.frame_bytes
+            transfer = Transfer(ticket, page.space_id, True, host_frame, page.disk_frame, size, page.key, page.num_tokens)
+            chosen.append(self._begin(page, transfer))
+        return chosen
+
+    def num_fetching(self, table: PageTable, num_tokens: int) -> int:
+        """Leading pages of a table that are on their way from disk, whoever asked for them."""
+        if not self._on_way or not any(table.num_disk):
+            return 0
+        return sum(page.is_far and page in self._pages for page in leading(table, num_tokens))
+
+    # ------------------------------------------------------------------------------------------------------------------ settled
+
+    def transferred(self, ticket: int, ok: bool) -> Page | None:
+        """A transfer has ended; returns its page where that is on the host and on disk now. Raises: PagingError, if it is unknown."""
+        if ticket not in self._on_way:
+            raise PagingError(f"Transfer {ticket} is not on its way.")
+        self.num_changes += 1
+        page, transfer = self._on_way.pop(ticket)
+        del self._pages[page]
+        settle = self._fetched if transfer.is_fetch else self._spilled
+        return page if settle(page, transfer, ok) else None
+
+    def _spilled(self, page: Page, transfer: Transfer, ok: bool) -> bool:
+        self._spilling_bytes -= transfer.size_bytes
+        is_same = page.host_frame == transfer.host_frame and page.disk_frame is None and _is_same(page, transfer)
+        self._host.let_go(page)
+        if ok and is_same:  # invariant 2
+            self._mapping.map(page, Tier.DISK, transfer.disk_frame)
+            return True
+        self._mapping.pools(Tier.DISK)[transfer.space_id].free(transfer.disk_frame)
+        return False
+
+    def _fetched(self, page: Page, transfer: Transfer, ok: bool) -> bool:
+        is_same = page.disk_frame == transfer.disk_frame and _is_same(page, transfer)
+        self._mapping.disk_pools()[transfer.space_id].release(transfer.disk_frame)
+        if is_same and not ok:
+            self._flights.free(page, Tier.DISK)
+        if ok and is_same and page.host_frame is None:  # invariant 2
+            self._mapping.map(page, Tier.HOST, transfer.host_frame)
+            return True
+        self._mapping.pools(Tier.HOST)[transfer.space_id].free(transfer.host_frame)
+        return False
+
+    def _begin(self, page: Page, transfer: Transfer) -> Transfer:
+        self.num_changes += 1
+        self._on_way[transfer.ticket] = page, transfer
+        self._pages[page] = transfer.ticket
+        return transfer
+
+    def claim(self, table: PageTable, group: int, page_idx: int, frame: int, key: bytes, num_tokens: int) -> None:
+        """Adopt what already lies in a frame of the disk tier. Raises: PagingError; nothing is changed but for a new, lost page."""
+        pages = table.pages[group]
+        page = pages[page_idx] if page_idx < len(pages) else None
+        if page is None or not page.is_below or page.disk_frame is not None or (page.key, page.num_tokens) != (key, num_tokens):
+            page = self._host.lost_page(table, group, page_idx)
+        self._mapping.pool(page.space_id, Tier.DISK).take(frame)
+        self._mapping.map(page, Tier.DISK, frame)
+        page.key, page.num_tokens = key, num_tokens
+        table.reach = max(table.reach, page_idx * table.page_tokens + num_tokens)
+
+    # ------------------------------------------------------------------------------------------------------------------ stale frames
+
+    def take_freed(self, max_frames: int) -> list[tuple[int, int]]:
+        """Frames to be punched out of the page file, and the bytes of each."""
+        self.num_changes += 1
+        taken: list[tuple[int, int]] = []
+        for pool in self._mapping.disk_pools().values():
+            taken.extend((frame, pool.frame_bytes) for frame in pool.take_stale(max_frames - len(taken)))
+        return taken
+
+    def punched(self, frame: int) -> None:
+        """A frame that `take_freed` gave reads as zeros, and may be used again. Raises: PagingError, if it was not given."""
+        self.num_changes += 1
+        slab = self._mapping.arenas[Tier.DISK].slab_of(frame)
+        pool = next((pool for pool in self._mapping.disk_pools().values() if slab in pool.slabs()), None)
+        if pool is None:
+            raise PagingError(f"Frame {frame} of the disk tier was not to be punched.")
+        pool.punched(frame)
+
+
+def tail_first(table: PageTable) -> Iterator[Page]:
+    """Every page of a table, all groups, last ones first."""
+    for idx in range(max(map(len, table.pages), default=0) - 1, -1, -1):
+        yield from (pages[idx] for pages in table.pages if idx < len(pages))
+
+
+def leading(table: PageTable, num_tokens: int) -> Iterator[Page]:
+    """The pages of the first tokens of a table, all groups, first ones first."""
+    for idx in range(-(-num_tokens // table.page_tokens)):
+        yield from (pages[idx] for pages in table.pages if idx < len(pages))
+
+
+def _is_same(page: Page, transfer: Transfer) -> bool:
+    """Whether a page still is what a transfer copied."""
+    return bool(page.holders) and page.key == transfer.key and page.num_tokens == transfer.num_tokens

@@ -1,0 +1,119 @@
+"""Plans of page moves: made for what rows want, taken back when they did not happen, and made good after a death.
+
+    plan ---> wants served (faults) ---> what waits for a plan taken along ---> issued      `memory.flights` has what happens then
+               '--> not enough: undone, nothing is changed
+
+Invariants
+1. A plan that fails changes nothing.
+2. What a plan that was taken back may have written is believed by nobody (`corrupt`, `lose_device`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from memory.config import MemoryConfig
+from memory.draft import Draft
+from memory.errors import PagingError
+from memory.excess import Excess
+from memory.faults import Faults, Want
+from memory.flights import Flights
+from memory.mapping import Mapping
+from memory.page import Move, PagePlan, Tier
+from memory.reclaim import Sweep
+from memory.room import Room
+from memory.scrub import Scrubber
+from memory.table import PageTable
+from memory.tables import Tables
+from memory.weights import WeightShelf
+from memory.writebehind import WriteBehind
+
+
+class Planner:
+    """Makes plans, and takes along what waits for one."""
+
+    def __init__(self, config: MemoryConfig, tables: Tables, flights: Flights, shelf: WeightShelf, mapping: Mapping) -> None:
+        self._mapping = mapping
+        self._flights = flights
+        self._tables = tables
+        self._shelf = shelf
+        self.order: Callable[[], list[PageTable]] = lambda: list(tables)  # all tables, coldest first
+        self.behind = WriteBehind(config.max_copies)
+        self.scrubber = Scrubber(mapping)
+        self._excess = Excess(mapping, flights, config.max_copies)
+        self._aborted: list[Draft] = []  # by the latest abort, until the next plan; oldest first
+
+    def plan(self, seq: int, wants: Sequence[Want]) -> PagePlan:
+        """What has to happen so that every want is met. Raises: OutOfFrames, OverLimit, PagingError (invariant 1)."""
+        draft = self._flights.begin(seq)
+        sweep = Sweep(self._mapping, draft, self.order)
+        try:
+            for want in wants:
+                self._tables.expect(want.table)
+                draft.want(want.table)
+            faults = Faults(draft, sweep)
+            for want in wants:
+                faults.serve(want)
+        except PagingError:
+            draft.undo()
+            raise
+        for want in wants:
+            self.behind.cut(want.table, want.valid_tokens)
+            self._tables.touch(want.table)
+        return self._issue(draft, sweep)
+
+    def plan_room(self, seq: int, sizes: tuple[int, ...]) -> PagePlan:
+        """Evict idle pages so that weights of these sizes can be placed. Raises: NeverFits, OutOfFrames (invariant 1)."""
+        self._shelf.check_room(sizes)
+        draft = self._flights.begin(seq)
+        sweep = Sweep(self._mapping, draft, self.order)
+        try:
+            Room(self._mapping, self._shelf, draft, sweep).make(sizes)
+        except PagingError:
+            draft.undo()
+            raise
+        return self._issue(draft, sweep)
+
+    def abort(self, seq: int) -> None:
+        """Plan `seq` and all later ones did not happen. Raises: PagingError, if it is not on its way."""
+        self._aborted = self._flights.abort(seq)
+        for draft in self._aborted:
+            self.scrubber.undone(draft)
+
+    def corrupt(self, moves: Sequence[Move]) -> None:
+        """The oldest plan of the last abort did happen, but for these moves (invariant 2)."""
+        for move in moves:
+            page = self._mapping.page_at(move.source_tier, move.source_frame)
+            if move.source_tier is Tier.HOST and page is not None and page.key == move.key:
+                self._flights.free_host(page)
+        for draft in self._aborted[:1]:
+            self._spoil(draft, (Tier.DEVICE, Tier.HOST))
+        self._aborted = []
+
+    def lose_device(self) -> None:
+        """The worker died: plans on their way and everything on the device are gone."""
+        if self._flights.drafts:
+            self.abort(self._flights.drafts[0].seq)
+        while self._aborted:
+            self._spoil(self._aborted.pop(), (Tier.HOST,))  # nobody knows how far they got
+        for page in list(self._mapping.pages(Tier.DEVICE).values()):
+            self._mapping.unmap(page, Tier.DEVICE)
+            if page.is_below and not page.is_clean:
+                self._flights.free_below(page)  # pager 4
+        self._shelf.reset()
+        self._mapping.reset_device()
+        self.behind.forget()
+
+    def _issue(self, draft: Draft, sweep: Sweep) -> PagePlan:
+        """Take along what waits for a plan, and let the draft go."""
+        self._excess.drain(draft, sweep)
+        self.behind.drain(draft, sweep)
+        self.scrubber.queue(draft)
+        self._aborted = []
+        return self._flights.issue(draft)
+
+    def _spoil(self, draft: Draft, tiers: tuple[Tier, ...]) -> None:
+        """An aborted draft may have been carried out: what was in the frames that it wrote is not there any more."""
+        for (tier, _frame), (granules, residue) in draft.written.items():
+            for page in self._mapping.spoil(tier, granules, residue) if tier in tiers else ():
+                self._flights.give_up(page, tier)
