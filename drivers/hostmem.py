@@ -14,6 +14,7 @@ A host frame is a header and the bytes of a device frame, rounded up to granules
 
     trailer, one 4 KiB page behind the last frame
        0 magic  8 B       8 size_bytes  u64      16 granule_bytes  u64      24 boot_generation  u64
+      32 num_runs  u32    36 runs of granules that hold weights, u32 first, u32 count each
 
 Who writes what: the worker writes pages while it runs plans; the front zeroes, relabels and restores pages in frames that no plan on its
 way names, and alone sets the boot generation. There is no lock: a frame has one writer at a time because the front's epochs say so.
@@ -22,7 +23,8 @@ Invariants
 1. A header is valid only while its payload is whole: `write_page` breaks the header, copies, and writes the header last, so a process
    that dies in between leaves a frame that says it holds nothing.
 2. `read_page` gives bytes only if header checksum, key, space, size and payload checksum all hold; otherwise the target is unchanged.
-3. `scan` never gives a header that lies inside the payload of a page that holds.
+3. `scan` never gives a header that lies inside the payload of a page that holds, or inside of weights: those of the front that owns the
+   tier, and those that were there when it took over.
 4. The size of the memfd is sealed: no process can make another one fault by shrinking it.
 """
 
@@ -56,6 +58,9 @@ _CHECKSUM = struct.Struct("<I")
 _TRAILER = struct.Struct("<8sQQQ")
 _GENERATION = struct.Struct("<Q")
 _GENERATION_OFFSET = 24
+_RUNS_OFFSET = 32
+_RUN = struct.Struct("<II")
+MAX_RUNS = (TRAILER_BYTES - _RUNS_OFFSET - 4) // _RUN.size
 _SIZE_SEALS = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW
 
 
@@ -92,6 +97,7 @@ class HostMemory:
         # Two threads that populate a half each were no faster.
         self._map = mmap.mmap(fd, size_bytes + TRAILER_BYTES, flags=mmap.MAP_SHARED | mmap.MAP_POPULATE)
         self._bytes = memoryview(self._map)
+        self._old_weights = self._weights()  # invariant 3
 
     @classmethod
     def create(cls, size_bytes: int, granule_bytes: int) -> HostMemory:
@@ -179,6 +185,24 @@ class HostMemory:
         start = self._start(frame, frame_bytes)
         self._bytes[start : start + frame_bytes] = bytes(frame_bytes)
 
+    def span(self, start: int, size_bytes: int) -> memoryview:
+        """Bytes of the tier that are no page's, writable: weights. Raises: ValueError, if they lie outside."""
+        if start < 0 or start + size_bytes > self.size_bytes:
+            raise ValueError(f"{size_bytes} bytes at {start} lie outside a host tier of {self.size_bytes} bytes")
+        return self._bytes[start : start + size_bytes]
+
+    def mark_weights(self, runs: list[tuple[int, int]]) -> None:
+        """Say where weights lie: runs of granules as (first, count), at most MAX_RUNS; done before they are written."""
+        at = self.size_bytes + _RUNS_OFFSET
+        self._bytes[at : at + 4] = len(runs).to_bytes(4, "little")
+        for idx, run in enumerate(runs):
+            _RUN.pack_into(self._bytes, at + 4 + idx * _RUN.size, *run)
+
+    def _weights(self) -> list[tuple[int, int]]:
+        at = self.size_bytes + _RUNS_OFFSET
+        num_runs = int.from_bytes(self._bytes[at : at + 4], "little")
+        return [_RUN.unpack_from(self._bytes, at + 4 + idx * _RUN.size) for idx in range(min(num_runs, MAX_RUNS))]
+
     def scan(self) -> Iterator[tuple[int, PageHeader]]:
         """Give every frame that holds a page, in order. Payloads are checked only where two headers claim the same bytes.
 
@@ -211,6 +235,8 @@ class HostMemory:
         magic = np.frombuffer(_PAGE_MAGIC, dtype=np.uint64)[0]
         frames = np.flatnonzero(words[:: self.granule_bytes // 8] == magic).tolist()
         del words  # it would keep the mapping from being closed
+        weights = self._old_weights + self._weights()
+        frames = [frame for frame in frames if not any(first <= frame < first + count for first, count in weights)]  # invariant 3
         headers = ((frame, self._unpack(frame * self.granule_bytes)) for frame in frames)
         return [(frame, header) for frame, header in headers if header is not None]
 
@@ -252,16 +278,8 @@ def parse_header(raw: bytes) -> PageHeader | None:
 
 
 def _pack(header: PageHeader) -> bytes:
-    body = _HEADER.pack(
-        _PAGE_MAGIC,
-        _VERSION,
-        header.num_tokens,
-        header.key,
-        header.space_id,
-        header.payload_bytes,
-        header.boot_generation,
-        header.payload_checksum,
-    )
+    sizes = header.payload_bytes, header.boot_generation, header.payload_checksum
+    body = _HEADER.pack(_PAGE_MAGIC, _VERSION, header.num_tokens, header.key, header.space_id, *sizes)
     return body + _CHECKSUM.pack(crc32c(body))
 
 

@@ -27,9 +27,9 @@ from drivers.contract import InspectSpec, ModelSpec, SegmentSpec
 from drivers.errors import ModelCorrupt, ModelUnsupported
 from drivers.models.config import DecoderConfig, read_config
 from drivers.models.layout import ALIGN_BYTES
-from drivers.models.loader import STORED_DTYPES, PageShape, Target
+from drivers.models.loader import STORED_DTYPES, PageShape, Target, bytes_of
 from drivers.models.peft import LoraTensors, find_changes, read_peft_config
-from drivers.models.shards import MappedFile, StoredTensor
+from drivers.models.shards import Shard, StoredTensor
 from drivers.ops.reference import LoraPair, LoraRows
 from drivers.ops.table import OpTable
 
@@ -152,7 +152,7 @@ def load_adapter(files: AdapterFiles, target: Target, progress: Callable[[int, i
     target.arena[offset : offset + files.size_bytes].zero_()
     pairs: list[dict[str, LoraPair]] = [{} for _ in range(files.base.num_layers)]
     progress(0, files.size_bytes)
-    file = MappedFile(files.stacks[0].members[0].change.down.file)
+    file = Shard(files.stacks[0].members[0].change.down.file)
     try:
         for stack in files.stacks:
             pair = _pair(stack, target)
@@ -227,7 +227,7 @@ def _pair(stack: Stack, target: Target) -> LoraPair:
     return LoraPair(parts[0].t(), parts[1])
 
 
-def _copy(file: MappedFile, member: Member, base: DecoderConfig, pair: LoraPair) -> None:
+def _copy(file: Shard, member: Member, base: DecoderConfig, pair: LoraPair) -> None:
     """Copy the change of one linear into its part of a stack."""
     change, linear = member.change, member.linear
     ranks = slice(member.first_rank, member.first_rank + change.rank)
@@ -243,12 +243,11 @@ def _copy(file: MappedFile, member: Member, base: DecoderConfig, pair: LoraPair)
             raise ModelCorrupt(f"{change.down.file.name}: {member.name}_proj has values that are not finite in {place.dtype}.")
 
 
-def _values(file: MappedFile, stored: StoredTensor) -> Tensor:
+def _values(file: Shard, stored: StoredTensor) -> Tensor:
     """A stored tensor in float32. Raises: ModelCorrupt."""
-    if len(file.memory) < stored.start + stored.size_bytes:
-        raise ModelCorrupt(f"{stored.file.name} became shorter while it was read.")
-    piece = torch.frombuffer(file.memory, dtype=torch.uint8, count=stored.size_bytes, offset=stored.start).clone()
-    return piece.view(STORED_DTYPES[stored.stored_dtype]).view(stored.shape).float()
+    values = torch.empty(stored.shape, dtype=STORED_DTYPES[stored.stored_dtype])
+    file.read([bytes_of(values)], stored.start)
+    return values.float()
 
 
 def _aligned(size_bytes: int) -> int:

@@ -1,29 +1,34 @@
-"""Weights from disk into the arena: mapped, checked, converted piece by piece, never twice in memory.
+"""Weights from disk into the arena: checked, read in pieces straight into place, converted aside where need be, never twice in memory.
 
 Interface:
 - `inspect_model` reads config and headers and answers what the model needs; nothing is left behind.
 - `load_weights` copies every part to its place and answers views of the arena by segment and part name.
 
-At most one piece of `PIECE_BYTES` of the mapping counts as this process's memory at a time: pages are let go as soon as they were read.
+What has the dtype and, in runs, the order that it is to have is read to where it stays. The rest is read aside, in pieces of
+`PIECE_BYTES`, of which few are in memory at a time.
 """
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from drivers.contract import InspectSpec, KvGroupSpec, ModelSpec, SegmentSpec
-from drivers.errors import ModelCorrupt, ModelUnsupported
+from drivers.copier import Copier, Piece
+from drivers.errors import ModelUnsupported
 from drivers.models.config import DecoderConfig, read_config
-from drivers.models.layout import Arrangement, Segment, Source, check_tensors, decoder_segments
-from drivers.models.shards import MappedFile, StoredTensor, find_tensors
+from drivers.models.layout import Arrangement, Segment, check_tensors, decoder_segments
+from drivers.models.shards import Shard, Shards, StoredTensor, find_tensors
 
-PIECE_BYTES = 8 << 20
+PIECE_BYTES = 4 << 20
+MIN_RUN_BYTES = 4096  # shorter ones cost more to read one by one than to copy
+MAX_SCATTER = 512  # runs of one read; the system allows 1024
 STORED_DTYPES = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
 LAYOUT_VERSION = "page-layer-token-kv-head.1"  # changes with anything about how a page is laid out or computed
 
@@ -87,11 +92,12 @@ def frame_bytes(config: DecoderConfig, num_layers: int, pages: PageShape) -> int
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """Where the weights go: the arena as bytes, the offset of each segment, and the dtype to compute in."""
+    """Where the weights go: the arena as bytes, the offset of each segment, the dtype to compute in, and who copies."""
 
     arena: Tensor  # [arena_bytes] uint8
     offsets: Sequence[int]
     dtype: torch.dtype
+    copier: Copier = field(default_factory=Copier)
 
 
 def load_weights(files: ModelFiles, target: Target, progress: Callable[[int, int], None]) -> tuple[dict[str, Tensor], ...]:
@@ -100,33 +106,23 @@ def load_weights(files: ModelFiles, target: Target, progress: Callable[[int, int
     `progress(bytes_done, bytes_total)` counts bytes in the arena. Raises: ModelCorrupt, ModelUnsupported; the target is then half written.
     """
     views = tuple(segment_views(segment, target, offset) for segment, offset in zip(files.segments, target.offsets, strict=True))
-    total = sum(view.nbytes for segment in views for view in segment.values())
-    done = 0
-    progress(0, total)
-    mapped: dict[Path, MappedFile] = {}
-    try:
-        for segment, parts in zip(files.segments, views, strict=True):
-            for part in segment.parts:
-                for source in part.sources:
-                    stored = files.tensors[source.tensor]
-                    if stored.file not in mapped:
-                        mapped[stored.file] = _map_unchanged(stored)
-                    rows = parts[part.name][source.row : source.row + source.shape[0]]
-                    for copied in _copy(mapped[stored.file], stored, (source, files.config), rows):
-                        done += copied
-                        progress(done, total)
-    finally:
-        for file in mapped.values():
-            file.close()
+    read_segments(files, views, target.copier, progress)
     return views
 
 
-def _map_unchanged(stored: StoredTensor) -> MappedFile:
-    file = MappedFile(stored.file)
-    if len(file.memory) < stored.start + stored.size_bytes:
-        file.close()
-        raise ModelCorrupt(f"{stored.file.name} became shorter while it was read.")
-    return file
+def read_segments(files: ModelFiles, views: Sequence[Mapping[str, Tensor]], copier: Copier, progress: Callable[[int, int], None]) -> None:
+    """Read the segments of `files` from their files into place. Raises: ModelCorrupt; the place is then half written."""
+    total = sum(view.nbytes for parts in views for view in parts.values())
+    done = 0
+    progress(0, total)
+
+    def add(size_bytes: int) -> None:
+        nonlocal done
+        done += size_bytes
+        progress(done, total)
+
+    with Shards() as shards:
+        copier.run(_pieces(files, views, shards), add)
 
 
 def segment_views(segment: Segment, target: Target, offset: int) -> dict[str, Tensor]:
@@ -139,27 +135,80 @@ def segment_views(segment: Segment, target: Target, offset: int) -> dict[str, Te
     return views
 
 
-def _copy(file: MappedFile, stored: StoredTensor, origin: tuple[Source, DecoderConfig], rows: Tensor) -> Iterator[int]:
-    """Copy one stored tensor to its rows, piece by piece; yields the bytes written by each."""
-    source, config = origin
-    place = _arranged(rows, source.arrangement, config)
+def bytes_of(tensor: Tensor) -> memoryview:
+    """The memory of a tensor that lies in one piece, writable."""
+    return tensor.view(-1).view(torch.uint8).numpy().data
+
+
+def _pieces(files: ModelFiles, views: Sequence[Mapping[str, Tensor]], shards: Shards) -> Iterator[Piece]:
+    for segment, parts in zip(files.segments, views, strict=True):
+        for part in segment.parts:
+            for source in part.sources:
+                stored = files.tensors[source.tensor]
+                place = _arranged(parts[part.name][source.row : source.row + source.shape[0]], source.arrangement, files.config)
+                shard = shards.open(stored)
+                if place.dtype == STORED_DTYPES[stored.stored_dtype]:
+                    yield from _read_into_place(shard, stored, place)
+                else:
+                    yield from _read_and_convert(shard, stored, place)
+
+
+def _read_into_place(shard: Shard, stored: StoredTensor, place: Tensor) -> Iterator[Piece]:
+    """Read a tensor straight to where it stays: whole, or scattered where its order is another."""
+    runs = _runs(place)
+    if not runs:
+        yield from _read_and_convert(shard, stored, place)
+        return
+    run_bytes = runs[0].nbytes
+    start = stored.start
+    if len(runs) == 1:
+        for first in range(0, run_bytes, PIECE_BYTES):
+            yield _read(shard, [runs[0][first : first + PIECE_BYTES]], start + first)
+        return
+    step = max(1, min(PIECE_BYTES // run_bytes, MAX_SCATTER))
+    for idx in range(0, len(runs), step):
+        yield _read(shard, runs[idx : idx + step], start + idx * run_bytes)
+
+
+def _read(shard: Shard, targets: list[memoryview], start: int) -> Piece:
+    return Piece(sum(target.nbytes for target in targets), lambda: shard.read(targets, start))
+
+
+def _runs(place: Tensor) -> list[memoryview]:
+    """The memory of a tensor in its own order, in runs without a gap; none if they would be too short to be read one by one."""
+    num_whole = place.dim()  # dimensions from here on lie one behind the other
+    size = 1
+    while num_whole and (place.stride(num_whole - 1) == size or place.shape[num_whole - 1] == 1):
+        num_whole -= 1
+        size *= place.shape[num_whole]
+    if num_whole and size * place.element_size() < MIN_RUN_BYTES:
+        return []
+    outer = place.shape[:num_whole]
+    places = (place[index] for index in itertools.product(*map(range, outer))) if outer else [place]
+    return [bytes_of(each) for each in places]
+
+
+def _read_and_convert(shard: Shard, stored: StoredTensor, place: Tensor) -> Iterator[Piece]:
+    """Read rows of a tensor aside, and copy them into place as what they are to be."""
     lead = place.shape[0]
     row_bytes = stored.size_bytes // lead
     step = max(1, PIECE_BYTES // row_bytes)
     for first in range(0, lead, step):
-        count = min(step, lead - first)
-        start = stored.start + first * row_bytes
-        piece = torch.frombuffer(file.memory, dtype=torch.uint8, count=count * row_bytes, offset=start)
-        values = _aligned(piece, stored).view(STORED_DTYPES[stored.stored_dtype]).view(count, *place.shape[1:])
-        place[first : first + count].copy_(values)
-        del piece, values  # the mapping cannot be closed while tensors look at it
-        file.release(start, count * row_bytes)
-        yield count * row_bytes * rows.element_size() // STORED_DTYPES[stored.stored_dtype].itemsize
+        yield _converted(shard, stored, place[first : first + step], stored.start + first * row_bytes)
 
 
-def _aligned(piece: Tensor, stored: StoredTensor) -> Tensor:
-    """The piece itself, or a copy where the file does not keep its items aligned (headers of odd length do that)."""
-    return piece.clone() if stored.start % STORED_DTYPES[stored.stored_dtype].itemsize else piece
+def _converted(shard: Shard, stored: StoredTensor, rows: Tensor, start: int) -> Piece:
+    dtype = STORED_DTYPES[stored.stored_dtype]
+    aside: list[Tensor] = []
+
+    def move() -> int:
+        aside.append(torch.empty(rows.shape, dtype=dtype))
+        return shard.read([bytes_of(aside[0])], start)
+
+    def finish(_num_read: int) -> None:
+        rows.copy_(aside.pop())
+
+    return Piece(rows.numel() * rows.element_size(), move, finish)
 
 
 def _arranged(rows: Tensor, arrangement: Arrangement, config: DecoderConfig) -> Tensor:

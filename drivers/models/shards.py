@@ -1,7 +1,7 @@
-"""The weights of a model on disk: safetensors files, checked and mapped.
+"""The weights of a model on disk: safetensors files, checked and read.
 
 A file is `u64 header length | JSON header | tensor bytes`, and the header is the whole truth about what follows. It is read as the words
-of a stranger: every number is checked against the file before anything is mapped, so a truncated, overlapping or lying file is
+of a stranger: every number is checked against the file before anything is read, so a truncated, overlapping or lying file is
 `ModelCorrupt` with a sentence, not a crash. Nothing is ever unpickled.
 
 Source: https://huggingface.co/docs/safetensors (format).
@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import json
 import math
-import mmap
 import os
 import struct
 from dataclasses import dataclass
@@ -40,27 +39,57 @@ class StoredTensor:
     size_bytes: int
 
 
-class MappedFile:
-    """A private mapping of one shard whose pages can be let go as soon as they were read."""
+class Shard:
+    """An open file of weights."""
 
     def __init__(self, path: Path) -> None:
+        """Raises: ModelCorrupt."""
+        self._path = path
         try:
-            with path.open("rb") as file:
-                # Private and writable only because torch warns about read-only buffers; nothing ever writes to it.
-                self.memory = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
-        except (OSError, ValueError) as error:
-            raise ModelCorrupt(f"{path.name} cannot be mapped: {error}.") from error
+            self._file = path.open("rb", buffering=0)
+        except OSError as error:
+            raise ModelCorrupt(f"{path.name} cannot be read: {error.strerror}.") from error
 
-    def release(self, start: int, size_bytes: int) -> None:
-        """Drop the mapping's pages of whole pages inside [start, start + size_bytes): they stop counting as this process's memory."""
-        first = -(-start // mmap.PAGESIZE) * mmap.PAGESIZE
-        last = (start + size_bytes) // mmap.PAGESIZE * mmap.PAGESIZE
-        if last > first:
-            self.memory.madvise(mmap.MADV_DONTNEED, first, last - first)
+    def read(self, targets: list[memoryview], start: int) -> int:
+        """Fill the targets one after the other from byte `start` on. Any thread may; returns the bytes read. Raises: ModelCorrupt."""
+        left, done = list(targets), 0
+        while left:
+            try:
+                count = os.preadv(self._file.fileno(), left, start + done)
+            except OSError as error:
+                raise ModelCorrupt(f"{self._path.name} cannot be read: {error.strerror}.") from error
+            if not count:
+                raise ModelCorrupt(f"{self._path.name} became shorter while it was read.")
+            done += count
+            while left and count >= left[0].nbytes:
+                count -= left.pop(0).nbytes
+            if count:
+                left[0] = left[0][count:]
+        return done
 
     def close(self) -> None:
-        """Unmap. No tensor may look at the mapping any more."""
-        self.memory.close()
+        """Close the file. Nobody may read any more."""
+        self._file.close()
+
+
+class Shards:
+    """The files of one load, each opened once."""
+
+    def __init__(self) -> None:
+        self._shards: dict[Path, Shard] = {}
+
+    def open(self, stored: StoredTensor) -> Shard:
+        """The file in which a tensor lies. Raises: ModelCorrupt."""
+        if stored.file not in self._shards:
+            self._shards[stored.file] = Shard(stored.file)
+        return self._shards[stored.file]
+
+    def __enter__(self) -> Shards:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for shard in self._shards.values():
+            shard.close()
 
 
 def find_tensors(directory: Path) -> dict[str, StoredTensor]:
