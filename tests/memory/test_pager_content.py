@@ -192,7 +192,7 @@ class PagerContent(RuleBasedStateMachine):
         write_behind=st.booleans(), device=st.integers(3, NUM_DEVICE_SLABS), host=st.integers(0, NUM_HOST_SLABS), limit=st.booleans()
     )
     def start(self, write_behind: bool, device: int, host: int, limit: bool) -> None:
-        config = MemoryConfig(device * SLAB, host * SLAB, 0, PAGE_TOKENS, SLAB, GRANULE, write_behind, 3)
+        config = MemoryConfig(device * SLAB, host * SLAB, 0, PAGE_TOKENS, SLAB, GRANULE, write_behind, max_copies=3)
         self.pager = Pager(config)
         for space in SPACES.values():
             self.pager.open_space(space)
@@ -279,10 +279,41 @@ class PagerContent(RuleBasedStateMachine):
         table = self.pager.fork(parent.table, num_tokens, owner)
         kin = parent.kin | {OWNERS.index(owner) + 1}
         self.ctxs.append(Ctx(table, owner, kin, parent.tokens[:num_tokens], num_tokens, num_tokens))
-        # Whoever shares a page of a parent may write into it when the others left: its kin's frames may hold its stamps from now on.
+        self.join(kin)
+        self.num_changes += 1
+
+    def join(self, kin: set[int]) -> None:
+        """Whoever shares a page may write into it when the others left: its kin's frames may hold its stamps from now on."""
         for ctx in self.live():
             if ctx.kin & kin:
                 ctx.kin = kin = ctx.kin | kin
+
+    @rule(owner=st.sampled_from(OWNERS), cut=st.integers(0, 5))
+    def repeat(self, owner: str, cut: int) -> None:
+        """Somebody begins with the same tokens as the one who has computed most, and takes what there is."""
+        live = self.live()
+        if not live:
+            return
+        if len(live) > 8:
+            self.drop(self.num_tokens, 0)
+        other = max(live, key=lambda ctx: ctx.valid)
+        table = self.pager.new_table(owner, other.table.space_ids)
+        self.ctxs.append(Ctx(table, owner, {OWNERS.index(owner) + 1}, list(other.tokens)))
+        self.share(len(self.live()) - 1, cut)
+
+    @rule(number=st.integers(0, 9), cut=st.integers(0, 5))
+    def share(self, number: int, cut: int) -> None:
+        """A context takes what others have computed of its tokens."""
+        ctx = self.pick(number)
+        if ctx is None or self.is_flying(ctx):
+            return
+        self.settle(ctx)
+        won = self.pager.sharing.share(ctx.table, ctx.valid, self.keys_of(ctx, max(len(ctx.tokens) - cut, 0)))
+        assert ctx.valid <= won <= len(ctx.tokens), "nothing is lost by sharing"
+        ctx.valid = ctx.reach = won
+        held = [{id(page) for pages in other.table.pages for page in pages} for other in self.live()]
+        own = held[self.live().index(ctx)]
+        self.join({stamp for other, pages in zip(self.live(), held, strict=True) if pages & own for stamp in other.kin})
         self.num_changes += 1
 
     @rule(number=st.integers(0, 9), cut=st.integers(0, 9))
@@ -540,6 +571,7 @@ class PagerContent(RuleBasedStateMachine):
     @invariant()
     def integrity(self) -> None:
         self.pager.check_integrity()
+        assert not self.pager._mapping.index.broken()
 
     @invariant()
     def host_copies_hold_what_they_say(self) -> None:
@@ -602,6 +634,8 @@ WALK: tuple[tuple[str, int, dict[str, Sequence[object]]], ...] = (
     ("abort", 5, {}),
     ("corrupt", 4, {"which": range(10)}),
     ("fork", 4, {"number": range(10), "cut": range(10), "owner": OWNERS}),
+    ("repeat", 5, {"owner": OWNERS, "cut": range(6)}),
+    ("share", 6, {"number": range(10), "cut": range(6)}),
     ("truncate", 3, {"number": range(10), "cut": range(10)}),
     ("drop", 1, {"number": range(10), "chance": (0,)}),
     ("alloc", 3, {"owner": OWNERS, "model": MODELS}),

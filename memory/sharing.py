@@ -1,0 +1,72 @@
+"""Sharing: a table takes pages that others hold already, in place of computing their tokens again.
+
+    place          0        1        2        3        4
+    the table    intact   lost     junk     (none)   (none)        junk: at or past `num_valid`, written by a plan whose row left
+    the index               A        B        C      unknown
+    afterwards   intact     A        B        C                    won: the tokens of places 0 to 3
+
+Pages that are taken are shared as those of a fork are: charged in equal parts to every holder, and copied by whoever writes first.
+
+Invariants
+1. A place is taken in every KV group or in none, and only behind places that are whole: what a table has won is a prefix.
+2. What a table loses by it was lost or not valid; a page that somebody else still holds stays his.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from memory.flights import Flights
+from memory.mapping import Mapping
+from memory.table import Page, PageTable
+from memory.tables import Tables
+
+
+class Sharing:
+    """Lets tables take known pages."""
+
+    def __init__(self, mapping: Mapping, flights: Flights, tables: Tables) -> None:
+        self._mapping = mapping
+        self._flights = flights
+        self._tables = tables
+
+    def share(self, table: PageTable, num_valid: int, links: Sequence[bytes]) -> int:
+        """Take the leading pages that are known of those the table lacks; returns its leading tokens whose pages are there.
+
+        `num_valid` tokens of the table are valid where its pages are not lost, `links[i]` names full page i.
+        """
+        num_valid = min(num_valid, min(map(len, table.pages)) * table.page_tokens)
+        num_kept = num_valid // table.page_tokens
+        idx = 0
+        while idx < len(links):
+            if idx >= num_kept or any(pages[idx].is_lost for pages in table.pages):
+                found = self._find(table, links[idx])
+                if found is None:
+                    break
+                for page in found:
+                    self._take(table, page, is_kept=idx < num_kept)
+            idx += 1
+        if idx <= num_kept:
+            return min(num_valid, table.intact_tokens())
+        table.reach = max(table.reach, idx * table.page_tokens)
+        table.num_filled = max(table.num_filled, idx)
+        return idx * table.page_tokens
+
+    def _find(self, table: PageTable, link: bytes) -> list[Page] | None:
+        pages = [self._mapping.index.find(space_id, link) for space_id in table.space_ids]
+        known = [page for page in pages if page is not None]
+        return known if len(known) == len(pages) else None  # invariant 1
+
+    def _take(self, table: PageTable, known: Page, *, is_kept: bool) -> None:
+        """Put a known page into its place of a table, unless the table has that page, or another one that is whole."""
+        pages = table.pages[known.group]
+        if known.idx == len(pages):
+            self._mapping.attach(known, table)
+            pages.append(known)
+            return
+        own = pages[known.idx]
+        if own is known or (is_kept and not own.is_lost):
+            return
+        if len(own.holders) == 1:
+            self._flights.free_page(own)
+        self._mapping.replace(table, own, known)
