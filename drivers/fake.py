@@ -13,9 +13,7 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
-from hashlib import blake2b
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import msgspec
@@ -32,26 +30,16 @@ from drivers.contract import (
     OpenSpec,
     Plan,
     RowResult,
-    SegmentSpec,
     StepResult,
 )
-from drivers.errors import DeviceLost, DeviceOutOfMemory, HostPageCorrupt, OptionUnknown, PageCorrupt, PlanRejected, UnknownModel
+from drivers.errors import DeviceLost, DeviceOutOfMemory, HostPageCorrupt, OptionUnknown, PageCorrupt, PlanRejected
+from drivers.fake_loaded import FakeLoaded, LoadedFake, pattern_of
 from drivers.fake_memory import FakeMemory, FakeSpace, HistoryLost
-from drivers.fake_model import FakeModel, describe, draw, links_after, logprob
+from drivers.fake_model import FakeAdapter, FakeModel, describe, describe_adapter, draw, links_after, logprob
 from drivers.fake_script import MEASURED_BYTES, FakeScript
 from drivers.plan_check import check_rows
-from drivers.rows import GroupLimit, ModelLimit, Row, RowTable, StepRows
+from drivers.rows import Row, RowTable, StepRows
 from memory.page import Move, Tier
-
-
-@dataclass(frozen=True, slots=True)
-class _Loaded:
-    """A loaded model: what it says, where its KV lies, and the patterns that stand for its weights."""
-
-    model: FakeModel
-    spaces: dict[int, FakeSpace]
-    limit: ModelLimit
-    patterns: tuple[tuple[int, np.ndarray], ...]  # (offset in the arena, bytes)
 
 
 class FakeDriver:
@@ -119,47 +107,41 @@ class _FakeDevice:
         self._spec = spec
         self._script = script
         self._table = RowTable(spec.max_rows, spec.max_step_tokens, spec.page_tokens)
-        self._models: dict[int, _Loaded] = {}  # replaced, never changed: a load in another thread may end while a plan is applied
-        self._spaces: dict[int, FakeSpace] = {}  # likewise; those of unloaded models stay until a load names them again
-        self._models_lock = threading.Lock()
+        self._loaded = FakeLoaded(spec)
         self._links: dict[int, int] = {}  # by row slot: the link after the last token that the row computed here
         self._num_steps = self._num_loads = self._num_host_copies = 0
         self._copied = {Tier.DEVICE: MEASURED_BYTES, Tier.HOST: MEASURED_BYTES}  # bytes to a tier, not told yet
 
     def inspect(self, spec: InspectSpec) -> ModelSpec:
+        if spec.base:
+            return describe_adapter(FakeAdapter.read(Path(spec.path)), FakeModel.read(Path(spec.base)), self._spec, spec)
         return describe(FakeModel.read(Path(spec.path)), self._spec, spec)
 
     def load(self, spec: LoadSpec, progress: Callable[[int, int], None]) -> LoadedModel:
         began = time.monotonic()
         self._num_loads += 1
         told = self.inspect(spec.source)
-        self._check_load(spec, told)
+        self._loaded.check(spec, told)
         if self._num_loads == self._script.oom_at_load:
             raise DeviceOutOfMemory(needed_bytes=told.segments[0].size_bytes, free_bytes=0)
         total_bytes = sum(segment.size_bytes for segment in told.segments)
         patterns: list[tuple[int, np.ndarray]] = []
         for segment, offset in zip(told.segments, spec.offsets, strict=True):
             time.sleep(self._script.slow_load_s / len(told.segments))
-            pattern = _pattern(told, segment)
+            pattern = pattern_of(told, segment)
             self.memory.arena[offset : offset + segment.size_bytes] = pattern
             patterns.append((offset, pattern))
             progress(sum(written.size for _, written in patterns), total_bytes)
-        seated = self._seat(spec, told, tuple(patterns))
-        with self._models_lock:
-            self._models = {**self._models, spec.model_id: seated}
-            self._spaces = {**self._spaces, **seated.spaces}
+        self._loaded.add(spec, told, tuple(patterns))
         return LoadedModel(spec.model_id, total_bytes, time.monotonic() - began, prefill_s=self._script.prefill_s)
 
     def unload(self, model_id: int) -> None:
-        with self._models_lock:
-            if model_id not in self._models:
-                raise UnknownModel(f"Model {model_id}.")
-            self._models = {other: loaded for other, loaded in self._models.items() if other != model_id}
+        self._loaded.remove(model_id)
 
     def apply(self, plan: Plan) -> None:
-        spaces = self._spaces
+        spaces = self._loaded.spaces
         self._check_pages(plan, spaces)
-        check_rows(plan, self._table, {model_id: loaded.limit for model_id, loaded in self._models.items()})
+        check_rows(plan, self._table, self._loaded.limits())
         for zero in plan.zeros:
             self.memory.zero(spaces[zero.space_id], zero)
         corrupt = tuple(idx for idx, move in enumerate(plan.moves) if not self._make(spaces[move.space_id], move))
@@ -181,13 +163,12 @@ class _FakeDevice:
         results: list[RowResult] = []
         num_tokens = 0
         for share in self._table.take(step_idx):
-            loaded = self._models[share.model_id]
-            self._check_weights(loaded)
+            loaded = self._loaded.of(share, self.memory.arena)
             results += [self._compute(loaded, share, idx) for idx in range(len(share.rows))]
             num_tokens += sum(share.counts)
         return StepResult(tuple(results), self._script.compute_s(num_tokens, time.monotonic() - began), num_tokens)
 
-    def _compute(self, loaded: _Loaded, share: StepRows, idx: int) -> RowResult:
+    def _compute(self, loaded: LoadedFake, share: StepRows, idx: int) -> RowResult:
         """Compute a row's part of a step."""
         row, count = share.rows[idx], share.counts[idx]
         tokens = row.pending[:count]
@@ -223,9 +204,9 @@ class _FakeDevice:
         self._table.fail(row)
         return RowResult(row.slot, error=error)
 
-    def _recall(self, loaded: _Loaded, row: Row) -> int:
+    def _recall(self, loaded: LoadedFake, row: Row) -> int:
         """Return the link before the row's next token, as its frames tell it. Raises: HistoryLost."""
-        spaces = zip(loaded.spaces.values(), row.tables, strict=True)
+        spaces = zip(self._loaded.spaces_of(loaded, row), row.tables, strict=True)
         links = {self.memory.last_link(space, table, row.position) for space, table in spaces}
         remembered = self._links.get(row.slot)
         if len(links | ({remembered} - {None})) != 1:
@@ -246,7 +227,7 @@ class _FakeDevice:
                 self.memory.spoil(move.target_frame)
         return True
 
-    def _check_pages(self, plan: Plan, spaces: dict[int, FakeSpace]) -> None:
+    def _check_pages(self, plan: Plan, spaces: Mapping[int, FakeSpace]) -> None:
         for space_id, tier, frame in [
             *plan.zeros,
             *plan.late_zeros,
@@ -257,32 +238,6 @@ class _FakeDevice:
                 raise PlanRejected(f"Space {space_id} is not open.")
             self.memory.check(spaces[space_id], tier, frame)
 
-    def _check_weights(self, loaded: _Loaded) -> None:
-        for offset, pattern in loaded.patterns:
-            if not np.array_equal(self.memory.arena[offset : offset + len(pattern)], pattern):
-                raise DeviceLost(f"The weights at byte {offset} of the arena were overwritten.")
-
-    def _check_load(self, spec: LoadSpec, told: ModelSpec) -> None:
-        taken = {space_id for loaded in self._models.values() for space_id in loaded.spaces}
-        if spec.model_id in self._models or not taken.isdisjoint(spec.space_ids):
-            raise PlanRejected(f"Model {spec.model_id} or one of its spaces {spec.space_ids} is in use already.")
-        if len(spec.offsets) != len(told.segments) or len(spec.space_ids) != len(told.groups):
-            raise PlanRejected(f"It has {len(told.segments)} segments and {len(told.groups)} groups.")
-        for segment, offset in zip(told.segments, spec.offsets, strict=True):
-            if offset < 0 or offset + segment.size_bytes > len(self.memory.arena):
-                raise PlanRejected(f"Segment {segment.name} lies outside the arena.")
-
-    def _seat(self, spec: LoadSpec, told: ModelSpec, patterns: tuple[tuple[int, np.ndarray], ...]) -> _Loaded:
-        model = FakeModel.read(Path(spec.source.path))
-        num_frames = len(self.memory.arena) // self._spec.granule_bytes
-        token_bytes = model.kv_bytes_per_token // len(model.windows)
-        spaces = {
-            space_id: FakeSpace(model.root, model.root ^ idx + 1, token_bytes, group.frame_bytes, group.window)
-            for idx, (space_id, group) in enumerate(zip(spec.space_ids, told.groups, strict=True))
-        }
-        groups = tuple(GroupLimit(num_frames, group.window) for group in told.groups)
-        return _Loaded(model, spaces, ModelLimit(model.vocab_size, told.max_positions, groups), patterns)
-
     def _act_out(self) -> None:
         """Do what the script says of this step."""
         if self._num_steps == self._script.die_at_step:
@@ -291,9 +246,3 @@ class _FakeDevice:
             threading.Event().wait()
         if self._script.step_s:
             time.sleep(self._script.step_s)
-
-
-def _pattern(model: ModelSpec, segment: SegmentSpec) -> np.ndarray:
-    """Return what stands for the weights of a segment."""
-    unit = blake2b(f"{model.numerics} {segment.name}".encode(), digest_size=64).digest()
-    return np.frombuffer(unit * (segment.size_bytes // len(unit) + 1), dtype=np.uint8)[: segment.size_bytes]

@@ -73,6 +73,53 @@ class FakeModel(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         return int.from_bytes(blake2b(msgspec.json.encode(self), digest_size=8).digest(), "little")
 
 
+class FakeAdapter(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The content of `fake.json` in an adapter's directory; without that file, these defaults."""
+
+    weights_bytes: int = 8192
+    num_layers: int = 4  # of the base that it was made for
+    seed: int = 0  # two adapters that differ in nothing else speak differently
+
+    @classmethod
+    def read(cls, directory: Path) -> FakeAdapter:
+        """Raises: ModelCorrupt, if the directory or its JSON is broken; ModelUnsupported, naming the field."""
+        if not directory.is_dir():
+            raise ModelCorrupt(f"{directory} is not a directory.")
+        file = directory / "fake.json"
+        if not file.exists():
+            return cls()
+        try:
+            adapter = msgspec.json.decode(file.read_bytes(), type=cls)
+        except msgspec.ValidationError as error:
+            raise ModelUnsupported(f"fake.json: {error}.") from error
+        except (msgspec.DecodeError, OSError) as error:
+            raise ModelCorrupt(f"fake.json: {error}.") from error
+        if adapter.weights_bytes < 1:
+            raise ModelUnsupported("fake.json: weights_bytes is 1 or more.")
+        return adapter
+
+    @property
+    def root(self) -> int:
+        """By how much it moves the link before the first token."""
+        return int.from_bytes(blake2b(b"adapter" + msgspec.json.encode(self), digest_size=8).digest(), "little")
+
+
+def describe_adapter(adapter: FakeAdapter, base: FakeModel, memory: OpenSpec, spec: InspectSpec) -> ModelSpec:
+    """Return what an adapter of a model needs of a device. Raises: ModelCorrupt, if it was made for another base."""
+    if adapter.num_layers != base.num_layers:
+        raise ModelCorrupt(
+            f"The adapter is for {adapter.num_layers} layers, and the base has {base.num_layers}. It was made for another base."
+        )
+    return msgspec.structs.replace(
+        describe(base, memory, spec),
+        architecture="LoRA of FakeForCausalLM",
+        num_parameters=adapter.weights_bytes // 4,
+        segments=(SegmentSpec("adapter", adapter.weights_bytes),),
+        groups=(),
+        numerics=f"fake adapter {adapter.root:016x}",
+    )
+
+
 def describe(model: FakeModel, memory: OpenSpec, spec: InspectSpec) -> ModelSpec:
     """Return what a model needs of a device that was opened with `memory`."""
     segment_bytes = -(-model.weights_bytes // model.num_layers)
@@ -125,9 +172,11 @@ def logprob(model: FakeModel, link: int, token: int, num_top: int) -> TokenLogpr
     return TokenLogprob(_logprob_of(rank), top)
 
 
-def continuation(model: FakeModel, tokens: Sequence[int], num_tokens: int, sampling: Sampling) -> list[int]:
+def continuation(
+    model: FakeModel, tokens: Sequence[int], num_tokens: int, sampling: Sampling, adapter: FakeAdapter | None = None
+) -> list[int]:
     """Return the `num_tokens` tokens that a row with this history goes on with: what every path through the driver must give."""
-    link = links_after(model.root, tokens, 0)[-1]
+    link = links_after(model.root ^ (adapter.root if adapter else 0), tokens, 0)[-1]
     drawn: list[int] = []
     for position in range(len(tokens), len(tokens) + num_tokens):
         drawn.append(draw(model, link, position, sampling))
