@@ -18,7 +18,7 @@ Life cycle
 ----------
     probe -> open -> { inspect -> load -> [ apply(plan) -> step x K ]* -> unload }* -> close
 
-`probe` and `inspect` change nothing. `inspect` and `load` may be called from another thread than `apply` and `step`, one at a time;
+`probe` and `inspect` change nothing. `inspect`, `load` and `park` may be called from another thread than `apply` and `step`, one at a time;
 everything else comes from one.
 
 One plan, worked
@@ -67,6 +67,7 @@ class Capabilities(msgspec.Struct, frozen=True):
     quantizations: tuple[str, ...] = ()
     graph: bool = False
     batch_invariant: bool = False
+    streams: bool = False  # runs models whose segments do not all stay (`LoadSpec.slots`)
     contract_version: int = CONTRACT_VERSION
 
 
@@ -254,7 +255,7 @@ class StepResult(msgspec.Struct, frozen=True, array_like=True):
     rows: tuple[RowResult, ...]
     compute_s: float  # seconds inside the forward pass and sampling
     num_tokens: int  # computed, all rows together
-    failed_models: tuple[int, ...] = ()  # streamed ones whose weights cannot be read any more; their rows of this step failed
+    failed_models: dict[int, str] = {}  # streamed ones whose weights cannot be read any more, and why; their rows of this step failed
     copies: CopyTimes = CopyTimes()  # of the whole plan; put in by the worker, with the first answer to it
 
 
@@ -298,6 +299,13 @@ class Driver(Protocol):
 
     def unload(self, model_id: int) -> None:
         """Forget a model; its offsets and spaces may be lent elsewhere at once. Raises: UnknownModel."""
+
+    def park(self, model_id: int, host_offsets: tuple[int, ...]) -> tuple[int, ...]:
+        """Copy the segments of a loaded model to these bytes of the host tier, as a later `LoadSpec` names them; answers the crc32c of each.
+
+        Steps may run on meanwhile; the model stays loaded. Segments that are streamed are written from the files.
+        Raises: UnknownModel; ModelCorrupt; PlanRejected, if they do not fit the host tier. What lies there is then of no use.
+        """
 
     def apply(self, plan: Plan) -> None:
         """Carry out zeros, moves, late zeros, clears, starts and patches.

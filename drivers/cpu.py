@@ -89,6 +89,7 @@ class CpuDriver:
             memory_bytes=device_bytes(),
             dtypes=tuple(DTYPES),
             ops=op_names(),
+            streams=True,
         )
 
     def open(self, spec: OpenSpec, host_fd: int | None) -> None:
@@ -161,7 +162,7 @@ class CpuDriver:
         device = self._opened()
         began = time.perf_counter()
         results: list[RowResult] = []
-        failed: list[int] = []
+        failed: dict[int, str] = {}
         num_tokens = 0
         with torch.inference_mode():
             for share in device.rows.take(step_idx):
@@ -170,8 +171,8 @@ class CpuDriver:
                     results += self._run(share)
                 except StreamBroken as error:  # it costs this model's rows; nothing of them has moved on
                     results += [self._failed(row, str(error)) for row in share.rows]
-                    failed.append(share.model_id)
-        return StepResult(tuple(results), time.perf_counter() - began, num_tokens, tuple(failed))
+                    failed[share.model_id] = str(error)
+        return StepResult(tuple(results), time.perf_counter() - began, num_tokens, failed)
 
     def close(self) -> None:
         """Give everything back. Safe to call twice."""

@@ -46,7 +46,7 @@ class Dispatcher:
 
     def __init__(self, pager: Pager, composer: Composer, delivery: Delivery, deadline: StepDeadline) -> None:
         self._pager = pager
-        self._composer = composer
+        self.composer = composer
         self._seats = composer.seats
         self._delivery = delivery
         self._deadline = deadline
@@ -61,7 +61,9 @@ class Dispatcher:
         self._landing: asyncio.Future[None] | None = None
         self._landed_seq = 0
         self.on_crash: Callable[[str], None] = lambda _reason: None
+        self.on_model_failed: Callable[[int, str], None] = lambda _model_id, _reason: None
         self.on_progress: Callable[[int, int, float], None] = lambda _prefill, _output, _compute_s: None
+        self.on_landed: Callable[[], None] = lambda: None
 
     @property
     def is_idle(self) -> bool:
@@ -119,14 +121,14 @@ class Dispatcher:
         for row in rows:
             self.unseat(row.request)
             self._delivery.requeue(row.request)
-        self._composer.open_line()
+        self.composer.open_line()
         return rows
 
     # ------------------------------------------------------------------------------------------------------------- what the verbs call
 
     def unseat(self, request: Request) -> None:
         """Take a request off its row, if it has one; the caller then ends it or lets it wait. A long quantum is cut for it."""
-        if self._composer.unseat(request) is not None:
+        if self.composer.unseat(request) is not None:
             self._cut()
 
     def arrived(self) -> None:
@@ -136,7 +138,7 @@ class Dispatcher:
 
     def room_made(self) -> None:
         """Pages or slabs were given up: whoever did not fit may fit now."""
-        self._composer.open_line(self._last_on_way)
+        self.composer.open_line(self._last_on_way)
         self.pump()
 
     def make_room(self, sizes: tuple[int, ...]) -> asyncio.Future[None]:
@@ -197,7 +199,7 @@ class Dispatcher:
         is_safe = not len(self._seats) or any(flight.room is None for flight in self._flights)
         if is_safe and self._rooms.is_next(self._landed_seq):
             return self._send_room()
-        composed = self._composer.compose(self._seq + 1, self._last_on_way)
+        composed = self.composer.compose(self._seq + 1, self._last_on_way)
         if composed is None:
             return False
         self._submit(composed)
@@ -206,7 +208,7 @@ class Dispatcher:
     def _submit(self, composed: Composed, room: RoomWanted | None = None) -> None:
         assert self._device is not None
         pages, clears, parts = composed
-        starts, patches = self._composer.tell_rows()
+        starts, patches = self.composer.tell_rows()
         num_steps = max((part.num_samples for part in parts), default=1) or 1 if parts else 0
         plan = Plan(
             boot_generation=self._boot_generation,
@@ -251,9 +253,11 @@ class Dispatcher:
                 for row, reason, detail in self._delivery.deliver(flight, result):
                     self.unseat(row.request)
                     self._delivery.settle(row.request, reason, detail)
-                    self._composer.open_line(self._last_on_way)
+                    self.composer.open_line(self._last_on_way)
             if is_last:
                 self._land(flight)
+            for model_id, failure in result.failed_models.items():  # not tried again; their rows have ended
+                self.on_model_failed(model_id, failure)
         self.pump()
 
     def _advance(self, flight: Flight, step_idx: int, result: StepResult) -> None:
@@ -275,7 +279,8 @@ class Dispatcher:
         self._told = (self._told - set(flight.clears)) | set(flight.starts)
         self._pager.commit(flight.seq)
         self._landed_seq = flight.seq
-        self._composer.landed(flight.seq)
+        self.composer.landed(flight.seq)
+        self.on_landed()
         self._tell_landing()
         if flight.room is not None and not flight.room.future.done():
             flight.room.future.set_result(None)

@@ -49,6 +49,7 @@ class Lodging:
         self.machine = machine
         machine.dispatcher.on_crash = self._lost
         machine.dispatcher.on_progress = self._progressed
+        machine.dispatcher.on_model_failed = machine.residency.fail
         machine.residency.bind(machine.dispatcher.make_room)
         machine.residency.on_change = self._residency_changed
 

@@ -52,6 +52,8 @@ class Model:
     fingerprint: bytes = b""
     progress: LoadProgress = field(default_factory=lambda: LoadProgress("waiting", 0, 0))
     failure: str = ""
+    streamed_bytes: int = 0  # that every forward pass reads again
+    stream_rate: float = 0.0  # bytes per second at which that began
     # kept by the context table
     num_contexts: int = 0
 

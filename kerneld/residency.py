@@ -30,17 +30,16 @@ from kerneld.errors import Conflict, KernelError, Unavailable, WrongState
 from kerneld.eventbus import EventBus
 from kerneld.events import ModelFailed, ModelLoaded, ModelUnloaded
 from kerneld.models import Model, ModelTable, fingerprint_of
+from kerneld.placement import Placement
 from memory.config import MemoryConfig
-from memory.errors import OutOfFrames, PagingError
+from memory.errors import PagingError
 from memory.page import Space
 from memory.pager import Pager
 
 logger = logging.getLogger(__name__)
 
-WEIGHTS_OWNER = "models"
 DEVICE_WAIT_S = 30.0
 IDS_PER_BOOT = 1 << 20
-ROOM_TRIES = 3  # rows that run may take what was made free for weights, rather than wait themselves
 
 
 class Residency:
@@ -60,14 +59,14 @@ class Residency:
         self._leaving: dict[str, asyncio.Task[None]] = {}  # models that the device is still to forget, by name
         # Ids of this front's own: a worker, or a page in the host tier, that outlived an earlier front knows others.
         self._next_model_id = self._next_space_id = boot_generation * IDS_PER_BOOT
-        self._make_room: Callable[[tuple[int, ...]], asyncio.Future[None]] = _refuse_room
+        self._placement = Placement(memory, pager)
         self.on_change: Callable[[Model], None] = lambda _model: None
 
     # ------------------------------------------------------------------------------------------------------------------- the device
 
     def bind(self, make_room: Callable[[tuple[int, ...]], asyncio.Future[None]]) -> None:
         """Say who evicts pages when weights need slabs."""
-        self._make_room = make_room
+        self._placement.make_room = make_room
 
     def attach(self, device: Device, held: Iterable[HeldModel] = ()) -> None:
         """A device is there (again): keep of `held` what is still wanted, then bring back what was resident on the one before."""
@@ -95,12 +94,13 @@ class Residency:
         if model.model_id and model.model_id != kept.spec.model_id:
             return False
         try:
-            self._pager.claim_weights(model.name, WEIGHTS_OWNER, model.segment_sizes, kept.spec.offsets)
+            self._placement.claim(model, kept.spec)
         except PagingError as error:
             logger.warning("weights of an earlier run are in the way", extra={"model": model.name, "error": str(error)})
             return False
         self._identify(model, spec, kept.spec)
         self._claimed.add(model.name)
+        model.streamed_bytes, model.stream_rate = kept.loaded.streamed_bytes, kept.loaded.stream_rate
         return True
 
     def detach(self) -> None:
@@ -170,6 +170,17 @@ class Residency:
         await self._gone(model)
         self._events.publish(ModelUnloaded(model.name, model.size_bytes))
 
+    def fail(self, model_id: int, reason: str) -> None:
+        """A resident model cannot be run any more: it leaves the device, and whoever waits for it is told why."""
+        model = next((model for model in self._models if model.model_id == model_id and model.is_resident), None)
+        if model is None or self._device is None:
+            return
+        self._leave(model, self._take_off(model, self._device))
+        model.state, model.failure = ModelState.FAILED, reason
+        self._events.publish(ModelFailed(model.name, reason))
+        self.on_change(model)
+        self._wake()
+
     def forget(self, model: Model) -> None:
         """The model's name is removed: its spaces are closed, and no page of it is kept anywhere."""
         for space in model.spaces:
@@ -188,8 +199,8 @@ class Residency:
         spec = await self.inspect(model)
         self._identify(model, spec)
         self._tell(model, "place", 0, model.size_bytes)
-        offsets = await self._place(model, model.segment_sizes)
-        order = LoadSpec(model.model_id, model.source, model.space_ids, offsets)
+        offsets, slots = await self._placement.place(model, may_stream=device.capabilities.streams)
+        order = LoadSpec(model.model_id, model.source, model.space_ids, offsets, slots)
         copying = asyncio.get_running_loop().create_task(self._copy(model, device, order))
         try:
             await asyncio.shield(copying)
@@ -201,8 +212,9 @@ class Residency:
         try:
             loaded = await device.load(order, lambda done, total: self._tell(model, "copy", done, total), model.weights_key)
         except BaseException:
-            self._pager.release_weights(model.name)
+            self._placement.release(model)
             raise
+        model.streamed_bytes, model.stream_rate = loaded.streamed_bytes, loaded.stream_rate
         self._events.publish(ModelLoaded(model.name, loaded.bytes_loaded, loaded.seconds))
 
     async def _abandon(self, model: Model, device: Device, copying: asyncio.Task[None]) -> None:
@@ -216,7 +228,7 @@ class Residency:
         with contextlib.suppress(DeviceLost):  # then it is forgotten as well, and the room is new
             await device.unload(model.model_id)
         if self._device is device:
-            self._pager.release_weights(model.name)
+            self._placement.release(model)
 
     def _leave(self, model: Model, leaving: Coroutine[Any, Any, None]) -> None:
         """A model leaves the device, whatever becomes of who asked for it; its next load waits."""
@@ -248,14 +260,6 @@ class Residency:
     def _new_space_ids(self, count: int) -> tuple[int, ...]:
         first, self._next_space_id = self._next_space_id, self._next_space_id + count
         return tuple(range(first, first + count))
-
-    async def _place(self, model: Model, sizes: tuple[int, ...]) -> tuple[int, ...]:
-        for _ in range(ROOM_TRIES):
-            try:
-                return self._pager.place_weights(model.name, WEIGHTS_OWNER, sizes)
-            except OutOfFrames:
-                await self._make_room(sizes)
-        return self._pager.place_weights(model.name, WEIGHTS_OWNER, sizes)
 
     async def _await_device(self) -> Device:
         try:
@@ -294,7 +298,3 @@ class Residency:
         """Let everybody who follows a load look again."""
         self._progressed.set()
         self._progressed = asyncio.Event()
-
-
-def _refuse_room(_sizes: tuple[int, ...]) -> asyncio.Future[None]:
-    raise Unavailable("The device is not bound yet.")

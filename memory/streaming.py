@@ -66,6 +66,14 @@ def plan_of(sizes: Sequence[int], offsets: Sequence[int], num_slots: int) -> Str
     return StreamPlan(tuple(sizes), tuple(idx for idx, offset in enumerate(offsets) if offset < 0), num_slots)
 
 
+def plan_for(config: MemoryConfig, sizes: Sequence[int]) -> StreamPlan:
+    """How a model is to lie on a device of that configuration, alone there but for a least number of pages."""
+    room_bytes = weight_room(config)
+    if not config.stream or len(sizes) < 3 or placed_bytes(sizes, config.granule_bytes) <= room_bytes:
+        return whole(sizes)
+    return fit(sizes, room_bytes, config.granule_bytes)
+
+
 def weight_room(config: MemoryConfig) -> int:
     """Bytes of the arena that weights may take so that a least number of pages stays possible; whole slabs."""
     num_slabs = config.device_bytes // config.slab_bytes

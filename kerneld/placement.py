@@ -1,0 +1,62 @@
+"""Placement: where the weights of a model lie on the device, whole or, where they are too large, streamed through slots.
+
+Room is made by evicting idle pages; how much of a model stays is decided once, by the arena and what pages need at least
+(`memory.streaming`), not by who happens to be there.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Sequence
+
+from drivers.contract import LoadSpec
+from kerneld.errors import Unavailable
+from kerneld.models import Model
+from memory.config import MemoryConfig
+from memory.errors import OutOfFrames
+from memory.pager import Pager
+from memory.streaming import plan_for, plan_of, whole
+
+WEIGHTS_OWNER = "models"
+ROOM_TRIES = 3  # rows that run may take what was made free for weights, rather than wait themselves
+
+MakeRoom = Callable[[tuple[int, ...]], Awaitable[None]]
+
+
+class Placement:
+    """Finds room for weights."""
+
+    def __init__(self, memory: MemoryConfig, pager: Pager) -> None:
+        self._memory = memory
+        self._pager = pager
+        self.make_room: MakeRoom = _refuse_room
+
+    async def place(self, model: Model, *, may_stream: bool) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """Room for a model: the offset of each segment, -1 for streamed ones, and of the slots they go through.
+
+        Raises: NeverFits, OutOfFrames, OverLimit, PagingError; nothing is changed but for the room that was made.
+        """
+        sizes = model.segment_sizes
+        plan = plan_for(self._memory, sizes) if may_stream else whole(sizes)
+        for _ in range(ROOM_TRIES):
+            try:
+                return plan.offsets(self._place(model, plan.places))
+            except OutOfFrames:
+                await self.make_room(plan.places)
+        return plan.offsets(self._place(model, plan.places))
+
+    def claim(self, model: Model, kept: LoadSpec) -> None:
+        """Take the room where a living worker has a model already. Raises: PagingError, if it is not free."""
+        plan = plan_of(model.segment_sizes, kept.offsets, len(kept.slots))
+        self._pager.claim_weights(model.name, WEIGHTS_OWNER, plan.places, plan.starts(kept.offsets, kept.slots))
+
+    def release(self, model: Model) -> None:
+        """Give the room of a model back."""
+        self._pager.release_weights(model.name)
+
+    def _place(self, model: Model, places: Sequence[int]) -> tuple[int, ...]:
+        return self._pager.place_weights(model.name, WEIGHTS_OWNER, tuple(places))
+
+
+def _refuse_room(_sizes: tuple[int, ...]) -> asyncio.Future[None]:
+    raise Unavailable("The device is not bound yet.")
