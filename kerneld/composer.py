@@ -60,6 +60,7 @@ class Composer:
         self._is_line_stopped = False
         self._opens_at = 0  # > 0: the line opens when this plan has landed
         self.on_misfit: Callable[[Request, FinishReason, str], None] = delivery.settle
+        self.waits: list[Callable[[Request], bool]] = []  # asked of who is next; who has to wait for something has left the line then
 
     # ------------------------------------------------------------------------------------------------------------- the line
 
@@ -120,6 +121,8 @@ class Composer:
             request = self._scheduler.next_candidate()
             if request is None:
                 return
+            if any(must_wait(request) for must_wait in self.waits):
+                continue
             row = self._seating.seat(request, self.seats.next_slot())
             self.seats.seat(row)
             self._delivery.seated(request, row.position)

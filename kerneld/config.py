@@ -66,6 +66,9 @@ class KerneldConfig:
     worker_socket: Path = field(
         default_factory=lambda: default_runtime_dir() / "worker.sock", metadata={"doc": "Unix socket to which workers connect."}
     )
+    page_file: Path | None = field(
+        default=None, metadata={"doc": "File of the disk tier (memory.page_file_bytes); `pages` in the state directory unless given."}
+    )
     start_workers: bool = field(default=True, metadata={"doc": "Whether the daemon starts its workers; false where systemd does."})
     model_roots: tuple[Path, ...] = field(
         default_factory=lambda: (default_state_dir() / "models",),

@@ -26,6 +26,7 @@ from kerneld.contexts import ContextTable
 from kerneld.deadline import StepDeadline
 from kerneld.delivery import Delivery
 from kerneld.disk_reserve import DiskReserve
+from kerneld.disktier import DiskTier
 from kerneld.dispatcher import Dispatcher
 from kerneld.effects import Effects
 from kerneld.eventbus import EventBus
@@ -37,6 +38,7 @@ from kerneld.lodging import Lodging
 from kerneld.machine import Machine
 from kerneld.metrics import Gauges, Metrics
 from kerneld.models import ModelTable
+from kerneld.pagefile import PageFile
 from kerneld.recovery import recover
 from kerneld.renderer import TemplateRenderer
 from kerneld.request import Request
@@ -93,7 +95,10 @@ class Daemon:
             journal = Journal(self._directory.journal, segment_bytes=self.config.kerneld.journal_segment_bytes)
             undo.callback(journal.close)
             state = await asyncio.to_thread(lambda: LogState.fold(journal.replay()))
-            self.machine = self._build(store, journal, await store.begin_boot())
+            page_file = await asyncio.to_thread(self._open_page_file)
+            if page_file is not None:
+                undo.callback(page_file.close)
+            self.machine = self._build(store, journal, page_file, await store.begin_boot())
             self.kernel = Kernel(self.machine)
             self._listener = WorkerListener(self.config.kerneld.worker_socket, self.machine.supervisor)
             self._listener.start()
@@ -118,11 +123,16 @@ class Daemon:
             steps.callback(self._directory.close)
             if machine.host is not None:
                 steps.callback(machine.host.close)
+            if machine.disk_tier is not None:
+                steps.callback(machine.disk_tier.file.close)
             steps.callback(machine.journal.close)
             steps.push_async_callback(machine.store.close)
             steps.push_async_callback(machine.authenticator.close)
             steps.push_async_callback(machine.renderer.close)
             steps.push_async_callback(machine.delivery.close)
+            steps.push_async_callback(self._lodging.close)
+            if machine.disk_tier is not None:
+                steps.push_async_callback(machine.disk_tier.close)
             steps.callback(machine.residency.detach)
             steps.push_async_callback(machine.supervisor.stop)
             steps.push_async_callback(self._listener.close)
@@ -136,7 +146,15 @@ class Daemon:
 
     # ------------------------------------------------------------------------------------------------------------------------- wiring
 
-    def _build(self, store: Store, journal: Journal, boot_generation: int) -> Machine:
+    def _open_page_file(self) -> PageFile | None:
+        kernel, memory = self.config.kerneld, self.config.memory
+        num_slabs = memory.page_file_bytes // memory.slab_bytes
+        if not num_slabs:
+            return None
+        path = kernel.page_file or self._directory.path / "pages"
+        return PageFile.open(path, num_slabs * memory.slab_bytes, memory.granule_bytes, memory.slab_bytes)
+
+    def _build(self, store: Store, journal: Journal, page_file: PageFile | None, boot_generation: int) -> Machine:
         config, clock = self.config, self._clock
         kernel, memory = config.kerneld, config.memory
         events = EventBus(clock)
@@ -167,6 +185,7 @@ class Daemon:
             models=models,
             contexts=ContextTable(models, admission.contexts, clock),
             host=None,
+            disk_tier=None if page_file is None else DiskTier(page_file, pager, scheduler, events),
             pager=pager,
             scheduler=scheduler,
             seating=seating,
@@ -188,6 +207,10 @@ class Daemon:
         machine.delivery.on_finished = self._request_finished
         machine.delivery.on_unsynced = machine.dispatcher.end
         machine.authenticator.on_tenant_seen = self._tenant_seen
+        if machine.disk_tier is not None:
+            machine.disk_tier.on_return = machine.dispatcher.arrived
+            machine.dispatcher.composer.waits.append(machine.disk_tier.returns.must_wait)
+            machine.dispatcher.on_landed = machine.disk_tier.reclaimer.turn
 
     def _worker_command(self) -> WorkerCommand:
         kernel = self.config.kerneld

@@ -37,6 +37,8 @@ class Housekeeping:
         self._watchdog_s = Notifier().watchdog_interval_s
         self._duties: list[tuple[float, Callable[[], None]]] = [
             (TICK_S, self._end_late),
+            (TICK_S, self._apply_limits),
+            (TICK_S, self._reclaim),
             (ACCOUNTS_S, self._journal_counters),
             (INTEGRITY_S, self._check_integrity),
         ]
@@ -82,6 +84,18 @@ class Housekeeping:
             machine.dispatcher.end(request, FinishReason.DEADLINE, "The deadline passed.")
         for request in [request for request in machine.requests.values() if request.is_abandoned() and not request.is_scoring]:
             machine.dispatcher.end(request, FinishReason.CANCELLED, "Nobody read the stream any more.")
+
+    def _apply_limits(self) -> None:
+        """See whether limits that were set below use have taken hold, and have more reclaimed if not."""
+        machine = self._machine
+        if machine.limits.is_waiting:
+            machine.dispatcher.pump()
+            machine.limits.look()
+
+    def _reclaim(self) -> None:
+        """Keep room in the host tier."""
+        if self._machine.disk_tier is not None:
+            self._machine.disk_tier.reclaimer.turn()
 
     def _journal_counters(self) -> None:
         """Write down the fair-share counters that changed, so that a restart is no amnesty."""

@@ -10,16 +10,17 @@ Rules
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import os
 import time
 
-from drivers.client import WorkerClient
+from drivers.client import Device, WorkerClient
 from drivers.contract import OpenSpec
 from drivers.errors import HostTierInvalid
 from drivers.hostmem import HostMemory
 from drivers.listener import Admission
-from kerneld.adoption import adopt_host_pages
+from kerneld.adoption import Adoption
 from kerneld.calls import FinishReason, ModelState
 from kerneld.config import Config
 from kerneld.events import WorkerLost, WorkerRecovered, WorkerStarted
@@ -41,6 +42,7 @@ class Lodging:
         self._metrics = metrics
         self._early: WorkerClient | None = None
         self._has_old_pages = False
+        self._adopting: asyncio.Task[None] | None = None
         self._lost_at: float | None = None
         self._last_step_at = 0.0
 
@@ -52,6 +54,7 @@ class Lodging:
         machine.dispatcher.on_model_failed = machine.residency.fail
         machine.residency.bind(machine.dispatcher.make_room)
         machine.residency.on_change = self._residency_changed
+        machine.residency.before_use = self._adopt_pages
 
     def open(self) -> None:
         """Recovery is done: a worker that came early may serve."""
@@ -108,6 +111,19 @@ class Lodging:
         else:
             self._early = worker
 
+    async def _adopt_pages(self, device: Device) -> None:
+        """Take over what an earlier front left, once; another device that comes meanwhile waits for it too. Raises: DeviceLost."""
+        adopting = self._adopting
+        if adopting is None or (adopting.done() and adopting.exception() is not None):
+            work = Adoption(self.machine).run(device, has_old_host=self._has_old_pages)
+            adopting = self._adopting = asyncio.get_running_loop().create_task(work, name="adopt pages")
+        await asyncio.shield(adopting)
+
+    async def close(self) -> None:
+        """Wait for what reads and clears the tiers."""
+        if self._adopting is not None:
+            await asyncio.wait([self._adopting])
+
     def _serve(self, worker: WorkerClient) -> None:
         machine = self.machine
         machine.dispatcher.attach(worker, machine.boot_generation)
@@ -138,8 +154,6 @@ class Lodging:
 
     def _residency_changed(self, model: Model) -> None:
         machine = self.machine
-        if model.is_resident and self._has_old_pages:
-            adopt_host_pages(machine, model)
         machine.scheduler.set_resident(model.name, model.is_resident)
         if model.state is ModelState.FAILED:
             for request in [request for request in machine.requests.values() if request.context.model == model.name]:

@@ -11,16 +11,18 @@ from dataclasses import dataclass, field
 from drivers.hostmem import HostMemory
 from kerneld.admission import Admission
 from kerneld.bounds import Bounds
-from kerneld.calls import Durability
+from kerneld.calls import Durability, Limits
 from kerneld.checkpoint import ImageStore
 from kerneld.config import Config
 from kerneld.context import Context
 from kerneld.contexts import ContextTable
 from kerneld.delivery import Delivery
 from kerneld.disk_reserve import DiskReserve
+from kerneld.disktier import DiskTier
 from kerneld.dispatcher import Dispatcher
 from kerneld.effects import Effects
 from kerneld.eventbus import EventBus
+from kerneld.holdings import LimitChange
 from kerneld.models import ModelTable
 from kerneld.renderer import TemplateRenderer
 from kerneld.request import Request
@@ -34,7 +36,7 @@ from kerneld.state.tables import TenantRow
 from kerneld.supervisor import Supervisor
 from kerneld.tenants import TenantTable
 from kerneld.throughput import Throughput
-from memory.page import Tier
+from kerneld.tierlimits import TierLimits
 from memory.pager import Pager
 
 
@@ -62,6 +64,7 @@ class Machine:
     models: ModelTable
     contexts: ContextTable
     host: HostMemory | None
+    disk_tier: DiskTier | None
     pager: Pager
     scheduler: Scheduler
     seating: Seating
@@ -73,10 +76,14 @@ class Machine:
     throughput: Throughput
     requests: dict[str, Request] = field(default_factory=dict)  # unfinished, by request id
     last_logs: dict[str, Request] = field(default_factory=dict)  # the latest finished request of each context, by context id
+    limits: TierLimits = field(init=False)
     # written by drain and stop
     is_recovered: bool = False
     is_draining: bool = False
     stop: Callable[[], None] = lambda: None
+
+    def __post_init__(self) -> None:
+        self.limits = TierLimits(self.pager.ledger, self.events.publish)
 
     def num_visible(self, context: Context) -> int:
         """Tokens of a context that may be shown: with durability `fsync`, those that are on the disk."""
@@ -85,8 +92,9 @@ class Machine:
             return context.num_tokens
         return request.log.end
 
-    def know_tenant(self, tenant: TenantRow) -> None:
-        """Let every part know a tenant, or what changed of it."""
+    def know_tenant(self, tenant: TenantRow) -> tuple[LimitChange, ...]:
+        """Let every part know a tenant, or what changed of it; says what became of limits of memory that changed."""
+        old = self.tenants.get(tenant.path).limits if tenant.path in self.tenants else Limits()
         self.tenants.put(tenant)
         shares, limits = self.scheduler.shares, tenant.limits
         if tenant.path in shares:
@@ -95,15 +103,14 @@ class Machine:
             shares.add(tenant.path, tenant.weight)
         self.scheduler.set_max_running(tenant.path, limits.max_running)
         self.admission.set_limits(tenant.path, limits)
-        self.pager.ledger.set_limit(tenant.path, Tier.DEVICE, 0, limits.device_bytes)
-        self.pager.ledger.set_limit(tenant.path, Tier.HOST, 0, limits.host_bytes)
+        self.pager.ledger.set_weight(tenant.path, tenant.weight)
+        return self.limits.put(tenant.path, old, limits)
 
     def forget_tenant(self, path: str) -> None:
         """A removed tenant leaves no account, and none of its bytes (promise 10)."""
         self.tenants.remove(path)
         self.admission.remove(path)
         self.scheduler.remove_tenant(path)
-        self.pager.ledger.set_limit(path, Tier.DEVICE, 0, 0)
-        self.pager.ledger.set_limit(path, Tier.HOST, 0, 0)
+        self.limits.remove(path)
         self.pager.scrub(path)
         self.dispatcher.pump()

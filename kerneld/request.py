@@ -67,6 +67,7 @@ class Request:
     admitted_at: float = 0.0  # last time that it became RUNNING
     num_since_admission: int = 0  # tokens generated since then
     num_preemptions: int = 0
+    num_fetches: int = 0  # times that it waited for pages from the disk tier since it was last seated
 
     # Written by the dispatcher; what the caller is told in the end.
     first_token_at: float | None = None

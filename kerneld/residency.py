@@ -17,29 +17,27 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterable
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable
 from typing import Any
 
 from drivers.client import Device
 from drivers.contract import LoadSpec, ModelSpec
 from drivers.errors import DeviceLost, DriverError
-from drivers.hostmem import host_frame_bytes
 from drivers.wire import HeldModel
 from kerneld.calls import LoadProgress, ModelState
 from kerneld.errors import Conflict, KernelError, Unavailable, WrongState
 from kerneld.eventbus import EventBus
 from kerneld.events import ModelFailed, ModelLoaded, ModelUnloaded
-from kerneld.models import Model, ModelTable, fingerprint_of
+from kerneld.identities import Identities
+from kerneld.models import Model, ModelTable
 from kerneld.placement import Placement
 from memory.config import MemoryConfig
 from memory.errors import PagingError
-from memory.page import Space
 from memory.pager import Pager
 
 logger = logging.getLogger(__name__)
 
 DEVICE_WAIT_S = 30.0
-IDS_PER_BOOT = 1 << 20
 
 
 class Residency:
@@ -57,10 +55,10 @@ class Residency:
         self._adoption: asyncio.Task[None] | None = None
         self._claimed: set[str] = set()  # models whose weights the worker had already
         self._leaving: dict[str, asyncio.Task[None]] = {}  # models that the device is still to forget, by name
-        # Ids of this front's own: a worker, or a page in the host tier, that outlived an earlier front knows others.
-        self._next_model_id = self._next_space_id = boot_generation * IDS_PER_BOOT
         self._placement = Placement(memory, pager)
+        self._identities = Identities(memory, pager, boot_generation)
         self.on_change: Callable[[Model], None] = lambda _model: None
+        self.before_use: Callable[[Device], Awaitable[None]] = _nothing  # done on a device before anything is placed there
 
     # ------------------------------------------------------------------------------------------------------------------- the device
 
@@ -86,7 +84,9 @@ class Residency:
                     await device.unload(kept.spec.model_id)
         except DriverError as error:
             logger.warning("weights of an earlier run could not be adopted", extra={"error": str(error)})
-        self._has_device.set()
+        with contextlib.suppress(DeviceLost):  # then the next device has its turn
+            await self.before_use(device)
+            self._has_device.set()
 
     async def _claim(self, device: Device, model: Model, kept: HeldModel) -> bool:
         """Take over the weights of one model. Returns whether they lie where they can stay. Raises: DriverError."""
@@ -98,7 +98,7 @@ class Residency:
         except PagingError as error:
             logger.warning("weights of an earlier run are in the way", extra={"model": model.name, "error": str(error)})
             return False
-        self._identify(model, spec, kept.spec)
+        self._identities.give(model, spec, kept.spec)
         self._claimed.add(model.name)
         model.streamed_bytes, model.stream_rate = kept.loaded.streamed_bytes, kept.loaded.stream_rate
         return True
@@ -117,6 +117,11 @@ class Residency:
             if model.state is ModelState.RESIDENT:
                 model.state = ModelState.LOADING
                 self.on_change(model)
+
+    async def identify(self, model: Model, device: Device) -> None:
+        """Give a model its ids and spaces, whether it is to be loaded or not. Raises: DriverError."""
+        model.spec = model.spec or await device.inspect(model.source)
+        self._identities.give(model, model.spec)
 
     async def inspect(self, model: Model) -> ModelSpec:
         """What the driver says of a model. Raises: Unavailable, DriverError."""
@@ -197,7 +202,7 @@ class Residency:
             self._claimed.discard(model.name)
             return
         spec = await self.inspect(model)
-        self._identify(model, spec)
+        self._identities.give(model, spec)
         self._tell(model, "place", 0, model.size_bytes)
         offsets, slots = await self._placement.place(model, may_stream=device.capabilities.streams)
         order = LoadSpec(model.model_id, model.source, model.space_ids, offsets, slots)
@@ -241,26 +246,6 @@ class Residency:
         if leaving is not None:
             await asyncio.shield(leaving)
 
-    def _identify(self, model: Model, spec: ModelSpec, kept: LoadSpec | None = None) -> None:
-        """Give a model its ids and open its spaces, the first time it is loaded (invariant 3 of models)."""
-        if model.model_id:
-            return
-        ids = kept.space_ids if kept is not None else self._new_space_ids(len(spec.groups))
-        model.model_id = kept.model_id if kept is not None else self._next_model_id
-        self._next_model_id += kept is None
-        model.fingerprint = fingerprint_of(model.weights_hash, spec, self._memory.page_tokens)
-        page_tokens, granule = self._memory.page_tokens, self._memory.granule_bytes
-        model.spaces = tuple(
-            Space(space_id, page_tokens, group.frame_bytes, host_frame_bytes(group.frame_bytes, granule), group.window)
-            for space_id, group in zip(ids, spec.groups, strict=True)
-        )
-        for space in model.spaces:
-            self._pager.open_space(space)
-
-    def _new_space_ids(self, count: int) -> tuple[int, ...]:
-        first, self._next_space_id = self._next_space_id, self._next_space_id + count
-        return tuple(range(first, first + count))
-
     async def _await_device(self) -> Device:
         try:
             await asyncio.wait_for(self._has_device.wait(), DEVICE_WAIT_S)
@@ -298,3 +283,7 @@ class Residency:
         """Let everybody who follows a load look again."""
         self._progressed.set()
         self._progressed = asyncio.Event()
+
+
+async def _nothing(_device: Device) -> None:
+    pass

@@ -50,7 +50,7 @@ class Seating:
         """Seat a request in a free row slot."""
         context = request.context
         table = self.table_of(context)
-        intact = min(context.kv_valid, table.intact_tokens())
+        intact = min(context.kv_valid, table.at_hand_tokens())
         page_tokens = self._pager.page_tokens
         needs_logits_from = (request.score_from if request.is_scoring else context.num_tokens) - 1
         position = min(intact, needs_logits_from)
@@ -63,6 +63,7 @@ class Seating:
         """The plan that seats a row goes out: what it costs to have its pages again is counted, once."""
         request, context = row.request, row.request.context
         context.kv_valid = row.position
+        request.num_fetches = 0
         request.pages_restored += row.num_restored
         request.pages_recomputed += row.num_lost
         if row.num_restored or row.num_lost:

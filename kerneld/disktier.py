@@ -1,0 +1,54 @@
+"""DiskTier: the parts that make a page file a tier: the file, who moves pages, who keeps room above it, who waits for pages from it.
+
+plans land, a tick                         next in line
+      |                                         |
+  Reclaimer --spill--> DiskMover <--fetch-- Returns
+                          |
+                       PageFile
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+
+from kerneld.carrier import Carried
+from kerneld.diskmover import DiskMover
+from kerneld.eventbus import EventBus
+from kerneld.pagefile import PageFile
+from kerneld.reclaimer import Reclaimer
+from kerneld.returns import Returns
+from kerneld.scheduler import Scheduler
+from memory.pager import Pager
+
+
+class DiskTier:
+    """The disk tier of a running daemon."""
+
+    def __init__(self, file: PageFile, pager: Pager, scheduler: Scheduler, events: EventBus) -> None:
+        self.file = file
+        self.mover = DiskMover(file, pager, events)
+        self.reclaimer = Reclaimer(pager, self.mover)
+        self.returns = Returns(pager, scheduler, self.mover)
+        self.mover.is_busy = lambda: scheduler.running.total > 0
+        self.mover.on_settled = self._settled
+        self.on_return: Callable[[], None] = lambda: None  # somebody whose pages have come is in the line again
+        self._turn: asyncio.Future[None] | None = None
+
+    async def settled(self) -> None:
+        """Wait until some transfers have been settled."""
+        if self._turn is None:
+            self._turn = asyncio.get_running_loop().create_future()
+        await asyncio.shield(self._turn)
+
+    async def close(self) -> None:
+        """Let transfers end that are under way. The file stays open."""
+        await self.mover.close()
+
+    def _settled(self, _carried: list[Carried]) -> None:
+        turn, self._turn = self._turn, None
+        if turn is not None and not turn.done():
+            turn.set_result(None)
+        if self.returns.settled():
+            self.on_return()
+        self.reclaimer.now()

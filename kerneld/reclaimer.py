@@ -1,0 +1,41 @@
+"""Reclaimer: keeps the host tier between its watermarks, in the background, so that a page fault seldom waits for room there.
+
+It asks the pager what should leave for the disk and hands it to the mover: at full rate when the device idles, a little at a time while
+rows run. It is given a turn when plans land, when transfers have settled, and on a timer tick.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+from kerneld.diskmover import DiskMover
+from memory.pager import Pager
+
+TURN_S = 0.02  # between two turns: asking costs a look at all tables
+BUSY_BYTES = 8 << 20  # that leave in one turn while rows run
+IDLE_BYTES = 64 << 20
+
+
+class Reclaimer:
+    """Spills pages that nobody needs soon."""
+
+    def __init__(self, pager: Pager, mover: DiskMover, clock: Callable[[], float] = time.monotonic) -> None:
+        self._pager = pager
+        self._mover = mover
+        self._clock = clock
+        self._next_turn = 0.0
+
+    def turn(self) -> None:
+        """Let pages go to disk if some should, and it is time."""
+        if self._clock() >= self._next_turn:
+            self.now()
+
+    def now(self) -> None:
+        """Let pages go to disk if some should."""
+        mover = self._mover
+        self._next_turn = self._clock() + TURN_S
+        if mover.is_paused() or mover.num_spills:
+            mover.pump()
+            return
+        mover.send(self._pager.spill(BUSY_BYTES if mover.is_busy() else IDLE_BYTES))
