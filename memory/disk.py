@@ -77,10 +77,17 @@ class Disk:
         for table in tables:
             if table.is_buried:
                 yield from ((page, True) for page in tail_first(table) if self._may_spill(page))
-        for table in tables:
-            is_hot = table.pins or table.is_awaited or table.is_buried
-            if not is_hot and any(host > saved for host, saved in zip(table.num_host, table.num_saved, strict=True)):
-                yield from ((page, False) for page in tail_first(table) if self._may_spill(page))
+        for is_pinned in (False, True):
+            for table in tables:
+                if (table.num_pinned or not is_pinned) and self._has_unsaved(table):
+                    pages = (page for page in tail_first(table) if page.is_pinned is is_pinned)
+                    yield from ((page, False) for page in pages if self._may_spill(page))
+
+    def _has_unsaved(self, table: PageTable) -> bool:
+        """Whether a table that nobody is about to use has host copies that are not on disk."""
+        if table.pins or table.is_awaited or table.is_buried:
+            return False
+        return any(num_host > num_saved for num_host, num_saved in zip(table.num_host, table.num_saved, strict=True))
 
     def _may_spill(self, page: Page) -> bool:
         return page.host_frame is not None and page.disk_frame is None and not page.pins and page not in self._pages
@@ -133,7 +140,7 @@ class Disk:
         """Transfers for the leading pages of a table that are far, as many as find a frame on the host."""
         if not any(table.num_disk):
             return []
-        table.is_awaited = True
+        table.is_awaited, table.is_buried = True, False
         chosen: list[Transfer] = []
         for page in leading(table, num_tokens):
             if not page.is_far or page in self._pages:
@@ -160,7 +167,7 @@ class Disk:
     # ------------------------------------------------------------------------------------------------------------------ settled
 
     def transferred(self, ticket: int, ok: bool) -> Page | None:
-        """A transfer has ended; returns its page where that is on the host and on disk now. Raises: PagingError, if it is unknown."""
+        """A transfer has ended; returns its page if that is on disk now. Raises: PagingError, if it is unknown."""
         if ticket not in self._on_way:
             raise PagingError(f"Transfer {ticket} is not on its way.")
         self.num_changes += 1
@@ -175,6 +182,8 @@ class Disk:
         self._host.let_go(page)
         if ok and is_same:  # invariant 2
             self._mapping.map(page, Tier.DISK, transfer.disk_frame)
+            if self._marks.missing(0) > 0 and self._may_shed(page):
+                self._flights.free_host(page)
             return True
         self._mapping.pools(Tier.DISK)[transfer.space_id].free(transfer.disk_frame)
         return False

@@ -34,6 +34,7 @@ from memory.table import HostPage, PageTable
 from memory.tables import Tables
 from memory.watermarks import Watermarks
 from memory.weights import WeightShelf
+from memory.writebehind import saves
 
 __all__ = ["Pager", "Want"]
 
@@ -111,6 +112,7 @@ class Pager:
     def commit(self, seq: int) -> None:
         """The last step of plan `seq` has answered. Raises: PagingError, if it is not the oldest on its way."""
         self._flights.commit(seq)
+        self._planner.burials.landed()
 
     def abort(self, seq: int) -> None:
         """Plan `seq` and all later ones did not happen; if some of its moves did, `corrupt` says so next.
@@ -132,7 +134,7 @@ class Pager:
 
     def has_backlog(self) -> bool:
         """Whether pages wait to be copied to the host tier with the next plan."""
-        return len(self._planner.behind) > 0
+        return len(self._planner.behind) > 0 or self._planner.burials.has_backlog()
 
     # ------------------------------------------------------------------------------------------------------------------ contents
 
@@ -145,14 +147,11 @@ class Pager:
     def suspend(self, table: PageTable) -> None:
         """Let its pages be the first to go, and have its full pages copied to the host tier."""
         table.is_suspended = True
-        for pages in table.pages:
-            for page in pages[: table.reach // self.page_tokens]:
-                if page.host_frame is None and page.key:
-                    self._planner.behind.add(page)
+        self._planner.behind.add_table(table)
 
     def resume(self, table: PageTable) -> None:
         """Let its pages go no sooner than those of others."""
-        table.is_suspended = False
+        table.is_suspended = table.is_buried = False
         self._tables.touch(table)
 
     def pin(self, table: PageTable, num_tokens: int) -> None:
@@ -162,13 +161,9 @@ class Pager:
     def save(self, table: PageTable, num_tokens: int, keys: Sequence[bytes], partial_key: bytes) -> None:
         """Have the pages of the first `num_tokens` tokens, full ones and a partial one, copied to the host tier with the next plan."""
         self.fill(table, num_tokens, keys)
-        num_full, num_tail = divmod(num_tokens, self.page_tokens)
-        for pages in table.pages:
-            for page in pages[: num_full + (num_tail > 0)]:
-                is_full = page.idx < num_full or (page.idx < table.num_filled and page.key != b"")
-                key = (page.key or keys[page.idx]) if is_full else partial_key
-                self._host.extend_hold(table, page)
-                self._planner.behind.add_save(page, key, self.page_tokens if is_full else num_tail)
+        for page, key, num_valid in saves(table, num_tokens, keys, partial_key):
+            self._host.extend_hold(table, page)
+            self._planner.behind.add_save(page, key, num_valid)
 
     def host_pages(self, table: PageTable) -> list[HostPage]:
         """Pages of a table whose host copy is there; to be read while the table is held."""
@@ -234,7 +229,23 @@ class Pager:
 
     def transferred(self, ticket: int, ok: bool) -> None:
         """A transfer has ended; not `ok`: it failed, or found something else than its key. Raises: PagingError, if it is unknown."""
-        self._disk.transferred(ticket, ok)
+        page = self._disk.transferred(ticket, ok)
+        if page is not None:
+            self._planner.burials.leave(page)
+
+    def bury(self, table: PageTable, num_tokens: int, keys: Sequence[bytes], partial_key: bytes) -> None:
+        """Suspend a table to disk: cut to its valid tokens, its pages leave device and host as soon as they are on disk.
+
+        Takes plans (`has_backlog`) and transfers (`spill`); `is_buried` says when it is done. Wanting, fetching or resuming the table ends
+        it. `keys[i]` names full page i, `partial_key` a partial last one. Raises: PagingError, if there is no disk tier.
+        """
+        self.truncate(table, num_tokens)
+        self.fill(table, num_tokens, keys)
+        self._planner.burials.add(table, partial_key)
+
+    def is_buried(self, table: PageTable) -> bool:
+        """Whether a table that was buried has left device and host; pages that others use stay, and lost ones count as gone."""
+        return self._planner.burials.is_done(table)
 
     def claim_disk(self, table: PageTable, group: int, page_idx: int, frame: int, key: bytes, num_tokens: int) -> None:
         """Adopt what already lies in a frame of the page file, as a page that is lost or new, or whose host copy is the same.

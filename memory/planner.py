@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+from memory.burial import Burials
 from memory.config import MemoryConfig
 from memory.draft import Draft
 from memory.errors import PagingError
@@ -40,6 +41,7 @@ class Planner:
         self.order: Callable[[], list[PageTable]] = lambda: list(tables)  # all tables, coldest first
         self.behind = WriteBehind(config.max_copies)
         self.scrubber = Scrubber(mapping)
+        self.burials = Burials(mapping, flights, config.max_copies)
         self._excess = Excess(mapping, flights, config.max_copies)
         self._aborted: list[Draft] = []  # by the latest abort, until the next plan; oldest first
 
@@ -60,6 +62,7 @@ class Planner:
         for want in wants:
             self.behind.cut(want.table, want.valid_tokens)
             self._tables.touch(want.table)
+            want.table.is_buried = want.table.is_awaited = False
         return self._issue(draft, sweep)
 
     def plan_room(self, seq: int, sizes: tuple[int, ...]) -> PagePlan:
@@ -108,6 +111,7 @@ class Planner:
         """Take along what waits for a plan, and let the draft go."""
         self._excess.drain(draft, sweep)
         self.behind.drain(draft, sweep)
+        self.burials.drain(draft, sweep)
         self.scrubber.queue(draft)
         self._aborted = []
         return self._flights.issue(draft)

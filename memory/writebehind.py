@@ -11,6 +11,7 @@ Invariants
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from functools import partial
 
 from memory.draft import Draft
@@ -32,6 +33,13 @@ class WriteBehind:
     def add(self, page: Page) -> None:
         """Copy a full page some time."""
         self._full[page] = None
+
+    def add_table(self, table: PageTable) -> None:
+        """Copy the full pages of a table some time."""
+        for pages in table.pages:
+            for page in pages[: table.reach // table.page_tokens]:
+                if page.key and not page.is_below:
+                    self.add(page)
 
     def add_save(self, page: Page, key: bytes, num_tokens: int) -> None:
         """Copy a page with the next plan, whether it is full or not."""
@@ -89,3 +97,13 @@ class WriteBehind:
 
     def _is_due(self, page: Page) -> bool:
         return bool(page.holders) and bool(page.key) and page.device_frame is not None and not page.is_below  # invariant 1
+
+
+def saves(table: PageTable, num_tokens: int, keys: Sequence[bytes], partial_key: bytes) -> Iterator[tuple[Page, bytes, int]]:
+    """The pages of the first tokens of a table, with the name and the number of tokens that a copy of each is to have."""
+    num_full, num_tail = divmod(num_tokens, table.page_tokens)
+    for pages in table.pages:
+        for page in pages[: num_full + (num_tail > 0)]:
+            is_full = page.idx < num_full or (page.idx < table.num_filled and page.key != b"")
+            key = (page.key or keys[page.idx]) if is_full else partial_key
+            yield page, key, table.page_tokens if is_full else num_tail
