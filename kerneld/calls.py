@@ -11,6 +11,7 @@ from enum import Enum
 from typing import Generic, TypeVar
 
 from drivers.contract import Sampling, TokenLogprob
+from kerneld.holdings import LimitChange
 
 T = TypeVar("T")
 
@@ -331,6 +332,8 @@ class ModelInfo:
     failure: str = ""
     quant: str = ""
     has_chat_template: bool = False
+    streamed_bytes: int = 0
+    stream_bytes_per_s: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -397,11 +400,15 @@ class Limits:
     requests_per_minute: int = 0
     tokens_per_minute: int = 0
     image_bytes: int = 0
+    device_guarantee_bytes: int = 0  # use below it is not reclaimed for others
+    host_guarantee_bytes: int = 0
+    disk_bytes: int = 0  # of KV pages on disk; images have a limit of their own
+    disk_guarantee_bytes: int = 0
 
 
 @dataclass(frozen=True, slots=True)
 class TenantInfo:
-    """A tenant as `tenant ls` shows it; `service` in cost units, bytes of KV."""
+    """A tenant as `tenant ls` shows it; `service` in cost units, bytes of KV. `changes` are those of the call that it answers."""
 
     path: str
     weight: int
@@ -415,6 +422,9 @@ class TenantInfo:
     kv_host_bytes: int = 0
     input_tokens: int = 0
     output_tokens: int = 0
+    kv_disk_bytes: int = 0
+    revision: str = ""  # of weight and limits; SetTenant refuses another one
+    changes: tuple[LimitChange, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections import Counter
 from collections.abc import Iterator
 
 from kerneld.errors import NotFound
 from kerneld.security.keys import Purpose, derive
-from kerneld.state.tables import TenantRow, UsageRow
+from kerneld.state.tables import TenantRow, UsageRow, limits_json
 
 
 class TenantTable:
@@ -86,3 +87,8 @@ class TenantTable:
                 left = UsageRow(before.input_tokens - used.input_tokens, before.output_tokens - used.output_tokens, before.service)
                 self._used_before[path] = left
                 self.use(path, used.input_tokens, used.output_tokens)
+
+
+def revision_of(row: TenantRow) -> str:
+    """What weight and limits of a tenant are, in a word: whoever changes them can say which ones he saw."""
+    return hashlib.sha256(f"{row.weight} {limits_json(row.limits)}".encode()).hexdigest()[:16]

@@ -7,6 +7,7 @@ import re
 import secrets
 import time
 from collections.abc import AsyncIterator
+from dataclasses import replace
 
 from kerneld.calls import (
     Caller,
@@ -28,12 +29,15 @@ from kerneld.contexts import page_of
 from kerneld.errors import AlreadyExists, Conflict, InvalidArgument, NotFound, WrongState
 from kerneld.events import DaemonDraining, TenantChanged, TokenAdded, TokenRemoved
 from kerneld.fairshare import MAX_WEIGHT
+from kerneld.holdings import LimitChange, Outcome
+from kerneld.inventory import holdings_of
 from kerneld.machine import Machine
 from kerneld.security.acl import may_see_everything, may_see_tenant
 from kerneld.security.identity import TokenArgs
 from kerneld.security.keys import new_secret
 from kerneld.state.records import Effect
 from kerneld.state.tables import TenantRow
+from kerneld.tenants import revision_of
 from kerneld.verbs.contexts import ContextVerbs
 from memory.page import Tier
 
@@ -60,6 +64,7 @@ class AdminVerbs:
         _check_weight(weight)
         if path in machine.tenants:
             raise AlreadyExists(f"There is a tenant {path!r} already; change it with set.")
+        machine.limits.check(path, limits)
         names = path.split("/")
         row = TenantRow(path, weight or 1, limits, machine.clock(), new_secret())
         with machine.effects.done_by(caller, "add_tenant") as effects:
@@ -75,21 +80,39 @@ class AdminVerbs:
         self._machine.know_tenant(row)
         self._machine.events.publish(TenantChanged(row.path, "added"))
 
-    async def set_tenant(self, caller: Caller, path: str, weight: int | None, limits: Limits | None) -> TenantInfo:
-        """Change weight or limits; what is used beyond a new limit is reclaimed as it falls idle. Raises: NotFound, InvalidArgument."""
+    async def set_tenant(self, caller: Caller, path: str, weight: int | None, limits: Limits | None, revision: str = "") -> TenantInfo:
+        """Change weight or limits. The answer says of each limit whether it holds already, or waits for pages to be reclaimed.
+
+        Raises: NotFound, InvalidArgument; WrongState, if a guarantee cannot be kept; Conflict, if `revision` is not that of the tenant.
+        """
         machine = self._machine
         old = machine.tenants.get(path)
         if machine.effects.find(caller, "set_tenant") is not None:
             return self._tenant_info(old)
+        if revision and revision != revision_of(old):
+            problem = f"conflict: the tenant {path!r} was changed since revision {revision}; look at it again."
+            facts = {"outcome": "conflict", "tenant": path, "revision": revision_of(old)}
+            raise Conflict(problem, reason="STALE_REVISION", facts=facts)
         if weight is not None:
             _check_weight(weight)
+        if limits is not None:
+            machine.limits.check(path, limits)
         with machine.effects.done_by(caller, "set_tenant") as effects:
             await machine.store.set_tenant(path, weight, limits, effects)
         row = TenantRow(path, weight or old.weight, old.limits if limits is None else limits, old.created_at, old.secret)
-        machine.know_tenant(row)
+        changes = machine.know_tenant(row)
         machine.events.publish(TenantChanged(path, "set"))
         machine.dispatcher.room_made()
-        return self._tenant_info(row)
+        machine.limits.look()
+        return replace(self._tenant_info(row), changes=tuple(self._awaited(path, change) for change in changes))
+
+    def _awaited(self, path: str, change: LimitChange) -> LimitChange:
+        """A change as it stands after a first reclaim."""
+        tier = Tier[change.tier.upper()]
+        awaited = max(self._machine.pager.ledger.used(path, tier) - change.after, 0) if change.outcome is Outcome.DEFERRED else 0
+        if not awaited:
+            return replace(change, outcome=Outcome.APPLIED, awaited_bytes=0)
+        return replace(change, awaited_bytes=awaited, awaited_from=tuple(holdings_of(self._machine, tier, path)))
 
     def list_tenants(self, caller: Caller, args: ListArgs) -> ListPage[TenantInfo]:
         """The tenants that the caller may see. Raises: InvalidArgument."""
@@ -215,6 +238,8 @@ class AdminVerbs:
             kv_host_bytes=ledger.used(row.path, Tier.HOST),
             input_tokens=used.input_tokens,
             output_tokens=used.output_tokens,
+            kv_disk_bytes=ledger.used(row.path, Tier.DISK),
+            revision=revision_of(row),
         )
 
     def _frame(self, caller: Caller) -> TopFrame:

@@ -1,0 +1,240 @@
+"""Explain: why a context or a model is where it is, why it waits, and the smallest change that would let it go on.
+
+    context    its request:  none | runs | waits: for its model, its tenant's limits, frames, pages on disk, its turn
+    model      resident | on its way | not wanted | failed: what it needed, and who holds that
+
+It reads live parts and changes nothing. What another tenant has is named by tenant and size only, unless the caller sees everything.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from kerneld.calls import Caller, ContextState, ModelState
+from kerneld.context import Context
+from kerneld.holdings import Explanation, Holding, Obstacle, Placement, QueuePlace
+from kerneld.inventory import holdings_of, is_busy, model_bytes, tier_bytes
+from kerneld.machine import Machine
+from kerneld.models import Model
+from kerneld.remedies import Shortage, remedies_of
+from kerneld.request import Request, RequestState
+from kerneld.security.acl import may_see
+from kerneld.tally import ancestors
+from memory.errors import NeverFits, OutOfFrames, OverLimit
+from memory.page import Tier
+from memory.remedy import Remedy, size_text
+
+MOST_HOLDERS = 8
+
+
+class Explainer:
+    """Explains one thing to one caller."""
+
+    def __init__(self, machine: Machine, caller: Caller) -> None:
+        self._machine = machine
+        self._caller = caller
+        self._ledger = machine.pager.ledger
+
+    # ------------------------------------------------------------------------------------------------------------------ contexts
+
+    def context(self, context_id: str) -> Explanation:
+        """Why a context is where it is. Raises: NotFound."""
+        context = self._machine.contexts.look(self._caller, context_id)
+        request = self._machine.requests.get(context.active_request)
+        obstacles = list(self._obstacles(context, request))
+        shortage = self._shortage(obstacles)
+        remedies = self.remedies(shortage, context.tenant) if shortage is not None else []
+        is_short = shortage is not None
+        return Explanation(
+            subject=f"context {context.id}",
+            state=context.state.value,
+            summary=self._summary(context, request, obstacles),
+            placements=tuple(self._placements(context)),
+            obstacles=tuple(obstacles),
+            holders=tuple(self.holders(Tier.DEVICE)) if is_short else (),
+            remedies=tuple(remedies),
+            queue=self._place(request) if request is not None else None,
+        )
+
+    def _summary(self, context: Context, request: Request | None, obstacles: list[Obstacle]) -> str:
+        if context.state is ContextState.FAILED:
+            return f"It failed: {context.failure}"
+        if request is None:
+            rests = "It is suspended" if context.state is ContextState.SUSPENDED else "It is idle"
+            return f"{rests}: no request runs or waits. Its pages give way when others need the room, and come back when it is used."
+        if request.state is RequestState.RUNNING:
+            return "Its request runs."
+        return f"Its request waits: {obstacles[0].text}" if obstacles else "Its request waits for its turn: nothing else is in its way."
+
+    def _placements(self, context: Context) -> Iterator[Placement]:
+        table = context.table
+        if table is None:
+            return
+        counts = table.counts()
+        for tier in Tier:
+            size_bytes = tier_bytes(table, tier)
+            frames = sum(space.device_frame_bytes for space in table.spaces) // len(table.spaces)
+            num = {Tier.DEVICE: counts.device, Tier.HOST: sum(table.num_host)}.get(tier, size_bytes // max(frames, 1))
+            if size_bytes:
+                yield Placement(tier.name.lower(), size_bytes, num)
+        if counts.lost:
+            yield Placement("nowhere", 0, counts.lost)
+
+    def _obstacles(self, context: Context, request: Request | None) -> Iterator[Obstacle]:
+        """What stands in the way of its request, the nearest first."""
+        if request is None or request.state is RequestState.RUNNING:
+            return
+        machine = self._machine
+        model = machine.models.get(context.model) if context.model in machine.models else None
+        if model is None or not model.is_resident:
+            yield Obstacle("MODEL", self._model_text(context.model, model))
+        yield from self._limit_obstacles(request)
+        yield from self._frame_obstacles(context, request)
+        seats = machine.config.kerneld.max_rows
+        if machine.scheduler.running.total >= seats:
+            yield Obstacle("ROWS", f"all {seats} rows of the device are taken (kerneld.max_rows).")
+        position = machine.scheduler.queue_position(request)
+        if position > 1:
+            yield Obstacle("QUEUE", f"{position - 1} requests of {context.tenant} are before it.")
+
+    def _limit_obstacles(self, request: Request) -> Iterator[Obstacle]:
+        machine = self._machine
+        for path in ancestors(request.tenant):
+            most = machine.tenants.get(path).limits.max_running if path in machine.tenants else 0
+            if most and machine.scheduler.running.of(path) >= most:
+                yield Obstacle("RUNNING_LIMIT", f"{path} runs {most} requests, as many as it may (max_running).", owner=path)
+
+    def _frame_obstacles(self, context: Context, request: Request) -> Iterator[Obstacle]:
+        """Whether all its pages could be on the device now: within the limits of its tenant, and in what is free or may be reclaimed."""
+        missing = self._missing_bytes(context, request)
+        if not missing:
+            return
+        capped = self._ledger.exceeded(context.tenant, Tier.DEVICE, missing)
+        if capped is not None:
+            limit, used = self._ledger.limit(capped, Tier.DEVICE).limit_bytes, self._ledger.used(capped, Tier.DEVICE)
+            held = self._busy_bytes(capped, context)
+            if held + missing > limit:
+                text = (
+                    f"it needs {size_text(missing)} more of the device; {capped} uses {size_text(used)} of its limit of {size_text(limit)}."
+                )
+                yield Obstacle("LIMIT", text, "device", capped, missing, max(limit - held, 0), limit)
+                return
+        available = self._available_bytes(context)
+        if available < missing:
+            text = f"it needs {size_text(missing)} more of the device; {size_text(available)} are free or may be reclaimed."
+            yield Obstacle("FRAMES", text, "device", "", missing, available)
+
+    def _missing_bytes(self, context: Context, request: Request) -> int:
+        model = self._machine.models.get(context.model) if context.model in self._machine.models else None
+        spaces = context.table.spaces if context.table is not None else model.spaces if model is not None else ()
+        num_pages = -(-(context.num_tokens + max(request.num_remaining, 0)) // self._machine.pager.page_tokens)
+        wanted = num_pages * sum(space.device_frame_bytes for space in spaces)
+        return max(wanted - (context.table.device_bytes if context.table is not None else 0), 0)
+
+    def _busy_bytes(self, path: str, but: Context) -> int:
+        """Device bytes beneath a tenant that may not be reclaimed just now."""
+        contexts = (each for each in self._machine.contexts.of_tenant(path) if each is not but and is_busy(each))
+        return sum(each.table.device_bytes for each in contexts if each.table is not None)
+
+    def _available_bytes(self, context: Context) -> int:
+        """Device bytes that are free, or held by contexts that would give way to this one."""
+        granule = self._machine.config.memory.granule_bytes
+        free = next(each.free_bytes for each in self._ledger.snapshot() if each.tier is Tier.DEVICE)
+        for other in self._machine.contexts:
+            is_stuck = is_busy(other) or self._ledger.is_guaranteed(other.tenant, context.tenant, Tier.DEVICE, granule)
+            if other is not context and other.table is not None and not is_stuck:
+                free += other.table.device_bytes
+        return free
+
+    def _shortage(self, obstacles: list[Obstacle]) -> Shortage | None:
+        """The error that a plan would fail with; it tells what would help."""
+        for each in obstacles:
+            if each.code == "LIMIT":
+                used = self._ledger.used(each.owner, Tier.DEVICE)
+                return OverLimit(each.owner, "device", each.needed_bytes, each.limit_bytes, used)
+            if each.code == "FRAMES":
+                return OutOfFrames("device", each.needed_bytes, each.available_bytes, self._ledger.holders(Tier.DEVICE))
+        return None
+
+    def _place(self, request: Request) -> QueuePlace:
+        scheduler = self._machine.scheduler
+        return QueuePlace(
+            position=scheduler.queue_position(request),
+            tenant_waiting=scheduler.waiting.of(request.tenant),
+            waiting=scheduler.waiting.total,
+            running=scheduler.running.total,
+            service=scheduler.shares.service(request.tenant) if request.tenant in scheduler.shares else 0,
+        )
+
+    # ------------------------------------------------------------------------------------------------------------------ models
+
+    def model(self, name: str) -> Explanation:
+        """Why a model is where it is. Raises: NotFound."""
+        machine = self._machine
+        model = machine.models.get(name)
+        size_bytes = model_bytes(machine, model)
+        placements = (Placement("device", size_bytes),) if model.is_resident else ()
+        obstacles: tuple[Obstacle, ...] = ()
+        remedies: tuple[Remedy, ...] = ()
+        if not model.is_resident:
+            obstacles, remedies = self._model_obstacles(size_bytes)
+        return Explanation(
+            subject=f"model {model.name}",
+            state=model.state.value,
+            summary=self._model_text(name, model),
+            placements=placements,
+            obstacles=obstacles,
+            holders=tuple(self.holders(Tier.DEVICE)) if remedies or not model.is_resident else (),
+            remedies=remedies,
+        )
+
+    def _model_text(self, name: str, model: Model | None) -> str:
+        if model is None:
+            return f"the model {name!r} was removed."
+        if model.state is ModelState.LOADING:
+            progress = model.progress
+            return (
+                f"the model {name!r} is loading: {progress.stage}, {size_text(progress.bytes_done)} of {size_text(progress.bytes_total)}."
+            )
+        if model.state is ModelState.FAILED:
+            return f"the model {name!r} could not be loaded: {model.failure}"
+        if model.is_resident:
+            return f"The model {name!r} is on the device."
+        return f"the model {name!r} is not loaded; `kernelctl model load` or the first request on it loads it."
+
+    def _model_obstacles(self, size_bytes: int) -> tuple[tuple[Obstacle, ...], tuple[Remedy, ...]]:
+        """What a load of the model would find in its way."""
+        snapshot = next(each for each in self._ledger.snapshot() if each.tier is Tier.DEVICE)
+        others = sum(size for _owner, size in snapshot.kv_bytes.items()) - sum(
+            each.table.device_bytes for each in self._machine.contexts if each.table is not None and not is_busy(each)
+        )
+        available = snapshot.total_bytes - snapshot.weights_bytes - max(others, 0)
+        if not size_bytes or size_bytes <= available:
+            return (), ()
+        text = f"it needs {size_text(size_bytes)} of the device; {size_text(max(available, 0))} are free or may be reclaimed."
+        obstacle = Obstacle("FRAMES", text, "device", "models", size_bytes, max(available, 0))
+        holders = self._ledger.holders(Tier.DEVICE)
+        shortage: Shortage
+        if size_bytes > snapshot.total_bytes:
+            shortage = NeverFits("device", size_bytes, snapshot.total_bytes, holders)
+        else:
+            shortage = OutOfFrames("device", size_bytes, max(available, 0), holders)
+        return (obstacle,), tuple(self.remedies(shortage, ""))
+
+    # ------------------------------------------------------------------------------------------------------------------ both
+
+    def remedies(self, shortage: Shortage, tenant: str) -> list[Remedy]:
+        """What would help, in words that the caller may read."""
+        return remedies_of(self._machine, shortage, tenant, self._may_name)
+
+    def holders(self, tier: Tier) -> Iterator[Holding]:
+        """The largest holders of a tier; those that are not the caller's to know without a name."""
+        for holding in holdings_of(self._machine, tier)[:MOST_HOLDERS]:
+            context = self._machine.contexts.find(holding.name)
+            is_named = context is None or self._may_name(context)
+            name = holding.name if is_named else ""
+            yield Holding(holding.tier, holding.owner, holding.kind, name, holding.state, holding.size_bytes)
+
+    def _may_name(self, context: Context) -> bool:
+        grants = context.grants.values()
+        return may_see(self._caller.principal, context.owner, context.tenant, grants, self._machine.clock())

@@ -1,0 +1,151 @@
+"""Who holds what of the machine's memory, and what stands in somebody's way: values that verbs give back, free of live objects."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import Enum
+
+from memory.remedy import Remedy
+
+
+class Outcome(Enum):
+    """What became of a change of a limit. A change that conflicts with what is promised to others is refused whole, as an error."""
+
+    APPLIED = "applied"
+    DEFERRED = "deferred"  # use is above it; it takes hold as pages are reclaimed
+
+
+@dataclass(frozen=True, slots=True)
+class Holding:
+    """Bytes of one tier that something holds. `name` is a context or a model, empty where that is not the caller's to know."""
+
+    tier: str
+    owner: str  # path of the tenant
+    kind: str  # of memory.ledger.Kind
+    name: str
+    state: str
+    size_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class LimitChange:
+    """One limit that was changed; if deferred, how many bytes are still to be given back, and by whom."""
+
+    tier: str
+    field: str  # of kerneld.calls.Limits
+    before: int
+    after: int
+    outcome: Outcome
+    awaited_bytes: int = 0
+    awaited_from: tuple[Holding, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class TierAccount:
+    """What one owner holds of one tier: `kinds` itself, `used_bytes` with everybody below it."""
+
+    owner: str
+    tier: str
+    kinds: Mapping[str, int]
+    used_bytes: int
+    guarantee_bytes: int = 0
+    limit_bytes: int = 0
+    borrowed_bytes: int = 0
+    excess_bytes: int = 0
+    weight: int = 1
+    pinned_bytes: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class TierTotal:
+    """One tier, all owners together."""
+
+    tier: str
+    total_bytes: int
+    free_bytes: int
+    guaranteed_bytes: int
+    kinds: Mapping[str, int]
+
+
+@dataclass(frozen=True, slots=True)
+class PathDecision:
+    """How the pages of a context were brought back, what that was expected to cost, and what the other way would have."""
+
+    at: float
+    model: str
+    context_id: str
+    num_tokens: int
+    keep_tokens: int
+    chosen: str
+    cost_s: float
+    alternative: str
+    alternative_cost_s: float
+    measured_s: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class MemoryReport:
+    """The ledger as one caller may see it: own rows, and one "others" per tier."""
+
+    tiers: tuple[TierTotal, ...]
+    accounts: tuple[TierAccount, ...]
+    decisions: tuple[PathDecision, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Placement:
+    """How much of a context or a model is where. The tier "nowhere" is what has to be computed or read again."""
+
+    tier: str
+    size_bytes: int
+    num_pages: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Obstacle:
+    """One thing that stands in the way. `code` is stable, for programs: MODEL, QUEUE, ROWS, RUNNING_LIMIT, LIMIT, FRAMES, FETCH ..."""
+
+    code: str
+    text: str
+    tier: str = ""
+    owner: str = ""
+    needed_bytes: int = 0
+    available_bytes: int = 0
+    limit_bytes: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class QueuePlace:
+    """Where a request stands in line: its place among its tenant's, and how many wait and run on the machine."""
+
+    position: int
+    tenant_waiting: int
+    waiting: int
+    running: int
+    service: int = 0  # what its tenant was charged, in cost units
+
+
+@dataclass(frozen=True, slots=True)
+class Explanation:
+    """Why a context or a model is where it is, and what would change that."""
+
+    subject: str
+    state: str
+    summary: str
+    placements: tuple[Placement, ...] = ()
+    obstacles: tuple[Obstacle, ...] = ()
+    holders: tuple[Holding, ...] = ()
+    remedies: tuple[Remedy, ...] = ()
+    queue: QueuePlace | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class PartChecked:
+    """One part of the daemon's state that fsck looked at."""
+
+    part: str
+    num_checked: int
+    unit: str
+    bytes_read: int = 0
+    problems: tuple[str, ...] = field(default=())

@@ -1,0 +1,72 @@
+"""Inventory: what holds bytes of a tier, one by one: contexts and models. The ledger says how much; this says which."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from kerneld.context import Context
+from kerneld.holdings import Holding
+from kerneld.machine import Machine
+from kerneld.models import Model
+from kerneld.placement import WEIGHTS_OWNER
+from memory.ledger import Kind, lineage
+from memory.mapping import frame_bytes, frame_of
+from memory.page import Tier
+from memory.table import Page, PageTable
+
+
+def holdings_of(machine: Machine, tier: Tier, path: str = "") -> list[Holding]:
+    """Contexts and models that hold bytes of a tier, largest first; with `path`, only those of that tenant and beneath it."""
+    found = [*_of_contexts(machine, tier, path), *_of_models(machine, tier, path)]
+    return sorted(found, key=lambda holding: (-holding.size_bytes, holding.name))
+
+
+def tier_bytes(table: PageTable, tier: Tier) -> int:
+    """Bytes of the frames of a table in a tier, shared ones in full."""
+    return sum(_page_bytes(table, group, tier) * num_in(pages, tier) for group, pages in enumerate(table.pages))
+
+
+def freed_bytes(table: PageTable, tier: Tier) -> int:
+    """Bytes that come free in a tier when a table goes: of pages that nobody else holds."""
+    own = ([page for page in pages if len(page.holders) == 1] for pages in table.pages)
+    return sum(_page_bytes(table, group, tier) * num_in(pages, tier) for group, pages in enumerate(own))
+
+
+def num_in(pages: list[Page], tier: Tier) -> int:
+    """How many of some pages are in a tier."""
+    return sum(frame_of(page, tier) is not None for page in pages)
+
+
+def is_busy(context: Context) -> bool:
+    """Whether its pages may not be reclaimed just now."""
+    return context.is_active and context.table is not None and context.table.pins > 0
+
+
+def has_active(machine: Machine, model: Model) -> bool:
+    """Whether a request runs or waits on a model."""
+    return any(context.is_active and context.model == model.name for context in machine.contexts)
+
+
+def model_bytes(machine: Machine, model: Model) -> int:
+    """Bytes of the slabs that a model's weights take on the device."""
+    slab_bytes = machine.config.memory.slab_bytes
+    return -(-model.size_bytes // slab_bytes) * slab_bytes
+
+
+def _of_contexts(machine: Machine, tier: Tier, path: str) -> Iterator[Holding]:
+    for context in machine.contexts.of_tenant(path) if path else machine.contexts:
+        size_bytes = tier_bytes(context.table, tier) if context.table is not None else 0
+        if size_bytes:
+            yield Holding(tier.name.lower(), context.tenant, Kind.KV.value, context.id, context.state.value, size_bytes)
+
+
+def _of_models(machine: Machine, tier: Tier, path: str) -> Iterator[Holding]:
+    if tier is not Tier.DEVICE or (path and path not in lineage(WEIGHTS_OWNER)):
+        return
+    for model in machine.models:
+        if model.is_resident:
+            yield Holding("device", WEIGHTS_OWNER, Kind.WEIGHTS.value, model.name, model.state.value, model_bytes(machine, model))
+
+
+def _page_bytes(table: PageTable, group: int, tier: Tier) -> int:
+    return frame_bytes(table.spaces[group], tier)

