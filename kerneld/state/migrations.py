@@ -8,16 +8,30 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from sqlalchemy import Connection, func, insert, inspect, select
+from sqlalchemy import Connection, Table, func, insert, inspect, select, text
 
 from kerneld.errors import WrongState
 from kerneld.failpoints import hit
-from kerneld.state.tables import metadata, schema_versions
+from kerneld.state.tables import metadata, models, schema_versions
 
 Migration = Callable[[Connection], None]
 
+
+def made_anew(table: Table) -> Migration:
+    """The step that brings a small table to its newest form: its rows are read and put back, and new columns take their defaults."""
+
+    def step(connection: Connection) -> None:
+        rows = [dict(row) for row in connection.execute(text(f"SELECT * FROM {table.name}")).mappings()]
+        table.drop(connection)
+        table.create(connection)
+        if rows:
+            connection.execute(insert(table), rows)
+
+    return step
+
+
 # MIGRATIONS[i] brings a database from version i + 1 to version i + 2. A released one is never changed.
-MIGRATIONS: tuple[Migration, ...] = ()
+MIGRATIONS: tuple[Migration, ...] = (made_anew(models),)
 
 
 def migrate(connection: Connection, now: float, migrations: Sequence[Migration] = MIGRATIONS) -> int:

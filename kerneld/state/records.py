@@ -54,6 +54,7 @@ class Alloc(msgspec.Struct, frozen=True, array_like=True, tag=1):
     parent: bytes = b""
     fork_at: int = 0
     tokens: bytes = b""
+    adapter: str = ""
 
 
 class Admit(msgspec.Struct, frozen=True, array_like=True, tag=2):

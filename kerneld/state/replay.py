@@ -62,6 +62,7 @@ class ContextRecord:
     parent: bytes
     fork_at: int
     tokens: array[int]
+    adapter: str
     last_used_at: float
     is_suspended: bool = False
     failure: str = ""

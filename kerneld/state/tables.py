@@ -82,6 +82,7 @@ models = Table(
     Column("file_stamp", Text, nullable=False),
     Column("want_loaded", Boolean, nullable=False),
     Column("registered_by", String(128), nullable=False),
+    Column("base", String(128), nullable=False, server_default=""),  # name of the model that an adapter changes
 )
 
 images = Table(
@@ -162,6 +163,7 @@ class ModelRow:
     file_stamp: str  # what the files looked like when they were hashed: a change means to hash again
     want_loaded: bool
     registered_by: str
+    base: str = ""  # name of the model that an adapter changes
 
 
 @dataclass(frozen=True, slots=True)

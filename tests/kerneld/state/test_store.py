@@ -15,7 +15,7 @@ import pytest
 from kerneld.calls import ImageInfo, Limits, Role, TokenInfo
 from kerneld.errors import AlreadyExists, DataLoss, KernelError, NotFound, Unavailable, WrongState
 from kerneld.state.database import sqlite_url
-from kerneld.state.migrations import migrate
+from kerneld.state.migrations import MIGRATIONS, migrate
 from kerneld.state.records import Effect
 from kerneld.state.store import Store
 from kerneld.state.tables import ModelRow, PrincipalRow, TenantRow, TokenRow, UsageRow
@@ -252,7 +252,10 @@ def test_version_1_ends_up_like_a_new_database(tmp_path: Path) -> None:
     new.mkdir()
     with sqlite3.connect(old / "kerneld.db") as connection:
         connection.executescript((Path(__file__).parent / "schema_1.sql").read_text())
+        connection.execute("INSERT INTO models VALUES ('m', '/models/m', 1024, '', 'w', 'f', 'stamp', 1, 'ann')")
+        connection.commit()
     assert run(old, lambda store: store.load_tenants()) == [ANN]
+    assert run(old, lambda store: store.load_models()) == [MODEL]
     run(new, lambda store: store.load_tenants())
     assert schema(old / "kerneld.db") == schema(new / "kerneld.db")
 
@@ -260,7 +263,8 @@ def test_version_1_ends_up_like_a_new_database(tmp_path: Path) -> None:
 def test_migrations_run_once_in_order_and_together(tmp_path: Path) -> None:
     run(tmp_path, lambda store: store.load_tenants())
     steps: list[int] = []
-    migrations = [lambda _: steps.append(2), lambda _: steps.append(3)]
+    newest = 1 + len(MIGRATIONS)
+    migrations = [*MIGRATIONS, lambda _: steps.append(2), lambda _: steps.append(3)]
 
     async def scenario(store: Store) -> list[int]:
         found = []
@@ -269,5 +273,5 @@ def test_migrations_run_once_in_order_and_together(tmp_path: Path) -> None:
                 found.append(migrate(connection, 1.0, migrations))
         return found
 
-    assert run(tmp_path, scenario) == [1, 3]
+    assert run(tmp_path, scenario) == [newest, newest + 2]
     assert steps == [2, 3]
