@@ -24,6 +24,7 @@ COLUMNS = (
     Column("DTYPE", lambda m: m.dtype),
     Column("SIZE", lambda m: bytes_text(m.bytes), is_number=True),
     Column("CONTEXTS", lambda m: str(m.num_contexts), is_number=True),
+    Column("STREAMED", lambda m: bytes_text(m.streamed_bytes) if m.streamed_bytes else "", is_wide=True, is_number=True),
     Column("POSITIONS", lambda m: str(m.max_positions), is_wide=True, is_number=True),
     Column("VOCABULARY", lambda m: str(m.vocab_size), is_wide=True, is_number=True),
     Column("KV PER TOKEN", lambda m: bytes_text(m.kv_bytes_per_token), is_wide=True, is_number=True),
@@ -73,6 +74,16 @@ def locate(client: Client, path: str, name: str | None) -> tuple[str, str]:
     return client.model(path).path, path
 
 
+def stream_note(loaded: ModelInfo) -> str:
+    """What to expect of a model that does not fit the device."""
+    part = f"{bytes_text(loaded.streamed_bytes)} of {bytes_text(loaded.bytes)}"
+    if not loaded.stream_bytes_per_s:
+        return f"{loaded.name}: larger than the device; every step reads {part} again"
+    steps = loaded.stream_bytes_per_s / loaded.streamed_bytes
+    speed = f"{bytes_text(loaded.stream_bytes_per_s)}/s: about {steps:.3g} steps per second, whatever the number of requests"
+    return f"{loaded.name}: larger than the device; every step reads {part} again, at {speed}"
+
+
 @model.command()
 @click.argument("path")
 @source_options
@@ -84,6 +95,8 @@ def load(shell: Shell, /, path: str, name: str | None, **options: Any) -> None:
         source, called = locate(client, path, name)
         with LoadBar(called) as bar:
             loaded = client.load(source, name=called, progress=bar.show, **given(options))
+    if loaded.streamed_bytes:
+        write_note(stream_note(loaded))
     shell.printer.row(loaded, COLUMNS, name_of)
 
 

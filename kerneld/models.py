@@ -112,6 +112,8 @@ class Model:
             failure=self.failure,
             quant=self.quant,
             has_chat_template=self.template is not None,
+            streamed_bytes=self.streamed_bytes if self.is_resident else 0,
+            stream_bytes_per_s=round(self.stream_rate) if self.is_resident else 0,
         )
 
 

@@ -137,6 +137,8 @@ def model(info: ModelInfo) -> pb.Model:
         failure=info.failure,
         quant=info.quant,
         has_chat_template=info.has_chat_template,
+        streamed_bytes=info.streamed_bytes,
+        stream_bytes_per_s=info.stream_bytes_per_s,
     )
 
 

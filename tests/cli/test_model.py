@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
-from tests.cli.fake_client import Kernelctl
+from cli.model import stream_note
+from tests.cli.fake_client import MODEL, Kernelctl
 
 AS_TABLE = """\
 NAME   STATE     ARCHITECTURE  PARAMETERS  DTYPE     SIZE  CONTEXTS
@@ -43,3 +45,10 @@ def test_show_unload_and_rm(kernelctl: Kernelctl) -> None:
     assert kernelctl("model", "unload", "small").stdout == AS_TABLE
     assert kernelctl("model", "rm", "small").stdout == "small removed\n"
     assert [verb for verb in kernelctl.client.verbs() if verb != "close"] == ["model", "unload", "remove_model"]
+
+
+def test_a_load_of_a_model_larger_than_the_device_says_what_to_expect() -> None:
+    large = replace(MODEL, streamed_bytes=16 << 20, stream_bytes_per_s=4 << 30)
+
+    assert "every step reads 16MiB of 24MiB again, at 4GiB/s: about 256 steps per second" in stream_note(large)
+    assert stream_note(replace(large, stream_bytes_per_s=0)).endswith("every step reads 16MiB of 24MiB again")

@@ -187,7 +187,7 @@ class Score:
 
 @dataclass(frozen=True, slots=True)
 class ModelInfo:
-    """A model as it stood when asked. `bytes` are those of its weights on the device."""
+    """A model as it stood when asked. `bytes` are those of its weights; `streamed_bytes` of them are read again in every pass."""
 
     name: str
     path: str
@@ -205,6 +205,8 @@ class ModelInfo:
     failure: str
     quant: str
     has_chat_template: bool
+    streamed_bytes: int = 0
+    stream_bytes_per_s: int = 0
 
 
 @dataclass(frozen=True, slots=True)

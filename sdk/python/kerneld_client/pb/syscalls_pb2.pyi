@@ -543,7 +543,7 @@ class ScoreResponse(_message.Message):
     def __init__(self, tokens: _Optional[_Iterable[int]] = ..., logprobs: _Optional[_Iterable[_Union[Logprob, _Mapping]]] = ..., total: _Optional[float] = ...) -> None: ...
 
 class Model(_message.Message):
-    __slots__ = ("name", "path", "state", "architecture", "dtype", "bytes", "num_parameters", "max_positions", "vocab_size", "weights_hash", "device", "kv_bytes_per_token", "num_contexts", "failure", "quant", "has_chat_template")
+    __slots__ = ("name", "path", "state", "architecture", "dtype", "bytes", "num_parameters", "max_positions", "vocab_size", "weights_hash", "device", "kv_bytes_per_token", "num_contexts", "failure", "quant", "has_chat_template", "streamed_bytes", "stream_bytes_per_s")
     NAME_FIELD_NUMBER: _ClassVar[int]
     PATH_FIELD_NUMBER: _ClassVar[int]
     STATE_FIELD_NUMBER: _ClassVar[int]
@@ -560,6 +560,8 @@ class Model(_message.Message):
     FAILURE_FIELD_NUMBER: _ClassVar[int]
     QUANT_FIELD_NUMBER: _ClassVar[int]
     HAS_CHAT_TEMPLATE_FIELD_NUMBER: _ClassVar[int]
+    STREAMED_BYTES_FIELD_NUMBER: _ClassVar[int]
+    STREAM_BYTES_PER_S_FIELD_NUMBER: _ClassVar[int]
     name: str
     path: str
     state: ModelState
@@ -576,7 +578,9 @@ class Model(_message.Message):
     failure: str
     quant: str
     has_chat_template: bool
-    def __init__(self, name: _Optional[str] = ..., path: _Optional[str] = ..., state: _Optional[_Union[ModelState, str]] = ..., architecture: _Optional[str] = ..., dtype: _Optional[str] = ..., bytes: _Optional[int] = ..., num_parameters: _Optional[int] = ..., max_positions: _Optional[int] = ..., vocab_size: _Optional[int] = ..., weights_hash: _Optional[str] = ..., device: _Optional[str] = ..., kv_bytes_per_token: _Optional[int] = ..., num_contexts: _Optional[int] = ..., failure: _Optional[str] = ..., quant: _Optional[str] = ..., has_chat_template: _Optional[bool] = ...) -> None: ...
+    streamed_bytes: int
+    stream_bytes_per_s: int
+    def __init__(self, name: _Optional[str] = ..., path: _Optional[str] = ..., state: _Optional[_Union[ModelState, str]] = ..., architecture: _Optional[str] = ..., dtype: _Optional[str] = ..., bytes: _Optional[int] = ..., num_parameters: _Optional[int] = ..., max_positions: _Optional[int] = ..., vocab_size: _Optional[int] = ..., weights_hash: _Optional[str] = ..., device: _Optional[str] = ..., kv_bytes_per_token: _Optional[int] = ..., num_contexts: _Optional[int] = ..., failure: _Optional[str] = ..., quant: _Optional[str] = ..., has_chat_template: _Optional[bool] = ..., streamed_bytes: _Optional[int] = ..., stream_bytes_per_s: _Optional[int] = ...) -> None: ...
 
 class RegisterModelRequest(_message.Message):
     __slots__ = ("request_id", "name", "path", "max_positions", "quant")
