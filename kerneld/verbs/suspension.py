@@ -1,12 +1,25 @@
-"""The verb that moves a context out wholly: suspend to disk."""
+"""The verb that moves a context out wholly: suspend to disk.
+
+    suspended (journaled) --> pages on the device are copied to the host tier --> spilled to the disk tier --> gone from both
+
+What is out needs no memory, and survives the daemon: the pages of a context are found again by the links of its hash chain. Pages that
+other contexts share stay where those need them.
+"""
 
 from __future__ import annotations
 
-from kerneld.calls import Caller, ContextInfo
-from kerneld.errors import WrongState
+from kerneld.calls import Caller, ContextInfo, ContextState
+from kerneld.context import Context
+from kerneld.disktier import DiskTier
+from kerneld.errors import Conflict, DiskFull, Unavailable, WrongState
 from kerneld.machine import Machine
+from kerneld.seating import cut_chain, name_pages
 from kerneld.verbs.contexts import ContextVerbs
 from kerneld.verbs.edits import EditVerbs
+from memory.page import Tier
+from memory.table import Page, PageTable
+
+ROUNDS_WITHOUT_PROGRESS = 4
 
 
 class SuspensionVerbs:
@@ -18,6 +31,68 @@ class SuspensionVerbs:
         self._edits = edits
 
     async def suspend_to_disk(self, caller: Caller, context_id: str) -> ContextInfo:
-        """Suspend a context and move all its pages to the disk tier; answers when they are there. Raises: NotFound, WrongState."""
-        self._machine.contexts.control(caller, context_id)
-        raise WrongState("There is no disk tier to move a context to: set memory.page_file_bytes.", reason="NO_DISK_TIER")
+        """Suspend a context and move all its pages to the disk tier; answers when they are there.
+
+        Raises: NotFound, WrongState; Conflict, if somebody resumes it meanwhile; DiskFull, Unavailable, if not all of it could be moved:
+        the context is suspended all the same, and the rest follows when there is room.
+        """
+        machine = self._machine
+        tier = machine.disk_tier
+        machine.contexts.control(caller, context_id)
+        if tier is None:
+            raise WrongState(
+                "There is no disk tier to move a context to; an administrator sets memory.page_file_bytes.", reason="NO_DISK_TIER"
+            )
+        await self._edits.suspend(caller, context_id)
+        context = machine.contexts.control(caller, context_id)
+        if context.state is ContextState.SUSPENDED and context.table is not None:
+            await self._move_out(context, context.table, tier)
+        return self._contexts.info(context)
+
+    async def _move_out(self, context: Context, table: PageTable, tier: DiskTier) -> None:
+        pager, num_tokens = self._machine.pager, context.kv_valid
+        assert context.chain is not None, "made with the table"
+        name_pages(context, num_tokens)
+        chain = context.chain.fork()
+        cut_chain(chain, num_tokens, context)
+        pager.bury(table, num_tokens, chain.keys, chain.partial_key())
+        distance, patience = _distance(table), ROUNDS_WITHOUT_PROGRESS
+        while not pager.is_buried(table):
+            await self._machine.dispatcher.flush()
+            tier.reclaimer.now()
+            if not tier.mover.is_idle:
+                await tier.settled()
+            if context.state is not ContextState.SUSPENDED or context.table is not table:
+                raise Conflict("The context was resumed or freed while it was being moved out.")
+            patience = ROUNDS_WITHOUT_PROGRESS if _distance(table) < distance else patience - 1
+            distance = _distance(table)
+            if not patience and not pager.is_buried(table):
+                self._give_up(context, table, tier)
+
+    def _give_up(self, context: Context, table: PageTable, tier: DiskTier) -> None:
+        """Say what keeps a context in memory. Raises: Unavailable, DiskFull."""
+        counts = table.counts()
+        facts = {"context": context.id, "pages_left": str(counts.device + counts.host_only), "pages_on_disk": str(counts.disk_only)}
+        held = f"{counts.device + counts.host_only} of its pages are still in memory"
+        if tier.mover.is_paused():
+            raise Unavailable(f"The context is suspended, but {held}: the disk tier failed.", reason="DISK_TIER_FAILED", facts=facts)
+        free_bytes = next((each.free_bytes for each in self._machine.pager.ledger.snapshot() if each.tier is Tier.DISK), 0)
+        raise DiskFull(
+            f"The context is suspended, but {held}: the disk tier has {free_bytes} bytes free, or your tenant is at its limit there. Free "
+            "contexts that are on disk, or ask an administrator to raise memory.page_file_bytes.",
+            reason="DISK_TIER_FULL",
+            facts=facts,
+        )
+
+
+def _distance(table: PageTable) -> int:
+    """How far the pages of a table are from being out, in moves that are still to be made."""
+    return sum(_moves_left(page) for pages in table.pages for page in pages)
+
+
+def _moves_left(page: Page) -> int:
+    if page.is_lost or page.is_far:
+        return 0
+    if page.disk_frame is not None:
+        return 1
+    return 2 if page.host_frame is not None else 3

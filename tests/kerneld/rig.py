@@ -137,6 +137,7 @@ class Sizes:
 
     device_slabs: int = 64
     host_slabs: int = 128
+    disk_slabs: int = 0  # frames there are as large as on the host
     max_rows: int = 32
     max_step_tokens: int = 64
 
@@ -177,6 +178,7 @@ class Rig:
         memory = MemoryConfig(
             device_bytes=sizes.device_slabs * SLAB,
             host_bytes=sizes.host_slabs * SLAB,
+            page_file_bytes=sizes.disk_slabs * SLAB,
             page_tokens=PAGE_TOKENS,
             slab_bytes=SLAB,
             granule_bytes=GRANULE,
