@@ -48,10 +48,11 @@ from drivers.hostmem import HostMemory
 from drivers.models.adapter import inspect_adapter
 from drivers.models.loader import PageShape, inspect_model, open_model
 from drivers.ops.table import fused_table, op_names
-from drivers.pages import PageMover
+from drivers.pages import PageMover, fastest_mover
 from drivers.plan_check import check_rows
 from drivers.rows import Row, RowTable, StepRows
 from drivers.sampling import NOT_FINITE, Pick, pick_tokens, token_logprobs
+from drivers.trial import prefill_pace
 
 VERSION = "1"
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -78,6 +79,7 @@ class CpuDriver:
         self._ops = fused_table()
         self._device: Device | None = None
         self._loaded = Loaded()
+        self._paces: dict[InspectSpec, float] = {}  # seconds per token of prefill, by model: tried with its first load
         self._publishing = threading.Lock()  # two writers of `_loaded` at most: a load in its thread, an unload in the worker's
 
     def probe(self) -> Capabilities:
@@ -105,7 +107,7 @@ class CpuDriver:
             arena=arena,
             host=host,
             pages=PageShape(spec.page_tokens, spec.granule_bytes, DTYPES[spec.dtype]),
-            mover=PageMover(arena, host, self._ops),
+            mover=fastest_mover(arena, host, self._ops),
             rows=RowTable(spec.max_rows, spec.max_step_tokens, spec.page_tokens),
         )
 
@@ -128,12 +130,21 @@ class CpuDriver:
                 return LoadedModel(spec.model_id, adapter.size_bytes, time.perf_counter() - began)
             files = open_model(spec.source, device.pages.dtype)
             model = load_model(files, spec, ground, progress)
+            if model.stream is None and spec.source not in self._paces:
+                self._paces[spec.source] = prefill_pace(model, device.pages.granule_bytes)
         with self._publishing:
             self._loaded = self._loaded.with_model(spec.model_id, model)  # invariant 2
         sizes = [segment.size_bytes for segment in files.segments]
         streamed_bytes = sum(size for size, offset in zip(sizes, spec.offsets, strict=True) if offset < 0)
         rate = model.stream.rate if model.stream is not None else 0.0
-        return LoadedModel(spec.model_id, sum(sizes) - streamed_bytes, time.perf_counter() - began, streamed_bytes, rate)
+        return LoadedModel(
+            spec.model_id,
+            sum(sizes) - streamed_bytes,
+            time.perf_counter() - began,
+            streamed_bytes,
+            rate,
+            prefill_s=self._paces.get(spec.source, 0.0),
+        )
 
     def unload(self, model_id: int) -> None:
         """Forget a model or an adapter. Raises: UnknownModel."""

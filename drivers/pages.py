@@ -1,29 +1,42 @@
 """Carries out the page part of plans for the CPU driver: zeros and moves, between its arena and the host tier.
 
-Copies are real on every path: the host tier outlives the arena, and a page there is guarded by its header and checksum.
+Copies are real on every path: the host tier outlives the arena, and a page there is guarded by its header and checksum. Copies between the
+tiers go to `drivers.native` in one call for as many as follow each other; where that is not to be had, `HostMemory` makes them one by one.
 """
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping
+
+import numpy as np
+import torch
 
 from drivers.arena import Arena, FrameShape
 from drivers.contract import CopyTimes, Plan
 from drivers.errors import HostPageCorrupt, PageCorrupt, PlanRejected
-from drivers.hostmem import HostMemory, host_frame_bytes
+from drivers.hostmem import KEY_BYTES, HostMemory, host_frame_bytes
+from drivers.native.pages import NativePages, PageCopy, native_pages
 from drivers.ops.table import OpTable
 from memory.page import Move, Tier, Zero
 
+MEASURED_FRAME_BYTES = 256 << 10
+MEASURED_BYTES = 32 << 20  # each way; more than most caches hold
+
 Spaces = Mapping[int, FrameShape]
+_Pending = list[tuple[int, Move]]  # with the index in the plan
 
 
 class PageMover:
     """Zeroes frames and copies pages."""
 
-    def __init__(self, arena: Arena, host: HostMemory | None, ops: OpTable) -> None:
+    def __init__(self, arena: Arena, host: HostMemory | None, ops: OpTable, native: NativePages | None = None) -> None:
         self._arena = arena
         self._host = host
         self._ops = ops
+        self._native = native
+        self._arena_at = arena.bytes.data_ptr()
+        self._host_at = 0 if host is None else np.frombuffer(host.span(0, host.size_bytes), dtype=np.uint8).ctypes.data
         self._times = CopyTimes()
 
     def copied(self) -> CopyTimes:
@@ -33,13 +46,22 @@ class PageMover:
 
     def check(self, plan: Plan, spaces: Spaces) -> None:
         """Whether every frame named lies in its tier. Changes nothing. Raises: PlanRejected."""
-        for zero in (*plan.zeros, *plan.late_zeros):
-            self._check_frame(zero.space_id, zero.tier, zero.frame, spaces)
-        for move in plan.moves:
-            self._check_frame(move.space_id, move.source_tier, move.source_frame, spaces)
-            self._check_frame(move.space_id, move.target_tier, move.target_frame, spaces)
-            if move.source_tier is Tier.HOST and move.target_tier is Tier.HOST:
-                raise PlanRejected(f"A page of space {move.space_id} moves inside the host tier, which no driver does.")
+        ends: dict[tuple[int, Tier], int] = {}
+        for space_id, tier, frame in (
+            *plan.zeros,
+            *plan.late_zeros,
+            *((move.space_id, move.source_tier, move.source_frame) for move in plan.moves),
+            *((move.space_id, move.target_tier, move.target_frame) for move in plan.moves),
+        ):
+            end = ends.get((space_id, tier))
+            if end is None:
+                end = ends[space_id, tier] = self._num_frames(space_id, tier, spaces)
+            if not 0 <= frame < end:
+                raise PlanRejected(f"Frame {frame} of space {space_id} lies outside [0, {end}) of the {tier.name.lower()} tier.")
+        if any(len(move.key) != KEY_BYTES for move in plan.moves if move.source_tier is not move.target_tier):
+            raise PlanRejected(f"A page that moves between tiers is named by {KEY_BYTES} bytes.")
+        if any(move.source_tier is Tier.HOST and move.target_tier is Tier.HOST for move in plan.moves):
+            raise PlanRejected("A page moves inside the host tier, which no driver does.")
 
     def carry_out(self, plan: Plan, spaces: Spaces) -> None:
         """Zeros first, then moves, in order, then late zeros.
@@ -48,12 +70,16 @@ class PageMover:
         """
         for zero in plan.zeros:
             self._zero(zero, spaces[zero.space_id])
-        corrupt = []
+        corrupt: list[int] = []
+        pending: _Pending = []
         for idx, move in enumerate(plan.moves):
-            try:
-                self._move(move, spaces[move.space_id])
-            except HostPageCorrupt:
-                corrupt.append(idx)
+            if move.source_tier is move.target_tier:
+                corrupt += self._between_tiers(pending, spaces)
+                pending = []
+                self._inside_device(move, spaces[move.space_id])
+            else:
+                pending.append((idx, move))
+        corrupt += self._between_tiers(pending, spaces)
         for zero in plan.late_zeros:
             self._zero(zero, spaces[zero.space_id])
         if corrupt:
@@ -69,32 +95,92 @@ class PageMover:
         else:
             self._host_tier().zero(zero.frame, host_frame_bytes(shape.size_bytes, self._arena.granule_bytes))
 
-    def _move(self, move: Move, shape: FrameShape) -> None:
-        if move.source_tier is Tier.HOST:
-            self._host_tier().read_page(move.source_frame, self._arena.frame(move.target_frame, shape.size_bytes), move.key, move.space_id)
-        elif move.target_tier is Tier.HOST:
-            payload = self._arena.frame(move.source_frame, shape.size_bytes)
-            self._host_tier().write_page(move.target_frame, payload, move.key, move.num_tokens, move.space_id)
-        elif move.source_frame != move.target_frame:
+    def _inside_device(self, move: Move, shape: FrameShape) -> None:
+        if move.source_frame != move.target_frame:
             self._ops.page_copy(self._arena.frames(shape.size_bytes), move.source_frame, move.target_frame)
             if move.num_tokens < shape.page_tokens:
                 self.clear_tail(shape, move.target_frame, move.num_tokens)  # a fork must not carry what it does not share
+
+    def _between_tiers(self, moves: _Pending, spaces: Spaces) -> list[int]:
+        """Copy pages up and down, in order. Returns the moves whose source did not hold."""
+        if not moves:
+            return []
+        up_bytes = sum(spaces[move.space_id].size_bytes for _, move in moves if move.source_tier is Tier.HOST)
+        down_bytes = sum(spaces[move.space_id].size_bytes for _, move in moves) - up_bytes
+        if self._native is not None:
+            copies = [self._page_copy(move, spaces[move.space_id].size_bytes) for _, move in moves]
+            failed, down_s, up_s = self._native.copy(self._host_at, self._arena_at, copies, self._host_tier().boot_generation)
+            corrupt = [moves[idx][0] for idx in failed]
+        else:
+            corrupt, down_s, up_s = self._one_by_one(moves, spaces)
+        old = self._times
+        self._times = CopyTimes(old.up_bytes + up_bytes, old.up_s + up_s, old.down_bytes + down_bytes, old.down_s + down_s)
+        return corrupt
+
+    def _page_copy(self, move: Move, size_bytes: int) -> PageCopy:
+        granule = self._arena.granule_bytes
+        is_up = move.source_tier is Tier.HOST
+        host, device = (move.source_frame, move.target_frame) if is_up else (move.target_frame, move.source_frame)
+        return PageCopy(host * granule, device * granule, size_bytes, move.space_id, move.key, move.num_tokens, is_up)
+
+    def _one_by_one(self, moves: _Pending, spaces: Spaces) -> tuple[list[int], float, float]:
+        corrupt: list[int] = []
+        took = {Tier.HOST: 0.0, Tier.DEVICE: 0.0}
+        for idx, move in moves:
+            began = time.perf_counter()
+            size_bytes = spaces[move.space_id].size_bytes
+            try:
+                if move.source_tier is Tier.HOST:
+                    target = self._arena.frame(move.target_frame, size_bytes)
+                    self._host_tier().read_page(move.source_frame, target, move.key, move.space_id)
+                else:
+                    payload = self._arena.frame(move.source_frame, size_bytes)
+                    self._host_tier().write_page(move.target_frame, payload, move.key, move.num_tokens, move.space_id)
+            except HostPageCorrupt:
+                corrupt.append(idx)
+            took[move.target_tier] += time.perf_counter() - began
+        return corrupt, took[Tier.HOST], took[Tier.DEVICE]
 
     def _host_tier(self) -> HostMemory:
         if self._host is None:
             raise PlanRejected("A plan names a host frame, but the driver was opened without a host tier.")
         return self._host
 
-    def _check_frame(self, space_id: int, tier: Tier, frame: int, spaces: Spaces) -> None:
+    def _num_frames(self, space_id: int, tier: Tier, spaces: Spaces) -> int:
+        """Frames of a space in a tier lie in [0, this)."""
         shape = spaces.get(space_id)
         if shape is None:
             raise PlanRejected(f"Space {space_id} is not one of a loaded model.")
         if tier is Tier.DEVICE:
-            num_frames = self._arena.num_frames(shape.size_bytes)
-        elif tier is Tier.HOST:
+            return self._arena.num_frames(shape.size_bytes)
+        if tier is Tier.HOST:
             frame_bytes = host_frame_bytes(shape.size_bytes, self._arena.granule_bytes)
-            num_frames = (self._host_tier().size_bytes - frame_bytes) // self._arena.granule_bytes + 1
-        else:
-            raise PlanRejected(f"Space {space_id}: the disk tier is not the driver's.")
-        if not 0 <= frame < num_frames:
-            raise PlanRejected(f"Frame {frame} of space {space_id} lies outside [0, {num_frames}) of the {tier.name.lower()} tier.")
+            return (self._host_tier().size_bytes - frame_bytes) // self._arena.granule_bytes + 1
+        raise PlanRejected(f"Space {space_id}: the disk tier is not the driver's.")
+
+
+def fastest_mover(arena: Arena, host: HostMemory | None, ops: OpTable) -> PageMover:
+    """A mover that copies natively where it can, and whose first report is a short measurement of both ways.
+
+    Pages of zeros go from the arena, which nobody uses yet, to a tier made for it and back: nothing that anybody owns is touched.
+    """
+    mover = PageMover(arena, host, ops, native_pages())
+    frame_bytes = min(MEASURED_FRAME_BYTES, arena.size_bytes) // arena.granule_bytes * arena.granule_bytes
+    num_frames = min(MEASURED_BYTES, arena.size_bytes) // frame_bytes
+    if host is None:
+        return mover
+    host_bytes = host_frame_bytes(frame_bytes, arena.granule_bytes)
+    scratch = HostMemory.create(num_frames * host_bytes, arena.granule_bytes)
+    try:
+        trial = PageMover(arena, scratch, ops, native_pages())
+        shape = FrameShape(1, 1, 1, 1, frame_bytes, torch.uint8)
+        granules, host_granules = frame_bytes // arena.granule_bytes, host_bytes // arena.granule_bytes
+        pairs = [(idx * granules, idx * host_granules) for idx in range(num_frames)]
+        down = [Move(0, Tier.DEVICE, device, Tier.HOST, there, bytes(16), 1) for device, there in pairs]
+        up = [Move(0, Tier.HOST, there, Tier.DEVICE, device, bytes(16), 1) for device, there in pairs]
+        for _ in range(2):  # what the second round took is told
+            trial.carry_out(Plan(0, 0, moves=(*down, *up)), {0: shape})
+            mover._times = trial.copied()
+    finally:
+        scratch.close()
+    return mover
