@@ -126,6 +126,7 @@ class AllocArgs:
     durability: Durability = Durability.JOURNAL
     labels: Mapping[str, str] = field(default_factory=dict)
     seed: int | None = None
+    adapter: str = ""  # of that model; an adapter in place of the model stands for its base and itself
 
 
 @dataclass(frozen=True, slots=True)
@@ -290,6 +291,7 @@ class ContextInfo:
     last_request: str = ""
     failure: str = ""
     grants: tuple[Grant, ...] = ()
+    adapter: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -310,6 +312,7 @@ class RegisterArgs:
     path: str = ""
     max_positions: int = 0
     quant: str = ""
+    base: str = ""  # name of the registered model that an adapter changes
 
 
 @dataclass(frozen=True, slots=True)
@@ -332,6 +335,7 @@ class ModelInfo:
     failure: str = ""
     quant: str = ""
     has_chat_template: bool = False
+    base: str = ""
     streamed_bytes: int = 0
     stream_bytes_per_s: int = 0
 

@@ -110,7 +110,7 @@ class Composer:
             if row.is_told:
                 patches.extend(row.patches(self._pager.page_tokens))
                 continue
-            starts.append(row.start(self._seating.model_id(row.request)))
+            starts.append(row.start(*self._seating.model_ids(row.request)))
             self._seating.started(row)
             self._delivery.started(row.request)
         return tuple(starts), tuple(patches)

@@ -72,6 +72,7 @@ class Context:
     created_at: float  # Unix seconds
     durability: Durability = Durability.JOURNAL
     parent: str = ""  # context it was forked from
+    adapter: str = ""  # name; its KV is that of the model as the adapter changes it
 
     # Written by the verb Set, and by Grant and Revoke.
     max_tokens: int = 0
@@ -95,6 +96,11 @@ class Context:
     active_request: str = ""
     last_request: str = ""
     last_finished: Finished | None = None
+
+    @property
+    def models(self) -> tuple[str, ...]:
+        """Everything that has to be resident for it to run: its model, and its adapter if it has one."""
+        return (self.model, self.adapter) if self.adapter else (self.model,)
 
     @property
     def num_tokens(self) -> int:
@@ -134,6 +140,7 @@ class Context:
         return ContextInfo(
             id=self.id,
             model=self.model,
+            adapter=self.adapter,
             owner=self.owner,
             tenant=self.tenant,
             state=self.state,

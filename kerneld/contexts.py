@@ -48,16 +48,18 @@ class ContextTable:
         self._contexts[context.id] = context
         bisect.insort(self._ids, context.id)
         self._per_tenant.add(context.tenant)
-        if context.model in self._models:
-            self._models.get(context.model).num_contexts += 1
+        for name in context.models:
+            if name in self._models:
+                self._models.get(name).num_contexts += 1
 
     def remove(self, context: Context) -> None:
         """Forget a context."""
         del self._contexts[context.id]
         self._ids.pop(bisect.bisect_left(self._ids, context.id))
         self._per_tenant.remove(context.tenant)
-        if context.model in self._models:
-            self._models.get(context.model).num_contexts -= 1
+        for name in context.models:
+            if name in self._models:
+                self._models.get(name).num_contexts -= 1
 
     def find(self, context_id: str) -> Context | None:
         """The context of that id, whoever asks; None if there is none."""
@@ -97,7 +99,7 @@ class ContextTable:
         def is_wanted(context: Context) -> bool:
             return (
                 (everybody or is_owner(caller.principal, context.owner, context.tenant))
-                and (not args.model or context.model == args.model)
+                and (not args.model or args.model in context.models)
                 and (not args.tenant or context.tenant == args.tenant or context.tenant.startswith(args.tenant + "/"))
             )
 

@@ -27,7 +27,7 @@ from kerneld.tokenizer import Tokenizer
 from memory.page import Space
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:-]{0,127}")
-HASHED = ("*.safetensors", "*.gguf", "config.json", "tokenizer.json", "fake.json")
+HASHED = ("*.safetensors", "*.gguf", "config.json", "tokenizer.json", "adapter_config.json", "fake.json")
 HASH_CHUNK_BYTES = 4 << 20
 
 
@@ -44,6 +44,8 @@ class Model:
     registered_by: str
     tokenizer: Tokenizer | None
     template: ChatTemplate | None
+    base: str = ""  # of an adapter: the name of the model that it changes
+    base_path: str = ""
     # moved by kerneld.residency
     state: ModelState = ModelState.REGISTERED
     spec: ModelSpec | None = None
@@ -60,7 +62,7 @@ class Model:
     @property
     def source(self) -> InspectSpec:
         """The model as a driver is asked for it."""
-        return InspectSpec(path=self.path, max_positions=self.max_positions, quant=self.quant)
+        return InspectSpec(path=self.path, max_positions=self.max_positions, quant=self.quant, base=self.base_path)
 
     @property
     def is_resident(self) -> bool:
@@ -85,7 +87,7 @@ class Model:
     @property
     def weights_key(self) -> str:
         """What a worker calls its weights, so that a later front knows them again."""
-        return f"{self.weights_hash}:{self.quant}:{self.max_positions}"
+        return f"{self.weights_hash}:{self.quant}:{self.max_positions}:{self.base_path}"
 
     def context_limit(self) -> int:
         """The longest context it can hold; 0 while that is not known."""
@@ -112,6 +114,7 @@ class Model:
             failure=self.failure,
             quant=self.quant,
             has_chat_template=self.template is not None,
+            base=self.base,
             streamed_bytes=self.streamed_bytes if self.is_resident else 0,
             stream_bytes_per_s=round(self.stream_rate) if self.is_resident else 0,
         )
@@ -136,6 +139,14 @@ class ModelTable:
         if model is None:
             raise NotFound("model", name)
         return model
+
+    def adapters_of(self, base: str) -> list[Model]:
+        """The registered adapters of a model, by name."""
+        return [model for model in self if model.base == base]
+
+    def weights_of(self, names: Iterable[str]) -> str:
+        """The hashes of a context's model and adapter: what its fingerprint says of their files. Raises: NotFound."""
+        return "+".join(self.get(name).weights_hash for name in names)
 
     def add(self, model: Model) -> None:
         """Make a model known under its name."""

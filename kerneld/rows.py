@@ -68,7 +68,7 @@ class Row:
         """The pages that it needs on the device while a plan computes `num_computed` more tokens; all of its input at least."""
         return Want(self.table, self.reach, max(self.reach + num_computed, self.total))
 
-    def start(self, model_id: int) -> RowStart:
+    def start(self, model_id: int, adapter_id: int = 0) -> RowStart:
         """Tell the device of it for the first time."""
         context, sampling = self.request.context, self.request.sampling
         groups = range(len(self.table.space_ids))
@@ -84,6 +84,7 @@ class Row:
             history=tuple(context.tokens[: self.position]) if sampling.has_penalties else (),
             output_start=self.request.output_start,
             score_from=self.score_from,
+            adapter_id=adapter_id,
         )
 
     def patches(self, page_tokens: int) -> list[FramePatch]:

@@ -133,7 +133,7 @@ class Scheduler:
         if is_resident:
             moved = list(self._parked.get(model, {}).values())
         else:
-            moved = [request for queue in self._queues.values() for request in queue.live() if request.context.model == model]
+            moved = [request for queue in self._queues.values() for request in queue.live() if model in request.context.models]
         for request in moved:
             self._leave_queue(request)
         (self._resident.add if is_resident else self._resident.discard)(model)
@@ -214,7 +214,7 @@ class Scheduler:
 
     def queue_position(self, request: Request) -> int:
         """Its place in the line of its own tenant, from 1; 0 if it does not wait or is parked."""
-        if not request.ticket or request.is_parked or request.context.model not in self._resident:
+        if not request.ticket or request.is_parked or self._missing(request):
             return 0
         return 1 + self._queues[request.tenant].live().index(request)
 
@@ -224,9 +224,9 @@ class Scheduler:
         request.state = RequestState.QUEUED
         request.ticket = next(self._tickets)
         self.waiting.add(request.tenant)
-        model = request.context.model
-        if request.is_parked or model not in self._resident:
-            self._parked.setdefault(model, {})[request.ticket] = request
+        missing = self._missing(request)
+        if request.is_parked or missing:
+            self._parked.setdefault(missing or request.context.model, {})[request.ticket] = request
             return
         self._queues.setdefault(request.tenant, TenantQueue()).push(request)
         self._num_runnable += 1
@@ -236,15 +236,19 @@ class Scheduler:
         assert request.ticket, "it does not wait"
         ticket, request.ticket = request.ticket, 0
         self.waiting.remove(request.tenant)
-        model = request.context.model
-        parked = self._parked.get(model)
-        if parked is not None and parked.pop(ticket, None) is not None:
-            if not parked:
-                del self._parked[model]
-            return
+        for model in request.context.models:
+            parked = self._parked.get(model)
+            if parked is not None and parked.pop(ticket, None) is not None:
+                if not parked:
+                    del self._parked[model]
+                return
         self._queues[request.tenant].discard()
         self._num_runnable -= 1
         self.shares.dequeue(request.tenant)
+
+    def _missing(self, request: Request) -> str:
+        """The first of a request's model and adapter that is not resident; empty if it lacks nothing."""
+        return next((name for name in request.context.models if name not in self._resident), "")
 
     def _stop_running(self, request: Request) -> None:
         self.running.remove(request.tenant)

@@ -29,9 +29,10 @@ class Seating:
         self._events = events
         self._models = models
 
-    def model_id(self, request: Request) -> int:
-        """The driver's id of the model that the request runs on."""
-        return self._models.get(request.context.model).model_id
+    def model_ids(self, request: Request) -> tuple[int, int]:
+        """The driver's ids of the model and the adapter that the request runs on; 0: no adapter."""
+        adapter = request.context.adapter
+        return self._models.get(request.context.model).model_id, self._models.get(adapter).model_id if adapter else 0
 
     def table_of(self, context: Context) -> PageTable:
         """The page table of a context, made now if it has none. Its model has been loaded once."""
@@ -43,8 +44,11 @@ class Seating:
 
     def chain_of(self, context: Context) -> HashChain:
         """A new hash chain for a context: pages of one tenant on one model share names, those of two tenants never do."""
-        model = self._models.get(context.model)
-        return HashChain(self._tenants.prefix_key(context.tenant) + model.fingerprint, self._pager.page_tokens)
+        return HashChain(self._tenants.prefix_key(context.tenant) + self.fingerprint(context), self._pager.page_tokens)
+
+    def fingerprint(self, context: Context) -> bytes:
+        """Names everything that the bits of a context's pages depend on: its model as it is computed, and its adapter."""
+        return b"".join(self._models.get(name).fingerprint for name in context.models)
 
     def seat(self, request: Request, slot: int) -> Row:
         """Seat a request in a free row slot."""
