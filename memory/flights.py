@@ -13,7 +13,7 @@ from __future__ import annotations
 from memory.draft import Draft
 from memory.errors import PagingError
 from memory.mapping import Mapping
-from memory.page import PagePlan, Tier
+from memory.page import Tier
 from memory.table import Page
 
 
@@ -42,11 +42,10 @@ class Flights:
             raise PagingError(f"Plan {seq} comes after plan {self.newest}.")
         return Draft(seq, self._mapping)
 
-    def issue(self, draft: Draft) -> PagePlan:
-        """The draft is complete and goes on its way."""
+    def issue(self, draft: Draft) -> None:
+        """The draft can be met, and goes on its way; what else it takes along cannot fail it."""
         self.num_changes += 1
         self._drafts.append(draft)
-        return draft.page_plan()
 
     def commit(self, seq: int) -> Draft:
         """Plan `seq` has finished. Raises: PagingError, if it is not the oldest outstanding (invariant 1)."""

@@ -108,13 +108,14 @@ class Planner:
         self.behind.forget()
 
     def _issue(self, draft: Draft, sweep: Sweep) -> PagePlan:
-        """Take along what waits for a plan, and let the draft go."""
+        """Let the draft go, and take along what waits for a plan: what leaves its frame outside the draft waits for it too."""
+        self._flights.issue(draft)
         self._excess.drain(draft, sweep)
         self.behind.drain(draft, sweep)
         self.burials.drain(draft, sweep)
         self.scrubber.queue(draft)
         self._aborted = []
-        return self._flights.issue(draft)
+        return draft.page_plan()
 
     def _spoil(self, draft: Draft, tiers: tuple[Tier, ...]) -> None:
         """An aborted draft may have been carried out: what was in the frames that it wrote is not there any more."""

@@ -18,13 +18,13 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from memory.config import MemoryConfig
 from memory.errors import NeverFits, OutOfFrames, OverLimit, PagingError
-from memory.page import Move, PagePlan, Space, Tier, Zero
+from memory.page import Move, PagePlan, Space, Tier, Transfer, Zero
 from memory.pager import Pager, Want
 from memory.table import Page, PageTable
 
 GRANULE, SLAB = 16, 128
 PAGE_TOKENS = 4
-NUM_DEVICE_SLABS, NUM_HOST_SLABS = 7, 5
+NUM_DEVICE_SLABS, NUM_HOST_SLABS, NUM_DISK_SLABS = 7, 5, 6
 HEADER = 16
 SPACES = {
     1: Space(1, PAGE_TOKENS, 16, 32),
@@ -88,7 +88,8 @@ class Worker:
     """Carries out plans on bytes."""
 
     def __init__(self) -> None:
-        self.bytes = {Tier.DEVICE: bytearray(NUM_DEVICE_SLABS * SLAB), Tier.HOST: bytearray(NUM_HOST_SLABS * SLAB)}
+        sizes = {Tier.DEVICE: NUM_DEVICE_SLABS, Tier.HOST: NUM_HOST_SLABS, Tier.DISK: NUM_DISK_SLABS}
+        self.bytes = {tier: bytearray(num_slabs * SLAB) for tier, num_slabs in sizes.items()}
 
     def span(self, space_id: int, tier: Tier, frame: int) -> slice:
         space = SPACES[space_id]
@@ -101,7 +102,7 @@ class Worker:
         self.bytes[zero.tier][span] = bytes(span.stop - span.start)
 
     def payload(self, space_id: int, tier: Tier, frame: int) -> slice:
-        start = frame * GRANULE + (HEADER if tier is Tier.HOST else 0)
+        start = frame * GRANULE + (0 if tier is Tier.DEVICE else HEADER)
         return slice(start, start + SPACES[space_id].device_frame_bytes)
 
     def move(self, move: Move) -> None:
@@ -114,8 +115,18 @@ class Worker:
             assert len(move.key) == 16, "the host tier keeps pages by name"
             self.set_key(move.target_frame, move.key)
 
-    def key(self, frame: int) -> bytes:
-        return bytes(self.bytes[Tier.HOST][frame * GRANULE : frame * GRANULE + HEADER])
+    def key(self, frame: int, tier: Tier = Tier.HOST) -> bytes:
+        return bytes(self.bytes[tier][frame * GRANULE : frame * GRANULE + HEADER])
+
+    def carry(self, transfer: Transfer, *, whole: bool) -> bool:
+        """What the front does with a transfer, or begins to do; returns whether it went well."""
+        tiers = (Tier.DISK, Tier.HOST) if transfer.is_fetch else (Tier.HOST, Tier.DISK)
+        frames = (transfer.disk_frame, transfer.host_frame) if transfer.is_fetch else (transfer.host_frame, transfer.disk_frame)
+        is_good = self.key(frames[0], tiers[0]) == transfer.key
+        source, target = (self.span(transfer.space_id, tier, frame) for tier, frame in zip(tiers, frames, strict=True))
+        size = transfer.size_bytes if whole else transfer.size_bytes // 2
+        self.bytes[tiers[1]][target.start : target.start + size] = self.bytes[tiers[0]][source.start : source.start + size]
+        return is_good and whole
 
     def set_key(self, frame: int, key: bytes) -> None:
         self.bytes[Tier.HOST][frame * GRANULE : frame * GRANULE + HEADER] = key
@@ -164,7 +175,7 @@ def snapshot(pager: Pager, ctxs: list[Ctx]) -> Snapshot:
             pool.limbo(),
             [f for s in sorted(pool.slabs()) for f in pool.frames_of(s) if pool.is_free(f)],
         )
-        for tier in (Tier.DEVICE, Tier.HOST)
+        for tier in Tier
         for space_id, pool in mapping.pools(tier).items()
     }
     residues = {
@@ -181,24 +192,42 @@ def snapshot(pager: Pager, ctxs: list[Ctx]) -> Snapshot:
 
 def describe(page: Page) -> tuple[object, ...]:
     """A page as it must be again after an abort."""
-    key = page.key if page.host_frame is not None else b""
-    return id(page), page.device_frame, page.host_frame, page.num_tokens, key, page.pins, [id(table) for table in page.holders]
+    key = page.key if page.is_below else b""
+    frames = page.device_frame, page.host_frame, page.disk_frame
+    return id(page), frames, page.num_tokens, key, page.pins, [id(table) for table in page.holders]
 
 
 class PagerContent(RuleBasedStateMachine):
     """Verbs and plans in any order, two plans outstanding, a worker that is late."""
 
     @initialize(
-        write_behind=st.booleans(), device=st.integers(3, NUM_DEVICE_SLABS), host=st.integers(0, NUM_HOST_SLABS), limit=st.booleans()
+        write_behind=st.booleans(),
+        device=st.integers(3, NUM_DEVICE_SLABS),
+        host=st.integers(0, NUM_HOST_SLABS),
+        disk=st.integers(0, NUM_DISK_SLABS),
+        limit=st.booleans(),
     )
-    def start(self, write_behind: bool, device: int, host: int, limit: bool) -> None:
-        config = MemoryConfig(device * SLAB, host * SLAB, 0, PAGE_TOKENS, SLAB, GRANULE, write_behind, max_copies=3)
+    def start(self, write_behind: bool, device: int, host: int, disk: int, limit: bool) -> None:
+        config = MemoryConfig(
+            device_bytes=device * SLAB,
+            host_bytes=host * SLAB,
+            page_file_bytes=disk * SLAB if host else 0,
+            page_tokens=PAGE_TOKENS,
+            slab_bytes=SLAB,
+            granule_bytes=GRANULE,
+            write_behind=write_behind,
+            max_copies=3,
+            host_low=0.3,
+            host_high=0.6,
+        )
         self.pager = Pager(config)
+        self.has_disk = config.page_file_bytes > 0
         for space in SPACES.values():
             self.pager.open_space(space)
         if limit:
             self.pager.ledger.set_limit("lab", Tier.DEVICE, 0, 2 * SLAB)
             self.pager.ledger.set_limit("lab/bob", Tier.HOST, 0, SLAB)
+            self.pager.ledger.set_limit("lab/ann", Tier.DISK, 0, SLAB)
         self.worker = Worker()
         self.ctxs: list[Ctx] = []
         self.flights: list[Flight] = []
@@ -208,6 +237,8 @@ class PagerContent(RuleBasedStateMachine):
         self.num_changes = 0  # verbs between plans
         self.weights: dict[str, tuple[tuple[int, ...], tuple[int, ...]]] = {}
         self.holds: list[tuple[Ctx, dict[int, bytes]]] = []
+        self.transfers: list[tuple[Transfer, bool | None]] = []  # on their way, and how they went where they are done
+        self.punching: list[tuple[int, int]] = []
         for owner in OWNERS:
             for model in MODELS:
                 self.alloc(owner, model)
@@ -237,6 +268,11 @@ class PagerContent(RuleBasedStateMachine):
         ctx.valid = min(ctx.valid, ctx.table.intact_tokens())
         if not self.is_flying(ctx):
             ctx.reach = ctx.valid
+
+    def approach(self, ctx: Ctx) -> None:
+        """What a plan may go on from: tokens whose pages are on the device or on the host."""
+        ctx.valid = min(ctx.valid, ctx.table.at_hand_tokens())
+        self.settle(ctx)
 
     def run(self, flight: Flight) -> None:
         if flight.is_run:
@@ -400,6 +436,95 @@ class PagerContent(RuleBasedStateMachine):
         self.settle(ctx)
         self.num_changes += 1
 
+    # ------------------------------------------------------------------------------------------------------------------ disk
+
+    @rule(max_bytes=st.sampled_from((48, 128, 1000)))
+    def spill(self, max_bytes: int) -> None:
+        transfers = self.pager.spill(max_bytes)
+        assert sum(transfer.size_bytes for transfer in transfers) <= max_bytes
+        assert not any(transfer.is_fetch for transfer in transfers)
+        self.transfers.extend((transfer, None) for transfer in transfers)
+        self.num_changes += 1
+
+    @rule(number=st.integers(0, 9), whole=st.booleans())
+    def fetch(self, number: int, whole: bool) -> None:
+        """A context comes back; the front waits for its pages, or does something else first."""
+        ctx = self.pick(number)
+        if ctx is None or self.is_flying(ctx):
+            return
+        self.settle(ctx)
+        transfers = self.pager.fetch(ctx.table, ctx.valid)
+        assert all(transfer.is_fetch for transfer in transfers)
+        assert len(transfers) <= self.pager.num_fetching(ctx.table, ctx.valid)
+        self.transfers.extend((transfer, None) for transfer in transfers)
+        self.num_changes += 1
+        if whole:
+            while any(transfer in transfers for transfer, _is_good in self.transfers):
+                self.transferred(next(idx for idx, (transfer, _is_good) in enumerate(self.transfers) if transfer in transfers), 1)
+
+    @rule(number=st.integers(0, 9))
+    def unfetch(self, number: int) -> None:
+        ctx = self.pick(number)
+        if ctx is not None:
+            self.pager.unfetch(ctx.table)
+
+    @precondition(lambda self: self.transfers)
+    @rule(which=st.integers(0, 9), whole=st.booleans())
+    def carry(self, which: int, whole: bool) -> None:
+        """The front copies a page; the pager does not hear of it yet."""
+        idx = which % len(self.transfers)
+        transfer, is_good = self.transfers[idx]
+        if is_good is None:
+            self.transfers[idx] = transfer, self.worker.carry(transfer, whole=whole)
+
+    @precondition(lambda self: self.transfers)
+    @rule(which=st.integers(0, 9), chance=st.integers(0, 4))
+    def transferred(self, which: int, chance: int) -> None:
+        transfer, is_good = self.transfers.pop(which % len(self.transfers))
+        if is_good is None:
+            is_good = self.worker.carry(transfer, whole=chance > 0)
+        self.pager.transferred(transfer.ticket, is_good)
+        self.num_changes += 1
+        for ctx in self.live():
+            self.settle(ctx)
+
+    @rule()
+    def punch(self) -> None:
+        """What the latest look found is punched; then comes the next look."""
+        for frame, size in self.punching:
+            self.worker.bytes[Tier.DISK][frame * GRANULE : frame * GRANULE + size] = bytes(size)
+            self.pager.punched(frame)
+        self.punching = self.pager.take_freed_disk(4)
+        self.num_changes += 1
+
+    @rule(number=st.integers(0, 9), whole=st.booleans())
+    def bury(self, number: int, whole: bool) -> None:
+        ctx = self.pick(number)
+        if ctx is None or self.is_flying(ctx) or not self.has_disk:
+            return
+        self.settle(ctx)
+        del ctx.tokens[ctx.valid :]
+        self.num_keys += 1
+        keys = self.keys_of(ctx, ctx.valid)
+        self.pager.bury(ctx.table, ctx.valid, keys, b"partial\0" + self.num_keys.to_bytes(8, "little"))
+        self.num_changes += 1
+        if whole:
+            self.finish_burial(ctx)
+
+    def finish_burial(self, ctx: Ctx) -> None:
+        """The front does what a burial takes, as long as something happens."""
+        for _ in range(20):
+            if self.pager.has_backlog() and not self.flights:
+                self.try_plan([])
+                self.commit()
+            self.spill(1000)
+            while self.transfers:
+                self.transferred(0, 1)
+            self.punch()
+        counts = ctx.table.counts()
+        if self.pager.is_buried(ctx.table) and not counts.shared:
+            assert counts.device == counts.host_only == 0, "a buried context holds nothing of device and host"
+
     @rule(owner=st.sampled_from(OWNERS))
     def scrub(self, owner: str) -> None:
         self.pager.scrub(owner)
@@ -422,17 +547,20 @@ class PagerContent(RuleBasedStateMachine):
         """What mostly happens: a plan goes out, the oldest comes back."""
         if len(self.flights) == 2:
             self.commit()
+        if more % 3:
+            self.fetch(number, True)
         self.try_plan([(number, more)])
 
     def try_plan(self, picks: list[tuple[int, int]]) -> None:
         before = snapshot(self.pager, self.ctxs)
+        is_restored = not any(self.pager.ledger.in_excess(tier) for tier in Tier)  # what is beyond a limit leaves for good
         wants: list[tuple[Ctx, int, int]] = []
         for number, more in picks:
             ctx = self.pick(number)
             if ctx is None or any(ctx is other for other, _, _ in wants):
                 continue
             if not self.is_flying(ctx):
-                self.settle(ctx)
+                self.approach(ctx)
             target = max(ctx.reach + more, len(ctx.tokens) if not self.is_flying(ctx) else 0)
             wants.append((ctx, ctx.reach, target))
         try:
@@ -442,7 +570,7 @@ class PagerContent(RuleBasedStateMachine):
             return
         self.seq += 1
         rows = [self.depart(ctx, start, target) for ctx, start, target in wants]
-        self.flights.append(Flight(plan, rows, before, self.num_changes))
+        self.flights.append(Flight(plan, rows, before, self.num_changes if is_restored else -1))
 
     def depart(self, ctx: Ctx, start: int, target: int) -> Row:
         ctx.tokens.extend(self.new_token() for _ in range(target - len(ctx.tokens)))
@@ -584,6 +712,28 @@ class PagerContent(RuleBasedStateMachine):
                     assert tokens_in(found[position - first]) == {ctx.tokens[position]}
 
     @invariant()
+    def disk_copies_hold_what_they_say(self) -> None:
+        for ctx in self.live():
+            for group, pages in enumerate(ctx.table.pages):
+                for page in pages:
+                    if page.disk_frame is None:
+                        continue
+                    assert self.worker.key(page.disk_frame, Tier.DISK) == page.key
+                    found = self.worker.stamps(ctx.table.space_ids[group], Tier.DISK, page.disk_frame)
+                    first = page.idx * PAGE_TOKENS
+                    for position in range(first, min(first + page.num_tokens, ctx.valid, ctx.table.intact_tokens())):
+                        assert tokens_in(found[position - first]) == {ctx.tokens[position]}
+
+    @invariant()
+    def free_frames_on_disk_are_holes(self) -> None:
+        mapping = self.pager._mapping
+        kept = set()
+        for pool in mapping.disk_pools().values():
+            frames = [frame for slab in pool.slabs() for frame in pool.frames_of(slab) if not pool.is_free(frame)]
+            kept.update(byte for frame in frames for byte in range(frame * GRANULE, frame * GRANULE + pool.frame_bytes))
+        assert not any(byte for idx, byte in enumerate(self.worker.bytes[Tier.DISK]) if byte and idx not in kept)
+
+    @invariant()
     def held_copies_do_not_change(self) -> None:
         for _ctx, held in self.holds:
             for start, content in held.items():
@@ -602,6 +752,8 @@ class PagerContent(RuleBasedStateMachine):
         while self.flights:
             self.commit()
         self.host_copies_hold_what_they_say()
+        while self.transfers:
+            self.transferred(0, 1)
         while self.holds:
             self.release()
         for ctx in self.live():
@@ -614,6 +766,8 @@ class PagerContent(RuleBasedStateMachine):
             self.seq += 1
             self.worker.apply(self.pager.plan(self.seq, []))
             self.pager.commit(self.seq)
+        for _ in range(100):
+            self.punch()
         self.pager.check_integrity()
         arenas = self.pager._mapping.arenas
         assert all(arena.num_free == arena.num_slabs for arena in arenas.values()), "no frame leaks"
@@ -644,6 +798,13 @@ WALK: tuple[tuple[str, int, dict[str, Sequence[object]]], ...] = (
     ("hold", 3, {"number": range(10)}),
     ("release", 3, {}),
     ("restore", 4, {"number": range(10), "count": range(1, 4)}),
+    ("spill", 8, {"max_bytes": (48, 128, 1000)}),
+    ("fetch", 6, {"number": range(10), "whole": (False, True)}),
+    ("unfetch", 2, {"number": range(10)}),
+    ("carry", 6, {"which": range(10), "whole": (False, True, True)}),
+    ("transferred", 10, {"which": range(10), "chance": range(5)}),
+    ("punch", 3, {}),
+    ("bury", 3, {"number": range(10), "whole": (False, True)}),
     ("scrub", 1, {"owner": OWNERS}),
     ("lose_device", 1, {"runs": (False, True), "chance": range(3)}),
     ("place_weights", 2, {"name": ("m1", "m2", ""), "sizes": [[32], [100, 32], [128, 200], [200]]}),
@@ -661,6 +822,8 @@ def is_possible(machine: PagerContent, name: str) -> bool:
         "abort": any(not flight.is_run for flight in machine.flights),
         "corrupt": bool(machine.flights) and not machine.flights[0].is_run,
         "release": bool(machine.holds),
+        "carry": bool(machine.transfers),
+        "transferred": bool(machine.transfers),
         "make_room": not machine.flights and not machine.weights,
     }
     return possible.get(name, True)
@@ -670,7 +833,8 @@ def is_possible(machine: PagerContent, name: str) -> bool:
 def test_contexts_see_their_own_tokens_on_a_random_walk(seed: int) -> None:
     draw = random.Random(seed)
     machine = PagerContent()
-    machine.start(draw.random() < 0.5, draw.randint(3, NUM_DEVICE_SLABS), draw.randint(0, NUM_HOST_SLABS), draw.random() < 0.5)
+    sizes = draw.randint(3, NUM_DEVICE_SLABS), draw.randint(0, NUM_HOST_SLABS), draw.randint(0, NUM_DISK_SLABS)
+    machine.start(draw.random() < 0.5, *sizes, draw.random() < 0.5)
 
     for _ in range(80):
         name, _weight, arguments = draw.choices(WALK, weights=[weight for _name, weight, _arguments in WALK])[0]
@@ -678,6 +842,8 @@ def test_contexts_see_their_own_tokens_on_a_random_walk(seed: int) -> None:
             getattr(machine, name)(**{argument: draw.choice(values) for argument, values in arguments.items()})
         machine.integrity()
         machine.host_copies_hold_what_they_say()
+        machine.disk_copies_hold_what_they_say()
+        machine.free_frames_on_disk_are_holes()
         machine.held_copies_do_not_change()
         machine.weights_are_not_written()
 
