@@ -73,6 +73,10 @@ class Arena:
         start = frame * self.granule_bytes
         return self._array[start : start + frame_bytes].data
 
+    def span(self, start: int, size_bytes: int) -> memoryview:
+        """Bytes of the arena, writable."""
+        return self._array[start : start + size_bytes].data
+
     def frames(self, frame_bytes: int) -> Tensor:
         """Whole frames of that size, `[num_frames, frame_bytes] uint8`; consecutive ones overlap."""
         return self.bytes.as_strided((self.num_frames(frame_bytes), frame_bytes), (self.granule_bytes, 1))

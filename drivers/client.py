@@ -10,6 +10,7 @@ from typing import Protocol
 from drivers.connection import Connection
 from drivers.contract import Capabilities, InspectSpec, LoadedModel, LoadSpec, ModelSpec, Plan, StepResult
 from drivers.errors import DeviceLost
+from drivers.failure import restore_error
 from drivers.wire import (
     Cut,
     Failed,
@@ -21,6 +22,8 @@ from drivers.wire import (
     LoadProgress,
     Message,
     Opened,
+    Park,
+    Parked,
     PlanFailed,
     PlanMessage,
     Shutdown,
@@ -28,7 +31,6 @@ from drivers.wire import (
     Unload,
     Unloaded,
     expect,
-    restore_error,
 )
 
 Progress = Callable[[int, int], None]
@@ -69,6 +71,12 @@ class Device(Protocol):
 
         The worker remembers it under `weights_key`, by which the front's successor knows it again.
         Raises: ModelUnsupported, ModelCorrupt, DeviceOutOfMemory, DeviceLost; then nothing of it is loaded.
+        """
+
+    async def park(self, model_id: int, host_offsets: tuple[int, ...]) -> tuple[int, ...]:
+        """Copy the segments of a model to the host tier, beside steps; answers their checksums.
+
+        Raises: UnknownModel, PlanRejected, DeviceLost; what lies there is then of no use.
         """
 
     async def unload(self, model_id: int) -> None:
@@ -130,6 +138,10 @@ class WorkerClient:
         answer = await self._ask(Load(self._next_id(), spec, weights_key), progress)
         return expect(answer, Loaded).model
 
+    async def park(self, model_id: int, host_offsets: tuple[int, ...]) -> tuple[int, ...]:
+        """Copy the segments of a model to the host tier. Raises: UnknownModel, PlanRejected, DeviceLost."""
+        return expect(await self._ask(Park(self._next_id(), model_id, host_offsets)), Parked).checksums
+
     async def unload(self, model_id: int) -> None:
         """Forget a model, after the plans submitted before. Raises: UnknownModel, DeviceLost."""
         expect(await self._ask(Unload(self._next_id(), model_id)), Unloaded)
@@ -167,7 +179,7 @@ class WorkerClient:
             self._connection.kill("It was shut down.")
             await asyncio.wait([self._lost])
 
-    async def _ask(self, request: Inspect | Load | Unload, progress: Progress | None = None) -> Message:
+    async def _ask(self, request: Inspect | Load | Park | Unload, progress: Progress | None = None) -> Message:
         self._check_alive()
         entry = _Request(self._loop.create_future(), progress)
         self._requests[request.request_id] = entry
@@ -193,7 +205,7 @@ class WorkerClient:
             self._on_progress(message)
         elif isinstance(message, Failed) and message.request_id == 0:
             self._connection.give_reason(message.text)  # its last words: the end of the stream follows
-        elif isinstance(message, Inspected | Loaded | Unloaded | Failed):
+        elif isinstance(message, Inspected | Loaded | Parked | Unloaded | Failed):
             self._on_answer(message.request_id, message)
 
     def _on_progress(self, message: LoadProgress) -> None:

@@ -301,10 +301,10 @@ class Driver(Protocol):
         """Forget a model; its offsets and spaces may be lent elsewhere at once. Raises: UnknownModel."""
 
     def park(self, model_id: int, host_offsets: tuple[int, ...]) -> tuple[int, ...]:
-        """Copy the segments of a loaded model to these bytes of the host tier, as a later `LoadSpec` names them; answers the crc32c of each.
+        """Copy the segments of a loaded model to these bytes of the host tier, as a later `LoadSpec` names them.
 
-        Steps may run on meanwhile; the model stays loaded. Segments that are streamed are written from the files.
-        Raises: UnknownModel; ModelCorrupt; PlanRejected, if they do not fit the host tier. What lies there is then of no use.
+        Answers the crc32c of each. Steps may run on meanwhile, and the model stays loaded.
+        Raises: UnknownModel; PlanRejected, if it is streamed, or the segments leave the host tier.
         """
 
     def apply(self, plan: Plan) -> None:

@@ -41,18 +41,21 @@ from drivers.contract import (
     StepResult,
     TokenLogprob,
 )
+from drivers.copier import Copier
 from drivers.cpu_loaded import Loaded, load_cpu_adapter
 from drivers.cpu_model import CpuModel, Ground, load_model
 from drivers.errors import DeviceLost, OptionUnknown, PlanRejected, StreamBroken
 from drivers.hostmem import HostMemory
 from drivers.models.adapter import inspect_adapter
 from drivers.models.loader import PageShape, inspect_model, open_model
-from drivers.ops.table import fused_table, op_names
+from drivers.ops.check import CheckShape
+from drivers.ops.table import OpTable, fused_table, op_names
 from drivers.pages import PageMover, fastest_mover
 from drivers.plan_check import check_rows
 from drivers.rows import Row, RowTable, StepRows
 from drivers.sampling import NOT_FINITE, Pick, pick_tokens, token_logprobs
 from drivers.trial import prefill_pace
+from drivers.weight_image import park_segments
 
 VERSION = "1"
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -70,6 +73,7 @@ class Device:
     pages: PageShape
     mover: PageMover
     rows: RowTable
+    copier: Copier
 
 
 class CpuDriver:
@@ -77,6 +81,7 @@ class CpuDriver:
 
     def __init__(self) -> None:
         self._ops = fused_table()
+        self._checked: dict[CheckShape, OpTable] = {}
         self._device: Device | None = None
         self._loaded = Loaded()
         self._paces: dict[InspectSpec, float] = {}  # seconds per token of prefill, by model: tried with its first load
@@ -109,6 +114,7 @@ class CpuDriver:
             pages=PageShape(spec.page_tokens, spec.granule_bytes, DTYPES[spec.dtype]),
             mover=fastest_mover(arena, host, self._ops),
             rows=RowTable(spec.max_rows, spec.max_step_tokens, spec.page_tokens),
+            copier=Copier(torch.get_num_threads()),
         )
 
     def inspect(self, spec: InspectSpec) -> ModelSpec:
@@ -121,7 +127,7 @@ class CpuDriver:
         device = self._opened()
         began = time.perf_counter()
         self._loaded.check_free(spec)
-        ground = Ground(device.arena, device.pages, self._ops)
+        ground = Ground(device.arena, device.pages, self._ops, device.host, device.copier, self._checked)
         with torch.inference_mode():
             if spec.base_id:
                 adapter = load_cpu_adapter(spec, ground, progress)
@@ -143,6 +149,9 @@ class CpuDriver:
             time.perf_counter() - began,
             streamed_bytes,
             rate,
+            model.arrival.host_bytes,
+            model.arrival.copy_s,
+            model.arrival.num_corrupt,
             prefill_s=self._paces.get(spec.source, 0.0),
         )
 
@@ -153,6 +162,13 @@ class CpuDriver:
             self._loaded = self._loaded.without(model_id)
             if model is not None:
                 model.close()
+
+    def park(self, model_id: int, host_offsets: tuple[int, ...]) -> tuple[int, ...]:
+        """Copy a model or an adapter to the host tier; see the contract. Raises: UnknownModel, PlanRejected."""
+        device = self._opened()
+        if device.host is None:
+            raise PlanRejected("The driver was opened without a host tier.")
+        return park_segments(device.arena, device.host, self._loaded.places(model_id), host_offsets, device.copier)
 
     def apply(self, plan: Plan) -> None:
         """Carry out a plan but for its steps. Raises: PlanRejected, before anything changed; PageCorrupt, see the contract."""
@@ -175,7 +191,7 @@ class CpuDriver:
         results: list[RowResult] = []
         failed: dict[int, str] = {}
         num_tokens = 0
-        with torch.inference_mode():
+        with torch.inference_mode(), device.copier.pacer.step():
             for share in device.rows.take(step_idx):
                 num_tokens += len(share.tokens)
                 try:

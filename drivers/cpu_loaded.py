@@ -12,11 +12,12 @@ from drivers.arena import FrameShape
 from drivers.contract import LoadSpec
 from drivers.cpu_model import CpuModel, Ground
 from drivers.errors import PlanRejected, UnknownModel
-from drivers.models.adapter import AdapterWeights, LoraBatch, load_adapter, open_adapter
+from drivers.models.adapter import AdapterWeights, LoraBatch, load_adapter, open_adapter, view_adapter
 from drivers.models.layout import ALIGN_BYTES
 from drivers.models.loader import Target
 from drivers.ops.reference import LoraRows
 from drivers.rows import ModelLimit, StepRows
+from drivers.weight_image import bring_segments
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,6 +27,7 @@ class CpuAdapter:
     base_id: int
     weights: AdapterWeights
     size_bytes: int
+    places: tuple[tuple[int, int], ...]  # offset and size of its one segment
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +66,13 @@ class Loaded:
             raise UnknownModel(f"It has id {model_id}.")
         return replace(self, models={other: model for other, model in self.models.items() if other != model_id})
 
+    def places(self, model_id: int) -> tuple[tuple[int, int], ...]:
+        """Offset and size of each segment of a model or an adapter. Raises: UnknownModel."""
+        held = self.models.get(model_id) or self.adapters.get(model_id)
+        if held is None:
+            raise UnknownModel(f"It has id {model_id}.")
+        return held.places
+
     def limits(self) -> dict[int, ModelLimit]:
         """What rows of each model may hold, and the adapters that they may name."""
         limits = {model_id: model.limit for model_id, model in self.models.items()}
@@ -95,5 +104,13 @@ def load_cpu_adapter(spec: LoadSpec, ground: Ground, progress: Callable[[int, in
     is_placed = len(spec.offsets) == 1 and not spec.space_ids and not spec.slots
     if not is_placed or spec.offsets[0] % ALIGN_BYTES or not 0 <= spec.offsets[0] <= ground.arena.size_bytes - files.size_bytes:
         raise PlanRejected(f"Adapter {spec.model_id} has one segment of {files.size_bytes} bytes, aligned to {ALIGN_BYTES}, and no spaces.")
-    weights = load_adapter(files, Target(ground.arena.bytes, spec.offsets, ground.pages.dtype), progress)
-    return CpuAdapter(spec.base_id, weights, files.size_bytes)
+    target = Target(ground.arena.bytes, spec.offsets, ground.pages.dtype)
+    if (
+        spec.host_offsets
+        and ground.host is not None
+        and not bring_segments(ground.arena, ground.host, spec, [files.size_bytes], (ground.copier, progress))
+    ):
+        weights = view_adapter(files, target)
+    else:
+        weights = load_adapter(files, target, progress)
+    return CpuAdapter(spec.base_id, weights, files.size_bytes, ((spec.offsets[0], files.size_bytes),))

@@ -2,27 +2,42 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from drivers.arena import Arena, FrameShape
 from drivers.contract import LoadSpec
+from drivers.copier import Copier
 from drivers.errors import PlanRejected
+from drivers.hostmem import HostMemory
 from drivers.models.adapter import LoraBatch
 from drivers.models.decoder import Decoder, DecoderWeights, StepBatch
 from drivers.models.layout import ALIGN_BYTES
-from drivers.models.loader import ModelFiles, PageShape, Target, frame_bytes, load_weights
-from drivers.models.streaming import SegmentStream, stream_weights
+from drivers.models.loader import ModelFiles, PageShape, Target, frame_bytes, load_weights, read_segments, segment_views
+from drivers.models.streaming import SegmentStream
 from drivers.ops.check import CheckShape, disagreements
 from drivers.ops.ragged import AttentionShape, HeadShape, RowSpan, plan_attention
 from drivers.ops.reference import LayerKv
 from drivers.ops.table import OpTable, quarantine
 from drivers.rows import GroupLimit, ModelLimit, StepRows
+from drivers.streamed_weights import StreamedWeights, stream_weights
+from drivers.weight_image import bring_segments
 
 WORKSPACE_TOKENS = 8192  # keys gathered at once: 6 MB of bf16 at the 135M shape
+
+
+@dataclass(frozen=True, slots=True)
+class Arrival:
+    """How the weights of a model came."""
+
+    host_bytes: int = 0  # from the host tier
+    copy_s: float = 0.0
+    num_corrupt: int = 0  # segments whose image did not hold
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +49,14 @@ class CpuModel:
     space_ids: tuple[int, ...]  # one per KV group
     frames: tuple[FrameShape, ...]
     attention: tuple[AttentionShape, ...]
-    stream: SegmentStream | None = None
+    places: tuple[tuple[int, int], ...] = ()  # offset and size of each segment; -1 of those that are streamed
+    arrival: Arrival = Arrival()
+    streamed: StreamedWeights | None = None
+
+    @property
+    def stream(self) -> SegmentStream | None:
+        """What brings its layers, if they do not all stay."""
+        return self.streamed.stream if self.streamed is not None else None
 
     def close(self) -> None:
         """Write nothing to the arena any more."""
@@ -63,6 +85,9 @@ class Ground:
     arena: Arena
     pages: PageShape
     ops: OpTable
+    host: HostMemory | None = None
+    copier: Copier = field(default_factory=Copier)
+    checked: dict[CheckShape, OpTable] = field(default_factory=dict)  # ops that were compared already, for models to come
 
 
 def load_model(files: ModelFiles, spec: LoadSpec, ground: Ground, progress: Callable[[int, int], None]) -> CpuModel:
@@ -71,19 +96,40 @@ def load_model(files: ModelFiles, spec: LoadSpec, ground: Ground, progress: Call
     Raises: PlanRejected, if the offsets or spaces do not fit the model; ModelCorrupt; ModelUnsupported; StreamBroken.
     """
     _check_places(files, spec, ground.arena.size_bytes)
-    target = Target(ground.arena.bytes, spec.offsets, ground.pages.dtype)
+    target = Target(ground.arena.bytes, spec.offsets, ground.pages.dtype, ground.copier)
+    began = time.perf_counter()
     if not spec.slots:
-        return _build(files, spec, ground, (DecoderWeights.of(load_weights(files, target, progress)), None))
-    weights, stream = stream_weights(files, target, spec.slots, progress)
+        parts, host_bytes, num_corrupt = _bring(files, target, spec, ground, progress)
+        arrival = Arrival(host_bytes, time.perf_counter() - began, num_corrupt)
+        return _build(files, spec, ground, (DecoderWeights.of(parts), None, arrival))
+    streamed = stream_weights(files, target, spec, ground.host, progress)
     try:
-        return _build(files, spec, ground, (weights, stream))
+        return _build(files, spec, ground, (streamed.weights, streamed, Arrival(copy_s=time.perf_counter() - began)))
     except BaseException:
-        stream.close()
+        streamed.stream.close()
         raise
 
 
-def _build(files: ModelFiles, spec: LoadSpec, ground: Ground, loaded: tuple[DecoderWeights, SegmentStream | None]) -> CpuModel:
-    weights, stream = loaded
+def _bring(
+    files: ModelFiles, target: Target, spec: LoadSpec, ground: Ground, progress: Callable[[int, int], None]
+) -> tuple[tuple[dict[str, Tensor], ...], int, int]:
+    """Weights from the host tier where it has them, from files where it has not, or has not any more.
+
+    Answers the parts of each segment, the bytes that came from the host tier, and how many images did not hold.
+    """
+    if not spec.host_offsets or ground.host is None:
+        return load_weights(files, target, progress), 0, 0
+    sizes = [segment.size_bytes for segment in files.segments]
+    bad = bring_segments(ground.arena, ground.host, spec, sizes, (ground.copier, progress))
+    views = tuple(segment_views(segment, target, offset) for segment, offset in zip(files.segments, spec.offsets, strict=True))
+    if bad:
+        again = replace(files, segments=tuple(files.segments[idx] for idx in bad))
+        read_segments(again, [views[idx] for idx in bad], ground.copier, lambda _done, _total: None)
+    return views, sum(sizes) - sum(sizes[idx] for idx in bad), len(bad)
+
+
+def _build(files: ModelFiles, spec: LoadSpec, ground: Ground, loaded: tuple[DecoderWeights, StreamedWeights | None, Arrival]) -> CpuModel:
+    weights, streamed, arrival = loaded
     config, dtype = files.config, ground.pages.dtype
     heads = HeadShape(config.num_heads, config.num_kv_heads, config.head_dim)
     page_tokens = ground.pages.page_tokens
@@ -114,7 +160,9 @@ def _build(files: ModelFiles, spec: LoadSpec, ground: Ground, loaded: tuple[Deco
         space_ids=spec.space_ids,
         frames=frames,
         attention=tuple(AttentionShape(page_tokens, window, workspace) for window in windows),
-        stream=stream,
+        places=tuple((offset, segment.size_bytes) for segment, offset in zip(files.segments, spec.offsets, strict=True)),
+        arrival=arrival,
+        streamed=streamed,
     )
 
 
@@ -156,7 +204,9 @@ def _checked_ops(files: ModelFiles, ground: Ground, heads: HeadShape, windows: t
         windows=windows,
         dtype=ground.pages.dtype,
     )
-    return quarantine(ground.ops, disagreements(ground.ops, shape))
+    if shape not in ground.checked:
+        ground.checked[shape] = quarantine(ground.ops, disagreements(ground.ops, shape))
+    return ground.checked[shape]
 
 
 def _warm_up(decoder: Decoder) -> None:

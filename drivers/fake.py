@@ -71,6 +71,10 @@ class FakeDriver:
         """Write the patterns. Raises: ModelUnsupported, ModelCorrupt, DeviceOutOfMemory, PlanRejected."""
         return self._opened().load(spec, progress)
 
+    def park(self, model_id: int, host_offsets: tuple[int, ...]) -> tuple[int, ...]:
+        """Copy what stands for weights to the host tier. Raises: UnknownModel, PlanRejected."""
+        return self._opened().park(model_id, host_offsets)
+
     def unload(self, model_id: int) -> None:
         """Forget a model. Raises: UnknownModel."""
         self._opened().unload(model_id)
@@ -109,7 +113,7 @@ class _FakeDevice:
         self._table = RowTable(spec.max_rows, spec.max_step_tokens, spec.page_tokens)
         self._loaded = FakeLoaded(spec)
         self._links: dict[int, int] = {}  # by row slot: the link after the last token that the row computed here
-        self._num_steps = self._num_loads = self._num_host_copies = 0
+        self._num_steps = self._num_loads = self._num_host_copies = self._num_parked = 0
         self._copied = {Tier.DEVICE: MEASURED_BYTES, Tier.HOST: MEASURED_BYTES}  # bytes to a tier, not told yet
 
     def inspect(self, spec: InspectSpec) -> ModelSpec:
@@ -126,14 +130,33 @@ class _FakeDevice:
             raise DeviceOutOfMemory(needed_bytes=told.segments[0].size_bytes, free_bytes=0)
         total_bytes = sum(segment.size_bytes for segment in told.segments)
         patterns: list[tuple[int, np.ndarray]] = []
-        for segment, offset in zip(told.segments, spec.offsets, strict=True):
+        host_bytes = 0
+        for idx, (segment, offset) in enumerate(zip(told.segments, spec.offsets, strict=True)):
             time.sleep(self._script.slow_load_s / len(told.segments))
             pattern = pattern_of(told, segment)
-            self.memory.arena[offset : offset + segment.size_bytes] = pattern
+            image = self.memory.image(spec, idx, segment.size_bytes)
+            self.memory.arena[offset : offset + segment.size_bytes] = pattern if image is None else image
+            host_bytes += 0 if image is None else image.size
             patterns.append((offset, pattern))
             progress(sum(written.size for _, written in patterns), total_bytes)
         self._loaded.add(spec, told, tuple(patterns))
-        return LoadedModel(spec.model_id, total_bytes, time.monotonic() - began, prefill_s=self._script.prefill_s)
+        num_corrupt = sum(self.memory.image(spec, idx, len(pattern)) is None for idx, (_, pattern) in enumerate(patterns))
+        return LoadedModel(
+            spec.model_id,
+            total_bytes,
+            time.monotonic() - began,
+            host_bytes=host_bytes,
+            num_corrupt=num_corrupt if spec.host_offsets else 0,
+            prefill_s=self._script.prefill_s,
+        )
+
+    def park(self, model_id: int, host_offsets: tuple[int, ...]) -> tuple[int, ...]:
+        places = tuple((offset, len(pattern)) for offset, pattern in self._loaded.patterns(model_id))
+        checksums = self.memory.park(places, host_offsets)
+        first, self._num_parked = self._num_parked + 1, self._num_parked + len(checksums)
+        if first <= self._script.corrupt_parked <= self._num_parked:
+            self.memory.spoil_byte(host_offsets[self._script.corrupt_parked - first])
+        return checksums
 
     def unload(self, model_id: int) -> None:
         self._loaded.remove(model_id)

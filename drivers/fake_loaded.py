@@ -101,6 +101,13 @@ class FakeLoaded:
             models = {**shelves.models, spec.model_id: seated}
             self._shelves = replace(shelves, models=models, spaces={**shelves.spaces, **seated.spaces})
 
+    def patterns(self, model_id: int) -> Patterns:
+        """The weights of a model or an adapter. Raises: UnknownModel."""
+        held = self._shelves.models.get(model_id) or self._shelves.adapters.get(model_id)
+        if held is None:
+            raise UnknownModel(f"Model {model_id}.")
+        return held.patterns
+
     def remove(self, model_id: int) -> None:
         """Forget a model or an adapter. Raises: UnknownModel."""
         with self._lock:

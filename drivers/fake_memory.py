@@ -13,8 +13,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from crc32c import crc32c
 
-from drivers.contract import OpenSpec
+from drivers.contract import LoadSpec, OpenSpec
 from drivers.errors import PlanRejected
 from drivers.fake_model import mix
 from drivers.hostmem import HEADER_BYTES, HostMemory, host_frame_bytes
@@ -89,9 +90,32 @@ class FakeMemory:
 
     def spoil(self, host_frame: int) -> None:
         """Flip a bit of the page in a host frame, as failing memory would."""
+        self.spoil_byte(host_frame * self._granule_bytes + HEADER_BYTES)
+
+    def spoil_byte(self, offset: int) -> None:
+        """Flip a bit of the host tier."""
         if self.host is not None:
-            offset = host_frame * self._granule_bytes + HEADER_BYTES
             os.pwrite(self.host.fd, bytes([os.pread(self.host.fd, 1, offset)[0] ^ 1]), offset)
+
+    def park(self, places: Sequence[tuple[int, int]], host_offsets: Sequence[int]) -> tuple[int, ...]:
+        """Copy parts of the arena, as (offset, size), to the host tier; answers their checksums. Raises: PlanRejected."""
+        if self.host is None or len(places) != len(host_offsets):
+            raise PlanRejected(f"{len(places)} segments are parked in {len(host_offsets)} places of the host tier.")
+        checksums = []
+        for (offset, size), start in zip(places, host_offsets, strict=True):
+            if not 0 <= start <= self.host.size_bytes - size:
+                raise PlanRejected(f"{size} bytes at {start} leave the host tier.")
+            part = self.arena[offset : offset + size].tobytes()
+            self.host.span(start, size)[:] = part
+            checksums.append(crc32c(part))
+        return tuple(checksums)
+
+    def image(self, spec: LoadSpec, idx: int, size_bytes: int) -> np.ndarray | None:
+        """Segment `idx` as the host tier has it; None, if it has none, or one that does not hold its checksum."""
+        if self.host is None or not spec.host_offsets:
+            return None
+        part = bytes(self.host.span(spec.host_offsets[idx], size_bytes))
+        return np.frombuffer(part, dtype=np.uint8) if crc32c(part) == spec.checksums[idx] else None
 
     def write(self, space: FakeSpace, table: np.ndarray, position: int, tokens: Sequence[int], links: Sequence[int]) -> None:
         """Leave witnesses of `tokens`, the first of which is at `position`, in the frames of a page table."""

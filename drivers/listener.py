@@ -21,6 +21,7 @@ from drivers.connection import Connection, peer_credentials
 from drivers.contract import CONTRACT_VERSION, OpenSpec
 from drivers.descriptors import receive_with_fd, send_with_fd
 from drivers.errors import DeviceLost, DriverError, DriverUnavailable, WireError
+from drivers.failure import restore_error
 from drivers.wire import (
     RECEIVE_BYTES,
     Decoder,
@@ -32,7 +33,6 @@ from drivers.wire import (
     Welcome,
     expect,
     front_decoder,
-    restore_error,
 )
 
 logger = logging.getLogger(__name__)

@@ -1,7 +1,7 @@
 """The worker's side of the socket: serve one driver to one front.
 
-Threads: the main thread carries out plans and unloads in the order they came, and reads the socket between steps; a side thread inspects
-and loads beside it. Both send, under one lock.
+Threads: the main thread carries out plans and unloads in the order they came, and reads the socket between steps; a side thread inspects,
+loads and parks beside it. Both send, under one lock.
 
 Invariants
 1. A plan is queued only if it is of this boot generation and of the last abort; at most two are queued or running.
@@ -27,6 +27,7 @@ import msgspec
 
 from drivers.contract import CopyTimes, Driver, OpenSpec, Plan, StepResult
 from drivers.errors import DeviceLost, DriverError, PageCorrupt, PlanRejected, WireError
+from drivers.failure import describe_error
 from drivers.side_thread import SideThread
 from drivers.wire import (
     NO_STEP,
@@ -37,13 +38,13 @@ from drivers.wire import (
     Inspect,
     Load,
     Message,
+    Park,
     PlanFailed,
     PlanMessage,
     Shutdown,
     StepDone,
     Unload,
     Unloaded,
-    describe_error,
     encode,
 )
 
@@ -169,7 +170,7 @@ class Server:
             self._queue(message.plan)
         elif isinstance(message, Cut):
             self._cuts[message.plan_seq] = message.after_step
-        elif isinstance(message, Load | Inspect):
+        elif isinstance(message, Load | Inspect | Park):
             self.side.submit(message)
         elif isinstance(message, Unload | Shutdown):
             self._work.append(message)

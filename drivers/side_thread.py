@@ -1,4 +1,4 @@
-"""The thread of a worker that inspects and loads models while the main thread runs steps."""
+"""The thread of a worker that inspects, loads and parks models while the main thread runs steps."""
 
 from __future__ import annotations
 
@@ -10,26 +10,27 @@ from collections.abc import Callable
 
 from drivers.contract import Driver
 from drivers.errors import DriverError
-from drivers.wire import Failed, HeldModel, Inspect, Inspected, Load, Loaded, LoadProgress, Message, describe_error
+from drivers.failure import describe_error
+from drivers.wire import Failed, HeldModel, Inspect, Inspected, Load, Loaded, LoadProgress, Message, Park, Parked
 
 logger = logging.getLogger(__name__)
 
 
 class SideThread:
-    """Inspects and loads beside the steps, one request at a time, in order."""
+    """Inspects, loads and parks beside the steps, one request at a time, in order."""
 
     def __init__(self, driver: Driver, models: dict[int, HeldModel], send: Callable[[Message], None]) -> None:
         """Begin. Loaded models are entered into `models`; `send` is called from the thread."""
         self._driver = driver
         self._models = models
         self._send = send
-        self._requests: queue.SimpleQueue[Load | Inspect | None] = queue.SimpleQueue()
+        self._requests: queue.SimpleQueue[Load | Inspect | Park | None] = queue.SimpleQueue()
         self._is_finishing = False
         # A daemon thread: a worker that has to go does not wait for a load.
         self.thread = threading.Thread(target=self._work, name="side", daemon=True)
         self.thread.start()
 
-    def submit(self, request: Load | Inspect) -> None:
+    def submit(self, request: Load | Inspect | Park) -> None:
         """Do this after what was submitted before, and answer it."""
         self._requests.put(request)
 
@@ -45,8 +46,10 @@ class SideThread:
             except OSError as error:
                 logger.warning("Answer lost with the front", extra={"request_id": request.request_id, "reason": str(error)})
 
-    def _answer(self, request: Load | Inspect) -> Inspected | Loaded | Failed:
+    def _answer(self, request: Load | Inspect | Park) -> Inspected | Loaded | Parked | Failed:
         try:
+            if isinstance(request, Park):
+                return Parked(request.request_id, self._driver.park(request.model_id, request.host_offsets))
             return self._inspect(request) if isinstance(request, Inspect) else self._load(request)
         except DriverError as error:
             return describe_error(request.request_id, error)

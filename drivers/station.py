@@ -26,6 +26,7 @@ from drivers import registry
 from drivers.contract import Capabilities, Driver
 from drivers.descriptors import receive_with_fd, send_with_fd
 from drivers.errors import DriverError, WireError
+from drivers.failure import describe_error
 from drivers.server import Ending, Held, Server, StopFlag
 from drivers.wire import (
     Decoder,
@@ -34,7 +35,6 @@ from drivers.wire import (
     Opened,
     Refused,
     Welcome,
-    describe_error,
     encode,
     expect,
     worker_decoder,

@@ -8,8 +8,8 @@ first byte of `Hello` and `Welcome` only (SCM_RIGHTS).
                                                            <- Welcome      your memory, my generation  [memfd]
       Opened       the driver has its memory               ->
       ------------------------------------------------------------------------------------------------
-                                                           <- Inspect, Load, Unload     (request_id)
-      Inspected, LoadProgress*, Loaded, Unloaded, Failed   ->                           (the same request_id)
+                                                           <- Inspect, Load, Park, Unload   (request_id)
+      Inspected, LoadProgress*, Loaded, Parked, Unloaded, Failed ->                           (the same request_id)
                                                            <- PlanMessage, at most two unanswered
       StepDone, once per step, the last with is_last       ->
       PlanFailed, instead                                  ->
@@ -149,6 +149,21 @@ class Unloaded(Message, frozen=True):
     request_id: int
 
 
+class Park(Message, frozen=True):
+    """Copy the segments of a model to these bytes of the host tier; steps go on meanwhile."""
+
+    request_id: int
+    model_id: int
+    host_offsets: tuple[int, ...]
+
+
+class Parked(Message, frozen=True):
+    """Answers Park."""
+
+    request_id: int
+    checksums: tuple[int, ...]
+
+
 class Failed(Message, frozen=True):
     """A request failed with a DriverError, which comes out as the same class on the other side; or, with request_id 0, the worker."""
 
@@ -197,8 +212,8 @@ class Shutdown(Message, frozen=True):
     """Finish the plan at hand, give everything back, and exit with 0."""
 
 
-ToFront = Hello | Opened | Inspected | LoadProgress | Loaded | Unloaded | Failed | StepDone | PlanFailed
-ToWorker = Welcome | Refused | Inspect | Load | Unload | PlanMessage | Cut | Shutdown
+ToFront = Hello | Opened | Inspected | LoadProgress | Loaded | Parked | Unloaded | Failed | StepDone | PlanFailed
+ToWorker = Welcome | Refused | Inspect | Load | Park | Unload | PlanMessage | Cut | Shutdown
 _encoder = msgspec.msgpack.Encoder()
 M = TypeVar("M", bound=Message)
 
@@ -272,21 +287,3 @@ def expect(message: Message, kind: type[M]) -> M:
     if not isinstance(message, kind):
         raise errors.WireError(f"Expected {kind.__name__}, got {type(message).__name__}.")
     return message
-
-
-def describe_error(request_id: int, error: errors.DriverError) -> Failed:
-    """Return a DriverError as a message. A class that only its driver knows travels as the nearest one of `drivers.errors`."""
-    kind = next(base.__name__ for base in type(error).__mro__ if getattr(errors, base.__name__, None) is base)
-    facts = {name: fact for name, fact in vars(error).items() if isinstance(fact, int | str | tuple)}
-    return Failed(request_id, kind, str(error), facts)
-
-
-def restore_error(failed: Failed) -> errors.DriverError:
-    """Return the error that a Failed tells of: same class, same text, same facts."""
-    kind = getattr(errors, failed.kind, None)
-    if not (isinstance(kind, type) and issubclass(kind, errors.DriverError)):
-        kind = errors.DriverError
-    error = kind.__new__(kind)
-    Exception.__init__(error, failed.text)
-    vars(error).update(failed.facts)
-    return error

@@ -22,14 +22,11 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Callable
 
 import torch
 
 from drivers.errors import DriverError, StreamBroken
-from drivers.models.decoder import DecoderWeights, LayerWeights
-from drivers.models.loader import ModelFiles, Target, load_weights, segment_views
 
 # Brings streamed segment `idx` into a slot and answers its bytes; calls the third argument between pieces, which may raise.
 Fill = Callable[[int, int, Callable[[], None]], int]
@@ -136,69 +133,3 @@ class SegmentStream:
     def _check_open(self) -> None:
         if self._is_closing:
             raise StreamClosed
-
-
-class FileSegments:
-    """Fills slots from the files of a model, by the loader's way."""
-
-    def __init__(self, files: ModelFiles, target: Target, streamed: Sequence[int], slots: Sequence[int]) -> None:
-        """`streamed` are the segments, in the order of a pass; `slots` byte offsets in the arena."""
-        self._files = files
-        self._target = target
-        self._streamed = streamed
-        self._slots = slots
-
-    def fill(self, idx: int, slot: int, check: Callable[[], None]) -> int:
-        """See `Fill`. Raises: ModelCorrupt, OSError; the slot is then half written."""
-        segment = self._files.segments[self._streamed[idx]]
-        target = replace(self._target, offsets=(self._slots[slot],))
-        load_weights(replace(self._files, segments=(segment,)), target, lambda _done, _total: check())
-        return segment.size_bytes
-
-
-class StreamedLayers:
-    """The layers of a decoder, some resident, some on their way. Each `iter` is one forward pass; one at a time."""
-
-    def __init__(self, resident: Mapping[int, LayerWeights], slots: Sequence[Sequence[LayerWeights]], stream: SegmentStream) -> None:
-        """`resident` by layer; `slots[i][j]` is the i-th streamed layer seen in slot j."""
-        self._resident = resident
-        self._slots = slots
-        self._stream = stream
-
-    def __iter__(self) -> Iterator[LayerWeights]:
-        """Give each layer in turn; it is finished when the next one is asked for. Raises: StreamBroken."""
-        stream = self._stream
-        turn = stream.begin()
-        for layer in range(len(self._resident) + len(self._slots)):
-            if layer in self._resident:
-                yield self._resident[layer]
-                continue
-            slot = stream.wait(turn)
-            yield self._slots[turn % stream.num_segments][slot]
-            stream.finish(turn)
-            turn += 1
-
-
-def stream_weights(
-    files: ModelFiles, target: Target, slots: Sequence[int], progress: Callable[[int, int], None]
-) -> tuple[DecoderWeights, SegmentStream]:
-    """Load what stays, and stream the segments whose offset is negative; the first slots are full when this returns.
-
-    The caller closes the stream. Raises: ModelCorrupt, ModelUnsupported, StreamBroken.
-    """
-    streamed = [idx for idx, offset in enumerate(target.offsets) if offset < 0]
-    kept = [idx for idx, offset in enumerate(target.offsets) if offset >= 0]
-    resident = replace(target, offsets=tuple(target.offsets[idx] for idx in kept))
-    views = dict(
-        zip(kept, load_weights(replace(files, segments=tuple(files.segments[idx] for idx in kept)), resident, progress), strict=True)
-    )
-    first, end = views.pop(0), views.pop(len(files.segments) - 1)
-    seen = [[LayerWeights.of(segment_views(files.segments[idx], target, slot)) for slot in slots] for idx in streamed]
-    stream = SegmentStream(len(streamed), len(slots), FileSegments(files, target, streamed, slots).fill)
-    try:
-        stream.wait(min(len(streamed), len(slots)) - 1)
-    except BaseException:
-        stream.close()
-        raise
-    layers = StreamedLayers({idx - 1: LayerWeights.of(parts) for idx, parts in views.items()}, seen, stream)
-    return DecoderWeights.around(first, layers, end), stream

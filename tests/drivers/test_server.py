@@ -13,6 +13,7 @@ import pytest
 
 from drivers.contract import InspectSpec, LoadedModel, LoadSpec, ModelSpec, OpenSpec, Plan, RowRun, RowStart, Sampling, StepResult
 from drivers.errors import UnknownModel
+from drivers.failure import restore_error
 from drivers.fake import FakeDriver
 from drivers.fake_model import FakeModel, continuation
 from drivers.hostmem import HostMemory
@@ -37,7 +38,6 @@ from drivers.wire import (
     Unloaded,
     encode,
     front_decoder,
-    restore_error,
     worker_decoder,
 )
 from memory.page import Move, Tier

@@ -27,6 +27,7 @@ from drivers.contract import (
     TokenLogprob,
 )
 from drivers.descriptors import receive_with_fd, send_with_fd
+from drivers.failure import describe_error, restore_error
 from drivers.hostmem import HostMemory
 from drivers.wire import (
     MAX_MESSAGE_BYTES,
@@ -50,11 +51,9 @@ from drivers.wire import (
     Unload,
     Unloaded,
     Welcome,
-    describe_error,
     encode,
     expect,
     front_decoder,
-    restore_error,
     worker_decoder,
 )
 from memory.page import Move, Tier, Zero
