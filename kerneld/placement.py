@@ -14,6 +14,7 @@ from kerneld.errors import Unavailable
 from kerneld.models import Model
 from memory.config import MemoryConfig
 from memory.errors import OutOfFrames
+from memory.ledger import Kind
 from memory.pager import Pager
 from memory.streaming import plan_for, plan_of, whole
 
@@ -37,7 +38,7 @@ class Placement:
         Raises: NeverFits, OutOfFrames, OverLimit, PagingError; nothing is changed but for the room that was made.
         """
         sizes = model.segment_sizes
-        plan = plan_for(self._memory, sizes) if may_stream else whole(sizes)
+        plan = plan_for(self._memory, sizes) if may_stream and not model.base else whole(sizes)
         for _ in range(ROOM_TRIES):
             try:
                 return plan.offsets(self._place(model, plan.places))
@@ -48,14 +49,18 @@ class Placement:
     def claim(self, model: Model, kept: LoadSpec) -> None:
         """Take the room where a living worker has a model already. Raises: PagingError, if it is not free."""
         plan = plan_of(model.segment_sizes, kept.offsets, len(kept.slots))
-        self._pager.claim_weights(model.name, WEIGHTS_OWNER, plan.places, plan.starts(kept.offsets, kept.slots))
+        self._pager.claim_weights(model.name, WEIGHTS_OWNER, plan.places, plan.starts(kept.offsets, kept.slots), _kind(model))
 
     def release(self, model: Model) -> None:
         """Give the room of a model back."""
         self._pager.release_weights(model.name)
 
     def _place(self, model: Model, places: Sequence[int]) -> tuple[int, ...]:
-        return self._pager.place_weights(model.name, WEIGHTS_OWNER, tuple(places))
+        return self._pager.place_weights(model.name, WEIGHTS_OWNER, tuple(places), _kind(model))
+
+
+def _kind(model: Model) -> Kind:
+    return Kind.ADAPTER if model.base else Kind.WEIGHTS
 
 
 def _refuse_room(_sizes: tuple[int, ...]) -> asyncio.Future[None]:

@@ -25,7 +25,7 @@ from memory.faults import Want
 from memory.flights import Flights
 from memory.hostcopies import HostCopies
 from memory.integrity import Books, integrity_steps
-from memory.ledger import Ledger
+from memory.ledger import Kind, Ledger
 from memory.mapping import Mapping
 from memory.page import Move, PagePlan, Space, Tier, Transfer
 from memory.planner import Planner
@@ -264,16 +264,16 @@ class Pager:
 
     # ------------------------------------------------------------------------------------------------------------------ weights
 
-    def place_weights(self, key: str, owner: str, sizes: tuple[int, ...]) -> tuple[int, ...]:
-        """Find room for the segments of a model, and return the byte offset of each, on granules.
+    def place_weights(self, key: str, owner: str, sizes: tuple[int, ...], kind: Kind = Kind.WEIGHTS) -> tuple[int, ...]:
+        """Find room for the segments of a model or an adapter, and return the byte offset of each, on granules.
 
         Raises: OutOfFrames (`plan_room` may help), OverLimit, NeverFits, PagingError (the key is placed); nothing is changed.
         """
-        return self._shelf.place(key, owner, sizes)
+        return self._shelf.place(key, owner, sizes, kind)
 
-    def claim_weights(self, key: str, owner: str, sizes: tuple[int, ...], offsets: tuple[int, ...]) -> None:
+    def claim_weights(self, key: str, owner: str, sizes: tuple[int, ...], offsets: tuple[int, ...], kind: Kind = Kind.WEIGHTS) -> None:
         """Adopt segments that a living worker holds already. Raises: PagingError, if their place is not free; nothing is changed."""
-        self._shelf.claim(key, owner, sizes, offsets)
+        self._shelf.claim(key, owner, sizes, offsets, kind)
 
     def release_weights(self, key: str) -> None:
         """Give back the room of a model; one that has none is no error."""

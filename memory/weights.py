@@ -21,9 +21,10 @@ from memory.slabs import Arena
 
 @dataclass(frozen=True, slots=True)
 class Placement:
-    """The segments of one model."""
+    """The segments of one model or adapter."""
 
     owner: str
+    kind: Kind
     sizes: tuple[int, ...]
     offsets: tuple[int, ...]
     slabs: tuple[int, ...]
@@ -46,7 +47,7 @@ class WeightShelf:
         """Every slab that holds weights."""
         return {slab for placement in self._placements.values() for slab in placement.slabs}
 
-    def place(self, key: str, owner: str, sizes: tuple[int, ...]) -> tuple[int, ...]:
+    def place(self, key: str, owner: str, sizes: tuple[int, ...], kind: Kind = Kind.WEIGHTS) -> tuple[int, ...]:
         """Find room for segments, and return the byte offset of each.
 
         Raises: NeverFits, OverLimit, OutOfFrames (evicting pages would help), PagingError (the key is taken); nothing is changed.
@@ -57,11 +58,11 @@ class WeightShelf:
             needed = needed_slabs(self._arena, sizes) * self._arena.slab_bytes
             free = self._arena.num_free * self._arena.slab_bytes
             raise OutOfFrames("device", needed, free, self._ledger.holders(Tier.DEVICE))
-        self._keep(key, owner, sizes, offsets)
+        self._keep(key, Placement(owner, kind, sizes, offsets, slabs_of(self._arena, sizes, offsets)))
         self._arena.unreserve()
         return offsets
 
-    def claim(self, key: str, owner: str, sizes: tuple[int, ...], offsets: tuple[int, ...]) -> None:
+    def claim(self, key: str, owner: str, sizes: tuple[int, ...], offsets: tuple[int, ...], kind: Kind = Kind.WEIGHTS) -> None:
         """Take the room where segments lie already. Raises: PagingError, if it is not free; nothing is changed."""
         self.check(key, owner, sizes)
         slabs = slabs_of(self._arena, sizes, offsets)
@@ -69,21 +70,21 @@ class WeightShelf:
             raise PagingError(f"The place of the weights {key!r} is not free.")
         for slab in slabs:
             self._arena.claim(slab)
-        self._keep(key, owner, sizes, offsets)
+        self._keep(key, Placement(owner, kind, sizes, offsets, slabs))
 
     def release(self, key: str) -> None:
         """Give the room of a model back; unknown ones have none."""
         placement = self._placements.pop(key, None)
         if placement is None:
             return
-        self._ledger.refund(Tier.DEVICE, placement.owner, Kind.WEIGHTS, len(placement.slabs) * self._arena.slab_bytes)
+        self._ledger.refund(Tier.DEVICE, placement.owner, placement.kind, len(placement.slabs) * self._arena.slab_bytes)
         for slab in placement.slabs:
             self._arena.give_back(slab, self._arena.residue(slab) | {placement.owner})  # invariant 2
 
     def reset(self) -> None:
         """The device is gone; the caller resets the arena."""
         for placement in self._placements.values():
-            self._ledger.refund(Tier.DEVICE, placement.owner, Kind.WEIGHTS, len(placement.slabs) * self._arena.slab_bytes)
+            self._ledger.refund(Tier.DEVICE, placement.owner, placement.kind, len(placement.slabs) * self._arena.slab_bytes)
         self._placements.clear()
 
     def check(self, key: str, owner: str, sizes: tuple[int, ...]) -> None:
@@ -124,10 +125,9 @@ class WeightShelf:
             firsts[idx] = first
         return tuple(firsts[idx] * self._arena.slab_bytes for idx in range(len(sizes)))
 
-    def _keep(self, key: str, owner: str, sizes: tuple[int, ...], offsets: tuple[int, ...]) -> None:
-        placement = Placement(owner, sizes, offsets, slabs_of(self._arena, sizes, offsets))
+    def _keep(self, key: str, placement: Placement) -> None:
         self._placements[key] = placement
-        self._ledger.charge(Tier.DEVICE, owner, Kind.WEIGHTS, len(placement.slabs) * self._arena.slab_bytes)  # invariant 1
+        self._ledger.charge(Tier.DEVICE, placement.owner, placement.kind, len(placement.slabs) * self._arena.slab_bytes)  # invariant 1
 
 
 def packed(sizes: Sequence[int], granule_bytes: int) -> list[int]:
