@@ -27,6 +27,7 @@ from typing import NamedTuple
 from drivers.contract import FramePatch, RowStart
 from kerneld.calls import FinishReason
 from kerneld.delivery import Delivery
+from kerneld.prefixes import Prefixes
 from kerneld.request import Request
 from kerneld.rows import Part, Row
 from kerneld.scheduler import Scheduler
@@ -60,7 +61,9 @@ class Composer:
         self._is_line_stopped = False
         self._opens_at = 0  # > 0: the line opens when this plan has landed
         self.on_misfit: Callable[[Request, FinishReason, str], None] = delivery.settle
-        self.waits: list[Callable[[Request], bool]] = []  # asked of who is next; who has to wait for something has left the line then
+        self.prefixes = Prefixes(pager, scheduler, seating)
+        # Asked of who is next, in this order; who has to wait for something has left the line then.
+        self.waits: list[Callable[[Request], bool]] = [self.prefixes.must_wait]
 
     # ------------------------------------------------------------------------------------------------------------- the line
 
@@ -82,6 +85,7 @@ class Composer:
             if row.is_told:
                 request.context.kv_valid = min(row.position, request.context.num_tokens)
             self.seats.leave(row)
+            self.prefixes.left(request)
         return row
 
     # --------------------------------------------------------------------------------------------------------------- compose
@@ -99,7 +103,7 @@ class Composer:
         pages, parts = found
         if not (clears or parts or pages.moves or pages.zeros or pages.late_zeros):
             self._pager.abort(pages.seq)
-            return None
+            return self.compose(seq, last_on_way) if self._has_candidate() else None  # who sat did not fit, and somebody waited for it
         return Composed(pages, clears, parts)
 
     def tell_rows(self) -> tuple[tuple[RowStart, ...], tuple[FramePatch, ...]]:
@@ -115,6 +119,9 @@ class Composer:
             self._delivery.started(row.request)
         return tuple(starts), tuple(patches)
 
+    def _has_candidate(self) -> bool:
+        return self.seats.has_free and not self._is_line_stopped and self._scheduler.next_candidate() is not None
+
     def _seat_candidates(self) -> None:
         """Seat who is next, while there are slots and the line is not stopped."""
         while self.seats.has_free and not self._is_line_stopped:
@@ -125,6 +132,7 @@ class Composer:
                 continue
             row = self._seating.seat(request, self.seats.next_slot())
             self.seats.seat(row)
+            self.prefixes.seated(row)
             self._delivery.seated(request, row.position)
 
     def _find_pages(self, seq: int, last_on_way: int) -> tuple[PagePlan, list[Part]] | None:

@@ -223,6 +223,16 @@ class PagesRestored(Detail):
 
 
 @dataclass(frozen=True, slots=True)
+class PrefixLooked(Detail):
+    """A request was seated: how many tokens of its own were missing, and how many of them it took from its sharing domain."""
+
+    request: str
+    tenant: str
+    num_tokens: int
+    num_shared: int
+
+
+@dataclass(frozen=True, slots=True)
 class PageFoundCorrupt(Action):
     """A page below the device did not hold its checksum; it is computed again."""
 

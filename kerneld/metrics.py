@@ -26,6 +26,7 @@ from kerneld.events import (
     PageFoundCorrupt,
     PagesEvicted,
     PagesRestored,
+    PrefixLooked,
     QuotaRefused,
     RequestAdmitted,
     RequestFinished,
@@ -128,6 +129,8 @@ class Metrics(Collector):
         self._end_to_end = seconds("e2e_request_latency", "From arrival to the end.")
         self._queue = seconds("request_queue_time", "Waiting, all of a request's waits together.")
         self._cached = counter("prompt_tokens_cached", "Input tokens that needed no computing.")
+        self._prefix_queries = counter("prefix_cache_queries", "Input tokens for which known pages were looked up.")
+        self._prefix_hits = counter("prefix_cache_hits", "Of these, tokens whose pages were known, and were not computed again.")
         self._preemptions = counter("num_preemptions", "Requests that ran and had to wait again, by cause.", "cause")
         self._quota = counter("quota_rejections", "Calls that a limit refused.", "tenant", "limit")
         self._evicted = counter("pages_evicted", "Pages that left the device, dropped ones included.")
@@ -146,6 +149,7 @@ class Metrics(Collector):
             QuotaRefused: lambda event: self._quota.labels(self._tenants.label(event.tenant), event.limit).inc(),
             PagesEvicted: lambda event: self._evicted.inc(event.num_pages),
             PagesRestored: self._on_restored,
+            PrefixLooked: self._on_prefix_looked,
             PageFoundCorrupt: lambda _event: self._corrupt.inc(),
             WorkerLost: lambda event: self._losses.labels(event.device).inc(),
             WorkerRecovered: lambda event: self._recovery.observe(event.seconds),
@@ -187,6 +191,10 @@ class Metrics(Collector):
         self._success.labels(event.reason.value).inc()
         self._end_to_end.observe(event.total_s)
         self._queue.observe(event.queue_s)
+
+    def _on_prefix_looked(self, event: PrefixLooked) -> None:
+        self._prefix_queries.inc(event.num_tokens)
+        self._prefix_hits.inc(event.num_shared)
 
     def _on_restored(self, event: PagesRestored) -> None:
         self._restored.inc(event.num_pages)

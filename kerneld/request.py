@@ -74,6 +74,8 @@ class Request:
     queue_s: float = 0.0
     compute_s: float = 0.0
     num_cached: int = 0  # input tokens that needed no computing
+    looked_from: int | None = None  # tokens it had itself when it began to look for known pages, since it was last seated
+    num_shared: int = 0  # tokens that it took from others of its sharing domain
     pages_restored: int = 0
     pages_recomputed: int = 0
     scores: list[TokenLogprob] = field(default_factory=list)
@@ -101,6 +103,11 @@ class Request:
     def num_remaining(self) -> int:
         """How many output tokens may still come."""
         return self.max_tokens - self.num_generated
+
+    @property
+    def needs_logits_from(self) -> int:
+        """The first token that has to be computed whatever is known of it, because the logits after it are wanted."""
+        return (self.score_from if self.is_scoring else self.context.num_tokens) - 1
 
     @property
     def is_scoring(self) -> bool:

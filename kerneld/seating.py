@@ -8,9 +8,11 @@ The last token is always computed again, because the logits after it are what th
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+
 from kerneld.context import Context
 from kerneld.eventbus import EventBus
-from kerneld.events import PagesRestored
+from kerneld.events import PagesRestored, PrefixLooked
 from kerneld.models import ModelTable
 from kerneld.request import Request
 from kerneld.rows import Row
@@ -28,6 +30,7 @@ class Seating:
         self._tenants = tenants
         self._events = events
         self._models = models
+        self.on_filled: Callable[[Context, Sequence[bytes]], None] = lambda _context, _links: None
 
     def model_ids(self, request: Request) -> tuple[int, int]:
         """The driver's ids of the model and the adapter that the request runs on; 0: no adapter."""
@@ -56,8 +59,7 @@ class Seating:
         table = self.table_of(context)
         intact = min(context.kv_valid, table.at_hand_tokens())
         page_tokens = self._pager.page_tokens
-        needs_logits_from = (request.score_from if request.is_scoring else context.num_tokens) - 1
-        position = min(intact, needs_logits_from)
+        position = min(intact, request.needs_logits_from)
         row = Row(request, slot, table, position, context.num_tokens, request.num_remaining, score_from=request.score_from)
         row.num_restored = table.counts().host_only
         row.num_lost = -(-context.kv_valid // page_tokens) - -(-intact // page_tokens)
@@ -72,16 +74,22 @@ class Seating:
         request.pages_recomputed += row.num_lost
         if row.num_restored or row.num_lost:
             self._events.publish(PagesRestored(context.tenant, row.num_restored, row.num_lost))
+        if request.looked_from is not None and row.total > request.looked_from:
+            num_shared = max(row.position - request.looked_from, 0)
+            request.num_shared += num_shared
+            self._events.publish(PrefixLooked(request.id, context.tenant, row.total - request.looked_from, num_shared))
+        request.looked_from = None
 
     def note_valid(self, context: Context, num_tokens: int) -> None:
         """KV of the first `num_tokens` tokens is computed; pages that became full get their names."""
         before, context.kv_valid = context.kv_valid, num_tokens
-        page_tokens = self._pager.page_tokens
-        if num_tokens // page_tokens == before // page_tokens or context.table is None:
+        first, end = before // self._pager.page_tokens, num_tokens // self._pager.page_tokens
+        if first == end or context.table is None:
             return
         name_pages(context, num_tokens)
         assert context.chain is not None
         self._pager.fill(context.table, num_tokens, context.chain.keys)
+        self.on_filled(context, context.chain.keys[first:end])
 
 
 def name_pages(context: Context, num_tokens: int) -> None:

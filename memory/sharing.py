@@ -37,7 +37,7 @@ class Sharing:
         """
         num_valid = min(num_valid, min(map(len, table.pages)) * table.page_tokens)
         num_kept = num_valid // table.page_tokens
-        idx = 0
+        idx = 0 if any(table.num_lost) else num_kept
         while idx < len(links):
             if idx >= num_kept or any(pages[idx].is_lost for pages in table.pages):
                 found = self._find(table, links[idx])
