@@ -15,11 +15,13 @@ Invariants
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
 from enum import Enum
 from typing import NamedTuple
 
 from memory.decisions import Decision, DecisionRing, Way
+from memory.pace import Allowance, CopyPace
 from memory.page import Space
 from memory.table import Page, PageTable
 
@@ -74,13 +76,14 @@ class PrefillFit:
 class Costs:
     """The measured costs of one device, and what follows from them."""
 
-    def __init__(self, clock: Callable[[], float]) -> None:
+    def __init__(self, clock: Callable[[], float] = time.time) -> None:
         """`clock` dates decisions; durations come from whoever measured them."""
         self._clock = clock
         self._rates: dict[tuple[str, Link], float] = {}  # seconds per byte, by model; "" is the machine's
         self._prefill: dict[str, PrefillFit] = {}
         self._models: dict[int, str] = {}  # by space
         self.decisions = DecisionRing()
+        self.pace = CopyPace()
 
     # ------------------------------------------------------------------------------------------------------------------ what was measured
 
@@ -131,8 +134,21 @@ class Costs:
         fit = self._prefill.get(self._models.get(space_id, ""))
         return float("inf") if fit is None else fit.seconds(start, end)
 
-    def is_worth_keeping(self, page: Page, space: Space) -> bool:
-        """Whether a page that leaves the device would come back from the host tier sooner than by computing it again."""
+    def allowance(self, num_pages: int, *, has_rows: bool) -> Allowance:
+        """What a plan may copy down ahead of need; `num_pages` bounds it until the bandwidth is known."""
+        rate = self._rates.get(("", Link.DEVICE_TO_HOST), 0.0)
+        return Allowance(self.pace.budget(rate, has_rows=has_rows), num_pages)
+
+    def is_worth_keeping(self, page: Page) -> bool:
+        """Whether a page that leaves the device would come back from the host tier sooner than by computing it again.
+
+        One that stands before a page that was kept is kept too: invariant 3 would lose that one with it.
+        """
+        for table in page.holders:
+            pages = table.pages[page.group]
+            if page.idx + 1 < len(pages) and pages[page.idx + 1].is_below:
+                return True
+        space = page.space
         start = page.idx * space.page_tokens
         back_s = self.copy_s(Link.HOST_TO_DEVICE, space.device_frame_bytes, page.space_id)
         return back_s <= self.recompute_s(page.space_id, start, start + space.page_tokens)

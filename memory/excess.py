@@ -1,6 +1,6 @@
 """What owners hold beyond their limits, because a limit was lowered or a sharer of their pages left: plans take it away, none fails for it.
 
-    on the device    a page with a copy below leaves at once; others are copied to the host tier by the plan, as many as one plan may copy
+    on the device    a page with a copy below leaves at once; others are copied to the host tier by the plan, within its allowance
     on the host      second copies leave first, then pages of the coldest contexts, from their tails
 
 Pages of tables that an unfinished plan wants stay until it has ended, so an excess lasts at most as long as what runs.
@@ -15,6 +15,7 @@ from __future__ import annotations
 from memory.draft import Draft
 from memory.flights import Flights
 from memory.mapping import Mapping
+from memory.pace import Allowance
 from memory.page import Tier
 from memory.reclaim import Sweep
 from memory.table import Page
@@ -23,25 +24,23 @@ from memory.table import Page
 class Excess:
     """Gives back what is held beyond limits."""
 
-    def __init__(self, mapping: Mapping, flights: Flights, max_copies: int) -> None:
+    def __init__(self, mapping: Mapping, flights: Flights) -> None:
         self._ledger = mapping.ledger
         self._flights = flights
-        self._max_copies = max_copies
 
-    def drain(self, draft: Draft, sweep: Sweep) -> None:
+    def drain(self, draft: Draft, sweep: Sweep, allowance: Allowance) -> None:
         """Let a plan take away what it can."""
         for owner in self._ledger.in_excess(Tier.DEVICE):
-            self._drain_device(draft, sweep, owner)
+            self._drain_device(draft, sweep, owner, allowance)
         for owner in self._ledger.in_excess(Tier.HOST):
             while self._is_in_excess(owner, Tier.HOST) and (page := sweep.own_host_page(owner)) is not None:
                 self._flights.free_host(page)
 
-    def _drain_device(self, draft: Draft, sweep: Sweep, owner: str) -> None:
-        num_copies = 0
-        while self._is_in_excess(owner, Tier.DEVICE) and num_copies < self._max_copies and (page := sweep.own_page(owner)) is not None:
+    def _drain_device(self, draft: Draft, sweep: Sweep, owner: str, allowance: Allowance) -> None:
+        while self._is_in_excess(owner, Tier.DEVICE) and allowance.is_left and (page := sweep.own_page(owner)) is not None:
             if page.num_reached and not page.is_clean and self._demote(sweep, page):
                 draft.take_away(page, Tier.DEVICE)
-                num_copies += 1
+                allowance.spend(page.space.device_frame_bytes)
             else:
                 self._flights.free(page, Tier.DEVICE)  # invariant 2
 

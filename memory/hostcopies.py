@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from memory.costs import Costs
 from memory.draft import Draft
 from memory.errors import OutOfFrames, OverLimit, PagingError
 from memory.flights import Flights
@@ -74,7 +75,7 @@ class HostCopies:
             raise OverLimit(capped, "host", size, limit, ledger.used(capped, Tier.HOST))
         # A draft of its own, never issued: the frames that it finds are named by no plan on its way (invariant 2).
         draft = Draft(self._flights.newest + 1, self._mapping)
-        frame = Sweep(self._mapping, draft, self.order).host_frame(page, may_lose=True)
+        frame = Sweep(self._mapping, draft, self.order, Costs()).host_frame(page, may_lose=True)
         if frame is None:
             draft.undo()
             raise OutOfFrames("host", size, self._mapping.free_bytes(Tier.HOST), ledger.holders(Tier.HOST))

@@ -1,22 +1,41 @@
 """How many bytes a plan may copy without need: write-behind and eviction ahead of time, beside rows that run or without them.
 
     rows run     throttled     bytes that take `SHARE` of a step: other rows are slowed by no more than that
-    none run     full rate     bytes that take `TURN_S`: what arrives meanwhile waits no longer
+    none run     full rate     bytes that take `TURN_S`: what arrives meanwhile waits for two such plans at most
 
 A plan's copies are carried out before its first step, so their time is added to that of the plan. Demand copies (pages that a newcomer
 needs, and those that make room for them) are not asked about; they are what a plan is for. They count as spent all the same: what they took
 above the share is paid back by later plans.
 
 Invariants
-1. The sum of budgets over plans with rows is at most `SHARE` of their measured steps, by the measured bandwidth, and one page each.
-2. Nothing is known before the first measurement: then the caller's own bound is all there is.
+1. Over any run of plans with rows, copies ahead of need take at most `SHARE` of the steps, by their measured times, and one page more.
+2. Nothing is known before the first measurement: then a bound on the number of pages is all there is.
 """
 
 from __future__ import annotations
 
 SHARE = 0.12  # of a step; the goal is 15 %, and a prediction is a prediction
-TURN_S = 0.05
+TURN_S = 0.01
 FORGET = 0.8
+
+
+class Allowance:
+    """What one plan may still copy ahead of need: bytes, the last page of which may pass the bound; or pages, where bytes are unknown."""
+
+    def __init__(self, num_bytes: int | None, num_pages: int) -> None:
+        self._bytes = num_bytes
+        self._pages = num_pages
+
+    @property
+    def is_left(self) -> bool:
+        """Whether one more page may be copied."""
+        return self._pages > 0 if self._bytes is None else self._bytes > 0
+
+    def spend(self, size_bytes: int) -> None:
+        """A page of this size is copied."""
+        self._pages -= 1
+        if self._bytes is not None:
+            self._bytes -= size_bytes
 
 
 class CopyPace:

@@ -19,6 +19,7 @@ from functools import partial
 
 from memory.capacity import check_fits
 from memory.config import MemoryConfig
+from memory.costs import Costs
 from memory.disk import Disk
 from memory.eviction import EvictionPolicy, LruPolicy
 from memory.faults import Want
@@ -42,16 +43,16 @@ __all__ = ["Pager", "Want"]
 class Pager:
     """Memory of one device and its host tier."""
 
-    def __init__(self, config: MemoryConfig, policy: EvictionPolicy | None = None) -> None:
-        self.page_tokens = config.page_tokens
-        self._writes_behind = config.write_behind
+    def __init__(self, config: MemoryConfig, policy: EvictionPolicy | None = None, costs: Costs | None = None) -> None:
+        self.costs = costs or Costs()
+        self.page_tokens, self._writes_behind = config.page_tokens, config.write_behind
         self._mapping = Mapping(config)
         self._flights = Flights(self._mapping)
         self._shelf = WeightShelf(self._mapping)
         self._tables = Tables(self._mapping, self._flights)
         self.sharing = Sharing(self._mapping, self._flights, self._tables)
         order = partial((policy or LruPolicy()).order, self._tables)
-        self._planner = Planner(config, self._tables, self._flights, self._shelf, self._mapping)
+        self._planner = Planner(config, self._tables, self._flights, self._shelf, self._mapping, self.costs)
         self._planner.order = order
         self._host = HostCopies(self._mapping, self._flights, order)
         self._disk = Disk(self._host, self._flights, Watermarks(config, self._mapping), self._mapping)

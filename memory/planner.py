@@ -14,6 +14,7 @@ from collections.abc import Callable, Sequence
 
 from memory.burial import Burials
 from memory.config import MemoryConfig
+from memory.costs import Costs
 from memory.draft import Draft
 from memory.errors import PagingError
 from memory.excess import Excess
@@ -33,22 +34,24 @@ from memory.writebehind import WriteBehind
 class Planner:
     """Makes plans, and takes along what waits for one."""
 
-    def __init__(self, config: MemoryConfig, tables: Tables, flights: Flights, shelf: WeightShelf, mapping: Mapping) -> None:
+    def __init__(self, config: MemoryConfig, tables: Tables, flights: Flights, shelf: WeightShelf, mapping: Mapping, costs: Costs) -> None:
+        self._max_copies = config.max_copies
+        self._costs = costs
         self._mapping = mapping
         self._flights = flights
         self._tables = tables
         self._shelf = shelf
         self.order: Callable[[], list[PageTable]] = lambda: list(tables)  # all tables, coldest first
-        self.behind = WriteBehind(config.max_copies)
+        self.behind = WriteBehind()
         self.scrubber = Scrubber(mapping)
         self.burials = Burials(mapping, flights, config.max_copies)
-        self._excess = Excess(mapping, flights, config.max_copies)
+        self._excess = Excess(mapping, flights)
         self._aborted: list[Draft] = []  # by the latest abort, until the next plan; oldest first
 
     def plan(self, seq: int, wants: Sequence[Want]) -> PagePlan:
         """What has to happen so that every want is met. Raises: OutOfFrames, OverLimit, PagingError (invariant 1)."""
         draft = self._flights.begin(seq)
-        sweep = Sweep(self._mapping, draft, self.order)
+        sweep = Sweep(self._mapping, draft, self.order, self._costs)
         try:
             for want in wants:
                 self._tables.expect(want.table)
@@ -63,19 +66,19 @@ class Planner:
             self.behind.cut(want.table, want.valid_tokens)
             self._tables.touch(want.table)
             want.table.is_buried = want.table.is_awaited = False
-        return self._issue(draft, sweep)
+        return self._issue(draft, sweep, has_rows=bool(wants))
 
     def plan_room(self, seq: int, sizes: tuple[int, ...]) -> PagePlan:
         """Evict idle pages so that weights of these sizes can be placed. Raises: NeverFits, OutOfFrames (invariant 1)."""
         self._shelf.check_room(sizes)
         draft = self._flights.begin(seq)
-        sweep = Sweep(self._mapping, draft, self.order)
+        sweep = Sweep(self._mapping, draft, self.order, self._costs)
         try:
             Room(self._mapping, self._shelf, draft, sweep).make(sizes)
         except PagingError:
             draft.undo()
             raise
-        return self._issue(draft, sweep)
+        return self._issue(draft, sweep, has_rows=True)
 
     def abort(self, seq: int) -> None:
         """Plan `seq` and all later ones did not happen. Raises: PagingError, if it is not on its way."""
@@ -107,11 +110,12 @@ class Planner:
         self._mapping.reset_device()
         self.behind.forget()
 
-    def _issue(self, draft: Draft, sweep: Sweep) -> PagePlan:
+    def _issue(self, draft: Draft, sweep: Sweep, *, has_rows: bool) -> PagePlan:
         """Let the draft go, and take along what waits for a plan: what leaves its frame outside the draft waits for it too."""
         self._flights.issue(draft)
-        self._excess.drain(draft, sweep)
-        self.behind.drain(draft, sweep)
+        allowance = self._costs.allowance(self._max_copies, has_rows=has_rows)
+        self._excess.drain(draft, sweep, allowance)
+        self.behind.drain(draft, sweep, allowance)
         self.burials.drain(draft, sweep)
         self.scrubber.queue(draft)
         self._aborted = []

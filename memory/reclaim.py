@@ -19,6 +19,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import cached_property
 
+from memory.costs import Costs
 from memory.draft import Draft, serial_key
 from memory.errors import OutOfFrames, OverLimit
 from memory.eviction import Line, Place, Question, Rung, Tail, Victims
@@ -35,10 +36,9 @@ _Asked = tuple[Tier, int, str, str, str]
 class Sweep:
     """Finds the frames of one draft. It looks at tables and pages as they are, and changes them through the draft alone."""
 
-    def __init__(self, mapping: Mapping, draft: Draft, order: Callable[[], list[PageTable]]) -> None:
+    def __init__(self, mapping: Mapping, draft: Draft, order: Callable[[], list[PageTable]], costs: Costs) -> None:
         """`order` gives all tables as the policy ranks them; it is asked at most once, when something has to go."""
-        self._mapping = mapping
-        self._draft = draft
+        self._mapping, self._draft, self._costs = mapping, draft, costs
         self._order = order
         self._victims: dict[_Asked, Victims] = {}
         self._second_copies: dict[_Asked, Line] = {}
@@ -85,8 +85,8 @@ class Sweep:
         return self._draft.take_away(page, Tier.DEVICE)
 
     def demote(self, page: Page) -> bool:
-        """Have all of a page copied to the host tier, because it is about to leave the device. Returns whether there is room for it."""
-        host_frame = self.host_frame(page, may_lose=True)
+        """Have all of a page copied to the host tier, as it is about to leave the device. Returns False if there is no room, or no gain."""
+        host_frame = self.host_frame(page, may_lose=True) if self._costs.is_worth_keeping(page) else None
         if host_frame is None:
             return False
         self.copy_down(page, host_frame, page.num_reached)

@@ -101,6 +101,11 @@ class Page:
         return self.idx < 0
 
     @property
+    def space(self) -> Space:
+        """Its space, as long as anybody holds it."""
+        return self.holders[0].spaces[self.group]
+
+    @property
     def is_lost(self) -> bool:
         """Whether its content is nowhere."""
         return self.device_frame is None and self.host_frame is None and self.disk_frame is None

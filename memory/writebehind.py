@@ -15,6 +15,7 @@ from collections.abc import Iterator, Sequence
 from functools import partial
 
 from memory.draft import Draft
+from memory.pace import Allowance
 from memory.reclaim import Sweep
 from memory.table import Page, PageTable
 
@@ -22,8 +23,7 @@ from memory.table import Page, PageTable
 class WriteBehind:
     """The queue of pages that should get a host copy."""
 
-    def __init__(self, max_copies: int) -> None:
-        self._max_copies = max_copies
+    def __init__(self) -> None:
         self._full: dict[Page, None] = {}
         self._saves: dict[Page, tuple[bytes, int]] = {}  # key and number of tokens of the copy
 
@@ -60,13 +60,12 @@ class WriteBehind:
         self._full.clear()
         self._saves.clear()
 
-    def drain(self, draft: Draft, sweep: Sweep) -> None:
-        """Let a plan take pages along."""
+    def drain(self, draft: Draft, sweep: Sweep, allowance: Allowance) -> None:
+        """Let a plan take pages along, full ones within its allowance."""
         for page in list(self._saves):
             self._save(draft, sweep, page, *self._saves.pop(page))
-        num_copies = 0
         has_room = True
-        while self._full and num_copies < self._max_copies:
+        while self._full and allowance.is_left:
             page = next(iter(self._full))
             del self._full[page]
             if not has_room or not self._is_due(page):
@@ -76,7 +75,7 @@ class WriteBehind:
             if frame is not None:
                 draft.on_undo(partial(self.add, page))
                 sweep.copy_down(page, frame, page.holders[0].page_tokens)
-                num_copies += 1
+                allowance.spend(page.space.device_frame_bytes)
 
     def _save(self, draft: Draft, sweep: Sweep, page: Page, key: bytes, num_tokens: int) -> None:
         is_done = page.host_frame is not None and page.key == key and page.num_tokens >= num_tokens

@@ -31,6 +31,7 @@ def table_of(places: str) -> PageTable:
         page.device_frame = idx if place == "d" else None
         page.host_frame = idx if place == "h" else None
         page.disk_frame = idx if place == "f" else None
+        page.holders.append(table)
         table.pages[0].append(page)
     table.resident[0] = len(places) - len(places.lstrip("d"))
     return table
@@ -83,9 +84,17 @@ def test_no_tokens_cost_nothing_in_any_way() -> None:
 def test_a_page_whose_recompute_is_cheaper_than_its_way_back_is_not_worth_keeping() -> None:
     page = table_of("d").pages[0][0]
 
-    assert known_costs(prefill_s=0.001).is_worth_keeping(page, SPACE)
-    assert not known_costs(prefill_s=0.0001).is_worth_keeping(page, SPACE)
-    assert known_costs(prefill_s=0.0).is_worth_keeping(page, SPACE)
+    assert known_costs(prefill_s=0.001).is_worth_keeping(page)
+    assert not known_costs(prefill_s=0.0001).is_worth_keeping(page)
+    assert known_costs(prefill_s=0.0).is_worth_keeping(page)
+
+
+def test_a_page_before_one_that_was_kept_is_worth_keeping() -> None:
+    first, second, third = table_of("dhd").pages[0]
+
+    kept = [known_costs(prefill_s=0.0001).is_worth_keeping(page) for page in (first, second, third)]
+
+    assert kept == [True, False, False]
 
 
 def test_copies_in_use_move_the_rate_of_their_model_and_the_machines() -> None:
