@@ -88,7 +88,7 @@ class Adoption:
     async def _identify(self, device: Device) -> None:
         """Give every model its ids on which a context lives, whether it is to be loaded or not."""
         machine = self._machine
-        for name in {context.model for context in machine.contexts if context.is_alive and context.num_tokens}:
+        for name in {name for context in machine.contexts if context.is_alive and context.num_tokens for name in context.models}:
             try:
                 await machine.residency.identify(machine.models.get(name), device)
             except DeviceLost:
@@ -167,7 +167,7 @@ class Adoption:
 
 
 def _is_wanted(machine: Machine, context: Context) -> bool:
-    is_known = context.is_alive and bool(machine.models.get(context.model).spaces)
+    is_known = context.is_alive and all(machine.models.get(name).model_id for name in context.models)
     return is_known and context.table is None and context.num_tokens > 0
 
 

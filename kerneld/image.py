@@ -61,6 +61,7 @@ class Manifest(msgspec.Struct, frozen=True):
     labels: dict[str, str] = {}
     max_tokens: int = 0
     pages: tuple[ImagePage, ...] = ()
+    adapter: str = ""
 
     @property
     def num_tokens(self) -> int:

@@ -156,6 +156,6 @@ class Lodging:
         machine = self.machine
         machine.scheduler.set_resident(model.name, model.is_resident)
         if model.state is ModelState.FAILED:
-            for request in [request for request in machine.requests.values() if request.context.model == model.name]:
+            for request in [request for request in machine.requests.values() if model.name in request.context.models]:
                 machine.dispatcher.end(request, FinishReason.ERROR, f"The model could not be loaded. {model.failure}")
         machine.dispatcher.room_made()

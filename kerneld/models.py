@@ -140,6 +140,20 @@ class ModelTable:
             raise NotFound("model", name)
         return model
 
+    def pair(self, name: str, adapter: str) -> tuple[Model, str]:
+        """The model and the name of the adapter that a context is asked for; an adapter's name alone stands for its base and itself.
+
+        Raises: NotFound; InvalidArgument, if the adapter is not one of that model.
+        """
+        model = self.get(name)
+        if model.base:
+            if adapter not in ("", name):
+                raise InvalidArgument("adapter", f"{name!r} is an adapter itself; name one adapter, or its base {model.base!r} and one.")
+            model, adapter = self.get(model.base), name
+        if adapter and self.get(adapter).base != model.name:
+            raise InvalidArgument("adapter", f"{adapter!r} is not an adapter of {model.name!r}.")
+        return model, adapter
+
     def adapters_of(self, base: str) -> list[Model]:
         """The registered adapters of a model, by name."""
         return [model for model in self if model.base == base]

@@ -48,7 +48,7 @@ async def recover(machine: Machine, state: LogState) -> tuple[int, int]:
     requests = [_recover_request(machine, state.contexts[context_id]) for context_id in state.active if _is_known(machine, context_id)]
     await _collect_images(machine)
     machine.is_recovered = True
-    for name in sorted(wanted | {request.context.model for request in requests if request is not None}):
+    for name in sorted(wanted.union(*(request.context.models for request in requests if request is not None))):
         machine.residency.start(machine.models.get(name))
     return len(machine.contexts), sum(request is not None for request in requests)
 
@@ -69,10 +69,11 @@ async def _collect_images(machine: Machine) -> None:
 async def _recover_models(machine: Machine) -> set[str]:
     """Make registered models known, as far as their files can be read; returns those that are to be loaded again."""
     wanted = set()
-    for row in await machine.store.load_models():
+    for row in sorted(await machine.store.load_models(), key=lambda row: bool(row.base)):  # an adapter is of a model that is known
         try:
             weights_hash = await asyncio.to_thread(_current_hash, row)
-            model = await asyncio.to_thread(model_from, row, weights_hash)
+            base = machine.models.get(row.base) if row.base else None
+            model = await asyncio.to_thread(model_from, row, weights_hash, base)
         except (OSError, KernelError) as error:
             logger.error("a registered model cannot be read any more", extra={"model": row.name, "path": row.path, "error": str(error)})
             continue
@@ -102,6 +103,7 @@ def _recover_context(machine: Machine, record: ContextRecord) -> None:
         created_at=record.created_at,
         durability=record.durability,
         parent=record.parent.hex(),
+        adapter=record.adapter,
         max_tokens=record.max_tokens,
         priority=record.priority,
         nice=record.nice,
@@ -112,8 +114,9 @@ def _recover_context(machine: Machine, record: ContextRecord) -> None:
         last_request=record.last_request.hex(),
         last_finished=_finished(record.last_finish),
     )
-    if record.failure or record.model not in machine.models:
-        context.move(ContextState.FAILED, record.failure or f"The model {record.model!r} is not registered any more.")
+    missing = next((name for name in context.models if name not in machine.models), "")
+    if record.failure or missing:
+        context.move(ContextState.FAILED, record.failure or f"The model {missing!r} is not registered any more.")
     else:
         context.move(ContextState.IDLE)
         if record.is_suspended:

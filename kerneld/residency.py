@@ -9,7 +9,7 @@ One task per model loads it, whoever asks and however often; everybody waits for
 
 A worker that dies takes the weights with it, not the wish: `attach` brings back what was resident. A load waits for a worker as long as it
 takes, because requests that were accepted wait behind it; who only watches is told after `DEVICE_WAIT_S`. A model that cannot be placed now
-is FAILED with the holders named, and may be tried again.
+is FAILED with the holders named, and may be tried again. An adapter loads after its base, and leaves with it.
 """
 
 from __future__ import annotations
@@ -44,7 +44,6 @@ class Residency:
     """Loads and unloads models on one device."""
 
     def __init__(self, memory: MemoryConfig, models: ModelTable, pager: Pager, events: EventBus, boot_generation: int = 1) -> None:
-        self._memory = memory
         self._models = models
         self._pager = pager
         self._events = events
@@ -58,7 +57,7 @@ class Residency:
         self._placement = Placement(memory, pager)
         self._identities = Identities(memory, pager, boot_generation)
         self.on_change: Callable[[Model], None] = lambda _model: None
-        self.before_use: Callable[[Device], Awaitable[None]] = _nothing  # done on a device before anything is placed there
+        self.before_use: Callable[[Device], Awaitable[None]] = lambda _device: asyncio.sleep(0)  # before anything is placed there
 
     # ------------------------------------------------------------------------------------------------------------------- the device
 
@@ -78,7 +77,7 @@ class Residency:
         """Claim the room of all weights that the worker has, before anything else is placed; let it forget those that nobody wants."""
         wanted = {model.weights_key: model for model in self._models if model.state is ModelState.LOADING}
         try:
-            for kept in held:
+            for kept in sorted(held, key=lambda kept: bool(kept.spec.base_id)):  # an adapter stays only with its base
                 model = wanted.pop(kept.weights_key, None)
                 if model is None or not await self._claim(device, model, kept):
                     await device.unload(kept.spec.model_id)
@@ -91,7 +90,8 @@ class Residency:
     async def _claim(self, device: Device, model: Model, kept: HeldModel) -> bool:
         """Take over the weights of one model. Returns whether they lie where they can stay. Raises: DriverError."""
         model.spec = spec = model.spec or await device.inspect(model.source)
-        if model.model_id and model.model_id != kept.spec.model_id:
+        has_other_base = bool(model.base) and self._models.get(model.base).model_id != kept.spec.base_id
+        if has_other_base or (model.model_id and model.model_id != kept.spec.model_id):
             return False
         try:
             self._placement.claim(model, kept.spec)
@@ -174,6 +174,8 @@ class Residency:
             await asyncio.wait([task])
         await self._gone(model)
         self._events.publish(ModelUnloaded(model.name, model.size_bytes))
+        for adapter in [adapter for adapter in self._models.adapters_of(model.name) if adapter.state is not ModelState.REGISTERED]:
+            await self.unload(adapter)
 
     def fail(self, model_id: int, reason: str) -> None:
         """A resident model cannot be run any more: it leaves the device, and whoever waits for it is told why."""
@@ -201,17 +203,29 @@ class Residency:
         if model.name in self._claimed:
             self._claimed.discard(model.name)
             return
-        spec = await self.inspect(model)
-        self._identities.give(model, spec)
+        self._identities.give(model, await self.inspect(model))
+        base_id = await self._await_base(model)
         self._tell(model, "place", 0, model.size_bytes)
         offsets, slots = await self._placement.place(model, may_stream=device.capabilities.streams)
-        order = LoadSpec(model.model_id, model.source, model.space_ids, offsets, slots)
+        order = LoadSpec(model.model_id, model.source, model.space_ids, offsets, slots, base_id=base_id)
         copying = asyncio.get_running_loop().create_task(self._copy(model, device, order))
         try:
             await asyncio.shield(copying)
         except asyncio.CancelledError:  # the device goes on with what it has begun: the room is its own until it has ended
             self._leave(model, self._abandon(model, device, copying))
             raise
+
+    async def _await_base(self, model: Model) -> int:
+        """Have the base of an adapter resident; answers its id, 0 for a model of its own. Raises: WrongState, what its load failed with."""
+        if not model.base:
+            return 0
+        base = self._models.get(model.base)
+        self.start(base)
+        while base.state is ModelState.LOADING:
+            await self._progressed.wait()
+        if not base.is_resident:
+            raise WrongState(f"Its base {base.name!r} is not there. {base.failure}".strip())
+        return base.model_id
 
     async def _copy(self, model: Model, device: Device, order: LoadSpec) -> None:
         try:
@@ -283,7 +297,3 @@ class Residency:
         """Let everybody who follows a load look again."""
         self._progressed.set()
         self._progressed = asyncio.Event()
-
-
-async def _nothing(_device: Device) -> None:
-    pass

@@ -51,7 +51,7 @@ class ContextVerbs:
         known = machine.effects.find(caller, "alloc")
         if known is not None:
             return self.info_of(caller, known.hex())
-        model = machine.models.get(args.model)
+        model, adapter = machine.models.pair(args.model, args.adapter)
         machine.bounds.check_labels(args.labels)
         check_nice(args.nice)
         check_seed(args.seed)
@@ -61,7 +61,8 @@ class ContextVerbs:
             owner=caller.principal.name,
             tenant=caller.principal.tenant,
             model=model.name,
-            fingerprint=model.weights_hash,
+            adapter=adapter,
+            fingerprint=machine.models.weights_of((model.name, adapter) if adapter else (model.name,)),
             seed=secrets.randbits(64) if args.seed is None else args.seed,
             created_at=machine.clock(),
             durability=args.durability,
@@ -97,6 +98,7 @@ class ContextVerbs:
             owner=caller.principal.name,
             tenant=caller.principal.tenant,
             model=parent.model,
+            adapter=parent.adapter,
             fingerprint=parent.fingerprint,
             seed=parent.fork_seed(child_id) if args.seed is None else args.seed,
             created_at=machine.clock(),
@@ -252,6 +254,7 @@ def alloc_record(context: Context, forked_from: Context | None = None) -> Alloc:
         parent=bytes.fromhex(context.parent),
         fork_at=context.num_tokens if inherits else 0,
         tokens=b"" if inherits else pack_tokens(context.tokens),
+        adapter=context.adapter,
     )
 
 

@@ -92,14 +92,14 @@ class ImageVerbs:
         return info
 
     def _manifest(self, context: Context, args: CheckpointArgs, owner: tuple[str, str], generation: int) -> Manifest:
-        model = self._machine.models.get(context.model)
         return Manifest(
             image_id=secrets.token_hex(16),
             context_id=context.id,
             tenant=owner[1],
             owner=owner[0],
             model=context.model,
-            fingerprint=model.fingerprint.hex(),
+            adapter=context.adapter,
+            fingerprint=self._machine.seating.fingerprint(context).hex(),
             generation=generation,
             tokens=pack_tokens(context.tokens),
             seed=context.seed,
@@ -167,10 +167,11 @@ class ImageVerbs:
             machine.bounds.check_labels(labels)
             secret = machine.tenants.get(info.tenant).secret
             manifest = await asyncio.to_thread(machine.images.read, image_id, secret)
-            model = machine.models.get(manifest.model)
-            await machine.residency.inspect(model)
+            model, adapter = machine.models.pair(manifest.model, manifest.adapter)
+            for name in filter(None, (model.name, adapter)):
+                await machine.residency.inspect(machine.models.get(name))
             context = self._context_of(caller, manifest, model, labels)
-            reason = self._misfit(context, manifest, model)
+            reason = self._misfit(context, manifest)
             pages = [] if reason else sorted(manifest.pages, key=lambda page: (page.page_idx, page.group))
             contents = await asyncio.to_thread(self._read_pages, manifest, pages, secret)
             await self._contexts.begin(caller, "restore", context)
@@ -191,7 +192,8 @@ class ImageVerbs:
             owner=caller.principal.name,
             tenant=caller.principal.tenant,
             model=model.name,
-            fingerprint=model.weights_hash,
+            adapter=manifest.adapter,
+            fingerprint=self._machine.models.weights_of((model.name, manifest.adapter) if manifest.adapter else (model.name,)),
             seed=manifest.seed,
             created_at=self._machine.clock(),
             max_tokens=min(manifest.max_tokens or limit, limit),
@@ -200,14 +202,14 @@ class ImageVerbs:
         context.tokens = unpack_tokens(manifest.tokens)
         return context
 
-    def _misfit(self, context: Context, manifest: Manifest, model: Model) -> str:
+    def _misfit(self, context: Context, manifest: Manifest) -> str:
         """Why the image's pages cannot be used; empty if they can."""
         if not manifest.pages:
             return "The image has no pages."
-        if not model.spaces:
+        if not all(self._machine.models.get(name).model_id for name in context.models):
             return "The model is not loaded yet."
-        if manifest.fingerprint != model.fingerprint.hex():
-            return "The model, or how it is computed, has changed since the image was taken."
+        if manifest.fingerprint != self._machine.seating.fingerprint(context).hex():
+            return "The model, its adapter, or how they are computed, has changed since the image was taken."
         if self._machine.host is None:
             return "There is no host tier to restore pages to."
         if context.tenant != manifest.tenant:

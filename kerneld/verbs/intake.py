@@ -43,12 +43,12 @@ class Intake:
         """The context's model with what the driver says of it, on its way to the device. Raises: NotFound, WrongState, Unavailable."""
         machine = self._machine
         model = machine.models.get(context.model)
-        if model.weights_hash != context.fingerprint:
-            raise WrongState(
-                f"The files of model {model.name!r} have changed since this context began; make a new one.", reason="MODEL_CHANGED"
-            )
-        await machine.residency.inspect(model)
-        machine.residency.start(model)
+        if machine.models.weights_of(context.models) != context.fingerprint:
+            names = " or ".join(map(repr, context.models))
+            raise WrongState(f"The files of model {names} have changed since this context began; make a new one.", reason="MODEL_CHANGED")
+        for name in context.models:
+            await machine.residency.inspect(machine.models.get(name))
+            machine.residency.start(machine.models.get(name))
         return model
 
     async def tokenize(self, context: Context, model: Model, given: InferInput) -> tuple[int, ...]:
@@ -144,7 +144,8 @@ class Intake:
     def enqueue(self, request: Request) -> None:
         """Let a request wait for its turn, and for its model: a load that failed meanwhile is tried again, and ends it if that fails."""
         machine, context = self._machine, request.context
-        machine.residency.start(machine.models.get(context.model))
+        for name in context.models:
+            machine.residency.start(machine.models.get(name))
         machine.admission.take_request(context.tenant, request.num_input)
         context.move(ContextState.READY)
         context.active_request, context.last_used_at = request.id, request.arrival

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from kerneld.calls import Caller, ListArgs, ListPage, LoadProgress, ModelInfo, ModelState, RegisterArgs
 from kerneld.contexts import page_of
-from kerneld.errors import AlreadyExists, WrongState
+from kerneld.errors import AlreadyExists, Conflict, InvalidArgument, WrongState
 from kerneld.machine import Machine
 from kerneld.models import Model, file_stamp, hash_files
 from kerneld.security.acl import check_permission
@@ -16,6 +16,8 @@ from kerneld.state.records import Effect
 from kerneld.state.tables import ModelRow
 from kerneld.template import ChatTemplate
 from kerneld.tokenizer import Tokenizer
+
+NAMED = 5  # holders that an error names
 
 
 class ModelVerbs:
@@ -51,7 +53,7 @@ class ModelVerbs:
         yield self._info(model)
 
     async def unload_model(self, caller: Caller, name: str) -> ModelInfo:
-        """Take a model off the device. Its contexts stay. Raises: NotFound, WrongState, if requests are on it."""
+        """Take a model off the device, and its adapters with it. Its contexts stay. Raises: NotFound, WrongState, if requests are on it."""
         machine = self._machine
         if machine.effects.find(caller, "unload_model") is not None:
             return self.stat_model(caller, name)
@@ -59,6 +61,8 @@ class ModelVerbs:
         self._check_unused(model)
         with machine.effects.under_way(caller):
             await machine.residency.unload(model)
+            for adapter in machine.models.adapters_of(model.name):  # they left with it
+                await self._want(adapter, False, [])
             await self._want(model, False, machine.effects.record(caller, "unload_model"))
         return self._info(model)
 
@@ -68,8 +72,7 @@ class ModelVerbs:
         if machine.effects.find(caller, "remove_model") is not None:
             return
         model = machine.models.get(name)
-        if model.num_contexts:
-            raise WrongState(f"{model.num_contexts} contexts are on the model {name!r}; free them first.", reason="MODEL_IN_USE")
+        self._check_free(model)
         self._check_unused(model)
         machine.models.remove(name)  # from now on nothing begins on it
         try:
@@ -99,11 +102,14 @@ class ModelVerbs:
         if known is not None:
             return known
         check_permission(caller.principal, "model.register")
-        row, model = await asyncio.to_thread(_read_model, args, path, caller.principal.name)
+        base = self._base_of(args, path)
+        row, model = await asyncio.to_thread(_read_model, args, path, caller.principal.name, base)
         await machine.residency.inspect(model)
         known = self._known(args, path)
         if known is not None:
             return known  # somebody else registered the same meanwhile
+        if base is not None and (base.name not in machine.models or machine.models.get(base.name) is not base):
+            raise Conflict(f"The model {base.name!r} was removed meanwhile.")
         machine.models.add(model)
         try:
             await machine.store.put_model(row, effects)
@@ -116,17 +122,39 @@ class ModelVerbs:
         """The model if it is registered just so, None if the name is free. Raises: AlreadyExists."""
         models = self._machine.models
         known = models.get(args.name) if args.name in models else None
-        if known is not None and (known.path, known.max_positions, known.quant) != (str(path), args.max_positions, args.quant):
+        if known is not None and not _is_same(known, args, path):
             raise AlreadyExists(f"The name {args.name!r} is taken by {known.path}; remove it first or choose another.")
         return known
+
+    def _base_of(self, args: RegisterArgs, path: Path) -> Model | None:
+        """The model that an adapter is registered for. Raises: NotFound, InvalidArgument."""
+        if not args.base:
+            if (path / "adapter_config.json").is_file() and not (path / "config.json").is_file():
+                raise InvalidArgument("base", f"{args.path} is an adapter; name the registered model that it changes.")
+            return None
+        base = self._machine.models.get(args.base)
+        if base.base:
+            raise InvalidArgument("base", f"{base.name!r} is an adapter itself; its base is {base.base!r}.")
+        if args.max_positions or args.quant:
+            raise InvalidArgument("base", "an adapter has max_positions and quant of its base; leave both out.")
+        return base
 
     async def _want(self, model: Model, is_wanted: bool, effects: list[Effect]) -> None:
         """Remember whether a model is to be there after a restart, and the call that said so."""
         await self._machine.store.set_want_loaded(model.name, is_wanted, effects)
         self._machine.effects.keep(effects)
 
+    def _check_free(self, model: Model) -> None:
+        """Whether a name may be forgotten. Raises: WrongState, naming who needs it."""
+        adapters = [adapter.name for adapter in self._machine.models.adapters_of(model.name)]
+        if adapters:
+            raise WrongState(f"The model {model.name!r} has adapters: {_some(adapters)}; remove them first.", reason="MODEL_IN_USE")
+        if model.num_contexts:
+            ids = [context.id for context in self._machine.contexts if model.name in context.models]
+            raise WrongState(f"{len(ids)} contexts are on the model {model.name!r}: {_some(ids)}; free them first.", reason="MODEL_IN_USE")
+
     def _check_unused(self, model: Model) -> None:
-        active = sum(request.context.model == model.name for request in self._machine.requests.values())
+        active = sum(model.name in request.context.models for request in self._machine.requests.values())
         if active:
             raise WrongState(f"{active} requests are on the model {model.name!r}; wait for them or cancel them.", reason="MODEL_IN_USE")
 
@@ -134,23 +162,37 @@ class ModelVerbs:
         return model.info(self._machine.config.drivers.use)
 
 
-def model_from(row: ModelRow, weights_hash: str) -> Model:
-    """A registered model; reads its tokenizer and template (run it off the loop). Raises: InvalidArgument."""
+def _some(names: list[str]) -> str:
+    """The first few of many names."""
+    return ", ".join(names[:NAMED]) + (f" and {len(names) - NAMED} more" if len(names) > NAMED else "")
+
+
+def _is_same(known: Model, args: RegisterArgs, path: Path) -> bool:
+    """Whether a model is registered just as these arguments say."""
+    if (known.path, known.base) != (str(path), args.base):
+        return False
+    return bool(known.base) or (known.max_positions, known.quant) == (args.max_positions, args.quant)
+
+
+def model_from(row: ModelRow, weights_hash: str, base: Model | None = None) -> Model:
+    """A registered model, or adapter of `base`; reads its tokenizer and template (run it off the loop). Raises: InvalidArgument."""
     path = Path(row.path)
     return Model(
         name=row.name,
         path=row.path,
-        max_positions=row.max_positions,
+        max_positions=row.max_positions if base is None else base.max_positions,
         quant=row.quant,
         weights_hash=weights_hash,
         registered_by=row.registered_by,
-        tokenizer=Tokenizer.load(path),
-        template=ChatTemplate.load(path),
+        tokenizer=Tokenizer.load(path) if base is None else None,  # contexts on an adapter speak as its base does
+        template=ChatTemplate.load(path) if base is None else None,
+        base="" if base is None else base.name,
+        base_path="" if base is None else base.path,
         state=ModelState.REGISTERED,
     )
 
 
-def _read_model(args: RegisterArgs, path: Path, registered_by: str) -> tuple[ModelRow, Model]:
+def _read_model(args: RegisterArgs, path: Path, registered_by: str, base: Model | None) -> tuple[ModelRow, Model]:
     stamp, weights_hash = file_stamp(path), hash_files(path)
-    row = ModelRow(args.name, str(path), args.max_positions, args.quant, weights_hash, "", stamp, False, registered_by)
-    return row, model_from(row, weights_hash)
+    row = ModelRow(args.name, str(path), args.max_positions, args.quant, weights_hash, "", stamp, False, registered_by, args.base)
+    return row, model_from(row, weights_hash, base)
