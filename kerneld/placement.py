@@ -15,6 +15,7 @@ from kerneld.models import Model
 from memory.config import MemoryConfig
 from memory.errors import OutOfFrames
 from memory.ledger import Kind
+from memory.page import Tier
 from memory.pager import Pager
 from memory.streaming import plan_for, plan_of, whole
 
@@ -29,7 +30,7 @@ class Placement:
 
     def __init__(self, memory: MemoryConfig, pager: Pager) -> None:
         self._memory = memory
-        self._pager = pager
+        self._shelf = pager.weights[Tier.DEVICE]
         self.make_room: MakeRoom = _refuse_room
 
     async def place(self, model: Model, *, may_stream: bool) -> tuple[tuple[int, ...], tuple[int, ...]]:
@@ -49,14 +50,14 @@ class Placement:
     def claim(self, model: Model, kept: LoadSpec) -> None:
         """Take the room where a living worker has a model already. Raises: PagingError, if it is not free."""
         plan = plan_of(model.segment_sizes, kept.offsets, len(kept.slots))
-        self._pager.claim_weights(model.name, WEIGHTS_OWNER, plan.places, plan.starts(kept.offsets, kept.slots), _kind(model))
+        self._shelf.claim(model.name, WEIGHTS_OWNER, plan.places, plan.starts(kept.offsets, kept.slots), _kind(model))
 
     def release(self, model: Model) -> None:
         """Give the room of a model back."""
-        self._pager.release_weights(model.name)
+        self._shelf.release(model.name)
 
     def _place(self, model: Model, places: Sequence[int]) -> tuple[int, ...]:
-        return self._pager.place_weights(model.name, WEIGHTS_OWNER, tuple(places), _kind(model))
+        return self._shelf.place(model.name, WEIGHTS_OWNER, tuple(places), _kind(model))
 
 
 def _kind(model: Model) -> Kind:

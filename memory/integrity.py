@@ -20,7 +20,7 @@ from memory.mapping import TIERS, Mapping, frame_bytes, frame_of
 from memory.page import Tier, Transfer
 from memory.table import Page, PageTable
 from memory.tables import Tables
-from memory.weights import WeightShelf
+from memory.weights import Shelves, WeightShelf
 
 SLICE = 1000  # pages or frames between two places where a check may pause; 1 to 3 ms
 
@@ -31,13 +31,18 @@ class Books:
 
     mapping: Mapping
     flights: Flights
-    shelf: WeightShelf
+    shelves: Shelves
     tables: Tables
     disk: Disk
 
     def mark(self) -> tuple[int, ...]:
         """Changes whenever the books do."""
-        return self.mapping.num_changes, self.flights.num_changes, self.disk.num_changes, self.shelf.num_slabs
+        return (
+            self.mapping.num_changes,
+            self.flights.num_changes,
+            self.disk.num_changes,
+            sum(shelf.num_slabs for shelf in self.shelves.values()),
+        )
 
 
 def integrity_steps(books: Books) -> Iterator[None]:
@@ -59,9 +64,9 @@ def _steps(books: Books) -> Iterator[None]:
     for tier in TIERS:
         for space_id, pool in mapping.pools(tier).items():
             yield from _check_pool(books, tier, space_id, pool)
-        _check_slabs(mapping, books.shelf, tier)
+        _check_slabs(mapping, books.shelves.get(tier), tier)
         yield from _check_pages(mapping, tier)
-        yield from _check_ledger(mapping, books.shelf, tier)
+        yield from _check_ledger(mapping, books.shelves.get(tier), tier)
     _check_transfers(books)
     yield from _check_pins(books.flights, books.tables)
 
@@ -123,10 +128,10 @@ def _frames_underway(disk: Disk, tier: Tier) -> set[int]:
     return {transfer.host_frame if transfer.is_fetch else transfer.disk_frame for transfer in transfers}
 
 
-def _check_slabs(mapping: Mapping, shelf: WeightShelf, tier: Tier) -> None:
+def _check_slabs(mapping: Mapping, shelf: WeightShelf | None, tier: Tier) -> None:
     arena = mapping.arenas[tier]
     lent = [slab for pool in mapping.pools(tier).values() for slab in pool.slabs()]
-    if tier is Tier.DEVICE:
+    if shelf is not None:
         lent += shelf.slabs()
     expect(len(lent) == len(set(lent)), "slabs 1 and weights 1, a slab is lent once")
     expect(not any(arena.is_free(slab) for slab in lent), "slabs 1, a lent slab is not free")
@@ -144,7 +149,7 @@ def _check_pages(mapping: Mapping, tier: Tier) -> Iterator[None]:
         yield
 
 
-def _check_ledger(mapping: Mapping, shelf: WeightShelf, tier: Tier) -> Iterator[None]:
+def _check_ledger(mapping: Mapping, shelf: WeightShelf | None, tier: Tier) -> Iterator[None]:
     kv: dict[str, int] = {}
     pages = iter(mapping.pages(tier).values())
     while part := list(islice(pages, SLICE)):
@@ -155,7 +160,7 @@ def _check_ledger(mapping: Mapping, shelf: WeightShelf, tier: Tier) -> Iterator[
     ledger = mapping.ledger
     is_charged = all(ledger.kv_bytes(owner, tier) == size for owner, size in kv.items())
     expect(is_charged and ledger.kind_bytes(tier, Kind.KV) == sum(kv.values()), "mapping 3 and pager 5, the ledger of KV")
-    if tier is Tier.DEVICE:
+    if shelf is not None:
         in_slabs = shelf.num_slabs * mapping.arenas[tier].slab_bytes
         held = ledger.kind_bytes(tier, Kind.WEIGHTS) + ledger.kind_bytes(tier, Kind.ADAPTER)
         expect(held == in_slabs, "weights 1 and pager 5, the ledger of weights")

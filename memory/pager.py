@@ -14,7 +14,7 @@ Invariants (checked by `check_integrity`; those of frames, tables, mapping and l
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
 
 from memory.capacity import check_fits
@@ -26,7 +26,7 @@ from memory.faults import Want
 from memory.flights import Flights
 from memory.hostcopies import HostCopies
 from memory.integrity import Books, integrity_steps
-from memory.ledger import Kind, Ledger
+from memory.ledger import Ledger
 from memory.mapping import Mapping
 from memory.page import Move, PagePlan, Space, Tier, Transfer
 from memory.planner import Planner
@@ -48,11 +48,11 @@ class Pager:
         self.page_tokens, self._writes_behind = config.page_tokens, config.write_behind
         self._mapping = Mapping(config)
         self._flights = Flights(self._mapping)
-        self._shelf = WeightShelf(self._mapping)
+        self.weights = {tier: WeightShelf(self._mapping, tier) for tier in (Tier.DEVICE, Tier.HOST)}
         self._tables = Tables(self._mapping, self._flights)
         self.sharing = Sharing(self._mapping, self._flights, self._tables)
         order = partial((policy or LruPolicy()).order, self._tables)
-        self._planner = Planner(config, self._tables, self._flights, self._shelf, self._mapping, self.costs)
+        self._planner = Planner(config, self._tables, self._flights, self.weights, self._mapping, self.costs)
         self._planner.order = order
         self._host = HostCopies(self._mapping, self._flights, order)
         self._disk = Disk(self._host, self._flights, Watermarks(config, self._mapping), self._mapping)
@@ -103,12 +103,12 @@ class Pager:
         """
         return self._planner.plan(seq, wants)
 
-    def plan_room(self, seq: int, sizes: tuple[int, ...]) -> PagePlan:
-        """Evict idle pages so that, after its commit, weights of these sizes can be placed.
+    def plan_room(self, seq: int, sizes: tuple[int, ...], tier: Tier = Tier.DEVICE) -> PagePlan:
+        """Evict idle pages so that, after its commit, weights of these sizes can be placed in a tier.
 
         Raises: NeverFits, OutOfFrames; nothing is changed.
         """
-        return self._planner.plan_room(seq, sizes)
+        return self._planner.plan_room(seq, sizes, tier)
 
     def commit(self, seq: int) -> None:
         """The last step of plan `seq` has answered. Raises: PagingError, if it is not the oldest on its way."""
@@ -265,20 +265,9 @@ class Pager:
 
     # ------------------------------------------------------------------------------------------------------------------ weights
 
-    def place_weights(self, key: str, owner: str, sizes: tuple[int, ...], kind: Kind = Kind.WEIGHTS) -> tuple[int, ...]:
-        """Find room for the segments of a model or an adapter, and return the byte offset of each, on granules.
-
-        Raises: OutOfFrames (`plan_room` may help), OverLimit, NeverFits, PagingError (the key is placed); nothing is changed.
-        """
-        return self._shelf.place(key, owner, sizes, kind)
-
-    def claim_weights(self, key: str, owner: str, sizes: tuple[int, ...], offsets: tuple[int, ...], kind: Kind = Kind.WEIGHTS) -> None:
-        """Adopt segments that a living worker holds already. Raises: PagingError, if their place is not free; nothing is changed."""
-        self._shelf.claim(key, owner, sizes, offsets, kind)
-
-    def release_weights(self, key: str) -> None:
-        """Give back the room of a model; one that has none is no error."""
-        self._shelf.release(key)
+    def could_place(self, sizes: tuple[int, ...], without: Iterable[str]) -> bool:
+        """Whether weights would find room on the device, idle pages evicted, if these models were gone. Changes nothing."""
+        return self._planner.could_place(sizes, without)
 
     # ------------------------------------------------------------------------------------------------------------------ questions
 
@@ -288,7 +277,7 @@ class Pager:
         Raises: NeverFits, with what it needs, what there is at most, and who holds it.
         """
         num_pages = -(-num_tokens // self.page_tokens)
-        check_fits(self._mapping, self._shelf.num_slabs, space_ids, num_pages, owner)
+        check_fits(self._mapping, self.weights[Tier.DEVICE].num_slabs, space_ids, num_pages, owner)
 
     def check_integrity(self) -> None:
         """Check every numbered invariant of memory. Raises: PagingError, naming the one that does not hold."""
@@ -297,4 +286,4 @@ class Pager:
 
     def integrity_steps(self) -> Iterator[None]:
         """The same in slices of a few milliseconds; ends early when something changed in between. Raises: PagingError."""
-        return integrity_steps(Books(self._mapping, self._flights, self._shelf, self._tables, self._disk))
+        return integrity_steps(Books(self._mapping, self._flights, self.weights, self._tables, self._disk))

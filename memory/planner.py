@@ -10,7 +10,7 @@ Invariants
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 from memory.burial import Burials
 from memory.config import MemoryConfig
@@ -27,20 +27,20 @@ from memory.room import Room
 from memory.scrub import Scrubber
 from memory.table import PageTable
 from memory.tables import Tables
-from memory.weights import WeightShelf
+from memory.weights import Shelves
 from memory.writebehind import WriteBehind
 
 
 class Planner:
     """Makes plans, and takes along what waits for one."""
 
-    def __init__(self, config: MemoryConfig, tables: Tables, flights: Flights, shelf: WeightShelf, mapping: Mapping, costs: Costs) -> None:
+    def __init__(self, config: MemoryConfig, tables: Tables, flights: Flights, shelves: Shelves, mapping: Mapping, costs: Costs) -> None:
         self._max_copies = config.max_copies
         self._costs = costs
         self._mapping = mapping
         self._flights = flights
         self._tables = tables
-        self._shelf = shelf
+        self._shelves = shelves
         self.order: Callable[[], list[PageTable]] = lambda: list(tables)  # all tables, coldest first
         self.behind = WriteBehind()
         self.scrubber = Scrubber(mapping)
@@ -68,17 +68,24 @@ class Planner:
             want.table.is_buried = want.table.is_awaited = False
         return self._issue(draft, sweep, has_rows=bool(wants))
 
-    def plan_room(self, seq: int, sizes: tuple[int, ...]) -> PagePlan:
+    def plan_room(self, seq: int, sizes: tuple[int, ...], tier: Tier) -> PagePlan:
         """Evict idle pages so that weights of these sizes can be placed. Raises: NeverFits, OutOfFrames (invariant 1)."""
-        self._shelf.check_room(sizes)
+        shelf = self._shelves[tier]
+        shelf.check_room(sizes)
         draft = self._flights.begin(seq)
         sweep = Sweep(self._mapping, draft, self.order, self._costs)
         try:
-            Room(self._mapping, self._shelf, draft, sweep).make(sizes)
+            Room(self._mapping, shelf, draft, sweep).make(sizes)
         except PagingError:
             draft.undo()
             raise
         return self._issue(draft, sweep, has_rows=True)
+
+    def could_place(self, sizes: tuple[int, ...], without: Iterable[str]) -> bool:
+        """Whether weights could be placed on the device, pages evicted, if these placements were gone. Changes nothing."""
+        draft = self._flights.begin(self._flights.newest + 1)
+        sweep = Sweep(self._mapping, draft, self.order, self._costs)
+        return Room(self._mapping, self._shelves[Tier.DEVICE], draft, sweep).could_be(sizes, without)
 
     def abort(self, seq: int) -> None:
         """Plan `seq` and all later ones did not happen. Raises: PagingError, if it is not on its way."""
@@ -106,7 +113,7 @@ class Planner:
             self._mapping.unmap(page, Tier.DEVICE)
             if page.is_below and not page.is_clean:
                 self._flights.free_below(page)  # pager 4
-        self._shelf.reset()
+        self._shelves[Tier.DEVICE].reset()
         self._mapping.reset_device()
         self.behind.forget()
 

@@ -1,16 +1,20 @@
 """Room for weights: which slabs are emptied of pages so that a model's segments can be placed.
 
 One window of slabs for all segments, else one for each; always the window whose pages are fewest, and of equal ones the highest. Slabs with
-weights in them, or with a page that may not go, are in no window.
+weights in them, or with a page that may not go, are in no window. From the host tier only copies go whose pages are on the device or the
+disk too: an image of weights is worth a read of files, not a prefill.
 """
 
 from __future__ import annotations
+
+from collections.abc import Iterable
 
 from memory.draft import Draft
 from memory.errors import OutOfFrames
 from memory.mapping import Mapping
 from memory.page import Tier
 from memory.reclaim import Sweep
+from memory.table import Page
 from memory.weights import WeightShelf, needed_slabs
 
 
@@ -19,30 +23,49 @@ class Room:
 
     def __init__(self, mapping: Mapping, shelf: WeightShelf, draft: Draft, sweep: Sweep) -> None:
         self._mapping = mapping
-        self._arena = mapping.arenas[Tier.DEVICE]
+        self._tier = shelf.tier
+        self._arena = mapping.arenas[shelf.tier]
         self._shelf = shelf
         self._draft = draft
         self._sweep = sweep
 
     def make(self, sizes: tuple[int, ...]) -> None:
         """Evict what lies in the way, and reserve the slabs. Raises: OutOfFrames; the draft is to be undone."""
-        costs = self._costs()
+        costs = self._costs(frozenset())
         window = self._window(costs, needed_slabs(self._arena, sizes))
         slabs = set(window) if window is not None else self._windows(costs, sizes)
-        for space_id, pool in self._mapping.pools(Tier.DEVICE).items():
+        for space_id, pool in self._mapping.pools(self._tier).items():
             for slab in slabs.intersection(pool.slabs()):
-                self._sweep.empty(space_id, Tier.DEVICE, slab)
+                self._sweep.empty(space_id, self._tier, slab)
         self._arena.reserve(slabs)
         self._draft.on_undo(self._arena.unreserve)
 
-    def _costs(self) -> list[int | None]:
+    def could_be(self, sizes: tuple[int, ...], without: Iterable[str]) -> bool:
+        """Whether there would be room if these placements were gone. Changes nothing."""
+        costs = self._costs(frozenset(without))
+        if self._window(costs, needed_slabs(self._arena, sizes)) is not None:
+            return True
+        try:
+            self._windows(costs, sizes)
+        except OutOfFrames:
+            return False
+        return True
+
+    def _may_go(self, page: Page) -> bool:
+        if self._tier is Tier.DEVICE:
+            return self._sweep.may_leave_device(page)
+        return self._sweep.may_leave_host(page, may_lose=False) or (
+            page.disk_frame is not None and self._sweep.may_leave_host(page, may_lose=True)
+        )
+
+    def _costs(self, without: frozenset[str]) -> list[int | None]:
         """Pages that would have to leave each slab; None where that may not be."""
         costs: list[int | None] = [0] * self._arena.num_slabs
-        for slab in self._shelf.slabs():
+        for slab in self._shelf.slabs().difference(*(self._shelf.slabs_of(key) for key in without)):
             costs[slab] = None
-        for space_id, pool in self._mapping.pools(Tier.DEVICE).items():
+        for space_id, pool in self._mapping.pools(self._tier).items():
             for slab in pool.slabs():
-                costs[slab] = self._sweep.slab_cost(space_id, Tier.DEVICE, slab, self._sweep.may_leave_device)
+                costs[slab] = self._sweep.slab_cost(space_id, self._tier, slab, self._may_go)
         return costs
 
     def _windows(self, costs: list[int | None], sizes: tuple[int, ...]) -> set[int]:
@@ -52,8 +75,8 @@ class Room:
             window = self._window(costs, needed_slabs(self._arena, (size,)))
             if window is None:
                 needed = needed_slabs(self._arena, sizes) * self._arena.slab_bytes
-                free = self._mapping.free_bytes(Tier.DEVICE)
-                raise OutOfFrames("device", needed, free, self._mapping.ledger.holders(Tier.DEVICE))
+                free = self._mapping.free_bytes(self._tier)
+                raise OutOfFrames(self._tier.name.lower(), needed, free, self._mapping.ledger.holders(self._tier))
             taken.update(window)
             for slab in window:
                 costs[slab] = None

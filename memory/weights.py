@@ -1,6 +1,7 @@
-"""Where the weight segments of models lie in the device arena: in runs of slabs from its high end.
+"""Where the weight segments of models lie in the arena of a tier: in runs of slabs from its high end.
 
 A model's segments lie one behind the other in a single run where there is one, else each in a run of its own. They start on granules.
+In the host tier lie images of segments, byte for byte as on the device.
 
 Invariants
 1. Every slab of a placement is lent to it alone; a placement's bytes in the ledger are those of its slabs.
@@ -31,10 +32,11 @@ class Placement:
 
 
 class WeightShelf:
-    """The placements of all models on the device."""
+    """The placements of all models in one tier."""
 
-    def __init__(self, mapping: Mapping) -> None:
-        self._arena = mapping.arenas[Tier.DEVICE]
+    def __init__(self, mapping: Mapping, tier: Tier) -> None:
+        self.tier = tier
+        self._arena = mapping.arenas[tier]
         self._ledger = mapping.ledger
         self._placements: dict[str, Placement] = {}
 
@@ -42,6 +44,28 @@ class WeightShelf:
     def num_slabs(self) -> int:
         """Slabs that hold weights."""
         return sum(len(placement.slabs) for placement in self._placements.values())
+
+    def __contains__(self, key: str) -> bool:
+        return key in self._placements
+
+    def slabs_of(self, key: str) -> tuple[int, ...]:
+        """The slabs of one placement, none of an unknown one."""
+        return self._placements[key].slabs if key in self._placements else ()
+
+    def unreserve(self) -> None:
+        """Nobody places what room was made for."""
+        self._arena.unreserve()
+
+    def runs(self) -> list[tuple[int, int]]:
+        """Granules that hold weights, as runs (first, count), in order."""
+        runs: list[tuple[int, int]] = []
+        for slab in sorted(self.slabs()):
+            first, size = slab * self._arena.slab_granules, self._arena.slab_granules
+            if runs and sum(runs[-1]) == first:
+                runs[-1] = runs[-1][0], runs[-1][1] + size
+            else:
+                runs.append((first, size))
+        return runs
 
     def slabs(self) -> set[int]:
         """Every slab that holds weights."""
@@ -57,7 +81,7 @@ class WeightShelf:
         if offsets is None:
             needed = needed_slabs(self._arena, sizes) * self._arena.slab_bytes
             free = self._arena.num_free * self._arena.slab_bytes
-            raise OutOfFrames("device", needed, free, self._ledger.holders(Tier.DEVICE))
+            raise OutOfFrames(self.tier.name.lower(), needed, free, self._ledger.holders(self.tier))
         self._keep(key, Placement(owner, kind, sizes, offsets, slabs_of(self._arena, sizes, offsets)))
         self._arena.unreserve()
         return offsets
@@ -77,14 +101,14 @@ class WeightShelf:
         placement = self._placements.pop(key, None)
         if placement is None:
             return
-        self._ledger.refund(Tier.DEVICE, placement.owner, placement.kind, len(placement.slabs) * self._arena.slab_bytes)
+        self._ledger.refund(self.tier, placement.owner, placement.kind, len(placement.slabs) * self._arena.slab_bytes)
         for slab in placement.slabs:
             self._arena.give_back(slab, self._arena.residue(slab) | {placement.owner})  # invariant 2
 
     def reset(self) -> None:
-        """The device is gone; the caller resets the arena."""
+        """What was in the tier is gone; the caller resets the arena."""
         for placement in self._placements.values():
-            self._ledger.refund(Tier.DEVICE, placement.owner, placement.kind, len(placement.slabs) * self._arena.slab_bytes)
+            self._ledger.refund(self.tier, placement.owner, placement.kind, len(placement.slabs) * self._arena.slab_bytes)
         self._placements.clear()
 
     def check(self, key: str, owner: str, sizes: tuple[int, ...]) -> None:
@@ -92,10 +116,10 @@ class WeightShelf:
         if key in self._placements:
             raise PagingError(f"The weights {key!r} are placed already.")
         needed = self.check_room(sizes)
-        capped = self._ledger.exceeded(owner, Tier.DEVICE, needed)
+        capped = self._ledger.exceeded(owner, self.tier, needed)
         if capped is not None:
-            limit = self._ledger.limit(capped, Tier.DEVICE).limit_bytes
-            raise OverLimit(capped, "device", needed, limit, self._ledger.used(capped, Tier.DEVICE))
+            limit = self._ledger.limit(capped, self.tier).limit_bytes
+            raise OverLimit(capped, self.tier.name.lower(), needed, limit, self._ledger.used(capped, self.tier))
 
     def check_room(self, sizes: tuple[int, ...]) -> int:
         """Bytes of the slabs that segments take. Raises: NeverFits, if the arena is smaller; PagingError, if they have no size."""
@@ -103,7 +127,7 @@ class WeightShelf:
             raise PagingError("Segments have a size.")
         needed = needed_slabs(self._arena, sizes) * self._arena.slab_bytes
         if needed > self._arena.total_bytes:
-            raise NeverFits("device", needed, self._arena.total_bytes, self._ledger.holders(Tier.DEVICE))
+            raise NeverFits(self.tier.name.lower(), needed, self._arena.total_bytes, self._ledger.holders(self.tier))
         return needed
 
     def _in_one_run(self, sizes: tuple[int, ...]) -> tuple[int, ...] | None:
@@ -127,7 +151,10 @@ class WeightShelf:
 
     def _keep(self, key: str, placement: Placement) -> None:
         self._placements[key] = placement
-        self._ledger.charge(Tier.DEVICE, placement.owner, placement.kind, len(placement.slabs) * self._arena.slab_bytes)  # invariant 1
+        self._ledger.charge(self.tier, placement.owner, placement.kind, len(placement.slabs) * self._arena.slab_bytes)  # invariant 1
+
+
+Shelves = dict[Tier, WeightShelf]
 
 
 def packed(sizes: Sequence[int], granule_bytes: int) -> list[int]:

@@ -428,7 +428,7 @@ def test_a_context_that_fits_alone_is_admitted() -> None:
 
 def test_weights_and_limits_count_for_what_fits() -> None:
     rig = Rig()
-    rig.pager.place_weights("m", "models", (SLAB,))
+    rig.pager.weights[Tier.DEVICE].place("m", "models", (SLAB,))
     rig.pager.ledger.set_limit("lab", Tier.DEVICE, 0, 32)
 
     with pytest.raises(NeverFits):
@@ -626,12 +626,12 @@ def test_pages_with_a_host_copy_survive_the_device() -> None:
 def test_a_new_device_is_zero_and_holds_no_weights() -> None:
     rig = Rig()
     rig.grown(4, "lab/ann")
-    rig.pager.place_weights("m", "models", (SLAB,))
+    rig.pager.weights[Tier.DEVICE].place("m", "models", (SLAB,))
 
     rig.pager.lose_device()
 
     assert rig.run((rig.table("guest"), 0, 8 * PT)).zeros == ()
-    rig.pager.release_weights("m")
+    rig.pager.weights[Tier.DEVICE].release("m")
 
 
 # ---------------------------------------------------------------------------------------------------------------------- weights, scrub
@@ -640,18 +640,18 @@ def test_a_new_device_is_zero_and_holds_no_weights() -> None:
 def test_weights_lie_one_behind_the_other_on_granules() -> None:
     rig = Rig(device_slabs=4)
 
-    assert rig.pager.place_weights("m", "models", (20, 64, 16)) == (128, 160, 224)
+    assert rig.pager.weights[Tier.DEVICE].place("m", "models", (20, 64, 16)) == (128, 160, 224)
     assert rig.pager.ledger.snapshot()[0].weights_bytes == 2 * SLAB
 
 
 def test_weights_go_to_several_runs_when_no_run_is_long_enough() -> None:
     rig = Rig(device_slabs=5)
-    rig.pager.place_weights("high", "models", (SLAB,))
-    rig.pager.place_weights("middle", "models", (SLAB,))
-    rig.pager.place_weights("low", "models", (SLAB,))
-    rig.pager.release_weights("middle")
+    rig.pager.weights[Tier.DEVICE].place("high", "models", (SLAB,))
+    rig.pager.weights[Tier.DEVICE].place("middle", "models", (SLAB,))
+    rig.pager.weights[Tier.DEVICE].place("low", "models", (SLAB,))
+    rig.pager.weights[Tier.DEVICE].release("middle")
 
-    offsets = rig.pager.place_weights("m", "models", (SLAB, 2 * SLAB))
+    offsets = rig.pager.weights[Tier.DEVICE].place("m", "models", (SLAB, 2 * SLAB))
 
     assert offsets == (3 * SLAB, 0)
     rig.pager.check_integrity()
@@ -661,7 +661,7 @@ def test_room_for_weights_is_made_by_evicting_idle_pages() -> None:
     rig = Rig(device_slabs=2)
     table = rig.grown(8)
     with pytest.raises(OutOfFrames):
-        rig.pager.place_weights("m", "models", (SLAB,))
+        rig.pager.weights[Tier.DEVICE].place("m", "models", (SLAB,))
 
     rig.seq += 1
     plan = rig.pager.plan_room(rig.seq, (SLAB,))
@@ -669,7 +669,7 @@ def test_room_for_weights_is_made_by_evicting_idle_pages() -> None:
     rig.pager.commit(plan.seq)
     rig.run()
 
-    assert rig.pager.place_weights("m", "models", (SLAB,)) == (SLAB,)
+    assert rig.pager.weights[Tier.DEVICE].place("m", "models", (SLAB,)) == (SLAB,)
     assert table.counts() == (4, 4, 0, 0, 0)
 
 
@@ -686,18 +686,18 @@ def test_room_is_not_made_of_running_contexts() -> None:
 
 def test_claimed_weights_are_where_they_were() -> None:
     rig = Rig(device_slabs=4)
-    rig.pager.claim_weights("m", "models", (SLAB, SLAB), (0, 2 * SLAB))
+    rig.pager.weights[Tier.DEVICE].claim("m", "models", (SLAB, SLAB), (0, 2 * SLAB))
 
     with pytest.raises(PagingError):
-        rig.pager.claim_weights("n", "models", (SLAB,), (2 * SLAB,))
-    assert rig.pager.place_weights("n", "models", (SLAB,)) == (3 * SLAB,)
-    rig.pager.release_weights("unknown")
+        rig.pager.weights[Tier.DEVICE].claim("n", "models", (SLAB,), (2 * SLAB,))
+    assert rig.pager.weights[Tier.DEVICE].place("n", "models", (SLAB,)) == (3 * SLAB,)
+    rig.pager.weights[Tier.DEVICE].release("unknown")
 
 
 def test_frames_that_held_weights_are_zeroed_for_pages() -> None:
     rig = Rig(device_slabs=1)
-    rig.pager.place_weights("m", "models", (SLAB,))
-    rig.pager.release_weights("m")
+    rig.pager.weights[Tier.DEVICE].place("m", "models", (SLAB,))
+    rig.pager.weights[Tier.DEVICE].release("m")
 
     assert len(rig.run((rig.table(), 0, PT)).zeros) == 1
 

@@ -553,7 +553,7 @@ class PagerContent(RuleBasedStateMachine):
 
     def try_plan(self, picks: list[tuple[int, int]]) -> None:
         before = snapshot(self.pager, self.ctxs)
-        is_restored = not any(self.pager.ledger.in_excess(tier) for tier in Tier)  # what is beyond a limit leaves for good
+        is_beyond = any(self.pager.ledger.in_excess(tier) for tier in Tier)  # of a limit: what is leaves for good
         wants: list[tuple[Ctx, int, int]] = []
         for number, more in picks:
             ctx = self.pick(number)
@@ -570,7 +570,8 @@ class PagerContent(RuleBasedStateMachine):
             return
         self.seq += 1
         rows = [self.depart(ctx, start, target) for ctx, start, target in wants]
-        self.flights.append(Flight(plan, rows, before, self.num_changes if is_restored else -1))
+        self.flights.append(Flight(plan, rows, before, -1 if is_beyond else self.num_changes))
+        self.num_changes += is_beyond
 
     def depart(self, ctx: Ctx, start: int, target: int) -> Row:
         ctx.tokens.extend(self.new_token() for _ in range(target - len(ctx.tokens)))
@@ -662,14 +663,14 @@ class PagerContent(RuleBasedStateMachine):
     def place_weights(self, name: str, sizes: list[int]) -> None:
         if not name:
             for placed in list(self.weights):
-                self.pager.release_weights(placed)
+                self.pager.weights[Tier.DEVICE].release(placed)
                 del self.weights[placed]
         elif name in self.weights:
-            self.pager.release_weights(name)
+            self.pager.weights[Tier.DEVICE].release(name)
             del self.weights[name]
         else:
             try:
-                offsets = self.pager.place_weights(name, "models", tuple(sizes))
+                offsets = self.pager.weights[Tier.DEVICE].place(name, "models", tuple(sizes))
             except (OutOfFrames, NeverFits):
                 return
             self.weights[name] = tuple(sizes), offsets
@@ -761,7 +762,7 @@ class PagerContent(RuleBasedStateMachine):
         for owner in (*OWNERS, "models"):
             self.pager.scrub(owner)
         for name in self.weights:
-            self.pager.release_weights(name)
+            self.pager.weights[Tier.DEVICE].release(name)
         for _ in range(2):
             self.seq += 1
             self.worker.apply(self.pager.plan(self.seq, []))
