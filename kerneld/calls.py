@@ -148,6 +148,7 @@ class SetArgs:
     priority: Priority | None = None
     labels: Mapping[str, str] = field(default_factory=dict)
     max_tokens: int | None = None
+    is_pinned: bool | None = None  # whether the tokens that it has now go last of its tenant's
 
 
 @dataclass(frozen=True, slots=True)
@@ -292,6 +293,7 @@ class ContextInfo:
     failure: str = ""
     grants: tuple[Grant, ...] = ()
     adapter: str = ""
+    pinned_tokens: int = 0
 
 
 @dataclass(frozen=True, slots=True)

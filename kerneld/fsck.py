@@ -38,13 +38,14 @@ class Fsck:
     def __init__(self, machine: Machine) -> None:
         self._machine = machine
         self._state_dir = machine.config.kerneld.state_dir
+        self._page_file = machine.disk_tier.file if machine.disk_tier is not None else None
 
     async def run(self) -> AsyncIterator[PartChecked]:
         """One part after the other."""
         yield self._books()
         yield await self._host_tier()
-        if self._machine.page_file is not None:
-            yield await self._disk_tier(self._machine.page_file)
+        if self._page_file is not None:
+            yield await self._disk_tier(self._page_file)
         yield await self._images()
         yield await asyncio.to_thread(check_journal, self._state_dir / "journal", is_live=True)
         yield await asyncio.to_thread(check_database, self._state_dir / "kerneld.db")

@@ -9,6 +9,7 @@ from kerneld.verbs.contexts import ContextVerbs
 from kerneld.verbs.edits import EditVerbs
 from kerneld.verbs.images import ImageVerbs
 from kerneld.verbs.inference import InferenceVerbs
+from kerneld.verbs.memory import MemoryVerbs
 from kerneld.verbs.models import ModelVerbs
 from kerneld.verbs.suspension import SuspensionVerbs
 
@@ -24,6 +25,7 @@ class Kernel:
         models = ModelVerbs(machine)
         images = ImageVerbs(machine, contexts)
         admin = AdminVerbs(machine, contexts)
+        memory = MemoryVerbs(machine)
 
         self.alloc, self.fork, self.free = contexts.alloc, contexts.fork, contexts.free
         self.stat, self.list_contexts, self.read = contexts.stat, contexts.list_contexts, contexts.read
@@ -45,6 +47,8 @@ class Kernel:
         self.list_tenants, self.remove_tenant = admin.list_tenants, admin.remove_tenant
         self.add_token, self.list_tokens, self.remove_token = admin.add_token, admin.list_tokens, admin.remove_token
         self.drain, self.top, self.events = admin.drain, admin.top, admin.events
+        self.read_memory, self.fsck = memory.read_memory, memory.fsck
+        self.explain_context, self.explain_model = memory.explain_context, memory.explain_model
 
     def is_ready(self) -> bool:
         """Whether requests would be served now."""

@@ -11,7 +11,10 @@ PagingError
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+
+from memory.remedy import Remedy, sentence
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,6 +27,14 @@ class Holder:
 
 class PagingError(Exception):
     """Memory bookkeeping failed."""
+
+    remedies: tuple[Remedy, ...] = ()  # what would help, smallest change first, once somebody has said so
+
+    def advise(self, remedies: Sequence[Remedy]) -> None:
+        """Say what would help; the message names the smallest change."""
+        if remedies and not self.remedies:
+            self.remedies = tuple(remedies)
+            self.args = (f"{self} {sentence(remedies)}",)
 
 
 class OutOfFrames(PagingError):

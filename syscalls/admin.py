@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
+from typing import Protocol
 
 from kerneld.calls import Caller
+from kerneld.errors import InvalidArgument
 from kerneld_client.pb import syscalls_pb2 as pb
-from syscalls import answers, convert
+from syscalls import answers, convert, memory_answers
 from syscalls.streams import closing
-from syscalls.verbs import AdminVerbs
+from syscalls.verbs import AdminVerbs, MemoryVerbs
+
+
+class AdminKernel(AdminVerbs, MemoryVerbs, Protocol):
+    """What this service asks of the kernel."""
 
 
 class Admin:
     """Service `kerneld.v1.Admin`."""
 
-    def __init__(self, kernel: AdminVerbs) -> None:
+    def __init__(self, kernel: AdminKernel) -> None:
         self._kernel = kernel
 
     async def WhoAmI(self, request: pb.WhoAmIRequest, caller: Caller) -> pb.Principal:
@@ -31,7 +37,7 @@ class Admin:
         """Change weight, or all limits at once."""
         weight = request.weight if request.HasField("weight") else None
         limits = convert.limits_of(request.limits) if request.HasField("limits") else None
-        return answers.tenant(await self._kernel.set_tenant(caller, request.path, weight, limits))
+        return answers.tenant(await self._kernel.set_tenant(caller, request.path, weight, limits, request.revision))
 
     async def ListTenants(self, request: pb.ListTenantsRequest, caller: Caller) -> pb.ListTenantsResponse:
         """Show one page of tenants."""
@@ -72,3 +78,23 @@ class Admin:
         async with closing(self._kernel.events(caller, request.follow, request.since)) as records:
             async for record in records:
                 yield answers.event(record)
+
+    async def ReadMemory(self, request: pb.ReadMemoryRequest, caller: Caller) -> pb.Memory:
+        """Show the ledger of memory, and the latest decisions over pages."""
+        return memory_answers.memory(self._kernel.read_memory(caller, request.num_decisions))
+
+    async def Explain(self, request: pb.ExplainRequest, caller: Caller) -> pb.Explanation:
+        """Say why a context or a model is where it is, and what would change that."""
+        kind = request.WhichOneof("subject")
+        if kind is None:
+            raise InvalidArgument("subject", "name a context or a model.")
+        if kind == "model":
+            return memory_answers.explanation(self._kernel.explain_model(caller, request.model))
+        return memory_answers.explanation(self._kernel.explain_context(caller, request.context_id))
+
+    async def Fsck(self, request: pb.FsckRequest, caller: Caller) -> AsyncIterator[pb.PartChecked]:
+        """Check all that the daemon keeps, part by part."""
+        del request
+        async with closing(self._kernel.fsck(caller)) as parts:
+            async for part in parts:
+                yield memory_answers.part_checked(part)

@@ -34,6 +34,7 @@ from kerneld.calls import (
     Verified,
 )
 from kerneld_client.pb import syscalls_pb2 as pb
+from syscalls.memory_answers import limit_change
 
 CONTEXT_STATES: dict[ContextState, pb.ContextState] = {it: getattr(pb, f"CONTEXT_STATE_{it.name}") for it in ContextState}
 MODEL_STATES: dict[ModelState, pb.ModelState] = {it: getattr(pb, f"MODEL_STATE_{it.name}") for it in ModelState}
@@ -68,6 +69,7 @@ def context(info: ContextInfo) -> pb.Context:
         failure=info.failure,
         grants=[grant(item) for item in info.grants],
         seed=info.seed,
+        pinned_tokens=info.pinned_tokens,
     )
 
 
@@ -196,6 +198,10 @@ def limits(item: Limits) -> pb.Limits:
         requests_per_minute=item.requests_per_minute,
         tokens_per_minute=item.tokens_per_minute,
         image_bytes=item.image_bytes,
+        device_guarantee_bytes=item.device_guarantee_bytes,
+        host_guarantee_bytes=item.host_guarantee_bytes,
+        disk_bytes=item.disk_bytes,
+        disk_guarantee_bytes=item.disk_guarantee_bytes,
     )
 
 
@@ -214,6 +220,9 @@ def tenant(info: TenantInfo) -> pb.Tenant:
         created_at=info.created_at,
         input_tokens=info.input_tokens,
         output_tokens=info.output_tokens,
+        kv_disk_bytes=info.kv_disk_bytes,
+        revision=info.revision,
+        changes=map(limit_change, info.changes),
     )
 
 

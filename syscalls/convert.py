@@ -82,6 +82,7 @@ def set_args(request: pb.SetContextRequest) -> SetArgs:
         priority=PRIORITIES[request.priority] if request.priority else None,
         labels=dict(request.labels),
         max_tokens=request.max_tokens if request.HasField("max_tokens") else None,
+        is_pinned=request.pinned if request.HasField("pinned") else None,
     )
 
 
@@ -169,6 +170,10 @@ def limits_of(message: pb.Limits) -> Limits:
         requests_per_minute=message.requests_per_minute,
         tokens_per_minute=message.tokens_per_minute,
         image_bytes=message.image_bytes,
+        device_guarantee_bytes=message.device_guarantee_bytes,
+        host_guarantee_bytes=message.host_guarantee_bytes,
+        disk_bytes=message.disk_bytes,
+        disk_guarantee_bytes=message.disk_guarantee_bytes,
     )
 
 

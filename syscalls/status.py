@@ -6,7 +6,7 @@ A refusal travels as google.rpc.Status in the trailing metadata `grpc-status-det
     RetryInfo            where the error says when to try again
     BadRequest           InvalidArgument: the field and what is wrong with it
     QuotaFailure         QuotaExceeded and below: whose limit
-    PreconditionFailure  WrongState and below: what stands in the way
+    PreconditionFailure  WrongState and below: what stands in the way; with memory, HOLDER of what is missing and REMEDY: what would help
 
 Errors of the lower floors that escape the kernel have rows too: they are translated to the kernel error that says the same to a caller.
 What has no row is a bug: INTERNAL with an error id that is in the log, and nothing of the exception itself.
@@ -15,7 +15,8 @@ What has no row is a bug: INTERNAL with an error id that is in the log, and noth
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict
 
 import grpc
 from google.protobuf.any_pb2 import Any as AnyMessage
@@ -26,6 +27,7 @@ from google.rpc.status_pb2 import Status
 from drivers import errors as driver
 from kerneld import errors as kernel
 from memory import errors as paging
+from memory.remedy import Remedy
 
 DOMAIN = "kerneld"
 DETAILS_KEY = "grpc-status-details-bin"
@@ -33,6 +35,7 @@ DETAILS_KEY = "grpc-status-details-bin"
 MAX_MESSAGE_BYTES = 800
 MAX_FACT_BYTES = 400
 MAX_FACTS = 8
+MAX_DETAILS = 8
 WORKER_RETRY_S = 1.0
 MEMORY_RETRY_S = 1.0
 
@@ -96,7 +99,22 @@ def to_status(error: kernel.KernelError) -> Status:
         subject = _cut(error.facts.get("context_id") or error.facts.get("name", ""), MAX_FACT_BYTES)
         held = details.PreconditionFailure.Violation(type=error.reason, subject=subject)
         parts.append(details.PreconditionFailure(violations=[held]))
+    parts += _memory_details(error)
     return Status(code=code_of(error).value[0], message=message, details=[_pack(part) for part in parts])
+
+
+def _memory_details(error: kernel.KernelError) -> Iterator[Message]:
+    """Who holds what is missing, and what would help, for clients that read google.rpc details and know nothing of kerneld's facts."""
+    holders = json.loads(error.facts.get("holders", "{}"))
+    remedies = json.loads(error.facts.get("remedies", "[]"))
+    held = [_violation("HOLDER", owner, f"{size} bytes") for owner, size in list(holders.items())[:MAX_DETAILS]]
+    helps = [_violation("REMEDY", item["subject"] or item["owner"], f"{item['action']} {item['size_bytes']} bytes") for item in remedies]
+    if held or helps:
+        yield details.PreconditionFailure(violations=[*held, *helps])
+
+
+def _violation(kind: str, subject: str, text: str) -> details.PreconditionFailure.Violation:
+    return details.PreconditionFailure.Violation(type=kind, subject=_cut(subject, MAX_FACT_BYTES), description=text)
 
 
 def from_status(status: Status) -> kernel.KernelError:
@@ -158,22 +176,41 @@ def holders_fact(holders: tuple[paging.Holder, ...]) -> str:
     return text
 
 
+def remedies_fact(remedies: Sequence[Remedy]) -> str:
+    """What would help, smallest change first, as a JSON array; the last are left out where it would be too long."""
+    text = "[]"
+    for end in range(1, len(remedies) + 1):
+        items = [{**asdict(remedy), "action": remedy.action.value} for remedy in remedies[:end]]
+        longer = json.dumps(items, separators=(",", ":"))
+        if len(longer) > MAX_FACT_BYTES:
+            break
+        text = longer
+    return text
+
+
+def _with_remedies(facts: dict[str, str], error: paging.PagingError) -> dict[str, str]:
+    if error.remedies:
+        facts["remedy"] = error.remedies[0].text
+        facts["remedies"] = remedies_fact(error.remedies)
+    return facts
+
+
 def _memory_exhausted(error: paging.OutOfFrames) -> kernel.KernelError:
     facts = {"tier": error.tier, "needed_bytes": str(error.needed_bytes), "free_bytes": str(error.free_bytes)}
     facts["holders"] = holders_fact(error.holders)
-    return kernel.MemoryExhausted(str(error), facts=facts, retry_after_s=MEMORY_RETRY_S)
+    return kernel.MemoryExhausted(str(error), facts=_with_remedies(facts, error), retry_after_s=MEMORY_RETRY_S)
 
 
 def _cannot_fit(error: paging.NeverFits) -> kernel.KernelError:
     facts = {"tier": error.tier, "needed_bytes": str(error.needed_bytes), "limit_bytes": str(error.limit_bytes)}
     facts["holders"] = holders_fact(error.holders)
-    return kernel.CannotFit(str(error), facts=facts)
+    return kernel.CannotFit(str(error), facts=_with_remedies(facts, error))
 
 
 def _over_limit(error: paging.OverLimit) -> kernel.KernelError:
     facts = {"owner": error.owner, "tier": error.tier, "needed_bytes": str(error.needed_bytes)}
     facts |= {"limit_bytes": str(error.limit_bytes), "used_bytes": str(error.used_bytes)}
-    return kernel.QuotaExceeded(str(error), facts=facts)
+    return kernel.QuotaExceeded(str(error), facts=_with_remedies(facts, error))
 
 
 def _device_full(error: driver.DeviceOutOfMemory) -> kernel.KernelError:
@@ -197,6 +234,7 @@ LOWER: dict[type, Callable[..., kernel.KernelError]] = {
     paging.OutOfFrames: _memory_exhausted,
     paging.NeverFits: _cannot_fit,
     paging.OverLimit: _over_limit,
+    paging.GuaranteeConflict: _said_as(kernel.WrongState, "GUARANTEE_CONFLICT"),
     paging.PagePinned: _said_as(kernel.Conflict, "PAGE_PINNED"),
     driver.DriverNotFound: _said_as(kernel.WrongState, "DRIVER_NOT_FOUND"),
     driver.DriverUnavailable: _said_as(kernel.WrongState, "DRIVER_UNAVAILABLE"),

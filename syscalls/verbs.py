@@ -42,6 +42,7 @@ from kerneld.calls import (
     TopFrame,
     Verified,
 )
+from kerneld.holdings import Explanation, MemoryReport, PartChecked
 
 
 class ContextVerbs(Protocol):
@@ -96,7 +97,7 @@ class AdminVerbs(Protocol):
     """Verbs on tenants, tokens and the daemon itself. `remove_tenant` says how many contexts it freed."""
 
     async def add_tenant(self, caller: Caller, path: str, weight: int, limits: Limits) -> TenantInfo: ...
-    async def set_tenant(self, caller: Caller, path: str, weight: int | None, limits: Limits | None) -> TenantInfo: ...
+    async def set_tenant(self, caller: Caller, path: str, weight: int | None, limits: Limits | None, revision: str = "") -> TenantInfo: ...
     def list_tenants(self, caller: Caller, args: ListArgs) -> ListPage[TenantInfo]: ...
     async def remove_tenant(self, caller: Caller, path: str, force: bool) -> int: ...
     async def add_token(self, caller: Caller, tenant: str, name: str, roles: frozenset[Role], lifetime_s: float) -> NewToken: ...
@@ -107,6 +108,15 @@ class AdminVerbs(Protocol):
     def events(self, caller: Caller, follow: bool, since: int) -> AsyncIterator[EventRecord]: ...
 
 
+class MemoryVerbs(Protocol):
+    """Verbs on memory as a whole."""
+
+    def read_memory(self, caller: Caller, num_decisions: int = 0) -> MemoryReport: ...
+    def explain_context(self, caller: Caller, context_id: str) -> Explanation: ...
+    def explain_model(self, caller: Caller, name: str) -> Explanation: ...
+    def fsck(self, caller: Caller) -> AsyncIterator[PartChecked]: ...
+
+
 class Readiness(Protocol):
     """Whether the kernel can serve."""
 
@@ -114,5 +124,5 @@ class Readiness(Protocol):
     def readiness_problem(self) -> str: ...
 
 
-class Verbs(ContextVerbs, InferVerbs, ModelVerbs, ImageVerbs, AdminVerbs, Readiness, Protocol):
+class Verbs(ContextVerbs, InferVerbs, ModelVerbs, ImageVerbs, AdminVerbs, MemoryVerbs, Readiness, Protocol):
     """The whole kernel."""

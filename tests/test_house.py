@@ -23,7 +23,7 @@ OURS = (*FLOORS, "kerneld_client")
 MAX_FILE_LINES = 300
 MAX_FUNCTION_LINES = 50
 # Files that may be longer, and how long: each is one noun that reads worse in two.
-LONGER_FILES = {"drivers/contract.py": 340, "kerneld/calls.py": 560, "kerneld/events.py": 360, "kerneld_client/values.py": 380}
+LONGER_FILES = {"drivers/contract.py": 340, "kerneld/calls.py": 560, "kerneld/events.py": 360, "kerneld_client/values.py": 400}
 
 # The files of `kernelctl` know only what any user's program knows; the others of cli/ may see the tower.
 DAEMON_COMMANDS = {"cli/daemon.py", "cli/serve.py", "cli/doctor.py", "cli/host.py"}
@@ -42,7 +42,7 @@ DOORS = {
         "drivers.config",
         "drivers.hostmem",
     },
-    ("syscalls", "memory"): {"memory.errors"},
+    ("syscalls", "memory"): {"memory.errors", "memory.remedy"},
     ("syscalls", "drivers"): {"drivers.errors", "drivers.contract"},
     # Handlers do their work through the kernel alone; the interceptors ask security.
     ("syscalls", "kerneld"): {
@@ -51,6 +51,7 @@ DOORS = {
         "kerneld.errors",
         "kerneld.config",
         "kerneld.events",
+        "kerneld.holdings",
         "kerneld.metrics",
         "kerneld.security.acl",
         "kerneld.security.identity",

@@ -26,7 +26,7 @@ from kerneld.errors import PermissionDenied
 
 _READ = frozenset({"self.read", "context.read", "image.read", "model.read", "tenant.read", "daemon.read"})
 _USE = frozenset({"context.alloc", "context.fork", "context.write", "context.grant", "image.write", "model.load"})
-_OPERATE = frozenset({"model.register", "daemon.drain", "daemon.events"})
+_OPERATE = frozenset({"model.register", "daemon.drain", "daemon.events", "daemon.check"})
 _ADMINISTER = frozenset({"tenant.write", "token.write"})
 
 PERMISSIONS: Mapping[Role, frozenset[str]] = {

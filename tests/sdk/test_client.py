@@ -117,9 +117,9 @@ def test_images_verbs(client: kerneld_client.Client) -> None:
 def test_admin_verbs(client: kerneld_client.Client, rig: Rig) -> None:
     assert client.add_tenant("lab/a", weight=3, limits=values.Limits(max_contexts=2)).limits.max_contexts == 2
     assert client.set_tenant("lab/a", weight=5).weight == 5
-    assert rig.kernel.seen[-1][2] == ("lab/a", 5, None)
+    assert rig.kernel.seen[-1][2] == ("lab/a", 5, None, "")
     client.set_tenant("lab/a", limits=values.Limits())
-    assert rig.kernel.seen[-1][2] == ("lab/a", None, Limits())
+    assert rig.kernel.seen[-1][2] == ("lab/a", None, Limits(), "")
     assert [tenant.path for tenant in client.tenants()] == ["lab/a"]
     token = client.add_token("lab/a", name="ci", roles=["viewer"], lifetime_s=60)
     assert (token.token, rig.kernel.seen[-1][2]) == ("secret", ("lab/a", "ci", frozenset({Role.VIEWER}), 60.0))

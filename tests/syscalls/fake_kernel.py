@@ -53,6 +53,19 @@ from kerneld.calls import (
     WorkerStatus,
 )
 from kerneld.errors import NotFound, OutOfRange
+from kerneld.holdings import (
+    Explanation,
+    Holding,
+    MemoryReport,
+    Obstacle,
+    PartChecked,
+    PathDecision,
+    Placement,
+    QueuePlace,
+    TierAccount,
+    TierTotal,
+)
+from memory.remedy import Action, Remedy
 
 INPUT_TOKENS = 5
 PAGE = 2  # items of a page of a list
@@ -346,8 +359,8 @@ class FakeKernel:
         self.tenants[path] = TenantInfo(path, weight, limits, created_at=4.0)
         return self.tenants[path]
 
-    async def set_tenant(self, caller: Caller, path: str, weight: int | None, limits: Limits | None) -> TenantInfo:
-        self.note("set_tenant", caller, (path, weight, limits))
+    async def set_tenant(self, caller: Caller, path: str, weight: int | None, limits: Limits | None, revision: str = "") -> TenantInfo:
+        self.note("set_tenant", caller, (path, weight, limits, revision))
         old = self.tenants[path]
         self.tenants[path] = replace(old, weight=weight or old.weight, limits=limits or old.limits)
         return self.tenants[path]
@@ -396,6 +409,39 @@ class FakeKernel:
                 models=tuple(self.models.values()),
                 boot_generation=1,
             )
+
+    def read_memory(self, caller: Caller, num_decisions: int = 0) -> MemoryReport:
+        self.note("read_memory", caller, num_decisions)
+        total = TierTotal("device", 100, 40, 30, {"kv": 50, "weights": 10})
+        account = TierAccount("lab/ann", "device", {"kv": 50}, 50, 30, 60, 20, 0, 2, 8)
+        decision = PathDecision(2.0, "m", "1" * 32, 100, 96, "host", 0.25, "recompute", 0.5, None)
+        return MemoryReport((total,), (account,), (decision,) * min(num_decisions, 1))
+
+    def explain_context(self, caller: Caller, context_id: str) -> Explanation:
+        self.note("explain_context", caller, context_id)
+        return self._explanation(f"context {context_id}", QueuePlace(2, 3, 5, 1, 700))
+
+    def explain_model(self, caller: Caller, name: str) -> Explanation:
+        self.note("explain_model", caller, name)
+        return self._explanation(f"model {name}", None)
+
+    @staticmethod
+    def _explanation(subject: str, queue: QueuePlace | None) -> Explanation:
+        return Explanation(
+            subject=subject,
+            state="ready",
+            summary="It waits.",
+            placements=(Placement("host", 64, 2),),
+            obstacles=(Obstacle("FRAMES", "it needs 12 B more.", "device", "", 12, 4),),
+            holders=(Holding("device", "lab/bob", "kv", "", "running", 50),),
+            remedies=(Remedy(Action.RAISE_LIMIT, "device", 64, "lab"),),
+            queue=queue,
+        )
+
+    async def fsck(self, caller: Caller) -> AsyncIterator[PartChecked]:
+        self.note("fsck", caller, None)
+        yield PartChecked("books", 12, "pages")
+        yield PartChecked("journal", 3, "records", 99, ("it does not hold",))
 
     async def events(self, caller: Caller, follow: bool, since: int) -> AsyncIterator[EventRecord]:
         self.note("events", caller, (follow, since))

@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 
 from drivers.contract import TokenLogprob
-from kerneld import calls
+from kerneld import calls, holdings
 from kerneld_client import reading, values
 from kerneld_client.pb import syscalls_pb2 as pb
-from syscalls import answers
+from syscalls import answers, memory_answers
 
 CONTEXT = calls.ContextInfo(
     id="a" * 32,
@@ -37,9 +37,25 @@ CONTEXT = calls.ContextInfo(
     failure="why",
     grants=(calls.Grant("tenant:lab", frozenset({calls.Access.READ, calls.Access.FORK}), 3.5),),
 )
+HOLDING = holdings.Holding("device", "lab/a", "kv", "b" * 32, "running", 7)
+CHANGE = holdings.LimitChange("device", "device_bytes", 9, 3, holdings.Outcome.DEFERRED, 4, (HOLDING,))
+EXPLANATION = holdings.Explanation(
+    subject="context x",
+    state="ready",
+    summary="It waits.",
+    placements=(holdings.Placement("host", 64, 2),),
+    obstacles=(holdings.Obstacle("FRAMES", "it needs more", "device", "lab", 1, 2, 3),),
+    holders=(HOLDING,),
+    queue=holdings.QueuePlace(1, 2, 3, 4, 5),
+)
+MEMORY = holdings.MemoryReport(
+    (holdings.TierTotal("host", 1, 2, 3, {"kv": 4}),),
+    (holdings.TierAccount("lab", "host", {"kv": 1}, 2, 3, 4, 5, 6, 7, 8),),
+    (holdings.PathDecision(1.0, "m", "c", 2, 3, "disk", 4.0, "recompute", 5.0, None),),
+)
 MODEL = calls.ModelInfo("demo", "/m", calls.ModelState.FAILED, "llama", "float32", 1, 2, 3, 4, "h", "cpu:0", 5, 6, "why", "int8", True)
 IMAGE = calls.ImageInfo("a" * 32, "b" * 32, "demo", "alice", "lab", 1, 2, 3, 4.5, "name")
-TENANT = calls.TenantInfo("lab", 2, calls.Limits(1, 2, 3, 4, 5, 6, 7, 8), 1.5, 3, 4, 5, 6, 7, 8, 9, 10)
+TENANT = calls.TenantInfo("lab", 2, calls.Limits(1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12), 1.5, 3, 4, 5, 6, 7, 8, 9, 10, 11, "ab", (CHANGE,))
 TOKEN = calls.TokenInfo("t1", "lab", "ci", frozenset({calls.Role.USER, calls.Role.ADMIN}), 1.0, 2.0, 3.0)
 TOP = calls.TopFrame(
     at=1.0,
@@ -68,6 +84,9 @@ PAIRS = [
     (TOKEN, answers.token, reading.token_info),
     (calls.Drained(1, 2), answers.drained, reading.drained),
     (TOP, answers.top_frame, reading.top_frame),
+    (MEMORY, memory_answers.memory, reading.memory),
+    (EXPLANATION, memory_answers.explanation, reading.explanation),
+    (holdings.PartChecked("books", 1, "pages", 2, ("why",)), memory_answers.part_checked, reading.part_checked),
     (calls.EventRecord(1, 2.0, "WorkerLost", {"a": "b"}), answers.event, reading.event),
 ]
 

@@ -38,6 +38,7 @@ def lower_sample(cls: type[Exception]) -> Exception:
         paging.OutOfFrames: paging.OutOfFrames("device", 10, 5, HOLDERS),
         paging.NeverFits: paging.NeverFits("device", 10, 5, HOLDERS),
         paging.OverLimit: paging.OverLimit("lab/a", "device", 10, 5, 4),
+        paging.GuaranteeConflict: paging.GuaranteeConflict("device", "lab/a", 10, 5, HOLDERS),
         driver.DeviceOutOfMemory: driver.DeviceOutOfMemory(10, 5),
         driver.PageCorrupt: driver.PageCorrupt((1,)),
         driver.HostPageCorrupt: driver.HostPageCorrupt(3, "its checksum"),

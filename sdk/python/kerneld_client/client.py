@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar, Unpack
 
-from kerneld_client import calls, machine_calls, values
+from kerneld_client import calls, machine_calls, memory_values, values
 from kerneld_client.call import Call, Page
 from kerneld_client.context import Context
 from kerneld_client.errors import Unavailable
@@ -169,9 +169,14 @@ class Client:
         """Make a tenant."""
         return self._wire.invoke(machine_calls.add_tenant(path, weight, limits))
 
-    def set_tenant(self, path: str, *, weight: int | None = None, limits: values.Limits | None = None) -> values.TenantInfo:
-        """Change a tenant's weight, or all its limits at once."""
-        return self._wire.invoke(machine_calls.set_tenant(path, weight, limits))
+    def set_tenant(
+        self, path: str, *, weight: int | None = None, limits: values.Limits | None = None, revision: str = ""
+    ) -> values.TenantInfo:
+        """Change a tenant's weight, or all its limits at once; `changes` of the answer say which hold already.
+
+        With the `revision` that one saw, nothing is changed that somebody else changed meanwhile: Conflict.
+        """
+        return self._wire.invoke(machine_calls.set_tenant(path, weight, limits, revision))
 
     def tenants(self) -> list[values.TenantInfo]:
         """Show the tenants."""
@@ -213,6 +218,18 @@ class Client:
     def events(self, *, follow: bool = False, since: int = 0) -> Iterator[values.Event]:
         """What happened from sequence number `since` on; with follow, what happens too."""
         return self._wire.replay(machine_calls.events(follow, since), lambda event: machine_calls.events(follow, event.sequence + 1))
+
+    def memory(self, *, num_decisions: int = 0) -> memory_values.Memory:
+        """Who holds what, by tier; with `num_decisions`, the latest choices between bringing pages back and computing them again."""
+        return self._wire.invoke(machine_calls.read_memory(num_decisions))
+
+    def explain(self, *, context_id: str | None = None, model: str | None = None) -> memory_values.Explanation:
+        """Why a context or a model is where it is, why it waits, and the smallest change that would help."""
+        return self._wire.invoke(machine_calls.explain(context_id, model))
+
+    def fsck(self) -> Iterator[memory_values.PartChecked]:
+        """Check books, pages, images and journal of the running daemon, part by part."""
+        return self._wire.replay(machine_calls.fsck())
 
     def _path(self, path: str | os.PathLike[str]) -> str:
         """A path that means the same to a daemon on this machine, which has a working directory of its own."""

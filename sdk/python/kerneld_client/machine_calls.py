@@ -6,7 +6,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import asdict
 
-from kerneld_client import reading, values
+from kerneld_client import memory_values, reading, values
 from kerneld_client.call import SLOW_S, Call, Page, fill, new_request_id, nothing, page_of, unary
 from kerneld_client.pb import syscalls_pb2 as pb
 
@@ -69,9 +69,9 @@ def add_tenant(path: str, weight: int, limits: values.Limits | None) -> Call[val
     return unary("Admin/AddTenant", fill(pb.AddTenantRequest(), fields), pb.Tenant, reading.tenant_info)
 
 
-def set_tenant(path: str, weight: int | None, limits: values.Limits | None) -> Call[values.TenantInfo]:
+def set_tenant(path: str, weight: int | None, limits: values.Limits | None, revision: str) -> Call[values.TenantInfo]:
     """Change weight, or all limits at once."""
-    fields = {"path": path, "weight": weight, "limits": _limits(limits), "request_id": new_request_id()}
+    fields = {"path": path, "weight": weight, "limits": _limits(limits), "revision": revision, "request_id": new_request_id()}
     return unary("Admin/SetTenant", fill(pb.SetTenantRequest(), fields), pb.Tenant, reading.tenant_info)
 
 
@@ -125,3 +125,19 @@ def events(follow: bool, since: int) -> Call[values.Event]:
     """What happened, and with follow what happens."""
     request = fill(pb.EventsRequest(), {"follow": follow, "since": since})
     return unary("Admin/Events", request, pb.Event, reading.event)
+
+
+def read_memory(num_decisions: int) -> Call[memory_values.Memory]:
+    """The ledger of memory."""
+    return unary("Admin/ReadMemory", fill(pb.ReadMemoryRequest(), {"num_decisions": num_decisions}), pb.Memory, reading.memory)
+
+
+def explain(context_id: str | None, model: str | None) -> Call[memory_values.Explanation]:
+    """Why a context or a model is where it is."""
+    request = fill(pb.ExplainRequest(), {"context_id": context_id, "model": model})
+    return unary("Admin/Explain", request, pb.Explanation, reading.explanation)
+
+
+def fsck() -> Call[memory_values.PartChecked]:
+    """Check all that the daemon keeps."""
+    return unary("Admin/Fsck", pb.FsckRequest(), pb.PartChecked, reading.part_checked)

@@ -5,6 +5,21 @@ from __future__ import annotations
 from enum import Enum
 from typing import Any, TypeVar
 
+from kerneld_client.memory_values import (
+    Explanation,
+    Holding,
+    LimitChange,
+    LimitOutcome,
+    Memory,
+    Obstacle,
+    PartChecked,
+    PathDecision,
+    Placement,
+    QueuePlace,
+    Remedy,
+    TierAccount,
+    TierTotal,
+)
 from kerneld_client.pb import syscalls_pb2 as pb
 from kerneld_client.values import (
     Access,
@@ -138,7 +153,8 @@ def principal(message: pb.Principal) -> Principal:
 
 def tenant_info(message: pb.Tenant) -> TenantInfo:
     """Read a tenant."""
-    return _plain(TenantInfo, message, limits=_plain(Limits, message.limits))
+    changes = tuple(limit_change(change) for change in message.changes)
+    return _plain(TenantInfo, message, limits=_plain(Limits, message.limits), changes=changes)
 
 
 def new_token(message: pb.NewToken) -> NewToken:
@@ -171,3 +187,38 @@ def top_frame(message: pb.TopFrame) -> TopFrame:
 def event(message: pb.Event) -> Event:
     """Read one event."""
     return _plain(Event, message, facts=dict(message.facts))
+
+
+def limit_change(message: pb.LimitChange) -> LimitChange:
+    """Read what became of a change of a limit."""
+    outcome = _word(LimitOutcome, pb.LimitOutcome, "LIMIT_OUTCOME_", message.outcome)
+    return _plain(LimitChange, message, outcome=outcome, awaited_from=tuple(_plain(Holding, item) for item in message.awaited_from))
+
+
+def memory(message: pb.Memory) -> Memory:
+    """Read the ledger."""
+    return Memory(
+        tiers=tuple(_plain(TierTotal, item, kinds=dict(item.kinds)) for item in message.tiers),
+        accounts=tuple(_plain(TierAccount, item, kinds=dict(item.kinds)) for item in message.accounts),
+        decisions=tuple(
+            _plain(PathDecision, item, measured_s=item.measured_s if item.HasField("measured_s") else None) for item in message.decisions
+        ),
+    )
+
+
+def explanation(message: pb.Explanation) -> Explanation:
+    """Read why something is where it is."""
+    return _plain(
+        Explanation,
+        message,
+        placements=tuple(_plain(Placement, item) for item in message.placements),
+        obstacles=tuple(_plain(Obstacle, item) for item in message.obstacles),
+        holders=tuple(_plain(Holding, item) for item in message.holders),
+        remedies=tuple(_plain(Remedy, item) for item in message.remedies),
+        queue=_plain(QueuePlace, message.queue) if message.HasField("queue") else None,
+    )
+
+
+def part_checked(message: pb.PartChecked) -> PartChecked:
+    """Read what fsck found of one part."""
+    return _plain(PartChecked, message, problems=tuple(message.problems))

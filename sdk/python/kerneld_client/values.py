@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 
+from kerneld_client.memory_values import LimitChange
+
 
 class ContextState(StrEnum):
     """Where a context is in its life."""
@@ -114,6 +116,7 @@ class ContextInfo:
     failure: str
     grants: tuple[Grant, ...]
     seed: int
+    pinned_tokens: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -275,6 +278,10 @@ class Limits:
     requests_per_minute: int = 0
     tokens_per_minute: int = 0
     image_bytes: int = 0
+    device_guarantee_bytes: int = 0
+    host_guarantee_bytes: int = 0
+    disk_bytes: int = 0
+    disk_guarantee_bytes: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -293,6 +300,9 @@ class TenantInfo:
     created_at: float
     input_tokens: int
     output_tokens: int
+    kv_disk_bytes: int
+    revision: str
+    changes: tuple[LimitChange, ...]
 
 
 @dataclass(frozen=True, slots=True)

@@ -57,6 +57,12 @@ class ModelState(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     MODEL_STATE_LOADING: _ClassVar[ModelState]
     MODEL_STATE_RESIDENT: _ClassVar[ModelState]
     MODEL_STATE_FAILED: _ClassVar[ModelState]
+
+class LimitOutcome(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    LIMIT_OUTCOME_UNSPECIFIED: _ClassVar[LimitOutcome]
+    LIMIT_OUTCOME_APPLIED: _ClassVar[LimitOutcome]
+    LIMIT_OUTCOME_DEFERRED: _ClassVar[LimitOutcome]
 DURABILITY_UNSPECIFIED: Durability
 DURABILITY_JOURNAL: Durability
 DURABILITY_FSYNC: Durability
@@ -89,6 +95,9 @@ MODEL_STATE_REGISTERED: ModelState
 MODEL_STATE_LOADING: ModelState
 MODEL_STATE_RESIDENT: ModelState
 MODEL_STATE_FAILED: ModelState
+LIMIT_OUTCOME_UNSPECIFIED: LimitOutcome
+LIMIT_OUTCOME_APPLIED: LimitOutcome
+LIMIT_OUTCOME_DEFERRED: LimitOutcome
 PERMISSION_FIELD_NUMBER: _ClassVar[int]
 permission: _descriptor.FieldDescriptor
 MUTATES_FIELD_NUMBER: _ClassVar[int]
@@ -119,7 +128,7 @@ class PageCounts(_message.Message):
     def __init__(self, device: _Optional[int] = ..., host: _Optional[int] = ..., lost: _Optional[int] = ..., shared: _Optional[int] = ..., disk: _Optional[int] = ...) -> None: ...
 
 class Context(_message.Message):
-    __slots__ = ("id", "model", "owner", "tenant", "state", "num_tokens", "max_tokens", "priority", "nice", "durability", "labels", "created_at", "last_used_at", "pages", "kv_bytes", "parent", "active_request", "failure", "grants", "seed", "last_request")
+    __slots__ = ("id", "model", "owner", "tenant", "state", "num_tokens", "max_tokens", "priority", "nice", "durability", "labels", "created_at", "last_used_at", "pages", "kv_bytes", "parent", "active_request", "failure", "grants", "seed", "last_request", "pinned_tokens")
     class LabelsEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -148,6 +157,7 @@ class Context(_message.Message):
     GRANTS_FIELD_NUMBER: _ClassVar[int]
     SEED_FIELD_NUMBER: _ClassVar[int]
     LAST_REQUEST_FIELD_NUMBER: _ClassVar[int]
+    PINNED_TOKENS_FIELD_NUMBER: _ClassVar[int]
     id: str
     model: str
     owner: str
@@ -169,7 +179,8 @@ class Context(_message.Message):
     grants: _containers.RepeatedCompositeFieldContainer[Grant]
     seed: int
     last_request: str
-    def __init__(self, id: _Optional[str] = ..., model: _Optional[str] = ..., owner: _Optional[str] = ..., tenant: _Optional[str] = ..., state: _Optional[_Union[ContextState, str]] = ..., num_tokens: _Optional[int] = ..., max_tokens: _Optional[int] = ..., priority: _Optional[_Union[Priority, str]] = ..., nice: _Optional[int] = ..., durability: _Optional[_Union[Durability, str]] = ..., labels: _Optional[_Mapping[str, str]] = ..., created_at: _Optional[float] = ..., last_used_at: _Optional[float] = ..., pages: _Optional[_Union[PageCounts, _Mapping]] = ..., kv_bytes: _Optional[int] = ..., parent: _Optional[str] = ..., active_request: _Optional[str] = ..., failure: _Optional[str] = ..., grants: _Optional[_Iterable[_Union[Grant, _Mapping]]] = ..., seed: _Optional[int] = ..., last_request: _Optional[str] = ...) -> None: ...
+    pinned_tokens: int
+    def __init__(self, id: _Optional[str] = ..., model: _Optional[str] = ..., owner: _Optional[str] = ..., tenant: _Optional[str] = ..., state: _Optional[_Union[ContextState, str]] = ..., num_tokens: _Optional[int] = ..., max_tokens: _Optional[int] = ..., priority: _Optional[_Union[Priority, str]] = ..., nice: _Optional[int] = ..., durability: _Optional[_Union[Durability, str]] = ..., labels: _Optional[_Mapping[str, str]] = ..., created_at: _Optional[float] = ..., last_used_at: _Optional[float] = ..., pages: _Optional[_Union[PageCounts, _Mapping]] = ..., kv_bytes: _Optional[int] = ..., parent: _Optional[str] = ..., active_request: _Optional[str] = ..., failure: _Optional[str] = ..., grants: _Optional[_Iterable[_Union[Grant, _Mapping]]] = ..., seed: _Optional[int] = ..., last_request: _Optional[str] = ..., pinned_tokens: _Optional[int] = ...) -> None: ...
 
 class AllocContextRequest(_message.Message):
     __slots__ = ("request_id", "model", "max_tokens", "priority", "nice", "durability", "labels", "seed")
@@ -310,7 +321,7 @@ class ResumeContextRequest(_message.Message):
     def __init__(self, request_id: _Optional[str] = ..., context_id: _Optional[str] = ...) -> None: ...
 
 class SetContextRequest(_message.Message):
-    __slots__ = ("request_id", "context_id", "nice", "priority", "labels", "max_tokens")
+    __slots__ = ("request_id", "context_id", "nice", "priority", "labels", "max_tokens", "pinned")
     class LabelsEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -324,13 +335,15 @@ class SetContextRequest(_message.Message):
     PRIORITY_FIELD_NUMBER: _ClassVar[int]
     LABELS_FIELD_NUMBER: _ClassVar[int]
     MAX_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    PINNED_FIELD_NUMBER: _ClassVar[int]
     request_id: str
     context_id: str
     nice: int
     priority: Priority
     labels: _containers.ScalarMap[str, str]
     max_tokens: int
-    def __init__(self, request_id: _Optional[str] = ..., context_id: _Optional[str] = ..., nice: _Optional[int] = ..., priority: _Optional[_Union[Priority, str]] = ..., labels: _Optional[_Mapping[str, str]] = ..., max_tokens: _Optional[int] = ...) -> None: ...
+    pinned: bool
+    def __init__(self, request_id: _Optional[str] = ..., context_id: _Optional[str] = ..., nice: _Optional[int] = ..., priority: _Optional[_Union[Priority, str]] = ..., labels: _Optional[_Mapping[str, str]] = ..., max_tokens: _Optional[int] = ..., pinned: _Optional[bool] = ...) -> None: ...
 
 class GrantContextRequest(_message.Message):
     __slots__ = ("request_id", "context_id", "grant")
@@ -784,7 +797,7 @@ class DeleteCheckpointResponse(_message.Message):
     def __init__(self) -> None: ...
 
 class Limits(_message.Message):
-    __slots__ = ("device_bytes", "host_bytes", "max_contexts", "max_running", "max_queued", "requests_per_minute", "tokens_per_minute", "image_bytes")
+    __slots__ = ("device_bytes", "host_bytes", "max_contexts", "max_running", "max_queued", "requests_per_minute", "tokens_per_minute", "image_bytes", "device_guarantee_bytes", "host_guarantee_bytes", "disk_bytes", "disk_guarantee_bytes")
     DEVICE_BYTES_FIELD_NUMBER: _ClassVar[int]
     HOST_BYTES_FIELD_NUMBER: _ClassVar[int]
     MAX_CONTEXTS_FIELD_NUMBER: _ClassVar[int]
@@ -793,6 +806,10 @@ class Limits(_message.Message):
     REQUESTS_PER_MINUTE_FIELD_NUMBER: _ClassVar[int]
     TOKENS_PER_MINUTE_FIELD_NUMBER: _ClassVar[int]
     IMAGE_BYTES_FIELD_NUMBER: _ClassVar[int]
+    DEVICE_GUARANTEE_BYTES_FIELD_NUMBER: _ClassVar[int]
+    HOST_GUARANTEE_BYTES_FIELD_NUMBER: _ClassVar[int]
+    DISK_BYTES_FIELD_NUMBER: _ClassVar[int]
+    DISK_GUARANTEE_BYTES_FIELD_NUMBER: _ClassVar[int]
     device_bytes: int
     host_bytes: int
     max_contexts: int
@@ -801,10 +818,14 @@ class Limits(_message.Message):
     requests_per_minute: int
     tokens_per_minute: int
     image_bytes: int
-    def __init__(self, device_bytes: _Optional[int] = ..., host_bytes: _Optional[int] = ..., max_contexts: _Optional[int] = ..., max_running: _Optional[int] = ..., max_queued: _Optional[int] = ..., requests_per_minute: _Optional[int] = ..., tokens_per_minute: _Optional[int] = ..., image_bytes: _Optional[int] = ...) -> None: ...
+    device_guarantee_bytes: int
+    host_guarantee_bytes: int
+    disk_bytes: int
+    disk_guarantee_bytes: int
+    def __init__(self, device_bytes: _Optional[int] = ..., host_bytes: _Optional[int] = ..., max_contexts: _Optional[int] = ..., max_running: _Optional[int] = ..., max_queued: _Optional[int] = ..., requests_per_minute: _Optional[int] = ..., tokens_per_minute: _Optional[int] = ..., image_bytes: _Optional[int] = ..., device_guarantee_bytes: _Optional[int] = ..., host_guarantee_bytes: _Optional[int] = ..., disk_bytes: _Optional[int] = ..., disk_guarantee_bytes: _Optional[int] = ...) -> None: ...
 
 class Tenant(_message.Message):
-    __slots__ = ("path", "weight", "limits", "num_contexts", "num_running", "num_queued", "service", "kv_device_bytes", "kv_host_bytes", "created_at", "input_tokens", "output_tokens")
+    __slots__ = ("path", "weight", "limits", "num_contexts", "num_running", "num_queued", "service", "kv_device_bytes", "kv_host_bytes", "created_at", "input_tokens", "output_tokens", "kv_disk_bytes", "revision", "changes")
     PATH_FIELD_NUMBER: _ClassVar[int]
     WEIGHT_FIELD_NUMBER: _ClassVar[int]
     LIMITS_FIELD_NUMBER: _ClassVar[int]
@@ -817,6 +838,9 @@ class Tenant(_message.Message):
     CREATED_AT_FIELD_NUMBER: _ClassVar[int]
     INPUT_TOKENS_FIELD_NUMBER: _ClassVar[int]
     OUTPUT_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    KV_DISK_BYTES_FIELD_NUMBER: _ClassVar[int]
+    REVISION_FIELD_NUMBER: _ClassVar[int]
+    CHANGES_FIELD_NUMBER: _ClassVar[int]
     path: str
     weight: int
     limits: Limits
@@ -829,7 +853,10 @@ class Tenant(_message.Message):
     created_at: float
     input_tokens: int
     output_tokens: int
-    def __init__(self, path: _Optional[str] = ..., weight: _Optional[int] = ..., limits: _Optional[_Union[Limits, _Mapping]] = ..., num_contexts: _Optional[int] = ..., num_running: _Optional[int] = ..., num_queued: _Optional[int] = ..., service: _Optional[int] = ..., kv_device_bytes: _Optional[int] = ..., kv_host_bytes: _Optional[int] = ..., created_at: _Optional[float] = ..., input_tokens: _Optional[int] = ..., output_tokens: _Optional[int] = ...) -> None: ...
+    kv_disk_bytes: int
+    revision: str
+    changes: _containers.RepeatedCompositeFieldContainer[LimitChange]
+    def __init__(self, path: _Optional[str] = ..., weight: _Optional[int] = ..., limits: _Optional[_Union[Limits, _Mapping]] = ..., num_contexts: _Optional[int] = ..., num_running: _Optional[int] = ..., num_queued: _Optional[int] = ..., service: _Optional[int] = ..., kv_device_bytes: _Optional[int] = ..., kv_host_bytes: _Optional[int] = ..., created_at: _Optional[float] = ..., input_tokens: _Optional[int] = ..., output_tokens: _Optional[int] = ..., kv_disk_bytes: _Optional[int] = ..., revision: _Optional[str] = ..., changes: _Optional[_Iterable[_Union[LimitChange, _Mapping]]] = ...) -> None: ...
 
 class Principal(_message.Message):
     __slots__ = ("name", "tenant", "roles", "via")
@@ -860,16 +887,18 @@ class AddTenantRequest(_message.Message):
     def __init__(self, request_id: _Optional[str] = ..., path: _Optional[str] = ..., weight: _Optional[int] = ..., limits: _Optional[_Union[Limits, _Mapping]] = ...) -> None: ...
 
 class SetTenantRequest(_message.Message):
-    __slots__ = ("request_id", "path", "weight", "limits")
+    __slots__ = ("request_id", "path", "weight", "limits", "revision")
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
     PATH_FIELD_NUMBER: _ClassVar[int]
     WEIGHT_FIELD_NUMBER: _ClassVar[int]
     LIMITS_FIELD_NUMBER: _ClassVar[int]
+    REVISION_FIELD_NUMBER: _ClassVar[int]
     request_id: str
     path: str
     weight: int
     limits: Limits
-    def __init__(self, request_id: _Optional[str] = ..., path: _Optional[str] = ..., weight: _Optional[int] = ..., limits: _Optional[_Union[Limits, _Mapping]] = ...) -> None: ...
+    revision: str
+    def __init__(self, request_id: _Optional[str] = ..., path: _Optional[str] = ..., weight: _Optional[int] = ..., limits: _Optional[_Union[Limits, _Mapping]] = ..., revision: _Optional[str] = ...) -> None: ...
 
 class ListTenantsRequest(_message.Message):
     __slots__ = ("page_size", "page_token")
@@ -1092,3 +1121,233 @@ class Event(_message.Message):
     name: str
     facts: _containers.ScalarMap[str, str]
     def __init__(self, sequence: _Optional[int] = ..., at: _Optional[float] = ..., name: _Optional[str] = ..., facts: _Optional[_Mapping[str, str]] = ...) -> None: ...
+
+class Holding(_message.Message):
+    __slots__ = ("tier", "owner", "kind", "name", "state", "bytes")
+    TIER_FIELD_NUMBER: _ClassVar[int]
+    OWNER_FIELD_NUMBER: _ClassVar[int]
+    KIND_FIELD_NUMBER: _ClassVar[int]
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    STATE_FIELD_NUMBER: _ClassVar[int]
+    BYTES_FIELD_NUMBER: _ClassVar[int]
+    tier: str
+    owner: str
+    kind: str
+    name: str
+    state: str
+    bytes: int
+    def __init__(self, tier: _Optional[str] = ..., owner: _Optional[str] = ..., kind: _Optional[str] = ..., name: _Optional[str] = ..., state: _Optional[str] = ..., bytes: _Optional[int] = ...) -> None: ...
+
+class LimitChange(_message.Message):
+    __slots__ = ("tier", "field", "before", "after", "outcome", "awaited_bytes", "awaited_from")
+    TIER_FIELD_NUMBER: _ClassVar[int]
+    FIELD_FIELD_NUMBER: _ClassVar[int]
+    BEFORE_FIELD_NUMBER: _ClassVar[int]
+    AFTER_FIELD_NUMBER: _ClassVar[int]
+    OUTCOME_FIELD_NUMBER: _ClassVar[int]
+    AWAITED_BYTES_FIELD_NUMBER: _ClassVar[int]
+    AWAITED_FROM_FIELD_NUMBER: _ClassVar[int]
+    tier: str
+    field: str
+    before: int
+    after: int
+    outcome: LimitOutcome
+    awaited_bytes: int
+    awaited_from: _containers.RepeatedCompositeFieldContainer[Holding]
+    def __init__(self, tier: _Optional[str] = ..., field: _Optional[str] = ..., before: _Optional[int] = ..., after: _Optional[int] = ..., outcome: _Optional[_Union[LimitOutcome, str]] = ..., awaited_bytes: _Optional[int] = ..., awaited_from: _Optional[_Iterable[_Union[Holding, _Mapping]]] = ...) -> None: ...
+
+class ReadMemoryRequest(_message.Message):
+    __slots__ = ("num_decisions",)
+    NUM_DECISIONS_FIELD_NUMBER: _ClassVar[int]
+    num_decisions: int
+    def __init__(self, num_decisions: _Optional[int] = ...) -> None: ...
+
+class TierTotal(_message.Message):
+    __slots__ = ("tier", "total_bytes", "free_bytes", "guaranteed_bytes", "kinds")
+    class KindsEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: int
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[int] = ...) -> None: ...
+    TIER_FIELD_NUMBER: _ClassVar[int]
+    TOTAL_BYTES_FIELD_NUMBER: _ClassVar[int]
+    FREE_BYTES_FIELD_NUMBER: _ClassVar[int]
+    GUARANTEED_BYTES_FIELD_NUMBER: _ClassVar[int]
+    KINDS_FIELD_NUMBER: _ClassVar[int]
+    tier: str
+    total_bytes: int
+    free_bytes: int
+    guaranteed_bytes: int
+    kinds: _containers.ScalarMap[str, int]
+    def __init__(self, tier: _Optional[str] = ..., total_bytes: _Optional[int] = ..., free_bytes: _Optional[int] = ..., guaranteed_bytes: _Optional[int] = ..., kinds: _Optional[_Mapping[str, int]] = ...) -> None: ...
+
+class TierAccount(_message.Message):
+    __slots__ = ("owner", "tier", "kinds", "used_bytes", "guarantee_bytes", "limit_bytes", "borrowed_bytes", "excess_bytes", "weight", "pinned_bytes")
+    class KindsEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: int
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[int] = ...) -> None: ...
+    OWNER_FIELD_NUMBER: _ClassVar[int]
+    TIER_FIELD_NUMBER: _ClassVar[int]
+    KINDS_FIELD_NUMBER: _ClassVar[int]
+    USED_BYTES_FIELD_NUMBER: _ClassVar[int]
+    GUARANTEE_BYTES_FIELD_NUMBER: _ClassVar[int]
+    LIMIT_BYTES_FIELD_NUMBER: _ClassVar[int]
+    BORROWED_BYTES_FIELD_NUMBER: _ClassVar[int]
+    EXCESS_BYTES_FIELD_NUMBER: _ClassVar[int]
+    WEIGHT_FIELD_NUMBER: _ClassVar[int]
+    PINNED_BYTES_FIELD_NUMBER: _ClassVar[int]
+    owner: str
+    tier: str
+    kinds: _containers.ScalarMap[str, int]
+    used_bytes: int
+    guarantee_bytes: int
+    limit_bytes: int
+    borrowed_bytes: int
+    excess_bytes: int
+    weight: int
+    pinned_bytes: int
+    def __init__(self, owner: _Optional[str] = ..., tier: _Optional[str] = ..., kinds: _Optional[_Mapping[str, int]] = ..., used_bytes: _Optional[int] = ..., guarantee_bytes: _Optional[int] = ..., limit_bytes: _Optional[int] = ..., borrowed_bytes: _Optional[int] = ..., excess_bytes: _Optional[int] = ..., weight: _Optional[int] = ..., pinned_bytes: _Optional[int] = ...) -> None: ...
+
+class PathDecision(_message.Message):
+    __slots__ = ("at", "model", "context_id", "num_tokens", "keep_tokens", "chosen", "cost_s", "alternative", "alternative_cost_s", "measured_s")
+    AT_FIELD_NUMBER: _ClassVar[int]
+    MODEL_FIELD_NUMBER: _ClassVar[int]
+    CONTEXT_ID_FIELD_NUMBER: _ClassVar[int]
+    NUM_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    KEEP_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    CHOSEN_FIELD_NUMBER: _ClassVar[int]
+    COST_S_FIELD_NUMBER: _ClassVar[int]
+    ALTERNATIVE_FIELD_NUMBER: _ClassVar[int]
+    ALTERNATIVE_COST_S_FIELD_NUMBER: _ClassVar[int]
+    MEASURED_S_FIELD_NUMBER: _ClassVar[int]
+    at: float
+    model: str
+    context_id: str
+    num_tokens: int
+    keep_tokens: int
+    chosen: str
+    cost_s: float
+    alternative: str
+    alternative_cost_s: float
+    measured_s: float
+    def __init__(self, at: _Optional[float] = ..., model: _Optional[str] = ..., context_id: _Optional[str] = ..., num_tokens: _Optional[int] = ..., keep_tokens: _Optional[int] = ..., chosen: _Optional[str] = ..., cost_s: _Optional[float] = ..., alternative: _Optional[str] = ..., alternative_cost_s: _Optional[float] = ..., measured_s: _Optional[float] = ...) -> None: ...
+
+class Memory(_message.Message):
+    __slots__ = ("tiers", "accounts", "decisions")
+    TIERS_FIELD_NUMBER: _ClassVar[int]
+    ACCOUNTS_FIELD_NUMBER: _ClassVar[int]
+    DECISIONS_FIELD_NUMBER: _ClassVar[int]
+    tiers: _containers.RepeatedCompositeFieldContainer[TierTotal]
+    accounts: _containers.RepeatedCompositeFieldContainer[TierAccount]
+    decisions: _containers.RepeatedCompositeFieldContainer[PathDecision]
+    def __init__(self, tiers: _Optional[_Iterable[_Union[TierTotal, _Mapping]]] = ..., accounts: _Optional[_Iterable[_Union[TierAccount, _Mapping]]] = ..., decisions: _Optional[_Iterable[_Union[PathDecision, _Mapping]]] = ...) -> None: ...
+
+class ExplainRequest(_message.Message):
+    __slots__ = ("context_id", "model")
+    CONTEXT_ID_FIELD_NUMBER: _ClassVar[int]
+    MODEL_FIELD_NUMBER: _ClassVar[int]
+    context_id: str
+    model: str
+    def __init__(self, context_id: _Optional[str] = ..., model: _Optional[str] = ...) -> None: ...
+
+class Placement(_message.Message):
+    __slots__ = ("tier", "bytes", "num_pages")
+    TIER_FIELD_NUMBER: _ClassVar[int]
+    BYTES_FIELD_NUMBER: _ClassVar[int]
+    NUM_PAGES_FIELD_NUMBER: _ClassVar[int]
+    tier: str
+    bytes: int
+    num_pages: int
+    def __init__(self, tier: _Optional[str] = ..., bytes: _Optional[int] = ..., num_pages: _Optional[int] = ...) -> None: ...
+
+class Obstacle(_message.Message):
+    __slots__ = ("code", "text", "tier", "owner", "needed_bytes", "available_bytes", "limit_bytes")
+    CODE_FIELD_NUMBER: _ClassVar[int]
+    TEXT_FIELD_NUMBER: _ClassVar[int]
+    TIER_FIELD_NUMBER: _ClassVar[int]
+    OWNER_FIELD_NUMBER: _ClassVar[int]
+    NEEDED_BYTES_FIELD_NUMBER: _ClassVar[int]
+    AVAILABLE_BYTES_FIELD_NUMBER: _ClassVar[int]
+    LIMIT_BYTES_FIELD_NUMBER: _ClassVar[int]
+    code: str
+    text: str
+    tier: str
+    owner: str
+    needed_bytes: int
+    available_bytes: int
+    limit_bytes: int
+    def __init__(self, code: _Optional[str] = ..., text: _Optional[str] = ..., tier: _Optional[str] = ..., owner: _Optional[str] = ..., needed_bytes: _Optional[int] = ..., available_bytes: _Optional[int] = ..., limit_bytes: _Optional[int] = ...) -> None: ...
+
+class Remedy(_message.Message):
+    __slots__ = ("action", "tier", "bytes", "owner", "subject", "text")
+    ACTION_FIELD_NUMBER: _ClassVar[int]
+    TIER_FIELD_NUMBER: _ClassVar[int]
+    BYTES_FIELD_NUMBER: _ClassVar[int]
+    OWNER_FIELD_NUMBER: _ClassVar[int]
+    SUBJECT_FIELD_NUMBER: _ClassVar[int]
+    TEXT_FIELD_NUMBER: _ClassVar[int]
+    action: str
+    tier: str
+    bytes: int
+    owner: str
+    subject: str
+    text: str
+    def __init__(self, action: _Optional[str] = ..., tier: _Optional[str] = ..., bytes: _Optional[int] = ..., owner: _Optional[str] = ..., subject: _Optional[str] = ..., text: _Optional[str] = ...) -> None: ...
+
+class QueuePlace(_message.Message):
+    __slots__ = ("position", "tenant_waiting", "waiting", "running", "service")
+    POSITION_FIELD_NUMBER: _ClassVar[int]
+    TENANT_WAITING_FIELD_NUMBER: _ClassVar[int]
+    WAITING_FIELD_NUMBER: _ClassVar[int]
+    RUNNING_FIELD_NUMBER: _ClassVar[int]
+    SERVICE_FIELD_NUMBER: _ClassVar[int]
+    position: int
+    tenant_waiting: int
+    waiting: int
+    running: int
+    service: int
+    def __init__(self, position: _Optional[int] = ..., tenant_waiting: _Optional[int] = ..., waiting: _Optional[int] = ..., running: _Optional[int] = ..., service: _Optional[int] = ...) -> None: ...
+
+class Explanation(_message.Message):
+    __slots__ = ("subject", "state", "summary", "placements", "obstacles", "holders", "remedies", "queue")
+    SUBJECT_FIELD_NUMBER: _ClassVar[int]
+    STATE_FIELD_NUMBER: _ClassVar[int]
+    SUMMARY_FIELD_NUMBER: _ClassVar[int]
+    PLACEMENTS_FIELD_NUMBER: _ClassVar[int]
+    OBSTACLES_FIELD_NUMBER: _ClassVar[int]
+    HOLDERS_FIELD_NUMBER: _ClassVar[int]
+    REMEDIES_FIELD_NUMBER: _ClassVar[int]
+    QUEUE_FIELD_NUMBER: _ClassVar[int]
+    subject: str
+    state: str
+    summary: str
+    placements: _containers.RepeatedCompositeFieldContainer[Placement]
+    obstacles: _containers.RepeatedCompositeFieldContainer[Obstacle]
+    holders: _containers.RepeatedCompositeFieldContainer[Holding]
+    remedies: _containers.RepeatedCompositeFieldContainer[Remedy]
+    queue: QueuePlace
+    def __init__(self, subject: _Optional[str] = ..., state: _Optional[str] = ..., summary: _Optional[str] = ..., placements: _Optional[_Iterable[_Union[Placement, _Mapping]]] = ..., obstacles: _Optional[_Iterable[_Union[Obstacle, _Mapping]]] = ..., holders: _Optional[_Iterable[_Union[Holding, _Mapping]]] = ..., remedies: _Optional[_Iterable[_Union[Remedy, _Mapping]]] = ..., queue: _Optional[_Union[QueuePlace, _Mapping]] = ...) -> None: ...
+
+class FsckRequest(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class PartChecked(_message.Message):
+    __slots__ = ("part", "num_checked", "unit", "bytes_read", "problems")
+    PART_FIELD_NUMBER: _ClassVar[int]
+    NUM_CHECKED_FIELD_NUMBER: _ClassVar[int]
+    UNIT_FIELD_NUMBER: _ClassVar[int]
+    BYTES_READ_FIELD_NUMBER: _ClassVar[int]
+    PROBLEMS_FIELD_NUMBER: _ClassVar[int]
+    part: str
+    num_checked: int
+    unit: str
+    bytes_read: int
+    problems: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, part: _Optional[str] = ..., num_checked: _Optional[int] = ..., unit: _Optional[str] = ..., bytes_read: _Optional[int] = ..., problems: _Optional[_Iterable[str]] = ...) -> None: ...

@@ -1392,6 +1392,21 @@ class AdminStub:
                 request_serializer=kerneld__client_dot_pb_dot_syscalls__pb2.EventsRequest.SerializeToString,
                 response_deserializer=kerneld__client_dot_pb_dot_syscalls__pb2.Event.FromString,
                 _registered_method=True)
+        self.ReadMemory = channel.unary_unary(
+                '/kerneld.v1.Admin/ReadMemory',
+                request_serializer=kerneld__client_dot_pb_dot_syscalls__pb2.ReadMemoryRequest.SerializeToString,
+                response_deserializer=kerneld__client_dot_pb_dot_syscalls__pb2.Memory.FromString,
+                _registered_method=True)
+        self.Explain = channel.unary_unary(
+                '/kerneld.v1.Admin/Explain',
+                request_serializer=kerneld__client_dot_pb_dot_syscalls__pb2.ExplainRequest.SerializeToString,
+                response_deserializer=kerneld__client_dot_pb_dot_syscalls__pb2.Explanation.FromString,
+                _registered_method=True)
+        self.Fsck = channel.unary_stream(
+                '/kerneld.v1.Admin/Fsck',
+                request_serializer=kerneld__client_dot_pb_dot_syscalls__pb2.FsckRequest.SerializeToString,
+                response_deserializer=kerneld__client_dot_pb_dot_syscalls__pb2.PartChecked.FromString,
+                _registered_method=True)
 
 
 class AdminServicer:
@@ -1465,6 +1480,24 @@ class AdminServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ReadMemory(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Explain(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Fsck(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_AdminServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -1522,6 +1555,21 @@ def add_AdminServicer_to_server(servicer, server):
                     servicer.Events,
                     request_deserializer=kerneld__client_dot_pb_dot_syscalls__pb2.EventsRequest.FromString,
                     response_serializer=kerneld__client_dot_pb_dot_syscalls__pb2.Event.SerializeToString,
+            ),
+            'ReadMemory': grpc.unary_unary_rpc_method_handler(
+                    servicer.ReadMemory,
+                    request_deserializer=kerneld__client_dot_pb_dot_syscalls__pb2.ReadMemoryRequest.FromString,
+                    response_serializer=kerneld__client_dot_pb_dot_syscalls__pb2.Memory.SerializeToString,
+            ),
+            'Explain': grpc.unary_unary_rpc_method_handler(
+                    servicer.Explain,
+                    request_deserializer=kerneld__client_dot_pb_dot_syscalls__pb2.ExplainRequest.FromString,
+                    response_serializer=kerneld__client_dot_pb_dot_syscalls__pb2.Explanation.SerializeToString,
+            ),
+            'Fsck': grpc.unary_stream_rpc_method_handler(
+                    servicer.Fsck,
+                    request_deserializer=kerneld__client_dot_pb_dot_syscalls__pb2.FsckRequest.FromString,
+                    response_serializer=kerneld__client_dot_pb_dot_syscalls__pb2.PartChecked.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -1823,6 +1871,87 @@ class Admin:
             '/kerneld.v1.Admin/Events',
             kerneld__client_dot_pb_dot_syscalls__pb2.EventsRequest.SerializeToString,
             kerneld__client_dot_pb_dot_syscalls__pb2.Event.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ReadMemory(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/kerneld.v1.Admin/ReadMemory',
+            kerneld__client_dot_pb_dot_syscalls__pb2.ReadMemoryRequest.SerializeToString,
+            kerneld__client_dot_pb_dot_syscalls__pb2.Memory.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Explain(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/kerneld.v1.Admin/Explain',
+            kerneld__client_dot_pb_dot_syscalls__pb2.ExplainRequest.SerializeToString,
+            kerneld__client_dot_pb_dot_syscalls__pb2.Explanation.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Fsck(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/kerneld.v1.Admin/Fsck',
+            kerneld__client_dot_pb_dot_syscalls__pb2.FsckRequest.SerializeToString,
+            kerneld__client_dot_pb_dot_syscalls__pb2.PartChecked.FromString,
             options,
             channel_credentials,
             insecure,

@@ -1,0 +1,162 @@
+"""What the daemon says of memory: who holds what, and why something is not where it is wanted. Frozen; sizes in bytes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import Enum
+
+
+class LimitOutcome(Enum):
+    """What became of a change of a limit."""
+
+    UNSPECIFIED = "unspecified"
+    APPLIED = "applied"
+    DEFERRED = "deferred"  # use is above it; it takes hold as pages are reclaimed
+
+
+@dataclass(frozen=True, slots=True)
+class Holding:
+    """Bytes of one tier that something holds. `name` is a context or a model, empty where that is not the caller's to know."""
+
+    tier: str
+    owner: str
+    kind: str
+    name: str
+    state: str
+    bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class LimitChange:
+    """One limit that was changed; if deferred, how many bytes are still to be given back, and by whom."""
+
+    tier: str
+    field: str
+    before: int
+    after: int
+    outcome: LimitOutcome
+    awaited_bytes: int
+    awaited_from: tuple[Holding, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class TierTotal:
+    """One tier, all owners together."""
+
+    tier: str
+    total_bytes: int
+    free_bytes: int
+    guaranteed_bytes: int
+    kinds: Mapping[str, int]
+
+
+@dataclass(frozen=True, slots=True)
+class TierAccount:
+    """What one owner holds of one tier: `kinds` itself, `used_bytes` with everybody beneath it."""
+
+    owner: str
+    tier: str
+    kinds: Mapping[str, int]
+    used_bytes: int
+    guarantee_bytes: int
+    limit_bytes: int
+    borrowed_bytes: int
+    excess_bytes: int
+    weight: int
+    pinned_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class PathDecision:
+    """How the pages of a context were brought back, what that was expected to cost, and what the other way would have."""
+
+    at: float
+    model: str
+    context_id: str
+    num_tokens: int
+    keep_tokens: int
+    chosen: str
+    cost_s: float
+    alternative: str
+    alternative_cost_s: float
+    measured_s: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Memory:
+    """The ledger as the caller may see it."""
+
+    tiers: tuple[TierTotal, ...]
+    accounts: tuple[TierAccount, ...]
+    decisions: tuple[PathDecision, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Placement:
+    """How much of something is where; "nowhere" is what has to be computed again."""
+
+    tier: str
+    bytes: int
+    num_pages: int
+
+
+@dataclass(frozen=True, slots=True)
+class Obstacle:
+    """One thing that stands in the way; `code` is stable."""
+
+    code: str
+    text: str
+    tier: str
+    owner: str
+    needed_bytes: int
+    available_bytes: int
+    limit_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Remedy:
+    """One change that would help; `text` says it to a person."""
+
+    action: str
+    tier: str
+    bytes: int
+    owner: str
+    subject: str
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class QueuePlace:
+    """Where a request stands in line."""
+
+    position: int
+    tenant_waiting: int
+    waiting: int
+    running: int
+    service: int
+
+
+@dataclass(frozen=True, slots=True)
+class Explanation:
+    """Why a context or a model is where it is, what is in its way, and what would help, the smallest change first."""
+
+    subject: str
+    state: str
+    summary: str
+    placements: tuple[Placement, ...]
+    obstacles: tuple[Obstacle, ...]
+    holders: tuple[Holding, ...]
+    remedies: tuple[Remedy, ...]
+    queue: QueuePlace | None
+
+
+@dataclass(frozen=True, slots=True)
+class PartChecked:
+    """One part of the daemon's state that fsck looked at."""
+
+    part: str
+    num_checked: int
+    unit: str
+    bytes_read: int
+    problems: tuple[str, ...]
