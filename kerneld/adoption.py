@@ -20,6 +20,7 @@ from collections.abc import Iterable, Iterator
 from drivers.client import Device
 from drivers.errors import DeviceLost, DriverError, HostPageCorrupt
 from drivers.hostmem import HostMemory, PageHeader, host_frame_bytes
+from kerneld.calls import ContextState
 from kerneld.context import Context
 from kerneld.diskevents import DiskTierFailed
 from kerneld.machine import Machine
@@ -141,6 +142,8 @@ class Adoption:
             if self._claim(table, num_pages, key):
                 context.kv_valid += num_tail
                 break
+        if context.state is ContextState.SUSPENDED:
+            self._machine.pager.suspend(table)
         return context.kv_valid
 
     def _claim(self, table: PageTable, page_idx: int, key: bytes) -> bool:

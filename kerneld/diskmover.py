@@ -51,7 +51,7 @@ class DiskMover:
 
     def __init__(self, file: FrameFile, pager: Pager, events: EventBus, clock: Callable[[], float] = time.monotonic) -> None:
         """`clock` gives seconds: what pauses are told by."""
-        self._file = file
+        self.file = file
         self._pager = pager
         self._events = events
         self._clock = clock
@@ -142,7 +142,7 @@ class DiskMover:
     async def _move(self, batch: list[Transfer]) -> None:
         host = self._host
         assert host is not None, "no job begins without it"
-        done = await asyncio.get_running_loop().run_in_executor(self._threads, _work, self._file, host, batch)
+        done = await asyncio.get_running_loop().run_in_executor(self._threads, _work, self.file, host, batch)
         self._bytes_in_flight -= sum(transfer.size_bytes for transfer in batch)
         if not batch[0].is_fetch:
             self._is_spilling = False
@@ -209,7 +209,7 @@ class DiskMover:
             self._start(self._make_holes(frames), "punch holes")
 
     async def _make_holes(self, frames: list[tuple[int, int]]) -> None:
-        problem = await asyncio.get_running_loop().run_in_executor(self._threads, _punch_all, self._file, frames)
+        problem = await asyncio.get_running_loop().run_in_executor(self._threads, _punch_all, self.file, frames)
         self._is_punching = False
         if problem:
             self._unpunched = frames

@@ -61,7 +61,7 @@ class Seating:
         page_tokens = self._pager.page_tokens
         position = min(intact, request.needs_logits_from)
         row = Row(request, slot, table, position, context.num_tokens, request.num_remaining, score_from=request.score_from)
-        row.num_restored = table.counts().host_only
+        row.num_restored = sum(page.device_frame is None for pages in table.pages for page in pages[: -(-intact // page_tokens)])
         row.num_lost = -(-context.kv_valid // page_tokens) - -(-intact // page_tokens)
         return row
 
