@@ -128,7 +128,7 @@ class PageCounts(_message.Message):
     def __init__(self, device: _Optional[int] = ..., host: _Optional[int] = ..., lost: _Optional[int] = ..., shared: _Optional[int] = ..., disk: _Optional[int] = ...) -> None: ...
 
 class Context(_message.Message):
-    __slots__ = ("id", "model", "owner", "tenant", "state", "num_tokens", "max_tokens", "priority", "nice", "durability", "labels", "created_at", "last_used_at", "pages", "kv_bytes", "parent", "active_request", "failure", "grants", "seed", "last_request", "pinned_tokens")
+    __slots__ = ("id", "model", "owner", "tenant", "state", "num_tokens", "max_tokens", "priority", "nice", "durability", "labels", "created_at", "last_used_at", "pages", "kv_bytes", "parent", "active_request", "failure", "grants", "seed", "last_request", "pinned_tokens", "adapter")
     class LabelsEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -158,6 +158,7 @@ class Context(_message.Message):
     SEED_FIELD_NUMBER: _ClassVar[int]
     LAST_REQUEST_FIELD_NUMBER: _ClassVar[int]
     PINNED_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    ADAPTER_FIELD_NUMBER: _ClassVar[int]
     id: str
     model: str
     owner: str
@@ -180,10 +181,11 @@ class Context(_message.Message):
     seed: int
     last_request: str
     pinned_tokens: int
-    def __init__(self, id: _Optional[str] = ..., model: _Optional[str] = ..., owner: _Optional[str] = ..., tenant: _Optional[str] = ..., state: _Optional[_Union[ContextState, str]] = ..., num_tokens: _Optional[int] = ..., max_tokens: _Optional[int] = ..., priority: _Optional[_Union[Priority, str]] = ..., nice: _Optional[int] = ..., durability: _Optional[_Union[Durability, str]] = ..., labels: _Optional[_Mapping[str, str]] = ..., created_at: _Optional[float] = ..., last_used_at: _Optional[float] = ..., pages: _Optional[_Union[PageCounts, _Mapping]] = ..., kv_bytes: _Optional[int] = ..., parent: _Optional[str] = ..., active_request: _Optional[str] = ..., failure: _Optional[str] = ..., grants: _Optional[_Iterable[_Union[Grant, _Mapping]]] = ..., seed: _Optional[int] = ..., last_request: _Optional[str] = ..., pinned_tokens: _Optional[int] = ...) -> None: ...
+    adapter: str
+    def __init__(self, id: _Optional[str] = ..., model: _Optional[str] = ..., owner: _Optional[str] = ..., tenant: _Optional[str] = ..., state: _Optional[_Union[ContextState, str]] = ..., num_tokens: _Optional[int] = ..., max_tokens: _Optional[int] = ..., priority: _Optional[_Union[Priority, str]] = ..., nice: _Optional[int] = ..., durability: _Optional[_Union[Durability, str]] = ..., labels: _Optional[_Mapping[str, str]] = ..., created_at: _Optional[float] = ..., last_used_at: _Optional[float] = ..., pages: _Optional[_Union[PageCounts, _Mapping]] = ..., kv_bytes: _Optional[int] = ..., parent: _Optional[str] = ..., active_request: _Optional[str] = ..., failure: _Optional[str] = ..., grants: _Optional[_Iterable[_Union[Grant, _Mapping]]] = ..., seed: _Optional[int] = ..., last_request: _Optional[str] = ..., pinned_tokens: _Optional[int] = ..., adapter: _Optional[str] = ...) -> None: ...
 
 class AllocContextRequest(_message.Message):
-    __slots__ = ("request_id", "model", "max_tokens", "priority", "nice", "durability", "labels", "seed")
+    __slots__ = ("request_id", "model", "max_tokens", "priority", "nice", "durability", "labels", "seed", "adapter")
     class LabelsEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -199,6 +201,7 @@ class AllocContextRequest(_message.Message):
     DURABILITY_FIELD_NUMBER: _ClassVar[int]
     LABELS_FIELD_NUMBER: _ClassVar[int]
     SEED_FIELD_NUMBER: _ClassVar[int]
+    ADAPTER_FIELD_NUMBER: _ClassVar[int]
     request_id: str
     model: str
     max_tokens: int
@@ -207,7 +210,8 @@ class AllocContextRequest(_message.Message):
     durability: Durability
     labels: _containers.ScalarMap[str, str]
     seed: int
-    def __init__(self, request_id: _Optional[str] = ..., model: _Optional[str] = ..., max_tokens: _Optional[int] = ..., priority: _Optional[_Union[Priority, str]] = ..., nice: _Optional[int] = ..., durability: _Optional[_Union[Durability, str]] = ..., labels: _Optional[_Mapping[str, str]] = ..., seed: _Optional[int] = ...) -> None: ...
+    adapter: str
+    def __init__(self, request_id: _Optional[str] = ..., model: _Optional[str] = ..., max_tokens: _Optional[int] = ..., priority: _Optional[_Union[Priority, str]] = ..., nice: _Optional[int] = ..., durability: _Optional[_Union[Durability, str]] = ..., labels: _Optional[_Mapping[str, str]] = ..., seed: _Optional[int] = ..., adapter: _Optional[str] = ...) -> None: ...
 
 class ForkContextRequest(_message.Message):
     __slots__ = ("request_id", "context_id", "at", "labels", "seed")
@@ -556,7 +560,7 @@ class ScoreResponse(_message.Message):
     def __init__(self, tokens: _Optional[_Iterable[int]] = ..., logprobs: _Optional[_Iterable[_Union[Logprob, _Mapping]]] = ..., total: _Optional[float] = ...) -> None: ...
 
 class Model(_message.Message):
-    __slots__ = ("name", "path", "state", "architecture", "dtype", "bytes", "num_parameters", "max_positions", "vocab_size", "weights_hash", "device", "kv_bytes_per_token", "num_contexts", "failure", "quant", "has_chat_template", "streamed_bytes", "stream_bytes_per_s")
+    __slots__ = ("name", "path", "state", "architecture", "dtype", "bytes", "num_parameters", "max_positions", "vocab_size", "weights_hash", "device", "kv_bytes_per_token", "num_contexts", "failure", "quant", "has_chat_template", "streamed_bytes", "stream_bytes_per_s", "base")
     NAME_FIELD_NUMBER: _ClassVar[int]
     PATH_FIELD_NUMBER: _ClassVar[int]
     STATE_FIELD_NUMBER: _ClassVar[int]
@@ -575,6 +579,7 @@ class Model(_message.Message):
     HAS_CHAT_TEMPLATE_FIELD_NUMBER: _ClassVar[int]
     STREAMED_BYTES_FIELD_NUMBER: _ClassVar[int]
     STREAM_BYTES_PER_S_FIELD_NUMBER: _ClassVar[int]
+    BASE_FIELD_NUMBER: _ClassVar[int]
     name: str
     path: str
     state: ModelState
@@ -593,35 +598,40 @@ class Model(_message.Message):
     has_chat_template: bool
     streamed_bytes: int
     stream_bytes_per_s: int
-    def __init__(self, name: _Optional[str] = ..., path: _Optional[str] = ..., state: _Optional[_Union[ModelState, str]] = ..., architecture: _Optional[str] = ..., dtype: _Optional[str] = ..., bytes: _Optional[int] = ..., num_parameters: _Optional[int] = ..., max_positions: _Optional[int] = ..., vocab_size: _Optional[int] = ..., weights_hash: _Optional[str] = ..., device: _Optional[str] = ..., kv_bytes_per_token: _Optional[int] = ..., num_contexts: _Optional[int] = ..., failure: _Optional[str] = ..., quant: _Optional[str] = ..., has_chat_template: _Optional[bool] = ..., streamed_bytes: _Optional[int] = ..., stream_bytes_per_s: _Optional[int] = ...) -> None: ...
+    base: str
+    def __init__(self, name: _Optional[str] = ..., path: _Optional[str] = ..., state: _Optional[_Union[ModelState, str]] = ..., architecture: _Optional[str] = ..., dtype: _Optional[str] = ..., bytes: _Optional[int] = ..., num_parameters: _Optional[int] = ..., max_positions: _Optional[int] = ..., vocab_size: _Optional[int] = ..., weights_hash: _Optional[str] = ..., device: _Optional[str] = ..., kv_bytes_per_token: _Optional[int] = ..., num_contexts: _Optional[int] = ..., failure: _Optional[str] = ..., quant: _Optional[str] = ..., has_chat_template: _Optional[bool] = ..., streamed_bytes: _Optional[int] = ..., stream_bytes_per_s: _Optional[int] = ..., base: _Optional[str] = ...) -> None: ...
 
 class RegisterModelRequest(_message.Message):
-    __slots__ = ("request_id", "name", "path", "max_positions", "quant")
+    __slots__ = ("request_id", "name", "path", "max_positions", "quant", "base")
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
     NAME_FIELD_NUMBER: _ClassVar[int]
     PATH_FIELD_NUMBER: _ClassVar[int]
     MAX_POSITIONS_FIELD_NUMBER: _ClassVar[int]
     QUANT_FIELD_NUMBER: _ClassVar[int]
+    BASE_FIELD_NUMBER: _ClassVar[int]
     request_id: str
     name: str
     path: str
     max_positions: int
     quant: str
-    def __init__(self, request_id: _Optional[str] = ..., name: _Optional[str] = ..., path: _Optional[str] = ..., max_positions: _Optional[int] = ..., quant: _Optional[str] = ...) -> None: ...
+    base: str
+    def __init__(self, request_id: _Optional[str] = ..., name: _Optional[str] = ..., path: _Optional[str] = ..., max_positions: _Optional[int] = ..., quant: _Optional[str] = ..., base: _Optional[str] = ...) -> None: ...
 
 class LoadModelRequest(_message.Message):
-    __slots__ = ("request_id", "name", "path", "max_positions", "quant")
+    __slots__ = ("request_id", "name", "path", "max_positions", "quant", "base")
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
     NAME_FIELD_NUMBER: _ClassVar[int]
     PATH_FIELD_NUMBER: _ClassVar[int]
     MAX_POSITIONS_FIELD_NUMBER: _ClassVar[int]
     QUANT_FIELD_NUMBER: _ClassVar[int]
+    BASE_FIELD_NUMBER: _ClassVar[int]
     request_id: str
     name: str
     path: str
     max_positions: int
     quant: str
-    def __init__(self, request_id: _Optional[str] = ..., name: _Optional[str] = ..., path: _Optional[str] = ..., max_positions: _Optional[int] = ..., quant: _Optional[str] = ...) -> None: ...
+    base: str
+    def __init__(self, request_id: _Optional[str] = ..., name: _Optional[str] = ..., path: _Optional[str] = ..., max_positions: _Optional[int] = ..., quant: _Optional[str] = ..., base: _Optional[str] = ...) -> None: ...
 
 class LoadProgress(_message.Message):
     __slots__ = ("stage", "bytes_done", "bytes_total")
