@@ -56,19 +56,19 @@ class Disk:
         if not self._mapping.arenas[Tier.DISK].num_slabs:
             return []
         tables = self._host.order()
-        self._shed(tables)
+        missing = self._shed(tables, self._marks.missing()) - self._spilling_bytes
         chosen: list[Transfer] = []
         full: set[tuple[int, str]] = set()  # space and owner for which there is no frame
         for page, is_buried in self._candidates(tables):
             size = frame_bytes(self._mapping.space(page.space_id), Tier.DISK)
-            if size > max_bytes or (not is_buried and self._marks.missing(self._spilling_bytes) <= 0):
+            if size > max_bytes or (not is_buried and missing <= 0):
                 break
             place = page.space_id, page.holders[0].owner
             frame = None if place in full else self._disk_frame(page, size, tables)
             if frame is None:
                 full.add(place)
                 continue
-            max_bytes -= size
+            max_bytes, missing = max_bytes - size, missing - size
             chosen.append(self._send(page, frame, size))
         return chosen
 
@@ -92,15 +92,16 @@ class Disk:
     def _may_spill(self, page: Page) -> bool:
         return page.host_frame is not None and page.disk_frame is None and not page.pins and page not in self._pages
 
-    def _shed(self, tables: list[PageTable]) -> None:
-        """Let host copies go that are on disk too, coldest first, while the host tier is short of frames."""
+    def _shed(self, tables: list[PageTable], missing: int) -> int:
+        """Let host copies go that are on disk too, coldest first; returns how many of the missing bytes are missing still."""
         for table in tables:
-            if self._marks.missing(0) <= 0:
-                return
-            if any(table.num_saved):
-                for page in tail_first(table):
-                    if page.is_saved and self._may_shed(page) and self._marks.missing(0) > 0:
-                        self._flights.free_host(page)
+            if missing <= 0:
+                break
+            for page in tail_first(table) if any(table.num_saved) else ():
+                if missing > 0 and page.is_saved and self._may_shed(page):
+                    missing -= self._mapping.space(page.space_id).host_frame_bytes
+                    self._flights.free_host(page)
+        return missing
 
     def _may_shed(self, page: Page) -> bool:
         return not page.pins and not page.readers and not any(table.pins or table.is_awaited for table in page.holders)
@@ -182,7 +183,7 @@ class Disk:
         self._host.let_go(page)
         if ok and is_same:  # invariant 2
             self._mapping.map(page, Tier.DISK, transfer.disk_frame)
-            if self._marks.missing(0) > 0 and self._may_shed(page):
+            if self._may_shed(page) and self._marks.missing() > 0:
                 self._flights.free_host(page)
             return True
         self._mapping.pools(Tier.DISK)[transfer.space_id].free(transfer.disk_frame)

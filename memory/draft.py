@@ -15,7 +15,6 @@ Invariants
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable
 from functools import partial
 
@@ -24,13 +23,6 @@ from memory.mapping import Mapping, frame_of
 from memory.page import Move, PagePlan, Tier, Zero
 from memory.slabs import CLEAN, only
 from memory.table import Page, PageTable
-
-_serials = itertools.count(1)
-
-
-def serial_key() -> bytes:
-    """A key for a page whose content has no name yet: no other page of this process ever gets it."""
-    return b"kd-page\0" + next(_serials).to_bytes(8, "little")
 
 
 class Draft:
@@ -129,22 +121,10 @@ class Draft:
 
     def take_away(self, page: Page, tier: Tier) -> int:
         """Take a page out of its frame; the frame waits in limbo (invariant 1)."""
-        mapping, pool = self._mapping, self._mapping.pool(page.space_id, tier)
-        key, num_tokens, link = page.key, page.num_tokens, mapping.index.link_of(page)
-        frame = mapping.unmap(page, tier)
-        pool.defer(frame, self.seq)
-
-        def undo() -> None:
-            is_gone = not page.holders or page.space_id not in mapping.spaces or not pool.is_limbo(frame)
-            if is_gone or frame_of(page, tier) is not None:
-                return  # a frame in limbo stays there, and retires
-            pool.recall(frame)
-            mapping.map(page, tier, frame)
-            if tier is not Tier.DEVICE:
-                page.key, page.num_tokens = key, num_tokens
-            mapping.index.restore(page, link)
-
-        self._undo.append(undo)
+        put_back = self._put_back(page, tier)
+        frame = self._mapping.unmap(page, tier)
+        self._mapping.pool(page.space_id, tier).defer(frame, self.seq)
+        self._undo.append(put_back)
         return frame
 
     def drop_below(self, page: Page) -> None:
@@ -156,14 +136,34 @@ class Draft:
         if not page.readers:
             self.take_away(page, Tier.HOST)
             return
-        mapping = self._mapping
+        mapping, put_back = self._mapping, self._put_back(page, Tier.HOST)
         parked = mapping.park(page)
 
         def undo() -> None:
             if page.holders and parked in mapping.parked(page):
                 mapping.unpark(parked)
+            else:  # its readers are done
+                put_back()
 
         self._undo.append(undo)
+
+    def _put_back(self, page: Page, tier: Tier) -> Callable[[], None]:
+        """How to undo that a page leaves its frame; not if it died or got another since: then the frame stays in limbo, and retires."""
+        mapping, pool, frame = self._mapping, self._mapping.pool(page.space_id, tier), frame_of(page, tier)
+        assert frame is not None
+        key, num_tokens, link = page.key, page.num_tokens, mapping.index.link_of(page)
+
+        def undo() -> None:
+            is_gone = not page.holders or page.space_id not in mapping.spaces or not pool.is_limbo(frame)
+            if is_gone or frame_of(page, tier) is not None:
+                return
+            pool.recall(frame)
+            mapping.map(page, tier, frame)
+            if tier is not Tier.DEVICE:
+                page.key, page.num_tokens = key, num_tokens
+            mapping.index.restore(page, link)
+
+        return undo
 
     def withdraw(self, space_id: int, tier: Tier, slab: int) -> None:
         """Give a slab that this draft emptied back to the arena, for another space to take."""

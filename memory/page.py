@@ -12,9 +12,17 @@ different sizes live in one arena, and only a driver turns an index into an addr
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 from enum import IntEnum
 from typing import NamedTuple
+
+_serials = itertools.count(1)
+
+
+def serial_key() -> bytes:
+    """A key for a page whose content has no name yet: no other page of this process ever gets it."""
+    return b"kd-page\0" + next(_serials).to_bytes(8, "little")
 
 
 class Tier(IntEnum):

@@ -45,7 +45,7 @@ class Planner:
         self.behind = WriteBehind()
         self.scrubber = Scrubber(mapping)
         self.burials = Burials(mapping, flights, config.max_copies)
-        self._excess = Excess(mapping, flights)
+        self._excess = Excess(mapping)
         self._aborted: list[Draft] = []  # by the latest abort, until the next plan; oldest first
 
     def plan(self, seq: int, wants: Sequence[Want]) -> PagePlan:

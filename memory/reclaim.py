@@ -20,13 +20,13 @@ from collections.abc import Callable
 from functools import cached_property
 
 from memory.costs import Costs
-from memory.draft import Draft, serial_key
+from memory.draft import Draft
 from memory.errors import OutOfFrames, OverLimit
 from memory.eviction import Line, Place, Question, Rung, Tail, Victims
 from memory.frames import FramePool
 from memory.ledger import lineage
 from memory.mapping import Mapping, frame_bytes
-from memory.page import Tier
+from memory.page import Tier, serial_key
 from memory.table import Page, PageTable
 
 # Tier, space, who takes, of whom alone (and those below; empty: anybody), and which question is asked.

@@ -17,12 +17,12 @@ class Watermarks:
         self._mapping = mapping
         self._is_short = False
 
-    def missing(self, coming_bytes: int) -> int:
-        """Bytes that have yet to leave the host tier, those that are leaving already (`coming_bytes`) taken off; 0 or less is none."""
+    def missing(self) -> int:
+        """Bytes that have yet to leave the host tier until the high mark is reached; 0 while it is not short of room."""
         limbo = sum(pool.num_limbo * pool.frame_bytes for pool in self._mapping.pools(Tier.HOST).values())
         free = self._mapping.free_bytes(Tier.HOST) + limbo
         if free >= self._high:
             self._is_short = False
         elif free < self._low:
             self._is_short = True
-        return self._high - free - coming_bytes if self._is_short else 0
+        return self._high - free if self._is_short else 0

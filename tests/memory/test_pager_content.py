@@ -553,7 +553,6 @@ class PagerContent(RuleBasedStateMachine):
 
     def try_plan(self, picks: list[tuple[int, int]]) -> None:
         before = snapshot(self.pager, self.ctxs)
-        is_beyond = any(self.pager.ledger.in_excess(tier) for tier in Tier)  # of a limit: what is leaves for good
         wants: list[tuple[Ctx, int, int]] = []
         for number, more in picks:
             ctx = self.pick(number)
@@ -570,8 +569,7 @@ class PagerContent(RuleBasedStateMachine):
             return
         self.seq += 1
         rows = [self.depart(ctx, start, target) for ctx, start, target in wants]
-        self.flights.append(Flight(plan, rows, before, -1 if is_beyond else self.num_changes))
-        self.num_changes += is_beyond
+        self.flights.append(Flight(plan, rows, before, self.num_changes))
 
     def depart(self, ctx: Ctx, start: int, target: int) -> Row:
         ctx.tokens.extend(self.new_token() for _ in range(target - len(ctx.tokens)))
