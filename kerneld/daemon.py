@@ -154,6 +154,9 @@ class Daemon:
         path = kernel.page_file or self._directory.path / "pages"
         return PageFile.open(path, num_slabs * memory.slab_bytes, memory.granule_bytes, memory.slab_bytes)
 
+    def _reserve_of(self, page_file: PageFile) -> DiskReserve:
+        return DiskReserve(page_file.path.parent, self.config.kerneld.disk_reserve_bytes)
+
     def _build(self, store: Store, journal: Journal, page_file: PageFile | None, boot_generation: int) -> Machine:
         config, clock = self.config, self._clock
         kernel, memory = config.kerneld, config.memory
@@ -185,7 +188,7 @@ class Daemon:
             models=models,
             contexts=ContextTable(models, admission.contexts, clock),
             host=None,
-            disk_tier=None if page_file is None else DiskTier(page_file, pager, scheduler, events),
+            disk_tier=None if page_file is None else DiskTier(page_file, pager, scheduler, events, self._reserve_of(page_file)),
             pager=pager,
             scheduler=scheduler,
             seating=seating,
@@ -247,6 +250,8 @@ class Daemon:
     def _request_finished(self, request: Request) -> None:
         machine, context = self.machine, request.context
         machine.requests.pop(request.id, None)
+        if machine.disk_tier is not None:
+            machine.disk_tier.returns.forget(request)
         if request.reserved_bytes:
             machine.journal.release(request.reserved_bytes)
         machine.admission.take_tokens(request.tenant, request.num_generated)

@@ -19,6 +19,13 @@ class DiskReserve:
         self._path = path
         self._reserve_bytes = reserve_bytes
 
+    def has_room(self, num_bytes: int) -> bool:
+        """Whether a cache may take so many bytes more and leave the reserve alone."""
+        try:
+            return not self._reserve_bytes or free_bytes(self._path) - num_bytes >= self._reserve_bytes
+        except OSError:
+            return False
+
     def check(self) -> None:
         """Let new work in, or not. Raises: DiskFull; Unavailable, if the disk does not answer."""
         if not self._reserve_bytes:

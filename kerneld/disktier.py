@@ -13,25 +13,32 @@ import asyncio
 from collections.abc import Callable
 
 from kerneld.carrier import Carried
+from kerneld.disk_reserve import DiskReserve
 from kerneld.diskmover import DiskMover
 from kerneld.eventbus import EventBus
 from kerneld.pagefile import PageFile
 from kerneld.reclaimer import Reclaimer
 from kerneld.returns import Returns
 from kerneld.scheduler import Scheduler
+from memory.costs import Link
 from memory.pager import Pager
 
 
 class DiskTier:
     """The disk tier of a running daemon."""
 
-    def __init__(self, file: PageFile, pager: Pager, scheduler: Scheduler, events: EventBus) -> None:
+    def __init__(self, file: PageFile, pager: Pager, scheduler: Scheduler, events: EventBus, reserve: DiskReserve) -> None:
+        """`reserve` is of the file system on which the file lies."""
         self.file = file
         self.mover = DiskMover(file, pager, events)
-        self.reclaimer = Reclaimer(pager, self.mover)
+        self.reclaimer = Reclaimer(pager, self.mover, reserve.has_room)
         self.returns = Returns(pager, scheduler, self.mover)
         self.mover.is_busy = lambda: scheduler.running.total > 0
         self.mover.on_settled = self._settled
+        self.mover.on_measured = self._measured
+        self._costs = pager.costs
+        for link, (num_bytes, seconds) in zip((Link.HOST_TO_DISK, Link.DISK_TO_HOST), file.probe(), strict=True):
+            self._costs.measured(link, num_bytes, seconds)
         self.on_return: Callable[[], None] = lambda: None  # somebody whose pages have come is in the line again
         self._turn: asyncio.Future[None] | None = None
 
@@ -44,6 +51,9 @@ class DiskTier:
     async def close(self) -> None:
         """Let transfers end that are under way. The file stays open."""
         await self.mover.close()
+
+    def _measured(self, is_fetch: bool, size_bytes: int, seconds: float) -> None:
+        self._costs.note_copy(Link.DISK_TO_HOST if is_fetch else Link.HOST_TO_DISK, size_bytes, seconds)
 
     def _settled(self, _carried: list[Carried]) -> None:
         turn, self._turn = self._turn, None

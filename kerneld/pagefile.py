@@ -26,8 +26,10 @@ import ctypes
 import errno
 import fcntl
 import logging
+import mmap
 import os
 import struct
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
@@ -41,6 +43,8 @@ logger = logging.getLogger(__name__)
 
 SUPERBLOCK_BYTES = 4096
 DIRECT_BYTES = 4096  # frames that start on multiples of this may pass the page cache by
+
+PROBE_BYTES = 8 << 20
 
 _MAGIC = b"kd.disk\n"
 _VERSION = 1
@@ -128,6 +132,21 @@ class PageFile:
                 yield frame, header
                 frame += host_frame_bytes(header.payload_bytes, self.granule_bytes) // self.granule_bytes
             next_frame = frame
+
+    def probe(self) -> tuple[tuple[int, float], tuple[int, float]]:
+        """Measure the disk beside the frames: (bytes, seconds) of a write and of a read; zeros where it cannot be done."""
+        flags = os.O_RDWR | os.O_TMPFILE | os.O_CLOEXEC | (os.O_DIRECT if self.is_direct else 0)
+        try:
+            fd = os.open(self.path.parent, flags, 0o600)
+        except OSError as error:
+            logger.info("the disk tier is measured in use alone", extra={"path": str(self.path), "error": str(error)})
+            return (0, 0.0), (0, 0.0)
+        with os.fdopen(fd), mmap.mmap(-1, PROBE_BYTES) as buffer:
+            started_at = time.perf_counter()
+            written = os.pwritev(fd, [buffer], 0)
+            between = time.perf_counter()
+            read = os.preadv(fd, [buffer], 0)
+            return (written, between - started_at), (read, time.perf_counter() - between)
 
     def close(self) -> None:
         """Close the file; no call may be under way."""

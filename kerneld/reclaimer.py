@@ -20,8 +20,12 @@ IDLE_BYTES = 64 << 20
 class Reclaimer:
     """Spills pages that nobody needs soon."""
 
-    def __init__(self, pager: Pager, mover: DiskMover, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self, pager: Pager, mover: DiskMover, has_room: Callable[[int], bool], clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        """`has_room` says whether so many bytes may be written, with the journal's reserve left alone."""
         self._pager = pager
+        self._has_room = has_room
         self._mover = mover
         self._clock = clock
         self._next_turn = 0.0
@@ -35,7 +39,8 @@ class Reclaimer:
         """Let pages go to disk if some should."""
         mover = self._mover
         self._next_turn = self._clock() + TURN_S
-        if mover.is_paused() or mover.num_spills:
+        num_bytes = BUSY_BYTES if mover.is_busy() else IDLE_BYTES
+        if mover.is_paused() or mover.num_spills or not self._has_room(num_bytes):
             mover.pump()
             return
-        mover.send(self._pager.spill(BUSY_BYTES if mover.is_busy() else IDLE_BYTES))
+        mover.send(self._pager.spill(num_bytes))

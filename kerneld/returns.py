@@ -15,7 +15,6 @@ Invariants
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable
 
 from kerneld.calls import ContextState
 from kerneld.diskmover import DiskMover
@@ -37,15 +36,13 @@ class Returns:
         self._mover = mover
         self._fetching: dict[str, Request] = {}  # by request id
         self._waiting: deque[Request] = deque()  # for their turn to fetch
-        self.is_worth_it: Callable[[PageTable, int], bool] = lambda _table, _num_tokens: True
 
     def must_wait(self, request: Request) -> bool:
         """Whether a request that is next waits for its pages first; then it is out of the line."""
         table = request.context.table
         if table is None or not any(table.num_disk) or request.num_fetches >= MAX_ROUNDS:
             return False
-        num_tokens = min(request.context.kv_valid, table.intact_tokens())
-        if num_tokens <= table.at_hand_tokens() or not self.is_worth_it(table, num_tokens):
+        if self._num_wanted(request, table) <= table.at_hand_tokens():
             return False
         request.num_fetches += 1
         if len(self._fetching) >= MAX_FETCHING:
@@ -71,9 +68,19 @@ class Returns:
                 self._scheduler.unpark(request)
         return len(self._fetching) + len(self._waiting) < num_parked
 
+    def forget(self, request: Request) -> None:
+        """A request has ended: nothing is kept at hand for it any more."""
+        if request.context.table is not None and request.num_fetches:
+            self._pager.unfetch(request.context.table)
+
+    def _num_wanted(self, request: Request, table: PageTable) -> int:
+        """Leading tokens whose pages are to be had from where they are; the rest is cheaper to compute."""
+        num_tokens = min(request.context.kv_valid, table.intact_tokens())
+        return self._pager.costs.choose(table, num_tokens, request.context.id).keep_tokens
+
     def _fetch(self, request: Request, table: PageTable) -> bool:
         """Have the pages of a request fetched. Returns whether any are on their way."""
-        transfers = self._pager.fetch(table, request.context.kv_valid)
+        transfers = self._pager.fetch(table, self._num_wanted(request, table))
         if not transfers and not self._is_on_way(request):
             return False
         self._fetching[request.id] = request
