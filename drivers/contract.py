@@ -303,8 +303,9 @@ class Driver(Protocol):
     def park(self, model_id: int, host_offsets: tuple[int, ...]) -> tuple[int, ...]:
         """Copy the segments of a loaded model to these bytes of the host tier, as a later `LoadSpec` names them.
 
-        Answers the crc32c of each. Steps may run on meanwhile, and the model stays loaded.
-        Raises: UnknownModel; PlanRejected, if it is streamed, or the segments leave the host tier.
+        Answers the crc32c of each. Steps may run on meanwhile, and the model stays loaded. One that is streamed is streamed from there
+        from now on, so its images stay what they are until it is unloaded.
+        Raises: UnknownModel; PlanRejected, if the segments leave the host tier; ModelCorrupt, if streamed ones cannot be read.
         """
 
     def apply(self, plan: Plan) -> None:

@@ -168,7 +168,9 @@ class CpuDriver:
         device = self._opened()
         if device.host is None:
             raise PlanRejected("The driver was opened without a host tier.")
-        return park_segments(device.arena, device.host, self._loaded.places(model_id), host_offsets, device.copier)
+        streamed, places = self._loaded.streamed(model_id), self._loaded.places(model_id)
+        park = park_segments if streamed is None else streamed.park
+        return park(device.arena, device.host, places, host_offsets, device.copier)
 
     def apply(self, plan: Plan) -> None:
         """Carry out a plan but for its steps. Raises: PlanRejected, before anything changed; PageCorrupt, see the contract."""

@@ -17,6 +17,7 @@ from drivers.models.layout import ALIGN_BYTES
 from drivers.models.loader import Target
 from drivers.ops.reference import LoraRows
 from drivers.rows import ModelLimit, StepRows
+from drivers.streamed_weights import StreamedWeights
 from drivers.weight_image import bring_segments
 
 
@@ -65,6 +66,11 @@ class Loaded:
         if model_id not in self.models:
             raise UnknownModel(f"It has id {model_id}.")
         return replace(self, models={other: model for other, model in self.models.items() if other != model_id})
+
+    def streamed(self, model_id: int) -> StreamedWeights | None:
+        """The weights of a model that is streamed."""
+        model = self.models.get(model_id)
+        return model.streamed if model is not None else None
 
     def places(self, model_id: int) -> tuple[tuple[int, int], ...]:
         """Offset and size of each segment of a model or an adapter. Raises: UnknownModel."""

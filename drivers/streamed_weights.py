@@ -14,7 +14,9 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+from crc32c import crc32c
 
+from drivers.arena import Arena
 from drivers.contract import LoadSpec
 from drivers.copier import Copier
 from drivers.errors import StreamBroken
@@ -58,8 +60,9 @@ class SegmentSource:
 
     def write_image(self, segment: int, target: memoryview) -> None:
         """Read a segment from its files to where its image is to be. Raises: ModelCorrupt, OSError."""
-        place = replace(self._target, arena=torch.frombuffer(target, dtype=torch.uint8), offsets=(0,), copier=Copier())
-        self._read(segment, place, lambda: None)
+        with torch.inference_mode():
+            place = replace(self._target, arena=torch.frombuffer(target, dtype=torch.uint8), offsets=(0,), copier=Copier())
+            self._read(segment, place, lambda: None)
 
     def _read(self, segment: int, target: Target, check: Callable[[], None]) -> None:
         load_weights(replace(self._files, segments=(self._files.segments[segment],)), target, lambda _done, _total: check())
@@ -110,6 +113,25 @@ class StreamedWeights:
     weights: DecoderWeights
     stream: SegmentStream
     source: SegmentSource
+
+    def park(
+        self, arena: Arena, host: HostMemory, places: Sequence[tuple[int, int]], host_offsets: Sequence[int], _copier: Copier
+    ) -> tuple[int, ...]:
+        """Write the image of every segment, and stream from there from now on; they stay what they are until the stream is closed.
+
+        Answers their checksums. Raises: PlanRejected, ModelCorrupt, OSError; the files are then streamed from as before.
+        """
+        check_images([size for _, size in places], host_offsets, host)
+        checksums = []
+        for idx, ((offset, size), start) in enumerate(zip(places, host_offsets, strict=True)):
+            span = host.span(start, size)
+            if offset < 0:
+                self.source.write_image(idx, span)
+            else:
+                span[:] = arena.span(offset, size)
+            checksums.append(crc32c(span))
+        self.source.images = Images(host, host_offsets, checksums)
+        return tuple(checksums)
 
 
 def stream_weights(
