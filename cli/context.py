@@ -24,7 +24,7 @@ def context_columns(printer: Printer) -> tuple[Column, ...]:
     """How a context is shown in a table."""
     return (
         Column("ID", lambda c: short(c.id), full=lambda c: c.id),
-        Column("MODEL", lambda c: c.model),
+        Column("MODEL", lambda c: f"{c.model}+{c.adapter}" if c.adapter else c.model),
         Column("TENANT", lambda c: c.tenant),
         Column("STATE", lambda c: word(c.state)),
         Column("TOKENS", lambda c: str(c.num_tokens), is_number=True),
@@ -113,6 +113,7 @@ def list_command(shell: Shell, everybody: bool, model: str, tenant: str) -> None
 @click.option("--nice", type=click.IntRange(-20, 19), default=0, show_default=True, help="Order among your own requests; less is sooner.")
 @click.option("--durability", type=DURABILITIES, default="journal", show_default=True, help="How hard its tokens are kept.")
 @click.option("--seed", type=click.IntRange(0), help="Number from which all draws follow.  [default: random]")
+@click.option("--adapter", help="Run with this adapter of MODEL. (An adapter's name as MODEL does the same.)")
 @label_option
 @output_option
 @pass_shell

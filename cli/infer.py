@@ -76,13 +76,14 @@ def need_prompt(prompt: str | None) -> str:
 @sampling_options
 @click.option("--chat/--plain", "is_chat", default=False, help="Send the prompt as a chat message, through the model's template.")
 @click.option("--keep", is_flag=True, help="Keep the context and print its id on stderr.")
+@click.option("--adapter", default="", help="Run with this adapter of MODEL.")
 @output_option
 @pass_shell
-def run(shell: Shell, /, model: str, prompt: str | None, is_chat: bool, keep: bool, **options: Any) -> None:
+def run(shell: Shell, /, model: str, prompt: str | None, is_chat: bool, keep: bool, adapter: str, **options: Any) -> None:
     """Answer PROMPT with MODEL, in a context that is freed afterwards. Without PROMPT, or for "-", it is read from standard input."""
     text = need_prompt(prompt)
     with shell.connect() as client:
-        context = client.alloc(model)
+        context = client.alloc(model, adapter=adapter)
         try:
             source: Options = {"messages": [{"role": "user", "content": text}]} if is_chat else {"text": text}
             show_stream(shell.printer, context, context.infer(**source, **given(options)))

@@ -24,6 +24,7 @@ COLUMNS = (
     Column("DTYPE", lambda m: m.dtype),
     Column("SIZE", lambda m: bytes_text(m.bytes), is_number=True),
     Column("CONTEXTS", lambda m: str(m.num_contexts), is_number=True),
+    Column("BASE", lambda m: m.base),
     Column("STREAMED", lambda m: bytes_text(m.streamed_bytes) if m.streamed_bytes else "", is_wide=True, is_number=True),
     Column("POSITIONS", lambda m: str(m.max_positions), is_wide=True, is_number=True),
     Column("VOCABULARY", lambda m: str(m.vocab_size), is_wide=True, is_number=True),
@@ -51,6 +52,7 @@ _SOURCE = (
     click.option("--name", help="Name to call it by.  [default: the folder's name]"),
     click.option("--max-positions", type=click.IntRange(1), help="Longest context.  [default: what the model's config says]"),
     click.option("--quant", help="Quantize while loading, in this form."),
+    click.option("--base", help="The folder holds a LoRA adapter (PEFT) of this registered model."),
 )
 
 
@@ -66,12 +68,13 @@ def given(options: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in options.items() if value is not None}
 
 
-def locate(client: Client, path: str, name: str | None) -> tuple[str, str]:
-    """Folder and name of a model: a word without a slash, where no folder has that name here, is a model that the daemon knows."""
+def locate(client: Client, path: str, name: str | None) -> tuple[str, str, dict[str, str]]:
+    """Folder, name and base of a model: a word without a slash, where no folder has that name here, is a model that the daemon knows."""
     if "/" in path or Path(path).is_dir():
         folder = Path(path).absolute()
-        return str(folder), name or folder.name
-    return client.model(path).path, path
+        return str(folder), name or folder.name, {}
+    known = client.model(path)
+    return known.path, path, {"base": known.base} if known.base else {}
 
 
 def stream_note(loaded: ModelInfo) -> str:
@@ -92,9 +95,9 @@ def stream_note(loaded: ModelInfo) -> str:
 def load(shell: Shell, /, path: str, name: str | None, **options: Any) -> None:
     """Load the model in the folder PATH (under a model root of the daemon), or the known model of that name."""
     with shell.connect() as client:
-        source, called = locate(client, path, name)
+        source, called, known = locate(client, path, name)
         with LoadBar(called) as bar:
-            loaded = client.load(source, name=called, progress=bar.show, **given(options))
+            loaded = client.load(source, name=called, progress=bar.show, **{**known, **given(options)})
     if loaded.streamed_bytes:
         write_note(stream_note(loaded))
     shell.printer.row(loaded, COLUMNS, name_of)

@@ -69,7 +69,9 @@ def context(info: ContextInfo) -> pb.Context:
         failure=info.failure,
         grants=[grant(item) for item in info.grants],
         seed=info.seed,
+        adapter=info.adapter,
         pinned_tokens=info.pinned_tokens,
+        sharing_group=info.sharing_group,
     )
 
 
@@ -111,6 +113,7 @@ def finished(event: Finished) -> pb.Finished:
         pages_recomputed=used.pages_recomputed,
         queue_s=used.queue_s,
         compute_s=used.compute_s,
+        shared_tokens=used.shared_tokens,
     )
     return pb.Finished(reason=FINISH_REASONS[event.reason], usage=usage, detail=event.detail)
 
@@ -139,6 +142,7 @@ def model(info: ModelInfo) -> pb.Model:
         failure=info.failure,
         quant=info.quant,
         has_chat_template=info.has_chat_template,
+        base=info.base,
         streamed_bytes=info.streamed_bytes,
         stream_bytes_per_s=info.stream_bytes_per_s,
     )

@@ -61,6 +61,8 @@ def alloc_args(request: pb.AllocContextRequest) -> AllocArgs:
         durability=DURABILITIES[request.durability],
         labels=dict(request.labels),
         seed=request.seed if request.HasField("seed") else None,
+        adapter=request.adapter,
+        sharing_group=request.sharing_group,
     )
 
 
@@ -151,7 +153,7 @@ def score_args(request: pb.ScoreRequest) -> ScoreArgs:
 
 def register_args(request: pb.RegisterModelRequest | pb.LoadModelRequest) -> RegisterArgs:
     """Which model, under which name."""
-    return RegisterArgs(request.name, request.path, request.max_positions, request.quant)
+    return RegisterArgs(request.name, request.path, request.max_positions, request.quant, request.base)
 
 
 def checkpoint_args(request: pb.CheckpointRequest) -> CheckpointArgs:
@@ -201,7 +203,7 @@ def token_list(request: pb.ListTokensRequest) -> ListArgs:
     return ListArgs(request.page_size, request.page_token, tenant=request.tenant)
 
 
-def plain_list(request: pb.ListModelsRequest | pb.ListTenantsRequest) -> ListArgs:
+def plain_list(request: pb.ListModelsRequest | pb.ListTenantsRequest | pb.ListSharingGroupsRequest) -> ListArgs:
     """A page of a list without conditions."""
     return ListArgs(request.page_size, request.page_token)
 

@@ -81,11 +81,15 @@ class Client:
         name: str | None = None,
         quant: str | None = None,
         max_positions: int = 0,
+        base: str = "",
         progress: Callable[[values.LoadProgress], object] | None = None,
     ) -> values.ModelInfo:
-        """Load the model in a directory and return when it is ready. Without a name it gets the directory's."""
+        """Load the model in a directory and return when it is ready. Without a name it gets the directory's.
+
+        With the name of a registered model as `base`, the directory holds a LoRA adapter of it (PEFT).
+        """
         ready: values.ModelInfo | None = None
-        for event in self.load_stream(path, name=name, quant=quant, max_positions=max_positions):
+        for event in self.load_stream(path, name=name, quant=quant, max_positions=max_positions, base=base):
             if isinstance(event, values.ModelInfo):
                 ready = event
             elif progress is not None:
@@ -95,16 +99,16 @@ class Client:
         return ready
 
     def load_stream(
-        self, path: str | os.PathLike[str], *, name: str | None = None, quant: str | None = None, max_positions: int = 0
+        self, path: str | os.PathLike[str], *, name: str | None = None, quant: str | None = None, max_positions: int = 0, base: str = ""
     ) -> Iterator[values.LoadProgress | values.ModelInfo]:
         """The same, step by step; the last item is the ModelInfo."""
-        return self._wire.replay(machine_calls.load(self._path(path), name, quant, max_positions))
+        return self._wire.replay(machine_calls.load(self._path(path), name, quant, max_positions, base))
 
     def register(
-        self, path: str | os.PathLike[str], *, name: str | None = None, quant: str | None = None, max_positions: int = 0
+        self, path: str | os.PathLike[str], *, name: str | None = None, quant: str | None = None, max_positions: int = 0, base: str = ""
     ) -> values.ModelInfo:
         """Give a model directory a name, without loading it."""
-        return self._wire.invoke(machine_calls.register(self._path(path), name, quant, max_positions))
+        return self._wire.invoke(machine_calls.register(self._path(path), name, quant, max_positions, base))
 
     def unload(self, name: str) -> values.ModelInfo:
         """Take a model off the device."""
@@ -185,6 +189,22 @@ class Client:
     def remove_tenant(self, path: str, *, force: bool = False) -> int:
         """Remove a tenant; with force its contexts too. Says how many were freed."""
         return self._wire.invoke(machine_calls.remove_tenant(path, force))
+
+    def add_sharing_group(self, name: str, members: Sequence[str] = ()) -> values.SharingGroup:
+        """Make a group of tenants whose contexts may compute equal beginnings once: those that `alloc` puts into it."""
+        return self._wire.invoke(machine_calls.add_sharing_group(name, members))
+
+    def set_sharing_group(self, name: str, members: Sequence[str]) -> values.SharingGroup:
+        """Say who the members are from now on; contexts that live in the group stay in it."""
+        return self._wire.invoke(machine_calls.set_sharing_group(name, members))
+
+    def sharing_groups(self) -> list[values.SharingGroup]:
+        """Show the sharing groups that one's tenant may opt into; admins see all."""
+        return self._all(machine_calls.sharing_groups)
+
+    def remove_sharing_group(self, name: str) -> None:
+        """Remove a sharing group in which no context lives."""
+        self._wire.invoke(machine_calls.remove_sharing_group(name))
 
     def add_token(self, tenant: str, *, name: str = "", roles: Sequence[str] = ("user",), lifetime_s: float = 0.0) -> values.NewToken:
         """Make an API token; a lifetime of 0 is for ever."""

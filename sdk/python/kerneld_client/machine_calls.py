@@ -15,15 +15,17 @@ DRAIN_SLACK_S = 30.0
 # -------------------------------------------------------------------------------------------------------------------------------- models
 
 
-def register(path: str, name: str | None, quant: str | None, max_positions: int) -> Call[values.ModelInfo]:
+def register(path: str, name: str | None, quant: str | None, max_positions: int, base: str = "") -> Call[values.ModelInfo]:
     """Give a model directory a name."""
-    request = fill(pb.RegisterModelRequest(), _model_fields(path, name, quant, max_positions))
+    request = fill(pb.RegisterModelRequest(), {**_model_fields(path, name, quant, max_positions), "base": base})
     return unary("Models/RegisterModel", request, pb.Model, reading.model_info, SLOW_S)
 
 
-def load(path: str, name: str | None, quant: str | None, max_positions: int) -> Call[values.LoadProgress | values.ModelInfo]:
+def load(
+    path: str, name: str | None, quant: str | None, max_positions: int, base: str = ""
+) -> Call[values.LoadProgress | values.ModelInfo]:
     """Bring a model onto the device."""
-    request = fill(pb.LoadModelRequest(), _model_fields(path, name, quant, max_positions))
+    request = fill(pb.LoadModelRequest(), {**_model_fields(path, name, quant, max_positions), "base": base})
     return unary("Models/LoadModel", request, pb.LoadModelEvent, reading.load_event)
 
 
@@ -89,6 +91,30 @@ def remove_tenant(path: str, force: bool) -> Call[int]:
     """Remove a tenant; says how many contexts were freed."""
     request = fill(pb.RemoveTenantRequest(), {"path": path, "force": force, "request_id": new_request_id()})
     return unary("Admin/RemoveTenant", request, pb.RemoveTenantResponse, lambda message: int(message.contexts_freed), SLOW_S)
+
+
+def add_sharing_group(name: str, members: Sequence[str]) -> Call[values.SharingGroup]:
+    """A new sharing group."""
+    fields = {"name": name, "members": members, "request_id": new_request_id()}
+    return unary("Admin/AddSharingGroup", fill(pb.AddSharingGroupRequest(), fields), pb.SharingGroup, reading.sharing_group)
+
+
+def set_sharing_group(name: str, members: Sequence[str]) -> Call[values.SharingGroup]:
+    """Say who the members of a sharing group are."""
+    fields = {"name": name, "members": members, "request_id": new_request_id()}
+    return unary("Admin/SetSharingGroup", fill(pb.SetSharingGroupRequest(), fields), pb.SharingGroup, reading.sharing_group)
+
+
+def sharing_groups(page_token: str) -> Call[Page[values.SharingGroup]]:
+    """One page of sharing groups."""
+    request = fill(pb.ListSharingGroupsRequest(), {"page_token": page_token})
+    return unary("Admin/ListSharingGroups", request, pb.ListSharingGroupsResponse, page_of("groups", reading.sharing_group))
+
+
+def remove_sharing_group(name: str) -> Call[None]:
+    """Remove a sharing group."""
+    request = fill(pb.RemoveSharingGroupRequest(), {"name": name, "request_id": new_request_id()})
+    return unary("Admin/RemoveSharingGroup", request, pb.RemoveSharingGroupResponse, nothing)
 
 
 def add_token(tenant: str, name: str, roles: Sequence[str], lifetime_s: float) -> Call[values.NewToken]:

@@ -15,6 +15,8 @@ class AllocOptions(TypedDict, total=False):
     durability: str  # "journal", "fsync", "none"
     labels: Mapping[str, str]
     seed: int
+    adapter: str  # of the model; an adapter's own name as the model does the same
+    sharing_group: str  # one of `sharing_groups`; default: one's own tenant
     request_id: str
 
 

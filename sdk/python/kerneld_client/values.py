@@ -117,6 +117,8 @@ class ContextInfo:
     grants: tuple[Grant, ...]
     seed: int
     pinned_tokens: int
+    sharing_group: str
+    adapter: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,6 +165,7 @@ class Usage:
     pages_recomputed: int = 0
     queue_s: float = 0.0
     compute_s: float = 0.0
+    shared_tokens: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -210,6 +213,7 @@ class ModelInfo:
     has_chat_template: bool
     streamed_bytes: int = 0
     stream_bytes_per_s: int = 0
+    base: str = ""  # of an adapter: the model that it changes
 
 
 @dataclass(frozen=True, slots=True)
@@ -282,6 +286,16 @@ class Limits:
     host_guarantee_bytes: int = 0
     disk_bytes: int = 0
     disk_guarantee_bytes: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class SharingGroup:
+    """Tenants, and all below them, whose contexts may compute equal beginnings once."""
+
+    name: str
+    members: tuple[str, ...]
+    created_at: float
+    num_contexts: int
 
 
 @dataclass(frozen=True, slots=True)
