@@ -1,4 +1,4 @@
-"""The machine as a whole: top, mem, events, drain, whoami."""
+"""The machine as a whole: top, events, drain, whoami."""
 
 from __future__ import annotations
 
@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING
 
 import click
 
+from cli.bars import WEIGHTS, Bar, plain_lines
 from cli.model import COLUMNS as MODEL_COLUMNS
-from cli.render import Column, Printer, bar_text, bytes_text, duration_text, shown, table_of, word, write_line, write_table
+from cli.render import Column, Printer, duration_text, shown, table_of, word, write_line, write_table
 from cli.target import Shell, output_option, pass_shell
 from cli.tenant import tenant_columns
 
@@ -18,10 +19,6 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
 
     from kerneld_client.values import Event, TierUse, TopFrame
-
-BAR_WIDTH = 40
-WEIGHTS_MARK = "#"
-KV_MARKS = "=+*o%@"  # by tenant, in order of path; used again when there are more tenants than marks
 
 WORKER_COLUMNS = (
     Column("DEVICE", lambda w: w.device),
@@ -52,20 +49,6 @@ def top(shell: Shell, once: bool, interval_s: float | None, count: int | None) -
         else:
             for frame in frames:
                 show_frame(shell.printer, frame)
-
-
-@click.command(short_help="Show who holds the memory.")
-@output_option
-@pass_shell
-def mem(shell: Shell) -> None:
-    """Draw every tier as a bar: weights, and KV by tenant."""
-    with shell.connect() as client:
-        tiers = client.top().tiers
-    if not shell.printer.is_for_people:
-        shell.printer.rows(tiers, (), name=lambda tier: str(tier.tier))
-        return
-    for line in memory_lines(tiers):
-        write_line(line)
 
 
 @click.command(short_help="Show what happened.")
@@ -154,21 +137,14 @@ def tables_of(printer: Printer, frame: TopFrame) -> Iterator[tuple[list[object],
 
 
 def memory_lines(tiers: Iterable[TierUse]) -> Iterator[str]:
-    """A bar for each tier, and what its marks mean.
+    """A bar for each tier, and what its marks mean."""
+    yield from plain_lines(bar_of(tier) for tier in tiers)
 
-    |####======++..........|  # weights, = tenant a, + tenant b, dots are free
-    """
-    for tier in tiers:
-        tenants = sorted(tier.kv_bytes)
-        marks = {tenant: KV_MARKS[idx % len(KV_MARKS)] for idx, tenant in enumerate(tenants)}
-        parts = [(WEIGHTS_MARK, tier.weights_bytes), *((marks[tenant], tier.kv_bytes[tenant]) for tenant in tenants)]
-        used = tier.total_bytes - tier.free_bytes
-        bar = bar_text(parts, tier.total_bytes, BAR_WIDTH)
-        yield f"{word(tier.tier):<6} |{bar}| {bytes_text(used)} of {bytes_text(tier.total_bytes)}"
-        legend = [f"{WEIGHTS_MARK} weights {bytes_text(tier.weights_bytes)}"] if tier.weights_bytes else []
-        legend += [f"{marks[tenant]} {tenant} {bytes_text(tier.kv_bytes[tenant])}" for tenant in tenants if tier.kv_bytes[tenant]]
-        if legend:
-            yield " " * 8 + "  ".join(legend)
+
+def bar_of(tier: TierUse) -> Bar:
+    """One tier as a bar: weights, then KV by tenant."""
+    parts = ((WEIGHTS, tier.weights_bytes), *((tenant, tier.kv_bytes[tenant]) for tenant in sorted(tier.kv_bytes)))
+    return Bar(word(tier.tier), tier.total_bytes, tier.total_bytes - tier.free_bytes, parts)
 
 
 def event_text(event: Event) -> str:

@@ -27,7 +27,8 @@ COMMANDS = {
     "chat": ("cli.infer:chat", "Talk with a model."),
     "ps": ("cli.context:ps", "List contexts."),
     "top": ("cli.machine:top", "Watch the machine."),
-    "mem": ("cli.machine:mem", "Show who holds the memory."),
+    "mem": ("cli.memory:mem", "Show who holds the memory."),
+    "explain": ("cli.explain:explain", "Say why something waits, and what would help."),
     "model": ("cli.model:model", "Load, unload and list models."),
     "ctx": ("cli.context:ctx", "Allocate, fork, change and free contexts."),
     "infer": ("cli.infer:infer", "Append input to a context and generate."),
@@ -39,6 +40,7 @@ COMMANDS = {
     "events": ("cli.machine:events", "Show what happened."),
     "drain": ("cli.machine:drain", "Refuse new work, wait for the rest, stop the daemon."),
     "whoami": ("cli.machine:whoami", "Show who the daemon takes you for."),
+    "fsck": ("cli.fsck:fsck", "Check that all memory and state hold."),
     "doctor": ("cli.checkup:doctor", "Check the way to the daemon."),
     "completion": ("cli.completion:completion", "Print the completion script of a shell."),
 }

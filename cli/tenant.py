@@ -9,10 +9,12 @@ from typing import TYPE_CHECKING
 
 import click
 
+from cli.handle import short
 from cli.render import Column, Printer, bytes_text, count_text, word, write_line, write_note
 from cli.target import Shell, output_option, pass_shell
 
 if TYPE_CHECKING:
+    from kerneld_client.memory_values import LimitChange
     from kerneld_client.values import Limits, TenantInfo, TokenInfo
 
 SIZES = {"": 1, "Ki": 1 << 10, "Mi": 1 << 20, "Gi": 1 << 30, "Ti": 1 << 40}
@@ -30,6 +32,10 @@ def parse_size(text: str) -> int:
 _LIMITS = (
     click.option("--device-bytes", type=parse_size, metavar="SIZE", help="Device memory of its KV."),
     click.option("--host-bytes", type=parse_size, metavar="SIZE", help="Host memory of its KV."),
+    click.option("--disk-bytes", type=parse_size, metavar="SIZE", help="Disk space of its KV."),
+    click.option("--device-guarantee-bytes", type=parse_size, metavar="SIZE", help="Device memory that is not reclaimed for others."),
+    click.option("--host-guarantee-bytes", type=parse_size, metavar="SIZE", help="Host memory that is not reclaimed for others."),
+    click.option("--disk-guarantee-bytes", type=parse_size, metavar="SIZE", help="Disk space that is not reclaimed for others."),
     click.option("--image-bytes", type=parse_size, metavar="SIZE", help="Disk space of its images."),
     click.option("--max-contexts", type=click.IntRange(0), help="Contexts."),
     click.option("--max-running", type=click.IntRange(0), help="Requests running at once."),
@@ -62,10 +68,15 @@ def tenant_columns(printer: Printer) -> tuple[Column, ...]:
         Column("SERVICE", lambda t: count_text(t.service), is_number=True),
         Column("KV DEVICE", lambda t: bytes_text(t.kv_device_bytes), is_number=True),
         Column("HOST", lambda t: bytes_text(t.kv_host_bytes), is_number=True),
+        Column("DISK", lambda t: bytes_text(t.kv_disk_bytes), is_number=True),
+        Column("GUARANTEE", lambda t: limit_text(t.limits.device_guarantee_bytes, bytes_text), is_number=True),
         Column("INPUT", lambda t: count_text(t.input_tokens), is_wide=True, is_number=True),
         Column("OUTPUT", lambda t: count_text(t.output_tokens), is_wide=True, is_number=True),
         Column("MAX DEVICE", lambda t: limit_text(t.limits.device_bytes, bytes_text), is_wide=True, is_number=True),
         Column("MAX HOST", lambda t: limit_text(t.limits.host_bytes, bytes_text), is_wide=True, is_number=True),
+        Column("MAX DISK", lambda t: limit_text(t.limits.disk_bytes, bytes_text), is_wide=True, is_number=True),
+        Column("HOST GUARANTEE", lambda t: limit_text(t.limits.host_guarantee_bytes, bytes_text), is_wide=True, is_number=True),
+        Column("DISK GUARANTEE", lambda t: limit_text(t.limits.disk_guarantee_bytes, bytes_text), is_wide=True, is_number=True),
         Column("MAX IMAGES", lambda t: limit_text(t.limits.image_bytes, bytes_text), is_wide=True, is_number=True),
         Column("MAX CONTEXTS", lambda t: limit_text(t.limits.max_contexts), is_wide=True, is_number=True),
         Column("MAX RUNNING", lambda t: limit_text(t.limits.max_running), is_wide=True, is_number=True),
@@ -123,13 +134,31 @@ def add(shell: Shell, /, path: str, weight: int, **limits: int | None) -> None:
 @output_option
 @pass_shell
 def set_command(shell: Shell, /, path: str, weight: int | None, **limits: int | None) -> None:
-    """Change weight or limits of a tenant; what is not named stays."""
+    """Change weight or limits of a tenant; what is not named stays.
+
+    A limit of memory below what is used is deferred: it holds for new pages at once, and the rest is reclaimed as it falls idle.
+    """
     with shell.connect() as client:
-        changed = None
+        changed, revision = None, ""
         if any(limit is not None for limit in limits.values()):
-            # The daemon takes all limits at once; those that are not named are to stay.
-            changed = make_limits(limits, next((found.limits for found in client.tenants() if found.path == path), None))
-        shell.printer.row(client.set_tenant(path, weight=weight, limits=changed), tenant_columns(shell.printer), path_of)
+            # The daemon takes all limits at once; those that are not named are to stay, as they are now.
+            found = next((found for found in client.tenants() if found.path == path), None)
+            changed, revision = make_limits(limits, found.limits if found else None), found.revision if found else ""
+        tenant = client.set_tenant(path, weight=weight, limits=changed, revision=revision)
+    shell.printer.row(tenant, tenant_columns(shell.printer), path_of)
+    for change in tenant.changes:
+        write_note(change_text(change))
+
+
+def change_text(change: LimitChange) -> str:
+    """What became of a change of a limit, on one line."""
+    name = change.field.removesuffix("_bytes").replace("_", " ") + ("" if "guarantee" in change.field else " limit")
+    sizes = f"{limit_text(change.before, bytes_text)} -> {limit_text(change.after, bytes_text)}"
+    if not change.awaited_bytes:
+        return f"{name} {sizes}: {word(change.outcome)}"
+    holders = [f"{short(item.name) or 'a context'} ({item.state}, {bytes_text(item.bytes)})" for item in change.awaited_from[:3]]
+    more = f" and {len(change.awaited_from) - 3} more" if len(change.awaited_from) > 3 else ""
+    return f"{name} {sizes}: {word(change.outcome)}, {bytes_text(change.awaited_bytes)} awaited from {', '.join(holders)}{more}"
 
 
 @tenant.command("ls")

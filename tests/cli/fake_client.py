@@ -11,7 +11,7 @@ from click.testing import CliRunner, Result
 
 from cli.main import cli
 from cli.target import Target
-from kerneld_client import values
+from kerneld_client import memory_values, values
 from kerneld_client.errors import KerneldError
 
 LONG_AGO = time.time() - 3 * 86400 - 2 * 3600 - 60  # shown as 3d2h
@@ -38,6 +38,8 @@ CONTEXT = values.ContextInfo(
     failure="",
     grants=(),
     seed=7,
+    pinned_tokens=0,
+    sharing_group="",
 )
 MODEL = values.ModelInfo(
     name="small",
@@ -58,7 +60,35 @@ MODEL = values.ModelInfo(
     has_chat_template=True,
 )
 IMAGE = values.Image("i1", "c1", "small", "ana", "lab/ana", 20, 2, 1536, LONG_AGO, "before")
-TENANT = values.TenantInfo("lab", 2, LIMITS, 1, 1, 0, 12_345, 2 << 20, 0, LONG_AGO, 100, 50)
+HOLDING = memory_values.Holding("device", "lab/ana", "kv", "c" * 32, "running", 14 << 20)
+CHANGE = memory_values.LimitChange(
+    "device", "device_bytes", 0, 32 << 20, memory_values.LimitOutcome.DEFERRED, 12 << 20, (HOLDING, replace(HOLDING, name=""))
+)
+MEMORY = memory_values.Memory(
+    tiers=(memory_values.TierTotal("device", 100 << 20, 40 << 20, 16 << 20, {"kv": 30 << 20, "weights": 30 << 20}),),
+    accounts=(
+        memory_values.TierAccount("lab/ana", "device", {"kv": 20 << 20}, 20 << 20, 16 << 20, 18 << 20, 4 << 20, 2 << 20, 2, 1 << 20),
+        memory_values.TierAccount("models", "device", {"weights": 30 << 20}, 30 << 20, 0, 0, 30 << 20, 0, 1, 0),
+        memory_values.TierAccount("others", "device", {"kv": 10 << 20}, 10 << 20, 0, 0, 0, 0, 1, 0),
+    ),
+    decisions=(
+        memory_values.PathDecision(0.0, "small", "d" * 32, 1000, 992, "host", 0.00085, "recompute", 1.204, 0.0125),
+        memory_values.PathDecision(0.0, "small", "e" * 32, 16, 0, "recompute", 0.001, "disk", 0.0125, None),
+    ),
+)
+EXPLANATION = memory_values.Explanation(
+    subject="context " + "a" * 32,
+    state="ready",
+    summary="its request waits: it needs 12 MiB more of the device.",
+    placements=(memory_values.Placement("host", 3 << 20, 2), memory_values.Placement("nowhere", 0, 1)),
+    obstacles=(memory_values.Obstacle("FRAMES", "it needs 12 MiB more of the device.", "device", "", 12 << 20, 0, 0),),
+    holders=(HOLDING, replace(HOLDING, name="small", kind="weights", owner="models"), replace(HOLDING, name="", bytes=1 << 20)),
+    remedies=(memory_values.Remedy("unload", "device", 14 << 20, "models", "small", "unload the model small (14 MiB)"),),
+    queue=memory_values.QueuePlace(2, 3, 5, 1, 700),
+)
+BOOKS = memory_values.PartChecked("books", 12, "pages", 0, ())
+JOURNAL = memory_values.PartChecked("journal", 3, "records", 2048, ("it ends early",))
+TENANT = values.TenantInfo("lab", 2, LIMITS, 1, 1, 0, 12_345, 2 << 20, 0, LONG_AGO, 100, 50, 1 << 20, "ab12", (CHANGE,))
 TOKEN = values.TokenInfo("t1", "lab", "ci", ("user",), LONG_AGO, 0.0, 0.0)
 TIER = values.TierUse("device", 100 << 20, 40 << 20, 30 << 20, {"lab": 20 << 20, "solo": 10 << 20})
 WORKER = values.WorkerStatus("cpu0", "cpu", 4711, "running", 1, 0.5)
@@ -122,6 +152,9 @@ class FakeClient:
             "whoami": values.Principal("ana", "lab/ana", ("user",), "peer"),
             "drain": values.Drained(3, 1),
             "top": FRAME,
+            "memory": MEMORY,
+            "explain": EXPLANATION,
+            "fsck": iter((BOOKS, JOURNAL) if self.problems else (BOOKS,)),
             "top_stream": iter([FRAME, replace(FRAME, running=2)]),
             "events": iter([EVENT]),
             "stat": CONTEXT,

@@ -1,4 +1,4 @@
-"""top, mem, events, drain, whoami."""
+"""top, events, drain, whoami."""
 
 from __future__ import annotations
 
@@ -12,11 +12,6 @@ MEMORY = """\
 device |############========++++················| 60MiB of 100MiB
         # weights 30MiB  = lab 20MiB  + solo 10MiB
 """
-
-
-def test_mem_draws_each_tier(kernelctl: Kernelctl) -> None:
-    assert kernelctl("mem").stdout == MEMORY
-    assert json.loads(kernelctl("mem", "-o", "json").stdout)[0]["kv_bytes"] == {"lab": 20 << 20, "solo": 10 << 20}
 
 
 def test_a_tier_without_room_is_drawn_empty() -> None:

@@ -9,8 +9,8 @@ from kerneld_client.values import Limits
 from tests.cli.fake_client import LIMITS, Kernelctl
 
 AS_TABLE = """\
-TENANT  WEIGHT  CONTEXTS  RUNNING  QUEUED  SERVICE  KV DEVICE  HOST
-lab          2         1        1       0    12.3k       2MiB     0
+TENANT  WEIGHT  CONTEXTS  RUNNING  QUEUED  SERVICE  KV DEVICE  HOST  DISK  GUARANTEE
+lab          2         1        1       0    12.3k       2MiB     0  1MiB          -
 """
 
 
@@ -29,13 +29,16 @@ def test_add_sends_weight_and_limits(kernelctl: Kernelctl) -> None:
 def test_set_keeps_the_limits_that_are_not_named(kernelctl: Kernelctl) -> None:
     kernelctl("tenant", "set", "lab", "--max-running", "3")
 
-    assert kernelctl.client.arguments_of("set_tenant") == (("lab",), {"weight": None, "limits": replace(LIMITS, max_running=3)})
+    assert kernelctl.client.arguments_of("set_tenant") == (
+        ("lab",),
+        {"weight": None, "limits": replace(LIMITS, max_running=3), "revision": "ab12"},
+    )
 
 
 def test_set_of_a_weight_leaves_limits_alone(kernelctl: Kernelctl) -> None:
     kernelctl("tenant", "set", "lab", "--weight", "3")
 
-    assert kernelctl.client.arguments_of("set_tenant") == (("lab",), {"weight": 3, "limits": None})
+    assert kernelctl.client.arguments_of("set_tenant") == (("lab",), {"weight": 3, "limits": None, "revision": ""})
 
 
 def test_a_size_that_is_none_is_a_usage_error(kernelctl: Kernelctl) -> None:
