@@ -210,7 +210,9 @@ class Daemon:
         machine.delivery.on_finished = self._request_finished
         machine.delivery.on_unsynced = machine.dispatcher.end
         machine.authenticator.on_tenant_seen = self._tenant_seen
+        machine.dispatcher.on_result = machine.seating.meter.heard
         if machine.disk_tier is not None:
+            machine.disk_tier.returns.on_wait = machine.seating.meter.fetching
             machine.disk_tier.on_return = machine.dispatcher.arrived
             machine.dispatcher.composer.waits.append(machine.disk_tier.returns.must_wait)
             machine.dispatcher.on_landed = machine.disk_tier.reclaimer.turn

@@ -51,9 +51,7 @@ class Dispatcher:
         self._delivery = delivery
         self._deadline = deadline
         self._device: Device | None = None
-        self._boot_generation = 0
-        self._abort_count = 0
-        self._seq = 0
+        self._boot_generation = self._abort_count = self._seq = 0
         self._flights: deque[Flight] = deque()
         self._told: set[int] = set()  # row slots that the device has seated, by the plans that have ended
         self._rooms = Rooms(pager)
@@ -63,6 +61,7 @@ class Dispatcher:
         self.on_crash: Callable[[str], None] = lambda _reason: None
         self.on_model_failed: Callable[[int, str], None] = lambda _model_id, _reason: None
         self.on_progress: Callable[[int, int, float], None] = lambda _prefill, _output, _compute_s: None
+        self.on_result: Callable[[Flight, int, bool, StepResult], None] = lambda _flight, _step_idx, _is_last, _result: None
         self.on_landed: Callable[[], None] = lambda: None
 
     @property
@@ -248,6 +247,7 @@ class Dispatcher:
         with self._surviving():
             flight = self._flights[0]
             assert flight.seq == plan_seq, "plans end in order"
+            self.on_result(flight, step_idx, is_last, result)
             if step_idx != NO_STEP:
                 self._advance(flight, step_idx, result)
                 for row, reason, detail in self._delivery.deliver(flight, result):

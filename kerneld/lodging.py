@@ -126,6 +126,7 @@ class Lodging:
 
     def _serve(self, worker: WorkerClient) -> None:
         machine = self.machine
+        machine.seating.meter.measured(worker.copies)
         machine.dispatcher.attach(worker, machine.boot_generation)
         machine.residency.attach(worker, worker.models)
         machine.dispatcher.pump()

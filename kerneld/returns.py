@@ -15,6 +15,7 @@ Invariants
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Callable
 
 from kerneld.calls import ContextState
 from kerneld.diskmover import DiskMover
@@ -36,6 +37,7 @@ class Returns:
         self._mover = mover
         self._fetching: dict[str, Request] = {}  # by request id
         self._waiting: deque[Request] = deque()  # for their turn to fetch
+        self.on_wait: Callable[[str, PageTable, int], None] = lambda _context, _table, _num_tokens: None
 
     def must_wait(self, request: Request) -> bool:
         """Whether a request that is next waits for its pages first; then it is out of the line."""
@@ -49,6 +51,7 @@ class Returns:
             self._waiting.append(request)
         elif not self._fetch(request, table):
             return False
+        self.on_wait(request.context.id, table, request.context.kv_valid)
         self._scheduler.park(request)
         if request.context.state is ContextState.READY:
             request.context.move(ContextState.BLOCKED)

@@ -21,6 +21,7 @@ from drivers.contract import FramePatch, RowStart
 from kerneld.request import Request
 from kerneld.rooms import RoomWanted
 from kerneld.step import RowNeed
+from memory.decisions import Decision
 from memory.page import Move
 from memory.pager import Want
 from memory.table import PageTable
@@ -43,6 +44,7 @@ class Row:
     num_restored: int = 0  # pages that come back from the host tier for it
     num_lost: int = 0  # pages that are computed again for it
     score_from: int = -1
+    decision: Decision | None = None  # how its pages come to the device
     sent: list[list[int]] = field(default_factory=list)
 
     @property

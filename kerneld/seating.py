@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 from kerneld.context import Context
 from kerneld.eventbus import EventBus
 from kerneld.events import PagesRestored, PrefixLooked
+from kerneld.meter import Meter
 from kerneld.models import ModelTable
 from kerneld.request import Request
 from kerneld.rows import Row
@@ -30,6 +31,7 @@ class Seating:
         self._tenants = tenants
         self._events = events
         self._models = models
+        self.meter = Meter(pager.costs)
         self.on_filled: Callable[[Context, Sequence[bytes]], None] = lambda _context, _links: None
 
     def model_ids(self, request: Request) -> tuple[int, int]:
@@ -59,8 +61,11 @@ class Seating:
         table = self.table_of(context)
         intact = min(context.kv_valid, table.at_hand_tokens())
         page_tokens = self._pager.page_tokens
+        decision = self.meter.choose(context.id, table, context.kv_valid)
+        intact = min(intact, decision.keep_tokens)
         position = min(intact, request.needs_logits_from)
         row = Row(request, slot, table, position, context.num_tokens, request.num_remaining, score_from=request.score_from)
+        row.decision = decision
         row.num_restored = sum(page.device_frame is None for pages in table.pages for page in pages[: -(-intact // page_tokens)])
         row.num_lost = -(-context.kv_valid // page_tokens) - -(-intact // page_tokens)
         return row
@@ -69,6 +74,7 @@ class Seating:
         """The plan that seats a row goes out: what it costs to have its pages again is counted, once."""
         request, context = row.request, row.request.context
         context.kv_valid = row.position
+        self.meter.started(row)
         request.num_fetches = 0
         request.pages_restored += row.num_restored
         request.pages_recomputed += row.num_lost

@@ -28,6 +28,7 @@ from memory.table import Page, PageTable
 FORGET = 0.8  # what the old figure keeps when a new one of some size comes
 MIN_BYTES = 64 << 10  # a copy of less says more about the clock than about the link
 MIN_PREFILL_TOKENS = 16
+USUAL_PREFILL_TOKENS = 256  # a prefill of so many tokens makes the ones before count as `FORGET` says; a shorter one less
 SLOPE_SPREAD = 0.05  # the mean positions of observations must differ so much, relatively, before a slope is believed
 
 
@@ -52,7 +53,8 @@ class PrefillFit:
         count = end - start
         mean, pace = (start + end - 1) / 2, seconds / count
         fresh = (count, count * mean, count * mean * mean, count * pace, count * mean * pace)
-        self._sums = [FORGET * old + new for old, new in zip(self._sums, fresh, strict=True)]
+        keep = FORGET ** (count / USUAL_PREFILL_TOKENS)
+        self._sums = [keep * old + new for old, new in zip(self._sums, fresh, strict=True)]
 
     def terms(self) -> tuple[float, float]:
         """Seconds per token at position 0, and what each position adds."""
