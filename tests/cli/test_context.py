@@ -32,6 +32,9 @@ AS_PLAIN = {
     "failure": "",
     "grants": [],
     "seed": 7,
+    "pinned_tokens": 0,
+    "sharing_group": "",
+    "adapter": "",
 }
 OTHER_ID = "ab" * 16
 AS_TABLE = """\
