@@ -39,6 +39,7 @@ class Mapping:
         self.index = PrefixIndex()
         self._pools: dict[Tier, dict[int, FramePool]] = {tier: {} for tier in TIERS}
         self._pages: dict[Tier, dict[int, Page]] = {tier: {} for tier in TIERS}
+        self.departed: list[Page] = []  # from the device, since somebody looked and cleared it
         self._parked: dict[Page, Page] = {}  # parked copy -> the page that it was of
 
     # ------------------------------------------------------------------------------------------------------------------ spaces
@@ -147,6 +148,8 @@ class Mapping:
             raise PagingError(f"The page is not in the {tier.name.lower()} tier.")
         self._refund(page, tier)
         del self._pages[tier][frame]
+        if tier is Tier.DEVICE:
+            self.departed.append(page)
         self.num_changes += 1
         count_in_all(page, -1)
         page.set_frame(tier, None)

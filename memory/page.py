@@ -91,6 +91,14 @@ class Transfer:
     num_tokens: int
 
 
+class Eviction(NamedTuple):
+    """Pages of one owner that leave the device with a plan; `num_dropped` of them are nowhere then."""
+
+    owner: str
+    num_pages: int
+    num_dropped: int
+
+
 @dataclass(frozen=True, slots=True)
 class PagePlan:
     """What has to happen to pages before the steps of plan `seq` may run: zeros, then moves, then late zeros, each in order.
@@ -102,3 +110,4 @@ class PagePlan:
     zeros: tuple[Zero, ...] = ()
     moves: tuple[Move, ...] = ()
     late_zeros: tuple[Zero, ...] = ()
+    evictions: tuple[Eviction, ...] = ()  # for the books; they are nothing to be done

@@ -11,6 +11,7 @@ Invariants
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 
 from memory.burial import Burials
 from memory.config import MemoryConfig
@@ -21,11 +22,11 @@ from memory.excess import Excess
 from memory.faults import Faults, Want
 from memory.flights import Flights
 from memory.mapping import Mapping
-from memory.page import Move, PagePlan, Tier
+from memory.page import Eviction, Move, PagePlan, Tier
 from memory.reclaim import Sweep
 from memory.room import Room
 from memory.scrub import Scrubber
-from memory.table import PageTable
+from memory.table import Page, PageTable
 from memory.tables import Tables
 from memory.weights import Shelves
 from memory.writebehind import WriteBehind
@@ -50,7 +51,7 @@ class Planner:
 
     def plan(self, seq: int, wants: Sequence[Want]) -> PagePlan:
         """What has to happen so that every want is met. Raises: OutOfFrames, OverLimit, PagingError (invariant 1)."""
-        draft = self._flights.begin(seq)
+        draft = self._begin(seq)
         sweep = Sweep(self._mapping, draft, self.order, self._costs)
         try:
             for want in wants:
@@ -72,7 +73,7 @@ class Planner:
         """Evict idle pages so that weights of these sizes can be placed. Raises: NeverFits, OutOfFrames (invariant 1)."""
         shelf = self._shelves[tier]
         shelf.check_room(sizes)
-        draft = self._flights.begin(seq)
+        draft = self._begin(seq)
         sweep = Sweep(self._mapping, draft, self.order, self._costs)
         try:
             Room(self._mapping, shelf, draft, sweep).make(sizes)
@@ -126,7 +127,19 @@ class Planner:
         self.burials.drain(draft, sweep)
         self.scrubber.queue(draft)
         self._aborted = []
-        return draft.page_plan()
+        return replace(draft.page_plan(), evictions=self._evictions())
+
+    def _begin(self, seq: int) -> Draft:
+        self._mapping.departed.clear()
+        return self._flights.begin(seq)
+
+    def _evictions(self) -> tuple[Eviction, ...]:
+        """What left the device since the draft was begun, by owner."""
+        gone: dict[str, list[Page]] = {}
+        for page in self._mapping.departed:
+            if page.device_frame is None and page.num_reached:
+                gone.setdefault(page.holders[0].owner, []).append(page)
+        return tuple(Eviction(owner, len(pages), sum(page.is_lost for page in pages)) for owner, pages in gone.items())
 
     def _spoil(self, draft: Draft, tiers: tuple[Tier, ...]) -> None:
         """An aborted draft may have been carried out: what was in the frames that it wrote is not there any more."""

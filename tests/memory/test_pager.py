@@ -138,6 +138,7 @@ def test_a_page_with_a_clean_copy_is_evicted_without_a_move() -> None:
     plan = rig.run((rig.table(), 0, PT))
 
     assert plan.moves == ()
+    assert plan.evictions == (("lab/ann", 1, 0),)
     assert cold.counts() == (7, 1, 0, 0, 0)
 
 
@@ -229,6 +230,7 @@ def test_without_a_host_tier_evicted_pages_are_lost_from_the_tail() -> None:
     plan = rig.run((rig.table(), 0, 2 * PT))
 
     assert plan.moves == ()
+    assert plan.evictions == (("lab/ann", 2, 2),)
     assert cold.counts() == (2, 0, 2, 0, 0)
     assert cold.intact_tokens() == 2 * PT
 
