@@ -1,4 +1,4 @@
-"""Models for measuring: the SmolLM2-135M shape with random weights, as a Hugging Face directory."""
+"""Models for measuring, with random weights, as Hugging Face directories: the SmolLM2-135M shape, and one whose layers are large."""
 
 from __future__ import annotations
 
@@ -45,6 +45,32 @@ def make_135m(folder: Path) -> Path:
         weights |= _layer(f"model.layers.{layer}.")
     save_file(weights, path / "model.safetensors", metadata={"format": "pt"})
     (path / "config.json").write_text(json.dumps(CONFIG))
+    return path
+
+
+def make_wide(folder: Path) -> Path:
+    """Write a model of 16 layers of 58 MiB in float32 into `folder`/wide and return that path: layers so large that copying them counts."""
+    hidden, inner, heads, kv_heads, layers, vocabulary = 1024, 4096, 16, 4, 16, 4096
+    path = folder / "wide"
+    path.mkdir(parents=True, exist_ok=True)
+    torch.manual_seed(0)
+
+    def matrix(rows: int, columns: int) -> torch.Tensor:
+        return torch.randn(rows, columns) * 0.02
+
+    weights = {"model.embed_tokens.weight": matrix(vocabulary, hidden), "model.norm.weight": torch.ones(hidden)}
+    kv = kv_heads * hidden // heads
+    shapes = {"q": (hidden, hidden), "k": (kv, hidden), "v": (kv, hidden), "o": (hidden, hidden)}
+    for layer in range(layers):
+        prefix = f"model.layers.{layer}."
+        weights |= {f"{prefix}self_attn.{name}_proj.weight": matrix(*shape) for name, shape in shapes.items()}
+        weights |= {f"{prefix}mlp.{name}_proj.weight": matrix(inner, hidden) for name in ("gate", "up")}
+        weights |= {f"{prefix}{name}.weight": torch.ones(hidden) for name in ("input_layernorm", "post_attention_layernorm")}
+        weights[f"{prefix}mlp.down_proj.weight"] = matrix(hidden, inner)
+    save_file(weights, path / "model.safetensors", metadata={"format": "pt"})
+    sizes = {"hidden_size": hidden, "num_hidden_layers": layers, "num_attention_heads": heads, "num_key_value_heads": kv_heads}
+    sizes |= {"head_dim": hidden // heads, "intermediate_size": inner, "vocab_size": vocabulary}
+    (path / "config.json").write_text(json.dumps({**CONFIG, **sizes, "torch_dtype": "float32"}))
     return path
 
 
