@@ -9,6 +9,7 @@ what a context can go on from. Policies decide over what they are given and chan
 Invariants
 1. What a guarantee covers goes to nobody who has no part in it.
 2. A choice costs O(log n) of the owners and looks at each page once in the life of a queue: who may not go is passed for good.
+3. A shared page goes with the last of its holders in the queue, so that one cold fork does not take a prefix from all others.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import heapq
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from enum import IntEnum
+from functools import cached_property
 from typing import Protocol
 
 from memory.ledger import Ledger, lineage
@@ -90,6 +92,7 @@ class Line:
         """`ranked`: tables with a group of the space, each with its rank; low ranks go first."""
         self._ranked = ranked
         self._question = question
+        self._last_holders: dict[Page, PageTable] = {}  # of shared pages, as they are met
         self._rung = 0
         self._next = 0
         self._tail: Tail | None = None
@@ -120,8 +123,20 @@ class Line:
                 Rung.UNPINNED: lambda page: not page.is_pinned and may_go(page),
                 Rung.PINNED: may_go,
             }[rung]
-            self._tail = Tail(table.pages[group], is_victim)
+            self._tail = Tail(table.pages[group], lambda page: self._goes_with(page, table) and is_victim(page))
         return self._tail.peek()
+
+    def _goes_with(self, page: Page, table: PageTable) -> bool:
+        """Whether it is this table's turn to lose a page (invariant 3)."""
+        if len(page.holders) == 1:
+            return True
+        if page not in self._last_holders:
+            self._last_holders[page] = max((holder for holder in page.holders if holder in self._ranks), key=self._ranks.__getitem__)
+        return self._last_holders[page] is table
+
+    @cached_property
+    def _ranks(self) -> dict[PageTable, int]:
+        return {table: rank for rank, table in self._ranked}
 
 
 class Victims:
