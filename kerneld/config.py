@@ -164,6 +164,7 @@ def check_config(config: Config) -> None:
     memory, kernel = config.memory, config.kerneld
     if memory.slab_bytes > memory.device_bytes:
         raise ConfigError(f"memory.slab_bytes ({memory.slab_bytes}) is larger than memory.device_bytes ({memory.device_bytes}).")
+    _check_disk_tier(memory)
     if kernel.max_step_tokens < kernel.max_rows:
         raise ConfigError(
             f"kerneld.max_step_tokens ({kernel.max_step_tokens}) gives kerneld.max_rows ({kernel.max_rows}) rows less than a token each."
@@ -171,6 +172,20 @@ def check_config(config: Config) -> None:
     for who, tenant in kernel.users.items():
         _check_user(who, tenant)
     _check_addresses(config.syscalls)
+
+
+def _check_disk_tier(memory: MemoryConfig) -> None:
+    if memory.host_low > memory.host_high:
+        raise ConfigError(f"memory.host_low ({memory.host_low}) is above memory.host_high ({memory.host_high}).")
+    if memory.page_file_bytes and memory.host_bytes < memory.slab_bytes:
+        raise ConfigError(
+            "memory.page_file_bytes needs a host tier, because pages go to disk from there: set memory.host_bytes to"
+            f" {memory.slab_bytes} (memory.slab_bytes) at least, or memory.page_file_bytes to 0."
+        )
+    if 0 < memory.page_file_bytes < memory.slab_bytes:
+        raise ConfigError(
+            f"memory.page_file_bytes ({memory.page_file_bytes}) is smaller than memory.slab_bytes ({memory.slab_bytes}); 0 turns it off."
+        )
 
 
 def _check_user(who: str, tenant: str) -> None:

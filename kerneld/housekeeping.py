@@ -33,29 +33,30 @@ class Housekeeping:
 
     def __init__(self, machine: Machine) -> None:
         self._machine = machine
-        self._task: asyncio.Task[None] | None = None
+        self._tasks: list[asyncio.Task[None]] = []
         self._watchdog_s = Notifier().watchdog_interval_s
         self._duties: list[tuple[float, Callable[[], None]]] = [
             (TICK_S, self._end_late),
             (TICK_S, self._apply_limits),
             (TICK_S, self._reclaim),
             (ACCOUNTS_S, self._journal_counters),
-            (INTEGRITY_S, self._check_integrity),
         ]
         if self._watchdog_s is not None:
             self._duties.append((self._watchdog_s, Notifier().alive))
 
     def start(self) -> None:
         """Begin to keep house."""
-        self._task = asyncio.get_running_loop().create_task(self._run(), name="housekeeping")
-        self._task.add_done_callback(_report)
+        for work in (self._run(), self._watch_books()):
+            task = asyncio.get_running_loop().create_task(work, name="housekeeping")
+            task.add_done_callback(_report)
+            self._tasks.append(task)
 
     async def stop(self) -> None:
         """Do the accounts a last time, and stop."""
-        if self._task is not None:
-            self._task.cancel()
+        for task in self._tasks:
+            task.cancel()
             with contextlib.suppress(asyncio.CancelledError):
-                await self._task
+                await task
         self._journal_counters()
         await self._write_usage()
 
@@ -74,6 +75,12 @@ class Housekeeping:
                 await self._compact()
                 await self._forget_effects()
             await asyncio.sleep(min(TICK_S, self._watchdog_s or TICK_S))
+
+    async def _watch_books(self) -> None:
+        while True:
+            await asyncio.sleep(INTEGRITY_S)
+            if self._machine.dispatcher.is_idle:
+                await self.check_integrity()
 
     # -------------------------------------------------------------------------------------------------------------------------- duties
 
@@ -110,14 +117,16 @@ class Housekeeping:
         if not is_written:
             logger.warning("fair-share counters were not journaled: the disk is full")
 
-    def _check_integrity(self) -> None:
-        """Look whether the books agree, when nothing runs."""
-        if not self._machine.dispatcher.is_idle:
-            return
+    async def check_integrity(self) -> None:
+        """Look whether the books agree, when nothing runs, a slice at a time: whoever comes meanwhile waits for one slice at most."""
+        machine = self._machine
         try:
-            self._machine.pager.check_integrity()
+            for _ in machine.pager.integrity_steps():
+                await asyncio.sleep(0)
+                if not machine.dispatcher.is_idle:
+                    return
         except PagingError as problem:
-            self._machine.events.publish(IntegrityLost("pager", str(problem)))
+            machine.events.publish(IntegrityLost("pager", str(problem)))
 
     async def _write_usage(self) -> None:
         machine = self._machine

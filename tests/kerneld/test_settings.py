@@ -123,6 +123,8 @@ def test_directories_given_by_systemd_are_the_defaults(tmp_path: Path) -> None:
         ("kerneld.users=7", "expected a table of strings"),
         ("max_rows=3", "expected section.key=value"),
         ("memory.slab_bytes=1TiB", "larger than memory.device_bytes"),
+        ("memory.host_low=0.5", "above memory.host_high"),
+        ("memory.page_file_bytes=1MiB", "smaller than memory.slab_bytes"),
         ("kerneld.max_step_tokens=1", "kerneld.max_rows"),
         ('kerneld.users={"ana" = "lab"}', 'neither "uid:NUMBER" nor "group:NAME"'),
         ('kerneld.users={"uid:1" = "lab//x"}', "not a tenant path"),
@@ -139,6 +141,11 @@ def test_a_wrong_setting_is_told_with_what_is_accepted(tmp_path: Path, assignmen
 
     assert told in str(caught.value)
     assert assignment.partition("=")[0].split(".")[-1] in str(caught.value)
+
+
+def test_a_disk_tier_needs_a_host_tier(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"memory\.page_file_bytes needs a host tier.*set memory\.host_bytes"):
+        load(tmp_path, "", "memory.page_file_bytes=1GiB", "memory.host_bytes=0")
 
 
 @pytest.mark.parametrize(
