@@ -77,11 +77,17 @@ class Disk:
         for table in tables:
             if table.is_buried:
                 yield from ((page, True) for page in tail_first(table) if self._may_spill(page))
-        for is_pinned in (False, True):
-            for table in tables:
-                if (table.num_pinned or not is_pinned) and self._has_unsaved(table):
-                    pages = (page for page in tail_first(table) if page.is_pinned is is_pinned)
-                    yield from ((page, False) for page in pages if self._may_spill(page))
+        pinned: list[Page] = []
+        met: set[Page] = set()  # a page that many share is looked at once
+        for table in tables:
+            for page in tail_first(table) if self._has_unsaved(table) else ():
+                if page not in met and self._may_spill(page):
+                    met.add(page)
+                    if page.is_pinned:
+                        pinned.append(page)
+                    else:
+                        yield page, False
+        yield from ((page, False) for page in pinned if self._may_spill(page))
 
     def _has_unsaved(self, table: PageTable) -> bool:
         """Whether a table that nobody is about to use has host copies that are not on disk."""

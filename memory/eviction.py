@@ -93,6 +93,7 @@ class Line:
         self._ranked = ranked
         self._question = question
         self._last_holders: dict[Page, PageTable] = {}  # of shared pages, as they are met
+        self._pinned: dict[Page, bool] = {}  # of shared pages, as they are met
         self._rung = 0
         self._next = 0
         self._tail: Tail | None = None
@@ -119,8 +120,8 @@ class Line:
                 return None
             may_go = self._question.may_go
             is_victim = {
-                Rung.CLEAN: lambda page: _is_copied(page, self._question.tier) and not page.is_pinned and may_go(page),
-                Rung.UNPINNED: lambda page: not page.is_pinned and may_go(page),
+                Rung.CLEAN: lambda page: _is_copied(page, self._question.tier) and not self._is_pinned(page) and may_go(page),
+                Rung.UNPINNED: lambda page: not self._is_pinned(page) and may_go(page),
                 Rung.PINNED: may_go,
             }[rung]
             self._tail = Tail(table.pages[group], lambda page: self._goes_with(page, table) and is_victim(page))
@@ -133,6 +134,13 @@ class Line:
         if page not in self._last_holders:
             self._last_holders[page] = max((holder for holder in page.holders if holder in self._ranks), key=self._ranks.__getitem__)
         return self._last_holders[page] is table
+
+    def _is_pinned(self, page: Page) -> bool:
+        if len(page.holders) == 1:
+            return page.is_pinned
+        if page not in self._pinned:
+            self._pinned[page] = page.is_pinned
+        return self._pinned[page]
 
     @cached_property
     def _ranks(self) -> dict[PageTable, int]:
