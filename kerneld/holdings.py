@@ -78,9 +78,9 @@ class PathDecision:
     num_tokens: int
     keep_tokens: int
     chosen: str
-    cost_s: float
+    cost_s: float | None  # None: nobody knows yet what computing costs
     alternative: str
-    alternative_cost_s: float
+    alternative_cost_s: float | None
     measured_s: float | None = None
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import AsyncIterator
 
 from kerneld.calls import Caller
@@ -92,4 +93,26 @@ class MemoryVerbs:
         return sum(table.num_pinned * space.device_frame_bytes for table in tables for space in table.spaces if table.num_pinned)
 
     def _decisions(self, caller: Caller, count: int) -> tuple[PathDecision, ...]:
-        return ()
+        """The latest decisions about contexts that the caller may see; those of freed ones only for those who see everything."""
+        found = self._machine.pager.costs.decisions.latest()
+        seen = (decision for decision in found if self._may_see(caller, decision.label))
+        return tuple(
+            PathDecision(
+                at=decision.at,
+                model=decision.model,
+                context_id=decision.label,
+                num_tokens=decision.num_tokens,
+                keep_tokens=decision.keep_tokens,
+                chosen=decision.chosen.value,
+                cost_s=decision.predicted_s,
+                alternative=decision.alternative.value,
+                alternative_cost_s=decision.alternative_s,
+                measured_s=decision.measured_s,
+            )
+            for decision in itertools.islice(seen, count)
+        )
+
+    def _may_see(self, caller: Caller, context_id: str) -> bool:
+        context = self._machine.contexts.find(context_id)
+        everything = may_see_everything(caller.principal)
+        return everything or (context is not None and may_see_tenant(caller.principal, context.tenant))

@@ -200,10 +200,15 @@ def memory(message: pb.Memory) -> Memory:
     return Memory(
         tiers=tuple(_plain(TierTotal, item, kinds=dict(item.kinds)) for item in message.tiers),
         accounts=tuple(_plain(TierAccount, item, kinds=dict(item.kinds)) for item in message.accounts),
-        decisions=tuple(
-            _plain(PathDecision, item, measured_s=item.measured_s if item.HasField("measured_s") else None) for item in message.decisions
-        ),
+        decisions=tuple(_plain(PathDecision, item, **{name: _optional(item, name) for name in _COSTS}) for item in message.decisions),
     )
+
+
+_COSTS = ("cost_s", "alternative_cost_s", "measured_s")
+
+
+def _optional(message: Any, name: str) -> Any:
+    return getattr(message, name) if message.HasField(name) else None
 
 
 def explanation(message: pb.Explanation) -> Explanation:
