@@ -59,7 +59,7 @@ def write_bars(bars: Iterable[Bar]) -> None:
     console = Console(highlight=False, soft_wrap=True)
     for bar in bars:
         colours = [WEIGHTS_COLOUR if name == WEIGHTS else COLOURS[idx % len(COLOURS)] for idx, name in _numbered(bar)]
-        drawn, left = Text(f"{bar.name:<6}  ", style="bold"), WIDTH
+        drawn, left = Text().append(f"{bar.name:<6}  ", style="bold"), WIDTH
         for colour, (_name, size) in zip(colours, bar.parts, strict=True):
             cells = min(max(1, round(WIDTH * size / bar.total_bytes)), left) if size and bar.total_bytes else 0
             drawn.append("█" * cells, style=colour)

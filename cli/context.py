@@ -39,6 +39,7 @@ def context_columns(printer: Printer) -> tuple[Column, ...]:
         Column("MAX TOKENS", lambda c: str(c.max_tokens), is_wide=True, is_number=True),
         Column("LOST", lambda c: str(c.pages.lost), is_wide=True, is_number=True),
         Column("SHARED", lambda c: str(c.pages.shared), is_wide=True, is_number=True),
+        Column("PINNED", lambda c: str(c.pinned_tokens or "-"), is_wide=True, is_number=True),
         Column("KV", lambda c: bytes_text(c.kv_bytes), is_wide=True, is_number=True),
         Column("IDLE", lambda c: printer.age(c.last_used_at), is_wide=True, is_number=True),
         Column("LABELS", lambda c: labels_text(c.labels), is_wide=True),
@@ -213,6 +214,7 @@ def resume(shell: Shell, context_id: str) -> None:
 @click.option("--nice", type=click.IntRange(-20, 19), help="Order among your own requests; less is sooner.")
 @click.option("--priority", type=PRIORITIES, help="Latency class of its requests.")
 @click.option("--max-tokens", type=click.IntRange(1), help="Longest that the context may become.")
+@click.option("--pin/--no-pin", "pinned", default=None, help="Let the pages of the tokens that it has now go last of all of its tenant.")
 @click.option("-l", "--label", "labels", multiple=True, metavar="KEY=VALUE", help="Label; an empty value removes it. May be repeated.")
 @output_option
 @pass_shell

@@ -61,6 +61,7 @@ class Composer:
         self._is_line_stopped = False
         self._opens_at = 0  # > 0: the line opens when this plan has landed
         self.on_misfit: Callable[[Request, FinishReason, str], None] = delivery.settle
+        self.advise: Callable[[OutOfFrames | OverLimit, Request], None] = lambda _shortage, _request: None  # says what would help
         self.prefixes = Prefixes(pager, scheduler, seating)
         # Asked of who is next, in this order; who has to wait for something has left the line then.
         self.waits: list[Callable[[Request], bool]] = [self.prefixes.must_wait]
@@ -178,6 +179,7 @@ class Composer:
             self._preempt(victim)
             self._stop_line(shortage)
             return True
+        self.advise(shortage, rows[0].request)
         logger.warning("a request that was admitted does not fit alone", extra={"request": rows[0].request.id, "shortage": str(shortage)})
         self.unseat(rows[0].request)
         self.on_misfit(rows[0].request, FinishReason.ERROR, str(shortage))

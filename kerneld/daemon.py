@@ -39,10 +39,13 @@ from kerneld.machine import Machine
 from kerneld.metrics import Gauges, Metrics
 from kerneld.models import ModelTable
 from kerneld.pagefile import PageFile
+from kerneld.pagereports import PageReports
 from kerneld.recovery import recover
+from kerneld.remedies import remedies_of
 from kerneld.renderer import TemplateRenderer
 from kerneld.request import Request
 from kerneld.residency import Residency
+from kerneld.rows import Flight
 from kerneld.scheduler import Scheduler, SchedulerPolicy
 from kerneld.seating import Seating
 from kerneld.security.identity import Authenticator
@@ -206,16 +209,19 @@ class Daemon:
 
     def _connect(self, machine: Machine) -> None:
         """Let parts tell each other what concerns them."""
+        self._reports = PageReports(machine.events)
         machine.events.subscribe(self.metrics.on_event)
+        machine.dispatcher.composer.advise = lambda shortage, request: shortage.advise(remedies_of(machine, shortage, request.tenant))
         machine.delivery.on_finished = self._request_finished
         machine.delivery.on_unsynced = machine.dispatcher.end
         machine.authenticator.on_tenant_seen = self._tenant_seen
         machine.dispatcher.on_result = machine.seating.meter.heard
+        machine.dispatcher.on_landed = self._landed
+        machine.dispatcher.on_corrupt = self._reports.corrupt
         if machine.disk_tier is not None:
             machine.disk_tier.returns.on_wait = machine.seating.meter.fetching
             machine.disk_tier.on_return = machine.dispatcher.arrived
             machine.dispatcher.composer.waits.append(machine.disk_tier.returns.must_wait)
-            machine.dispatcher.on_landed = machine.disk_tier.reclaimer.turn
 
     def _worker_command(self) -> WorkerCommand:
         kernel = self.config.kerneld
@@ -252,6 +258,7 @@ class Daemon:
     def _request_finished(self, request: Request) -> None:
         machine, context = self.machine, request.context
         machine.requests.pop(request.id, None)
+        machine.residency.turns.note_used(context.models)
         if machine.disk_tier is not None:
             machine.disk_tier.returns.forget(request)
         if request.reserved_bytes:
@@ -261,6 +268,11 @@ class Daemon:
             machine.tenants.use(request.tenant, request.num_input, request.num_generated)
         if not request.is_scoring and machine.contexts.find(context.id) is not None:
             machine.last_logs[context.id] = request
+
+    def _landed(self, flight: Flight) -> None:
+        self._reports.landed(flight)
+        if self.machine.disk_tier is not None:
+            self.machine.disk_tier.reclaimer.turn()
 
     def _tenant_seen(self, tenant: TenantRow) -> None:
         if tenant.path not in self.machine.tenants:

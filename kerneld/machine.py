@@ -24,6 +24,7 @@ from kerneld.effects import Effects
 from kerneld.eventbus import EventBus
 from kerneld.holdings import LimitChange
 from kerneld.models import ModelTable
+from kerneld.pins import Pins
 from kerneld.renderer import TemplateRenderer
 from kerneld.request import Request
 from kerneld.residency import Residency
@@ -77,6 +78,7 @@ class Machine:
     requests: dict[str, Request] = field(default_factory=dict)  # unfinished, by request id
     last_logs: dict[str, Request] = field(default_factory=dict)  # the latest finished request of each context, by context id
     limits: TierLimits = field(init=False)
+    pins: Pins = field(init=False)
     # written by drain and stop
     is_recovered: bool = False
     is_draining: bool = False
@@ -84,6 +86,7 @@ class Machine:
 
     def __post_init__(self) -> None:
         self.limits = TierLimits(self.pager.ledger, self.events.publish)
+        self.pins = Pins(self.pager, self.contexts, self.models, self.config.memory.device_bytes)
 
     def num_visible(self, context: Context) -> int:
         """Tokens of a context that may be shown: with durability `fsync`, those that are on the disk."""

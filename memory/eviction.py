@@ -220,7 +220,7 @@ class Victims:
             if name.endswith("/"):
                 return name[:-1]
             question = self._question
-            is_kept = not self._within and self._ledger.keeps(name, question.taker, question.tier, question.size_bytes)
+            is_kept = self._ledger.keeps(name, question.taker, question.tier, question.size_bytes)
             found = None if is_kept else self._furthest(name)
             if found is not None:
                 return found

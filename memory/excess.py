@@ -35,7 +35,7 @@ class Excess:
                 draft.take_away(page, Tier.HOST)
 
     def _drain_device(self, draft: Draft, sweep: Sweep, owner: str, allowance: Allowance) -> None:
-        while self._is_in_excess(owner, Tier.DEVICE) and allowance.is_left and (page := sweep.own_page(owner)) is not None:
+        while self._is_in_excess(owner, Tier.DEVICE) and allowance.is_left and (page := sweep.own_page(owner, owner)) is not None:
             if page.num_reached and not page.is_clean and self._demote(draft, sweep, page):
                 allowance.spend(page.space.device_frame_bytes)
             draft.take_away(page, Tier.DEVICE)

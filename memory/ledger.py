@@ -267,9 +267,8 @@ class Ledger:
         return tuple(Holder(owner, size) for owner, size in sorted(held.items(), key=lambda item: (-item[1], item[0])))
 
     def accounts(self, tier: Tier) -> tuple[Account, ...]:
-        """Everybody who holds bytes of a tier, or was promised some, in order of their paths."""
-        held = {owner for kind in Kind for owner in self._charges[tier, kind]}
-        return tuple(self._account(owner, tier) for owner in sorted(held | set(self._limits[tier])))
+        """Everybody who holds bytes of a tier, or was promised some, and all above them, in order of their paths."""
+        return tuple(self._account(owner, tier) for owner in sorted(set(self._used[tier]) | set(self._limits[tier])))
 
     def _account(self, owner: str, tier: Tier) -> Account:
         kinds = {kind: size for kind in Kind if (size := self._charges[tier, kind].get(owner, 0))}

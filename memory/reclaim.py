@@ -109,7 +109,7 @@ class Sweep:
         ledger = self._mapping.ledger
         spare: int | None = None
         while (capped := ledger.exceeded(owner, Tier.DEVICE, charge_bytes)) is not None:
-            page = self.own_page(capped, space_id)
+            page = self.own_page(capped, owner, space_id)
             if page is None:
                 limit = ledger.limit(capped, Tier.DEVICE).limit_bytes
                 raise OverLimit(capped, "device", charge_bytes, limit, ledger.used(capped, Tier.DEVICE))
@@ -119,29 +119,31 @@ class Sweep:
             self._draft.take_over(space_id, Tier.DEVICE, spare)
         return spare
 
-    def own_page(self, owner: str, space_id: int | None = None) -> Page | None:
-        """A page on the device of an owner, or of those below it, that may go: of the space if possible, else of any."""
+    def own_page(self, owner: str, taker: str, space_id: int | None = None) -> Page | None:
+        """A page on the device of an owner, or of those below it, that the taker may have: of the space if possible, else of any."""
         first = [] if space_id is None else [space_id]
         order = first + [other for other in self._mapping.spaces if other != space_id]
-        queues = (self._queue((Tier.DEVICE, each, "", owner, "own"), self.may_leave_device) for each in order)
+        queues = (self._queue((Tier.DEVICE, each, taker, owner, "own"), self._to_be_had(Tier.DEVICE, each, taker)) for each in order)
         return next((page for queue in queues if (page := queue.peek()) is not None), None)
 
     def own_host_page(self, owner: str) -> Page | None:
         """A page on the host of an owner, or of those below it, that may go: one with another copy if possible, else the coldest one."""
-
-        def may_go(page: Page) -> bool:
-            return self.may_leave_host(page, may_lose=True)
-
-        queues = (self._queue((Tier.HOST, each, "", owner, "own"), may_go) for each in self._mapping.pools(Tier.HOST))
+        spaces = self._mapping.pools(Tier.HOST)
+        queues = (self._queue((Tier.HOST, each, owner, owner, "own"), self._to_be_had(Tier.HOST, each, owner)) for each in spaces)
         return next((page for queue in queues if (page := queue.peek()) is not None), None)
 
-    def _from_page(self, space_id: int, owner: str) -> int | None:
-        size = frame_bytes(self._mapping.space(space_id), Tier.DEVICE)
+    def _to_be_had(self, tier: Tier, space_id: int, taker: str) -> Callable[[Page], bool]:
+        """Whether a page may leave a tier for the good of somebody (invariants 1 and 3)."""
+        size = frame_bytes(self._mapping.space(space_id), tier)
 
         def may_go(page: Page) -> bool:
-            return self.may_leave_device(page) and not self._is_guaranteed(page, owner, Tier.DEVICE, size)
+            may_leave = self.may_leave_device(page) if tier is Tier.DEVICE else self.may_leave_host(page, may_lose=True)
+            return may_leave and not self._is_guaranteed(page, taker, tier, size)
 
-        page = self._queue((Tier.DEVICE, space_id, owner, "", "any"), may_go).peek()
+        return may_go
+
+    def _from_page(self, space_id: int, owner: str) -> int | None:
+        page = self._queue((Tier.DEVICE, space_id, owner, "", "any"), self._to_be_had(Tier.DEVICE, space_id, owner)).peek()
         if page is None:
             return None
         frame = self.evict(page)
@@ -177,15 +179,11 @@ class Sweep:
     def _from_host_page(self, page: Page, within: str | None, *, may_lose: bool) -> int | None:
         """The host frame of a page that has to go before this one, or of the tail of the same context; `within`: of the same owner only."""
         owner, space_id = page.holders[0].owner, page.space_id
-        size = frame_bytes(self._mapping.space(space_id), Tier.HOST)
         place = Rung.PINNED if page.is_pinned else Rung.UNPINNED, min(self._ranks[table] for table in page.holders)
 
-        def may_go(other: Page) -> bool:
-            return self.may_leave_host(other, may_lose=True) and not self._is_guaranteed(other, owner, Tier.HOST, size)
-
         if may_lose:
-            victim = self._queue((Tier.HOST, space_id, owner, within or "", "lose"), may_go).peek(place, owner)
-            victim = victim or self._own_tail(page).peek(page.idx + 1) or self._second_copy(page, within)
+            queue = self._queue((Tier.HOST, space_id, owner, within or "", "lose"), self._to_be_had(Tier.HOST, space_id, owner))
+            victim = queue.peek(place, owner) or self._own_tail(page).peek(page.idx + 1) or self._second_copy(page, within)
         else:
             victim = self._second_copy(page, within, place)
         if victim is None:

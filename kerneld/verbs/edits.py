@@ -37,6 +37,7 @@ class EditVerbs:
         del context.tokens[num_tokens:]
         machine.last_logs.pop(context.id, None)
         context.kv_valid = min(context.kv_valid, num_tokens)
+        context.pinned_tokens = min(context.pinned_tokens, num_tokens)
         if context.table is not None and context.chain is not None:
             machine.pager.truncate(context.table, num_tokens)
             cut_chain(context.chain, num_tokens, context)
@@ -77,7 +78,7 @@ class EditVerbs:
         return await self._changed(context, "resumed")
 
     async def set(self, caller: Caller, args: SetArgs) -> ContextInfo:
-        """Change niceness, class, labels or length limit. Raises: NotFound, InvalidArgument, OutOfRange."""
+        """Change niceness, class, labels, length limit or pin. Raises: NotFound, InvalidArgument, OutOfRange, QuotaExceeded."""
         machine = self._machine
         if machine.effects.find(caller, "set") is not None:
             return self._contexts.info_of(caller, args.context_id)
@@ -89,11 +90,17 @@ class EditVerbs:
             check_nice(args.nice)
         if args.max_tokens is not None:
             max_tokens = self._contexts.check_max_tokens(args.max_tokens, machine.models.get(context.model))
-        self._write(caller, "set", context, Set(bytes.fromhex(context.id), args.nice, args.priority, dict(args.labels), max_tokens))
+        pinned = None if args.is_pinned is None else context.num_tokens if args.is_pinned else 0
+        if pinned:
+            machine.pins.check(context, pinned)
+        change = Set(bytes.fromhex(context.id), args.nice, args.priority, dict(args.labels), max_tokens, pinned)
+        self._write(caller, "set", context, change)
         context.nice = context.nice if args.nice is None else args.nice
         context.priority = args.priority or context.priority
         context.max_tokens = context.max_tokens if max_tokens is None else max_tokens
         context.labels = labels
+        if pinned is not None:
+            machine.pins.put(context, pinned)
         request = machine.requests.get(context.active_request)
         if request is not None:
             machine.scheduler.reorder(request)

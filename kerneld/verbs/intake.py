@@ -19,11 +19,13 @@ from kerneld.errors import Draining, InvalidArgument, NotFound, OutOfRange, Quot
 from kerneld.events import QuotaRefused, RequestArrived
 from kerneld.machine import Machine
 from kerneld.models import Model
+from kerneld.remedies import remedies_of
 from kerneld.request import Request
 from kerneld.state.journal import RECORD_BYTES, TOKEN_BYTES
 from kerneld.state.records import Admit, pack_tokens
 from kerneld.stream import OutputLog
 from kerneld.transcript import Transcript
+from memory.errors import NeverFits
 
 PREFIX_TOKENS = 8  # of the past that a detokenizer looks at
 
@@ -84,7 +86,11 @@ class Intake:
     def check_fits(self, context: Context, model: Model, num_more: int) -> None:
         """Whether the context could ever be wholly on the device with so many more tokens. Raises: NeverFits."""
         if model.spaces:  # else its first load is on its way; what cannot be placed then ends with an error that says so
-            self._machine.pager.fits(model.space_ids, context.num_tokens + num_more, context.tenant)
+            try:
+                self._machine.pager.fits(model.space_ids, context.num_tokens + num_more, context.tenant)
+            except NeverFits as error:
+                error.advise(remedies_of(self._machine, error, context.tenant, lambda other: other.tenant == context.tenant))
+                raise
 
     def check_limits(self, context: Context, num_input: int) -> None:
         """Whether the tenant may have another request now. Raises: QueueFull, QuotaExceeded."""

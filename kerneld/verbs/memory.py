@@ -81,16 +81,11 @@ class MemoryVerbs:
             used_bytes=account.used_bytes,
             guarantee_bytes=account.limit.guarantee_bytes,
             limit_bytes=account.limit.limit_bytes,
-            borrowed_bytes=account.borrowed_bytes,
+            borrowed_bytes=0 if account.owner == MODELS else account.borrowed_bytes,  # weights are everybody's
             excess_bytes=account.excess_bytes,
             weight=account.weight,
-            pinned_bytes=self._pinned_bytes(account.owner) if account.tier is Tier.DEVICE else 0,
+            pinned_bytes=self._machine.pins.size_bytes(account.owner) if account.tier is Tier.DEVICE else 0,
         )
-
-    def _pinned_bytes(self, path: str) -> int:
-        """Bytes of the pinned prefixes of a tenant and those beneath it, wherever they are."""
-        tables = (context.table for context in self._machine.contexts.of_tenant(path) if context.table is not None)
-        return sum(table.num_pinned * space.device_frame_bytes for table in tables for space in table.spaces if table.num_pinned)
 
     def _decisions(self, caller: Caller, count: int) -> tuple[PathDecision, ...]:
         """The latest decisions about contexts that the caller may see; those of freed ones only for those who see everything."""

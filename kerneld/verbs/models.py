@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import AsyncIterator
 from pathlib import Path
 
 from kerneld.calls import Caller, ListArgs, ListPage, LoadProgress, ModelInfo, ModelState, RegisterArgs
 from kerneld.contexts import page_of
 from kerneld.errors import AlreadyExists, Conflict, InvalidArgument, WrongState
+from kerneld.explain import Explainer
 from kerneld.machine import Machine
 from kerneld.models import Model, file_stamp, hash_files
 from kerneld.security.acl import check_permission
@@ -16,6 +18,7 @@ from kerneld.state.records import Effect
 from kerneld.state.tables import ModelRow
 from kerneld.template import ChatTemplate
 from kerneld.tokenizer import Tokenizer
+from memory.remedy import sentence
 
 NAMED = 5  # holders that an error names
 
@@ -47,10 +50,24 @@ class ModelVerbs:
             return
         with machine.effects.under_way(caller):
             model = await self._register(caller, args, []) if args.path else machine.models.get(args.name)
-            async for progress in machine.residency.load(model):
-                yield progress
+            try:
+                async for progress in machine.residency.load(model):
+                    yield progress
+            except WrongState as error:
+                raise self._advised(caller, model, error) from error
             await self._want(model, True, machine.effects.record(caller, "load_model"))
         yield self._info(model)
+
+    def _advised(self, caller: Caller, model: Model, error: WrongState) -> WrongState:
+        """The failure of a load, with who holds what it needed and the smallest change that would make room."""
+        told = Explainer(self._machine, caller).model(model.name)
+        if not told.remedies:
+            return error
+        holders = dict[str, int]()
+        for holding in told.holders:
+            holders[holding.owner] = holders.get(holding.owner, 0) + holding.size_bytes
+        facts = {**error.facts, "tier": "device", "holders": json.dumps(holders), "remedy": told.remedies[0].text}
+        return WrongState(f"{error.message} {sentence(told.remedies)}", reason=error.reason, facts=facts)
 
     async def unload_model(self, caller: Caller, name: str) -> ModelInfo:
         """Take a model off the device, and its adapters with it. Its contexts stay. Raises: NotFound, WrongState, if requests are on it."""

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import pytest
+
+from memory.errors import OverLimit
 from memory.page import Tier
 from memory.table import PageTable
 from tests.memory.test_pager import DOWN, PT, Rig, routes
@@ -73,6 +76,19 @@ def test_whoever_is_above_its_limit_gives_way_before_all() -> None:
     rig.run((rig.table("guest"), 0, 2 * PT))
 
     assert device_pages(ann, bob) == [2, 8]
+
+
+def test_a_guarantee_holds_against_siblings_that_are_at_the_limit_of_their_parent() -> None:
+    rig = Rig(device_slabs=4)
+    rig.pager.ledger.set_limit("lab", Tier.DEVICE, 0, 8 * FRAME)
+    rig.pager.ledger.set_limit("lab/ann", Tier.DEVICE, 3 * FRAME, 0)
+    ann, bob = rig.grown(4, "lab/ann"), rig.table("lab/bob")
+
+    rig.run((bob, 0, 5 * PT))
+    assert device_pages(ann, bob) == [3, 5]
+
+    with pytest.raises(OverLimit):
+        rig.plan((bob, 0, 6 * PT))
 
 
 def test_clean_pages_go_before_suspended_ones_and_those_before_idle_ones() -> None:

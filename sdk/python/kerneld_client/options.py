@@ -36,6 +36,7 @@ class SetOptions(TypedDict, total=False):
     priority: str
     labels: Mapping[str, str]  # merged; an empty value removes a label
     max_tokens: int
+    pinned: bool  # whether the pages of the tokens that it has now go last of all that its tenant has
     request_id: str
 
 
