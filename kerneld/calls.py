@@ -352,6 +352,8 @@ class LoadProgress:
 
 
 @dataclass(frozen=True, slots=True)
+    source: str = ""  # of the bytes: "host" or "disk"
+    bytes_per_s: float = 0.0
 class CheckpointArgs:
     """Write an image of a context."""
 

@@ -140,9 +140,9 @@ class Dispatcher:
         self.composer.open_line(self._last_on_way)
         self.pump()
 
-    def make_room(self, sizes: tuple[int, ...]) -> asyncio.Future[None]:
-        """Evict idle pages until weights of these sizes can be placed. The future raises OutOfFrames if that is not possible."""
-        future = self._rooms.want(sizes)
+    def make_room(self, sizes: tuple[int, ...], tier: Tier) -> asyncio.Future[None]:
+        """Evict idle pages until weights of these sizes can be placed in a tier. The future raises OutOfFrames if that is not possible."""
+        future = self._rooms.want(sizes, tier)
         self.pump()
         return future
 

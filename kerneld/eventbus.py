@@ -29,7 +29,7 @@ class EventBus:
     """Where events are published and followed. Event-loop thread only."""
 
     def __init__(self, clock: Callable[[], float], capacity: int = DEFAULT_CAPACITY, first_sequence: int = 1) -> None:
-        self._clock = clock
+        self.clock = clock
         self._ring: deque[EventRecord] = deque(maxlen=capacity)
         self._next_sequence = first_sequence
         self._subscribers: list[Subscriber] = []
@@ -48,7 +48,7 @@ class EventBus:
         """Something happened."""
         name = type(event).__name__
         facts = {item.name: getattr(event, item.name) for item in fields(event)}
-        self._ring.append(EventRecord(self._next_sequence, self._clock(), name, {key: _text(fact) for key, fact in facts.items()}))
+        self._ring.append(EventRecord(self._next_sequence, self.clock(), name, {key: _text(fact) for key, fact in facts.items()}))
         self._next_sequence += 1
         for subscriber in self._subscribers:
             subscriber(event)

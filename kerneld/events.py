@@ -251,6 +251,28 @@ class ModelLoaded(Event):
     model: str
     size_bytes: int
     seconds: float
+    host_bytes: int = 0  # that came from the host tier
+    copy_s: float = 0.0  # of the seconds, those that copying took
+    num_corrupt: int = 0  # segments that did not hold in the host tier, and were read again
+
+
+@dataclass(frozen=True, slots=True)
+class ModelParked(Event):
+    """The weights of a model are in the host tier."""
+
+    model: str
+    size_bytes: int
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class ModelEvicted(Event):
+    """A model left the device for another one."""
+
+    model: str
+    size_bytes: int
+    num_requests: int  # that run on it or wait for it
+    is_parked: bool
 
 
 @dataclass(frozen=True, slots=True)

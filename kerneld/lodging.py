@@ -54,6 +54,9 @@ class Lodging:
         machine.dispatcher.on_model_failed = machine.residency.fail
         machine.residency.bind(machine.dispatcher.make_room)
         machine.residency.on_change = self._residency_changed
+        machine.residency.preempt = self._preempt
+        machine.residency.turns.demand = self._demand
+        machine.residency.parking.host = lambda: machine.host
         machine.residency.before_use = self._adopt_pages
 
     def open(self) -> None:
@@ -152,6 +155,18 @@ class Lodging:
             seconds, self._lost_at = machine.clock() - self._lost_at, None
             device = machine.supervisor.command.device
             machine.events.publish(WorkerRecovered(device, seconds, machine.scheduler.running.total, restored, recomputed))
+
+    def _demand(self, model: Model) -> int:
+        """Requests that run on a model or wait for it."""
+        return sum(model.name in request.context.models for request in self.machine.requests.values())
+
+    def _preempt(self, model: Model) -> None:
+        """A model leaves: the rows on it keep place and tokens, and wait until it is back."""
+        machine = self.machine
+        for row in [row for row in machine.dispatcher.composer.seats.rows if model.name in row.request.context.models]:
+            machine.dispatcher.unseat(row.request)
+            machine.delivery.requeue(row.request, is_preempted=True)
+        machine.dispatcher.room_made()
 
     def _residency_changed(self, model: Model) -> None:
         machine = self.machine

@@ -19,7 +19,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from drivers.contract import InspectSpec, ModelSpec
+from drivers.contract import InspectSpec, LoadedModel, ModelSpec
 from kerneld.calls import LoadProgress, ModelInfo, ModelState, RegisterArgs
 from kerneld.errors import InvalidArgument, NotFound
 from kerneld.template import ChatTemplate
@@ -29,6 +29,14 @@ from memory.page import Space
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:-]{0,127}")
 HASHED = ("*.safetensors", "*.gguf", "config.json", "tokenizer.json", "adapter_config.json", "fake.json")
 HASH_CHUNK_BYTES = 4 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class HostImage:
+    """Where the segments of a model lie in the host tier, and their crc32c."""
+
+    offsets: tuple[int, ...]
+    checksums: tuple[int, ...]
 
 
 @dataclass(slots=True, eq=False)
@@ -56,6 +64,12 @@ class Model:
     failure: str = ""
     streamed_bytes: int = 0  # that every forward pass reads again
     stream_rate: float = 0.0  # bytes per second at which that began
+    image: HostImage | None = None  # in the host tier
+    resident_since: float = 0.0
+    num_loads: int = 0
+    # kept by whoever computes on it
+    last_used_at: float = 0.0
+    is_pinned: bool = False
     # kept by the context table
     num_contexts: int = 0
 
@@ -88,6 +102,10 @@ class Model:
     def weights_key(self) -> str:
         """What a worker calls its weights, so that a later front knows them again."""
         return f"{self.weights_hash}:{self.quant}:{self.max_positions}:{self.base_path}"
+
+    def note_loaded(self, loaded: LoadedModel) -> None:
+        """What the device said of its load."""
+        self.streamed_bytes, self.stream_rate = loaded.streamed_bytes, loaded.stream_rate
 
     def context_limit(self) -> int:
         """The longest context it can hold; 0 while that is not known."""

@@ -17,7 +17,7 @@ from memory.errors import OutOfFrames
 from memory.ledger import Kind
 from memory.page import Tier
 from memory.pager import Pager
-from memory.streaming import plan_for, plan_of, whole
+from memory.streaming import StreamPlan, plan_for, plan_of, whole
 
 WEIGHTS_OWNER = "models"
 ROOM_TRIES = 3  # rows that run may take what was made free for weights, rather than wait themselves
@@ -38,8 +38,7 @@ class Placement:
 
         Raises: NeverFits, OutOfFrames, OverLimit, PagingError; nothing is changed but for the room that was made.
         """
-        sizes = model.segment_sizes
-        plan = plan_for(self._memory, sizes) if may_stream and not model.base else whole(sizes)
+        plan = self._plan(model, may_stream=may_stream)
         for _ in range(ROOM_TRIES):
             try:
                 return plan.offsets(self._place(model, plan.places))
@@ -47,20 +46,29 @@ class Placement:
                 await self.make_room(plan.places)
         return plan.offsets(self._place(model, plan.places))
 
+    def places(self, model: Model, *, may_stream: bool) -> tuple[int, ...]:
+        """Sizes of what a model needs places for."""
+        return self._plan(model, may_stream=may_stream).places
+
     def claim(self, model: Model, kept: LoadSpec) -> None:
         """Take the room where a living worker has a model already. Raises: PagingError, if it is not free."""
         plan = plan_of(model.segment_sizes, kept.offsets, len(kept.slots))
-        self._shelf.claim(model.name, WEIGHTS_OWNER, plan.places, plan.starts(kept.offsets, kept.slots), _kind(model))
+        self._shelf.claim(model.name, WEIGHTS_OWNER, plan.places, plan.starts(kept.offsets, kept.slots), kind_of(model))
 
     def release(self, model: Model) -> None:
         """Give the room of a model back."""
         self._shelf.release(model.name)
 
+    def _plan(self, model: Model, *, may_stream: bool) -> StreamPlan:
+        sizes = model.segment_sizes
+        return plan_for(self._memory, sizes) if may_stream and not model.base else whole(sizes)
+
     def _place(self, model: Model, places: Sequence[int]) -> tuple[int, ...]:
-        return self._shelf.place(model.name, WEIGHTS_OWNER, tuple(places), _kind(model))
+        return self._shelf.place(model.name, WEIGHTS_OWNER, tuple(places), kind_of(model))
 
 
-def _kind(model: Model) -> Kind:
+def kind_of(model: Model) -> Kind:
+    """What the bytes of a model's weights are used for."""
     return Kind.ADAPTER if model.base else Kind.WEIGHTS
 
 

@@ -48,8 +48,9 @@ async def recover(machine: Machine, state: LogState) -> tuple[int, int]:
     requests = [_recover_request(machine, state.contexts[context_id]) for context_id in state.active if _is_known(machine, context_id)]
     await _collect_images(machine)
     machine.is_recovered = True
-    for name in sorted(wanted.union(*(request.context.models for request in requests if request is not None))):
-        machine.residency.start(machine.models.get(name))
+    needed = {name for request in requests if request is not None for name in request.context.models}
+    for name in [*sorted(needed), *sorted(wanted - needed)]:
+        machine.residency.start(machine.models.get(name), is_ahead=name not in needed)
     return len(machine.contexts), sum(request is not None for request in requests)
 
 

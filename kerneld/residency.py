@@ -1,15 +1,18 @@
 """Residency: which models are on the device, and the moves that bring them there and away.
 
+    REGISTERED --load--> LOADING --done--> RESIDENT --unload, evict--> REGISTERED
+                                              '-- on the way out it is parked in the host tier, if there is room (`kerneld.parking`)
+
 One task per model loads it, whoever asks and however often; everybody waits for that task. The steps of a load:
 
     inspect    the driver says what the model needs; refused here, nothing has changed
     place      the pager finds slabs for the weights, evicting idle pages where it must
+    wait       other models leave for it, or it waits for its turn (`kerneld.turns`)
     copy       the driver copies weights, builds kernels and warms up, beside running steps
     open       spaces for its KV are opened, once in the life of this front
 
 A worker that dies takes the weights with it, not the wish: `attach` brings back what was resident. A load waits for a worker as long as it
-takes, because requests that were accepted wait behind it; who only watches is told after `DEVICE_WAIT_S`. A model that cannot be placed now
-is FAILED with the holders named, and may be tried again. An adapter loads after its base, and leaves with it.
+takes, because requests that were accepted wait behind it; who only watches is told after `DEVICE_WAIT_S`.
 """
 
 from __future__ import annotations
@@ -17,22 +20,29 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable
-from typing import Any
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from contextlib import aclosing
+from functools import partial
 
 from drivers.client import Device
 from drivers.contract import LoadSpec, ModelSpec
 from drivers.errors import DeviceLost, DriverError
 from drivers.wire import HeldModel
 from kerneld.calls import LoadProgress, ModelState
+from kerneld.claims import Claims
+from kerneld.departures import Departures
 from kerneld.errors import Conflict, KernelError, Unavailable, WrongState
 from kerneld.eventbus import EventBus
-from kerneld.events import ModelFailed, ModelLoaded, ModelUnloaded
+from kerneld.events import ModelEvicted, ModelFailed, ModelLoaded, ModelUnloaded
+from kerneld.followers import Followers
 from kerneld.identities import Identities
-from kerneld.models import Model, ModelTable
+from kerneld.models import HostImage, Model, ModelTable
+from kerneld.parking import Parking
 from kerneld.placement import Placement
+from kerneld.turns import Turns
 from memory.config import MemoryConfig
-from memory.errors import PagingError
+from memory.errors import OutOfFrames, PagingError
+from memory.page import Tier
 from memory.pager import Pager
 
 logger = logging.getLogger(__name__)
@@ -50,62 +60,45 @@ class Residency:
         self._device: Device | None = None
         self._has_device = asyncio.Event()
         self._tasks: dict[str, asyncio.Task[None]] = {}
-        self._progressed = asyncio.Event()
         self._adoption: asyncio.Task[None] | None = None
         self._claimed: set[str] = set()  # models whose weights the worker had already
-        self._leaving: dict[str, asyncio.Task[None]] = {}  # models that the device is still to forget, by name
+        self._ahead: set[str] = set()  # models that are loaded ahead of need, and only beside those that are there
         self._placement = Placement(memory, pager)
         self._identities = Identities(memory, pager, boot_generation)
+        self._claims = Claims(models, self._placement, self._identities, pager.costs)
+        self._followers = Followers()
+        self.parking = Parking(memory, models, pager, events)
+        self._departures = Departures(models, self._placement, self.parking)
+        self.turns = Turns(memory, models, pager, self.parking, events.clock)
+        self.preempt: Callable[[Model], None] = lambda _model: None  # lets the rows of a model that leaves wait again
         self.on_change: Callable[[Model], None] = lambda _model: None
         self.before_use: Callable[[Device], Awaitable[None]] = lambda _device: asyncio.sleep(0)  # before anything is placed there
 
     # ------------------------------------------------------------------------------------------------------------------- the device
 
-    def bind(self, make_room: Callable[[tuple[int, ...]], asyncio.Future[None]]) -> None:
+    def bind(self, make_room: Callable[[tuple[int, ...], Tier], asyncio.Future[None]]) -> None:
         """Say who evicts pages when weights need slabs."""
-        self._placement.make_room = make_room
+        self._placement.make_room = lambda places: make_room(places, Tier.DEVICE)
+        self.parking.make_room = make_room
 
     def attach(self, device: Device, held: Iterable[HeldModel] = ()) -> None:
         """A device is there (again): keep of `held` what is still wanted, then bring back what was resident on the one before."""
-        self._device = device
+        self._device = self._departures.device = device
         for model in self._models:
             if model.state is ModelState.LOADING:
-                self.start(model)
+                self.start(model, is_ahead=model.name in self._ahead)
         self._adoption = asyncio.get_running_loop().create_task(self._adopt(device, tuple(held)), name="adopt weights")
 
     async def _adopt(self, device: Device, held: tuple[HeldModel, ...]) -> None:
-        """Claim the room of all weights that the worker has, before anything else is placed; let it forget those that nobody wants."""
-        wanted = {model.weights_key: model for model in self._models if model.state is ModelState.LOADING}
-        try:
-            for kept in sorted(held, key=lambda kept: bool(kept.spec.base_id)):  # an adapter stays only with its base
-                model = wanted.pop(kept.weights_key, None)
-                if model is None or not await self._claim(device, model, kept):
-                    await device.unload(kept.spec.model_id)
-        except DriverError as error:
-            logger.warning("weights of an earlier run could not be adopted", extra={"error": str(error)})
+        """Claim what the worker has before anything else is placed."""
+        self._claimed = await self._claims.take(device, held)
         with contextlib.suppress(DeviceLost):  # then the next device has its turn
             await self.before_use(device)
             self._has_device.set()
 
-    async def _claim(self, device: Device, model: Model, kept: HeldModel) -> bool:
-        """Take over the weights of one model. Returns whether they lie where they can stay. Raises: DriverError."""
-        model.spec = spec = model.spec or await device.inspect(model.source)
-        has_other_base = bool(model.base) and self._models.get(model.base).model_id != kept.spec.base_id
-        if has_other_base or (model.model_id and model.model_id != kept.spec.model_id):
-            return False
-        try:
-            self._placement.claim(model, kept.spec)
-        except PagingError as error:
-            logger.warning("weights of an earlier run are in the way", extra={"model": model.name, "error": str(error)})
-            return False
-        self._identities.give(model, spec, kept.spec)
-        self._claimed.add(model.name)
-        model.streamed_bytes, model.stream_rate = kept.loaded.streamed_bytes, kept.loaded.stream_rate
-        return True
-
     def detach(self) -> None:
         """The device is gone: resident models wait for the next one as LOADING."""
-        self._device = None
+        self._device = self._departures.device = None
         self._has_device.clear()
         self._claimed.clear()
         if self._adoption is not None:
@@ -131,8 +124,9 @@ class Residency:
 
     # ------------------------------------------------------------------------------------------------------------------- load, unload
 
-    def start(self, model: Model) -> None:
-        """Begin to load a model unless it is there or on its way."""
+    def start(self, model: Model, *, is_ahead: bool = False) -> None:
+        """Begin to load a model unless it is there or on its way; `is_ahead`: only beside those that are there, until somebody needs it."""
+        (self._ahead.add if is_ahead and model.name not in self._tasks else self._ahead.discard)(model.name)
         if model.is_resident or model.name in self._tasks:
             return
         model.state, model.failure = ModelState.LOADING, ""
@@ -143,20 +137,17 @@ class Residency:
     async def load(self, model: Model) -> AsyncIterator[LoadProgress]:
         """Load a model, or join a load on its way, and tell its progress until it is resident.
 
-        Raises: WrongState, what the load failed with; Unavailable, if there is no worker: the load then goes on when there is one.
+        Raises: WrongState, what the load failed with; Conflict, if it was unloaded or removed meanwhile; Unavailable, if there is no
+        worker: the load then goes on when there is one.
         """
         self.start(model)
-        shown: LoadProgress | None = None
-        while model.state is ModelState.LOADING:
-            progressed = self._progressed
-            await self._await_device()
-            if model.progress != shown:
-                shown = model.progress
-                yield shown
-            elif model.state is ModelState.LOADING:
-                await progressed.wait()
+        async with aclosing(self._followers.follow(model, self._await_device)) as progress:
+            async for step in progress:
+                yield step
         if model.state is ModelState.FAILED:
             raise WrongState(f"The model {model.name!r} could not be loaded. {model.failure}", reason="MODEL_LOAD_FAILED")
+        if model.name not in self._models:
+            raise Conflict(f"The model {model.name!r} was removed while it was loaded.", reason="MODEL_REMOVED")
         if model.state is not ModelState.RESIDENT:
             raise Conflict(f"The model {model.name!r} was unloaded meanwhile.")
 
@@ -165,55 +156,82 @@ class Residency:
         task = self._tasks.pop(model.name, None)
         if task is not None:
             task.cancel()
-        if model.is_resident and self._device is not None:
-            self._leave(model, self._take_off(model, self._device))
+        if model.is_resident:
+            self._departures.park_and_leave(model)
         model.state = ModelState.REGISTERED
-        self.on_change(model)
-        self._wake()
+        self._changed(model)
         if task is not None:
             await asyncio.wait([task])
-        await self._gone(model)
+        await self._departures.gone(model)
         self._events.publish(ModelUnloaded(model.name, model.size_bytes))
         for adapter in [adapter for adapter in self._models.adapters_of(model.name) if adapter.state is not ModelState.REGISTERED]:
             await self.unload(adapter)
+
+    async def evict(self, model: Model) -> None:
+        """Take a model off the device for another one: its rows wait again, and it comes back when its turn comes."""
+        if not model.is_resident or self._device is None:
+            return
+        model.state = ModelState.REGISTERED
+        num_requests = self.turns.demand(model)
+        self._departures.park_and_leave(model)
+        self._changed(model)
+        self.preempt(model)
+        await self._departures.gone(model)
+        self._events.publish(ModelEvicted(model.name, model.size_bytes, num_requests, model.image is not None))
+        if self.turns.demand(model):
+            self.start(model)
 
     def fail(self, model_id: int, reason: str) -> None:
         """A resident model cannot be run any more: it leaves the device, and whoever waits for it is told why."""
         model = next((model for model in self._models if model.model_id == model_id and model.is_resident), None)
         if model is None or self._device is None:
             return
-        self._leave(model, self._take_off(model, self._device))
+        self._departures.leave(model)
         model.state, model.failure = ModelState.FAILED, reason
         self._events.publish(ModelFailed(model.name, reason))
-        self.on_change(model)
-        self._wake()
+        self._changed(model)
 
     def forget(self, model: Model) -> None:
-        """The model's name is removed: its spaces are closed, and no page of it is kept anywhere."""
+        """The model's name is removed: its spaces are closed, and no page and no weight of it is kept anywhere."""
+        self.parking.drop(model)
         for space in model.spaces:
             self._pager.close_space(space.space_id)
 
     # ------------------------------------------------------------------------------------------------------------------- inner moves
 
     async def _load(self, model: Model) -> None:
-        self._tell(model, "inspect", 0, 0)
+        self._followers.tell(model, "inspect")
         await self._has_device.wait()
         device = await self._await_device()
-        await self._gone(model)
+        await self._departures.gone(model)
         if model.name in self._claimed:
             self._claimed.discard(model.name)
             return
-        self._identities.give(model, await self.inspect(model))
+        spec = await self.inspect(model)
         base_id = await self._await_base(model)
-        self._tell(model, "place", 0, model.size_bytes)
-        offsets, slots = await self._placement.place(model, may_stream=device.capabilities.streams)
-        order = LoadSpec(model.model_id, model.source, model.space_ids, offsets, slots, base_id=base_id)
+        self._identities.give(model, spec)
+        offsets, slots = await self._place(model, device)
+        image = model.image or HostImage((), ())
+        order = LoadSpec(model.model_id, model.source, model.space_ids, offsets, slots, image.offsets, image.checksums, base_id)
         copying = asyncio.get_running_loop().create_task(self._copy(model, device, order))
         try:
             await asyncio.shield(copying)
         except asyncio.CancelledError:  # the device goes on with what it has begun: the room is its own until it has ended
-            self._leave(model, self._abandon(model, device, copying))
+            self._departures.abandon(model, device, copying)
             raise
+
+    async def _place(self, model: Model, device: Device) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """Offsets and slots for a model, once others have left for it where they must. Raises: PagingError."""
+        may_stream = device.capabilities.streams
+        while True:
+            self._followers.tell(model, "place", 0, model.size_bytes)
+            try:
+                return await self._placement.place(model, may_stream=may_stream)
+            except OutOfFrames as shortage:
+                if model.name in self._ahead and not self.turns.demand(model):
+                    raise
+                self._followers.tell(model, "wait", 0, model.size_bytes)
+                await self.turns.make_way(model, self._placement.places(model, may_stream=may_stream), shortage, self.evict)
 
     async def _await_base(self, model: Model) -> int:
         """Have the base of an adapter resident; answers its id, 0 for a model of its own. Raises: WrongState, what its load failed with."""
@@ -222,43 +240,27 @@ class Residency:
         base = self._models.get(model.base)
         self.start(base)
         while base.state is ModelState.LOADING:
-            await self._progressed.wait()
+            await self._followers.moved()
         if not base.is_resident:
             raise WrongState(f"Its base {base.name!r} is not there. {base.failure}".strip())
         return base.model_id
 
     async def _copy(self, model: Model, device: Device, order: LoadSpec) -> None:
+        source = "host" if order.host_offsets else "disk"
+        tell = partial(self._followers.tell, model, "copy", source=source)
         try:
-            loaded = await device.load(order, lambda done, total: self._tell(model, "copy", done, total), model.weights_key)
+            with self.parking.reading(model):
+                loaded = await device.load(order, tell, model.weights_key)
         except BaseException:
             self._placement.release(model)
             raise
-        model.streamed_bytes, model.stream_rate = loaded.streamed_bytes, loaded.stream_rate
-        self._events.publish(ModelLoaded(model.name, loaded.bytes_loaded, loaded.seconds))
-
-    async def _abandon(self, model: Model, device: Device, copying: asyncio.Task[None]) -> None:
-        """Nobody wants a load any more that the device is busy with."""
-        await asyncio.wait([copying])
-        if copying.exception() is None:
-            await self._take_off(model, device)
-
-    async def _take_off(self, model: Model, device: Device) -> None:
-        """Let the device forget a model, and give its room back."""
-        with contextlib.suppress(DeviceLost):  # then it is forgotten as well, and the room is new
-            await device.unload(model.model_id)
-        if self._device is device:
-            self._placement.release(model)
-
-    def _leave(self, model: Model, leaving: Coroutine[Any, Any, None]) -> None:
-        """A model leaves the device, whatever becomes of who asked for it; its next load waits."""
-        task = self._leaving[model.name] = asyncio.get_running_loop().create_task(leaving, name=f"unload {model.name}")
-        task.add_done_callback(lambda _done: self._leaving.pop(model.name, None))
-
-    async def _gone(self, model: Model) -> None:
-        """Wait until a model that leaves the device has left it."""
-        leaving = self._leaving.get(model.name)
-        if leaving is not None:
-            await asyncio.shield(leaving)
+        model.note_loaded(loaded)
+        if loaded.num_corrupt:
+            self.parking.drop(model)
+        self.turns.note_rate(source, loaded.bytes_loaded, loaded.copy_s)
+        self._pager.costs.know_model(model.name, model.space_ids, loaded.prefill_s)
+        figures = loaded.bytes_loaded, loaded.seconds, loaded.host_bytes, loaded.copy_s, loaded.num_corrupt
+        self._events.publish(ModelLoaded(model.name, *figures))
 
     async def _await_device(self) -> Device:
         try:
@@ -272,28 +274,27 @@ class Residency:
         """The load task ended: settle the model's state and wake those who wait."""
         if self._tasks.get(model.name) is task:
             del self._tasks[model.name]
-        failure = None if task.cancelled() else task.exception()
-        if task.cancelled() or isinstance(failure, DeviceLost):  # the next device loads it
-            self._wake()
+        if task.cancelled() or isinstance(failure := task.exception(), DeviceLost):  # the next device loads it
+            self._followers.wake()
             return
         if failure is None:
-            model.state = ModelState.RESIDENT
-            self.on_change(model)
-            self._wake()
-            return
+            model.state, model.resident_since, model.num_loads = ModelState.RESIDENT, self._events.clock(), model.num_loads + 1
+        elif model.name in self._ahead and isinstance(failure, OutOfFrames):  # it comes when somebody needs it
+            model.state = ModelState.REGISTERED
+        else:
+            self._note_failure(model, failure)
+        self._ahead.discard(model.name)
+        self._changed(model)
+
+    def _note_failure(self, model: Model, failure: BaseException) -> None:
         model.state, model.failure = ModelState.FAILED, str(failure)
         if not isinstance(failure, DriverError | PagingError | KernelError | OSError):
             model.failure = "An internal error; see the log."
             logger.error("a load failed", extra={"model": model.name}, exc_info=failure)
         self._events.publish(ModelFailed(model.name, model.failure))
+
+    def _changed(self, model: Model) -> None:
+        """A model came, went or failed."""
         self.on_change(model)
-        self._wake()
-
-    def _tell(self, model: Model, stage: str, done: int, total: int) -> None:
-        model.progress = LoadProgress(stage, done, total)
-        self._wake()
-
-    def _wake(self) -> None:
-        """Let everybody who follows a load look again."""
-        self._progressed.set()
-        self._progressed = asyncio.Event()
+        self._followers.wake()
+        self.turns.look_again()

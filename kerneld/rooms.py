@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from memory.errors import OutOfFrames, PagingError
-from memory.page import PagePlan
+from memory.page import PagePlan, Tier
 from memory.pager import Pager
 
 
@@ -23,6 +23,7 @@ class RoomWanted:
     """Somebody waits for slabs."""
 
     sizes: tuple[int, ...]
+    tier: Tier
     future: asyncio.Future[None]
     not_before: int = 0  # tried in vain; it is tried again when this plan has landed
 
@@ -41,9 +42,9 @@ class Rooms:
         self._pager = pager
         self._waiting: deque[RoomWanted] = deque()
 
-    def want(self, sizes: tuple[int, ...]) -> asyncio.Future[None]:
-        """Wait for room for weights of these sizes. The future raises PagingError, if there is none to be made."""
-        room = RoomWanted(sizes, asyncio.get_running_loop().create_future())
+    def want(self, sizes: tuple[int, ...], tier: Tier) -> asyncio.Future[None]:
+        """Wait for room for weights of these sizes in a tier. The future raises PagingError, if there is none to be made."""
+        room = RoomWanted(sizes, tier, asyncio.get_running_loop().create_future())
         self._waiting.append(room)
         return room.future
 
@@ -55,7 +56,7 @@ class Rooms:
         """The plan `seq` for whoever is next, or None: then it waits on, or was told who holds what is missing."""
         room = self._waiting.popleft()
         try:
-            return RoomPlan(self._pager.plan_room(seq, room.sizes), room)
+            return RoomPlan(self._pager.plan_room(seq, room.sizes, room.tier), room)
         except PagingError as shortage:
             if isinstance(shortage, OutOfFrames) and last_on_way and not room.not_before:
                 room.not_before = last_on_way

@@ -25,6 +25,10 @@ class MemoryConfig:
     write_behind: bool = field(
         default=True, metadata={"doc": "Whether full pages are copied to the host tier before anybody needs their room."}
     )
+    compact_ratio: float = field(
+        default=1.1,
+        metadata={"doc": "Slabs that KV may hold over what its pages need packed, before they are moved together; 0 is never.", "min": 0.0},
+    )
     stream: bool = field(
         default=True, metadata={"doc": "Whether a model larger than the device is run by streaming its layers; false refuses it."}
     )
@@ -36,6 +40,15 @@ class MemoryConfig:
         },
     )
     max_copies: int = field(default=64, metadata={"doc": "Most pages that one plan copies behind to the host tier.", "min": 1})
+    host_weights_share: float = field(
+        default=0.5, metadata={"doc": "Most of the host tier that weights of models take; 0 parks none.", "min": 0.0, "max": 1.0}
+    )
+    min_residency_s: float = field(
+        default=10.0, metadata={"doc": "Seconds that a model in use stays on the device before another takes its room.", "min": 0.0}
+    )
+    max_model_wait_s: float = field(
+        default=30.0, metadata={"doc": "Seconds after which requests on a model take the room of one that is in use.", "min": 0.0}
+    )
     page_file_bytes: int = field(
         default=0, metadata={"doc": "Disk space for KV pages that left the host tier; 0 turns the tier off.", "min": 0}
     )

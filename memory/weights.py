@@ -10,7 +10,7 @@ Invariants
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from memory.errors import NeverFits, OutOfFrames, OverLimit, PagingError
@@ -51,6 +51,15 @@ class WeightShelf:
     def slabs_of(self, key: str) -> tuple[int, ...]:
         """The slabs of one placement, none of an unknown one."""
         return self._placements[key].slabs if key in self._placements else ()
+
+    @property
+    def num_free(self) -> int:
+        """Slabs of the tier that are lent to nobody."""
+        return self._arena.num_free
+
+    def room_beside(self, keys: Iterable[str]) -> int:
+        """Bytes of the tier that these placements leave, whoever else is there."""
+        return self._arena.total_bytes - sum(len(self.slabs_of(key)) for key in keys) * self._arena.slab_bytes
 
     def unreserve(self) -> None:
         """Nobody places what room was made for."""

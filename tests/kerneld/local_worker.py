@@ -66,7 +66,7 @@ class LocalWorker:
         self._turns_allowed: int | None = None
         self._is_due = self._is_hung = self._is_lost = False
         self.load_gate: asyncio.Event | None = None  # loads wait for it
-        self.num_loads = self.num_unloads = 0
+        self.num_loads = self.num_unloads = self.num_parks = 0
 
     # ---------------------------------------------------------------------------------------------------------- what a test does with it
 
@@ -133,6 +133,12 @@ class LocalWorker:
         loaded = self.driver.load(spec, progress)
         self._held[spec.model_id] = HeldModel(weights_key, spec, loaded)
         return loaded
+
+    async def park(self, model_id: int, host_offsets: tuple[int, ...]) -> tuple[int, ...]:
+        await asyncio.sleep(0)
+        self._check_alive()
+        self.num_parks += 1
+        return self.driver.park(model_id, host_offsets)
 
     async def unload(self, model_id: int) -> None:
         while self._plan is not None or self._queue:

@@ -1,0 +1,50 @@
+"""Followers: who watches how far loads are, and is woken when one has moved."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncGenerator, Awaitable, Callable
+
+from kerneld.calls import LoadProgress, ModelState
+from kerneld.models import Model
+
+
+class Followers:
+    """Everybody who follows a load."""
+
+    def __init__(self) -> None:
+        self._progressed = asyncio.Event()
+        self._copying_since: dict[str, float] = {}
+
+    def tell(self, model: Model, stage: str, done: int = 0, total: int = 0, *, source: str = "") -> None:
+        """A load is so far; `source` is where bytes come from."""
+        now = time.monotonic()
+        if stage != model.progress.stage or not done:
+            self._copying_since[model.name] = now
+        elapsed_s = now - self._copying_since.get(model.name, now)
+        rate = done / elapsed_s if done and elapsed_s > 0 else 0.0
+        model.progress = LoadProgress(stage, done, total, source, rate)
+        self.wake()
+
+    def wake(self) -> None:
+        """Let everybody look again."""
+        self._progressed.set()
+        self._progressed = asyncio.Event()
+
+    async def moved(self) -> None:
+        """Wait until something moves."""
+        await self._progressed.wait()
+
+    async def follow(self, model: Model, has_device: Callable[[], Awaitable[object]]) -> AsyncGenerator[LoadProgress, None]:
+        """Tell the progress of a model until it does not load any more. Raises: what `has_device` raises."""
+        shown: LoadProgress | None = None
+        while model.state is ModelState.LOADING:
+            progressed = self._progressed
+            await has_device()
+            if model.progress != shown:
+                shown = model.progress
+                yield shown
+            elif model.state is ModelState.LOADING:
+                await progressed.wait()
+        self._copying_since.pop(model.name, None)
