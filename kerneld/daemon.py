@@ -41,7 +41,7 @@ from kerneld.models import ModelTable
 from kerneld.pagefile import PageFile
 from kerneld.pagereports import PageReports
 from kerneld.recovery import recover
-from kerneld.remedies import remedies_of
+from kerneld.remedies import Needer, remedies_of
 from kerneld.renderer import TemplateRenderer
 from kerneld.request import Request
 from kerneld.residency import Residency
@@ -211,7 +211,9 @@ class Daemon:
         """Let parts tell each other what concerns them."""
         self._reports = PageReports(machine.events)
         machine.events.subscribe(self.metrics.on_event)
-        machine.dispatcher.composer.advise = lambda shortage, request: shortage.advise(remedies_of(machine, shortage, request.tenant))
+        machine.dispatcher.composer.advise = lambda shortage, request: shortage.advise(
+            remedies_of(machine, shortage, Needer.of(request.context))
+        )
         machine.delivery.on_finished = self._request_finished
         machine.delivery.on_unsynced = machine.dispatcher.end
         machine.authenticator.on_tenant_seen = self._tenant_seen

@@ -21,7 +21,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 from drivers.client import Device
@@ -34,6 +34,7 @@ from kerneld.delivery import Delivery
 from kerneld.request import Request
 from kerneld.rooms import Rooms, RoomWanted
 from kerneld.rows import Flight, Row
+from memory.page import Move, Tier
 from memory.pager import Pager
 
 logger = logging.getLogger(__name__)
@@ -55,14 +56,14 @@ class Dispatcher:
         self._flights: deque[Flight] = deque()
         self._told: set[int] = set()  # row slots that the device has seated, by the plans that have ended
         self._rooms = Rooms(pager)
-        self._is_pumping = False
         self._landing: asyncio.Future[None] | None = None
-        self._landed_seq = 0
+        self._landed_seq, self._is_pumping = 0, False
         self.on_crash: Callable[[str], None] = lambda _reason: None
         self.on_model_failed: Callable[[int, str], None] = lambda _model_id, _reason: None
         self.on_progress: Callable[[int, int, float], None] = lambda _prefill, _output, _compute_s: None
         self.on_result: Callable[[Flight, int, bool, StepResult], None] = lambda _flight, _step_idx, _is_last, _result: None
-        self.on_landed: Callable[[], None] = lambda: None
+        self.on_landed: Callable[[Flight], None] = lambda _flight: None
+        self.on_corrupt: Callable[[Sequence[Move], Sequence[Row]], None] = lambda _moves, _rows: None
 
     @property
     def is_idle(self) -> bool:
@@ -101,7 +102,7 @@ class Dispatcher:
         with self._surviving():
             flight = next(flight for flight in self._flights if flight.seq == failed.plan_seq)
             bad = tuple(flight.moves[idx] for idx in failed.bad_move_idxs)
-            logger.warning("corrupt pages are recomputed", extra={"plan": failed.plan_seq, "num_pages": len(bad)})
+            self.on_corrupt(bad, self._seats.rows)
             self._void_flights()
             self._abort_count = failed.abort_count
             self._pager.corrupt(bad)
@@ -224,7 +225,7 @@ class Dispatcher:
         )
         self._seq = pages.seq
         flight = Flight(pages.seq, num_steps, {part.row.slot: part for part in parts}, pages.moves, clears)
-        flight.starts, flight.room = tuple(start.slot for start in starts), room
+        flight.starts, flight.room, flight.evictions = tuple(start.slot for start in starts), room, pages.evictions
         self._flights.append(flight)
         for part in parts:
             part.depart()
@@ -280,7 +281,7 @@ class Dispatcher:
         self._pager.commit(flight.seq)
         self._landed_seq = flight.seq
         self.composer.landed(flight.seq)
-        self.on_landed()
+        self.on_landed(flight)
         self._tell_landing()
         if flight.room is not None and not flight.room.future.done():
             flight.room.future.set_result(None)

@@ -17,7 +17,9 @@ from prometheus_client.core import GaugeMetricFamily, HistogramMetricFamily
 from prometheus_client.metrics_core import CounterMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from kerneld.diskevents import DiskPageCorrupt, DiskTierFailed, PagesFetched, PagesSpilled
 from kerneld.events import (
+    ContextFailed,
     Event,
     FirstTokenSampled,
     ImageRestored,
@@ -115,6 +117,7 @@ class Metrics(Collector):
         self._tenants = TenantLabels()
         self._inter_token = BatchHistogram(_TOKEN_S)
         self._make_series()
+        self._handlers = self._make_handlers()
         self.registry.register(self)
 
     def _make_series(self) -> None:
@@ -136,21 +139,33 @@ class Metrics(Collector):
         self._evicted = counter("pages_evicted", "Pages that left the device, dropped ones included.")
         self._restored = counter("pages_restored", "Pages that came back to the device.")
         self._recomputed = counter("pages_recomputed", "Pages that were lost and computed again.")
-        self._corrupt = counter("pages_corrupt", "Pages that did not hold their checksum.")
+        self._dropped = counter("pages_dropped", "Pages that left the device and were nowhere else.")
+        self._corrupt = counter("pages_corrupt", "Pages that did not hold their checksum.", "tier")
+        self._moved = counter("disk_pages", "Pages that went to the disk tier or came from it.", "action")
+        self._moved_bytes = counter("disk_bytes", "Bytes that went to the disk tier or came from it.", "action")
+        self._disk_failures = counter("disk_failures", "Pages that the disk did not take or did not give.", "action")
+        self._failed_contexts = counter("contexts_failed", "Contexts that can be used no more.")
         self._losses = counter("worker_restarts", "Workers that were lost, by device.", "device")
         self._recovery = seconds("worker_recovery", "From the loss of a worker to its work going on.")
         self._loads = seconds("model_load", "Loading a model.")
         self._images = counter("images", "Images written and restored.", "verb")
-        self._handlers: dict[type[Event], Callable[..., None]] = {
+
+    def _make_handlers(self) -> dict[type[Event], Callable[..., None]]:
+        return {
             RequestFinished: self._on_finished,
             RequestAdmitted: lambda event: self._cached.inc(event.cached_tokens),
             FirstTokenSampled: lambda event: self._first_token.observe(event.seconds),
             RequestPreempted: lambda event: self._preemptions.labels(event.cause).inc(),
             QuotaRefused: lambda event: self._quota.labels(self._tenants.label(event.tenant), event.limit).inc(),
-            PagesEvicted: lambda event: self._evicted.inc(event.num_pages),
+            PagesEvicted: self._on_evicted,
             PagesRestored: self._on_restored,
             PrefixLooked: self._on_prefix_looked,
-            PageFoundCorrupt: lambda _event: self._corrupt.inc(),
+            PageFoundCorrupt: lambda _event: self._corrupt.labels("host").inc(),
+            DiskPageCorrupt: lambda _event: self._corrupt.labels("disk").inc(),
+            PagesSpilled: lambda event: self._on_moved("spill", event),
+            PagesFetched: lambda event: self._on_moved("fetch", event),
+            DiskTierFailed: lambda event: self._disk_failures.labels(event.action).inc(event.num_pages),
+            ContextFailed: lambda _event: self._failed_contexts.inc(),
             WorkerLost: lambda event: self._losses.labels(event.device).inc(),
             WorkerRecovered: lambda event: self._recovery.observe(event.seconds),
             ModelLoaded: lambda event: self._loads.observe(event.seconds),
@@ -195,6 +210,14 @@ class Metrics(Collector):
     def _on_prefix_looked(self, event: PrefixLooked) -> None:
         self._prefix_queries.inc(event.num_tokens)
         self._prefix_hits.inc(event.num_shared)
+
+    def _on_evicted(self, event: PagesEvicted) -> None:
+        self._evicted.inc(event.num_pages)
+        self._dropped.inc(event.num_dropped)
+
+    def _on_moved(self, action: str, event: PagesSpilled | PagesFetched) -> None:
+        self._moved.labels(action).inc(event.num_pages)
+        self._moved_bytes.labels(action).inc(event.size_bytes)
 
     def _on_restored(self, event: PagesRestored) -> None:
         self._restored.inc(event.num_pages)

@@ -20,6 +20,7 @@ from pathlib import Path
 from kerneld.calls import ContextState, Durability, Finished, FinishReason, InferArgs
 from kerneld.context import Context
 from kerneld.errors import KernelError
+from kerneld.events import ContextFailed
 from kerneld.machine import Machine
 from kerneld.models import file_stamp, hash_files
 from kerneld.request import Request
@@ -39,6 +40,8 @@ async def recover(machine: Machine, state: LogState) -> tuple[int, int]:
     """Make the machine what it was when the last front died. Returns the numbers of contexts and of unfinished requests."""
     for tenant in await machine.store.load_tenants():
         machine.know_tenant(tenant)
+    for group in await machine.store.load_groups():
+        machine.tenants.groups.put(group)
     machine.tenants.restore_usage(await machine.store.load_usage())
     wanted = await _recover_models(machine)
     machine.effects.restore([*state.effects.values(), *await machine.store.load_effects(machine.clock() - EFFECT_LIFETIME_S)])
@@ -105,6 +108,7 @@ def _recover_context(machine: Machine, record: ContextRecord) -> None:
         durability=record.durability,
         parent=record.parent.hex(),
         adapter=record.adapter,
+        sharing_group=record.sharing_group if record.sharing_group in machine.tenants.groups else "",
         max_tokens=record.max_tokens,
         priority=record.priority,
         nice=record.nice,
@@ -114,10 +118,12 @@ def _recover_context(machine: Machine, record: ContextRecord) -> None:
         last_used_at=record.last_used_at,
         last_request=record.last_request.hex(),
         last_finished=_finished(record.last_finish),
+        pinned_tokens=record.pinned_tokens,
     )
     missing = next((name for name in context.models if name not in machine.models), "")
     if record.failure or missing:
         context.move(ContextState.FAILED, record.failure or f"The model {missing!r} is not registered any more.")
+        machine.events.publish(ContextFailed(context.id, context.tenant, context.failure))
     else:
         context.move(ContextState.IDLE)
         if record.is_suspended:

@@ -22,7 +22,7 @@ from kerneld.request import Request
 from kerneld.rooms import RoomWanted
 from kerneld.step import RowNeed
 from memory.decisions import Decision
-from memory.page import Move
+from memory.page import Eviction, Move
 from memory.pager import Want
 from memory.table import PageTable
 
@@ -46,6 +46,7 @@ class Row:
     score_from: int = -1
     decision: Decision | None = None  # how its pages come to the device
     sent: list[list[int]] = field(default_factory=list)
+    num_relocated: int = 0  # of the table, when it was sent
 
     @property
     def reach(self) -> int:
@@ -75,7 +76,7 @@ class Row:
         context, sampling = self.request.context, self.request.sampling
         groups = range(len(self.table.space_ids))
         self.sent = [self.table.frames(group) for group in groups]
-        self.is_told = True
+        self.is_told, self.num_relocated = True, self.table.num_relocated
         return RowStart(
             slot=self.slot,
             model_id=model_id,
@@ -90,8 +91,9 @@ class Row:
         )
 
     def patches(self, page_tokens: int) -> list[FramePatch]:
-        """Tell the device what changed in its page tables: nothing before the page that is written next ever does."""
-        first = self.reach // page_tokens
+        """Tell the device what changed in its page tables: before the page that is written next, only pages that were relocated."""
+        first = self.reach // page_tokens if self.num_relocated == self.table.num_relocated else 0
+        self.num_relocated = self.table.num_relocated
         patches = []
         for group, known in enumerate(self.sent):
             frames = self.table.frames(group, first)
@@ -141,3 +143,4 @@ class Flight:
     starts: tuple[int, ...] = ()
     room: RoomWanted | None = None  # what this plan evicts pages for; it wants no row's pages then
     is_cut: bool = False
+    evictions: tuple[Eviction, ...] = ()

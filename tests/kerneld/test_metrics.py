@@ -6,9 +6,12 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from kerneld.calls import FinishReason
+from kerneld.diskevents import DiskPageCorrupt, DiskTierFailed, PagesFetched, PagesSpilled
 from kerneld.events import (
     FirstTokenSampled,
     ModelUnloaded,
+    PageFoundCorrupt,
+    PagesEvicted,
     PagesRestored,
     QuotaRefused,
     RequestFinished,
@@ -50,6 +53,27 @@ def test_vllm_dashboards_find_their_names() -> None:
     names = {name for name, _ in samples_of(metrics)}
 
     assert {f"kerneld_{name}" for name in VLLM_NAMES} <= names
+
+
+def test_pages_are_counted_by_where_they_went() -> None:
+    metrics = Metrics(Gauges)
+    for event in (
+        PagesEvicted("lab", 5, 2),
+        PageFoundCorrupt("c", "lab", 1),
+        DiskPageCorrupt(7, "what came from the disk is no page"),
+        PagesSpilled(3, 3000, 0.1),
+        PagesFetched(2, 2000, 0.1),
+        DiskTierFailed("fetch", 4, "Input/output error"),
+    ):
+        metrics.on_event(event)
+
+    samples = samples_of(metrics)
+    assert samples["kerneld_pages_evicted_total", ()] == 5
+    assert samples["kerneld_pages_dropped_total", ()] == 2
+    assert [samples["kerneld_pages_corrupt_total", (("tier", tier),)] for tier in ("host", "disk")] == [1, 1]
+    assert [samples["kerneld_disk_pages_total", (("action", action),)] for action in ("spill", "fetch")] == [3, 2]
+    assert [samples["kerneld_disk_bytes_total", (("action", action),)] for action in ("spill", "fetch")] == [3000, 2000]
+    assert samples["kerneld_disk_failures_total", (("action", "fetch"),)] == 4
 
 
 def test_events_are_counted() -> None:
