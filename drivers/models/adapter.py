@@ -30,6 +30,7 @@ from drivers.models.layout import ALIGN_BYTES
 from drivers.models.loader import STORED_DTYPES, PageShape, Target, bytes_of
 from drivers.models.peft import LoraTensors, find_changes, read_peft_config
 from drivers.models.shards import Shard, StoredTensor
+from drivers.native.lora import record_of
 from drivers.ops.reference import LoraPair, LoraRows
 from drivers.ops.table import OpTable
 
@@ -47,6 +48,11 @@ class Linear:
     columns: int  # in
     rows: int  # out
     first_row: int = 0  # in the stack that serves it
+
+    @property
+    def outputs(self) -> tuple[int, int]:
+        """Its rows in the stack, half-open."""
+        return self.first_row, self.first_row + self.rows
 
 
 @dataclass(frozen=True, slots=True)
@@ -220,11 +226,12 @@ def _stack(where: tuple[int, str], changes: Mapping[str, LoraTensors], linears: 
 def _pair(stack: Stack, target: Target) -> LoraPair:
     """Views of a stack's two parts, as they are multiplied."""
     [offset] = target.offsets
-    parts = []
+    parts: list[Tensor] = []
     for start, width in ((stack.down_bytes, stack.columns), (stack.up_bytes, stack.rows)):
         place = target.arena[offset + start : offset + start + stack.rank * width * target.dtype.itemsize]
         parts.append(place.view(target.dtype).view(stack.rank, width))
-    return LoraPair(parts[0].t(), parts[1])
+    blocks = [(member.first_rank, member.first_rank + member.change.rank, *member.linear.outputs) for member in stack.members]
+    return LoraPair(parts[0].t(), parts[1], record_of(parts[0], parts[1], blocks))
 
 
 def _copy(file: Shard, member: Member, base: DecoderConfig, pair: LoraPair) -> None:
@@ -237,7 +244,7 @@ def _copy(file: Shard, member: Member, base: DecoderConfig, pair: LoraPair) -> N
         down = down.view(-1, *heads).transpose(1, 2).reshape(down.shape)
     if member.name == "q":
         up = up.view(*heads, -1).transpose(0, 1).reshape(up.shape)
-    for place, values in ((pair.down.t()[ranks], down), (pair.up[ranks, linear.first_row : linear.first_row + linear.rows], up.t())):
+    for place, values in ((pair.down.t()[ranks], down), (pair.up[ranks, slice(*linear.outputs)], up.t())):
         place.copy_(values)
         if not bool(place.isfinite().all()):
             raise ModelCorrupt(f"{change.down.file.name}: {member.name}_proj has values that are not finite in {place.dtype}.")

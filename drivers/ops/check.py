@@ -10,6 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from drivers.native.lora import record_of
+from drivers.ops.fused import NATIVE_TOKENS
 from drivers.ops.ragged import AttentionShape, HeadShape, RaggedBatch, RowSpan, plan_attention
 from drivers.ops.reference import Cuts, LayerKv, LoraPair, LoraRows, Rotation
 from drivers.ops.table import OpTable
@@ -66,22 +68,25 @@ def _cases(shape: CheckShape, random: torch.Generator) -> dict[str, list[Case]]:
 
 
 def _lora_cases(shape: CheckShape, random: torch.Generator) -> list[Case]:
-    """Three adapters, one of which leaves the linear alone, on five of seven tokens; into the linears of a layer and out of them."""
-    rows = LoraRows(torch.tensor([5, 0, 2, 6, 3]), (2, 1, 2))
+    """Three adapters, one of which leaves the linear alone, on five of seven tokens and on most of many, for a layer's linears."""
+    few, many = LoraRows(torch.tensor([5, 0, 2, 6, 3]), (2, 1, 2)), LoraRows(torch.arange(NATIVE_TOKENS + 1), (NATIVE_TOKENS - 8, 1, 8))
     widths = (shape.hidden_size, shape.heads.num_heads * shape.heads.head_dim, shape.intermediate_size)
     cases: list[Case] = []
     for columns, out in zip(widths, (2 * shape.intermediate_size, shape.hidden_size, shape.hidden_size), strict=True):
-        pairs = [
-            LoraPair(
-                torch.randn(columns, rank, generator=random).to(shape.dtype),
-                (torch.randn(rank, out, generator=random) / columns**0.5).to(shape.dtype),
-            )
-            for rank in (8, 3)
-        ]
-        x = torch.randn(7, columns, generator=random).to(shape.dtype)
-        y = torch.randn(7, out, generator=random).to(shape.dtype)
-        cases.append(_lora_case(x, y, rows, (pairs[0], None, pairs[1])))
+        first, second = _lora_pair((columns, 8, out), random, shape.dtype), _lora_pair((columns, 3, out), random, shape.dtype)
+        for rows, num_tokens in ((few, 7), (many, NATIVE_TOKENS + 2)):
+            x = torch.randn(num_tokens, columns, generator=random).to(shape.dtype)
+            y = torch.randn(num_tokens, out, generator=random).to(shape.dtype)
+            cases.append(_lora_case(x, y, rows, (first, None, second)))
     return cases
+
+
+def _lora_pair(sizes: tuple[int, int, int], random: torch.Generator, dtype: torch.dtype) -> LoraPair:
+    """A pair of matrices (in, rank, out)."""
+    columns, rank, out = sizes
+    down = torch.randn(rank, columns, generator=random).to(dtype)
+    up = (torch.randn(rank, out, generator=random) / columns**0.5).to(dtype)
+    return LoraPair(down.t(), up, record_of(down, up, [(0, rank, 0, out)]))
 
 
 def _lora_case(x: Tensor, y: Tensor, rows: LoraRows, pairs: Sequence[LoraPair | None]) -> Case:

@@ -13,9 +13,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from drivers.native.lora import NOTHING, native_lora
 from drivers.ops.ragged import Bucket, Piece, RaggedBatch, Span
 from drivers.ops.reference import Cuts, LayerKv, LoraPair, LoraRows, Rotation, invert
 
+NATIVE_TOKENS = 64  # with adapters; from there on large products are faster
 CANDIDATES = 256  # top-k and top-p look at so many tokens before they sort all of them
 
 _flash = getattr(torch.ops.aten, "_scaled_dot_product_flash_attention_for_cpu", None)
@@ -37,7 +39,12 @@ def add_rms_norm(x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> Ten
 
 
 def lora(y: Tensor, x: Tensor, rows: LoraRows, pairs: Sequence[LoraPair | None]) -> Tensor:
-    """See reference. Two products for each adapter, between one gather and one scatter for all of them. Covers: all shapes."""
+    """See reference. Native code for steps with few tokens, which goes over each adapter once; else two products for each adapter, between
+    one gather and one scatter for all of them. Covers: all shapes."""
+    native = native_lora() if rows.tokens.shape[0] <= NATIVE_TOKENS else None
+    if native is not None and native.covers(y, x) and all(pair is None or pair.record for pair in pairs):
+        native.add(y, x, rows, [NOTHING if pair is None else pair.record for pair in pairs])
+        return y
     gathered = x.index_select(0, rows.tokens)
     change = torch.empty((gathered.shape[0], y.shape[1]), dtype=y.dtype)
     for part, out, pair in zip(gathered.split_with_sizes(rows.counts), change.split_with_sizes(rows.counts), pairs, strict=True):

@@ -49,6 +49,7 @@ class LoraPair:
 
     down: Tensor  # [in, rank]
     up: Tensor  # [rank, out]
+    record: bytes = b""  # how native code is told of it (drivers.native.lora); empty: not at all
 
 
 @dataclass(frozen=True, slots=True)
