@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import shutil
 import tempfile
 from collections.abc import Coroutine
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -14,8 +16,10 @@ from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, initialize, invariant, multiple, rule
 
 from kerneld.calls import CheckpointArgs, ContextState, Durability, ForkArgs
+from kerneld.errors import DiskFull
+from kerneld.pagefile import SUPERBLOCK_BYTES
 from tests.kerneld.local_worker import Script
-from tests.kerneld.rig import ANN, Output, Rig, Sizes, oracle, prompt_of
+from tests.kerneld.rig import ANN, SLAB, Output, Rig, Sizes, oracle, prompt_of
 
 T = TypeVar("T")
 
@@ -39,9 +43,10 @@ class DaemonLife(RuleBasedStateMachine):
     def do(self, work: Coroutine[Any, Any, T]) -> T:
         return self.loop.run_until_complete(asyncio.wait_for(work, 20))
 
-    @initialize(lead=st.integers(0, 3), host_slabs=st.sampled_from([0, 2, 32]))
-    def begin(self, lead: int, host_slabs: int) -> None:
-        self.rig = Rig(self.folder, Sizes(device_slabs=5, host_slabs=host_slabs, max_rows=3, max_step_tokens=24))
+    @initialize(lead=st.integers(0, 3), below=st.sampled_from([(0, 0), (2, 0), (32, 0), (2, 1), (3, 32), (3, 32), (32, 32)]))
+    def begin(self, lead: int, below: tuple[int, int]) -> None:
+        host_slabs, disk_slabs = below
+        self.rig = Rig(self.folder, Sizes(5, host_slabs, disk_slabs, max_rows=3, max_step_tokens=24))
         self.rig.script = Script(lead=lead)
         self.do(self.rig.start())
         self.do(self.rig.load())
@@ -126,6 +131,28 @@ class DaemonLife(RuleBasedStateMachine):
         elif context in self.tokens and context not in self.running:
             self.do(self.rig.kernel.suspend(ANN, context))
             self.asleep.add(context)
+
+    @rule(context=contexts)
+    def suspend_to_disk(self, context: str) -> None:
+        if context not in self.tokens or context in self.running or self.rig.machine.disk_tier is None:
+            return
+        with suppress(DiskFull):
+            info = self.do(self.rig.kernel.suspend_to_disk(ANN, context))
+            assert (info.pages.host, info.pages.device) == (0, 0) or info.pages.shared
+        self.asleep.add(context)
+
+    @rule(at=st.floats(0, 1), is_cut=st.booleans())
+    def damage_the_page_file(self, at: float, is_cut: bool) -> None:
+        tier = self.rig.machine.disk_tier
+        if tier is None:
+            return
+        offset = SUPERBLOCK_BYTES + int(at * 64 * SLAB)
+        if is_cut:
+            os.truncate(tier.file.path, offset)
+        else:
+            with tier.file.path.open("r+b") as raw:
+                raw.seek(offset)
+                raw.write(b"\xa5" * 3000)
 
     @rule(target=images, context=contexts)
     def checkpoint(self, context: str) -> Any:
