@@ -24,13 +24,17 @@ from memory.ledger import lineage
 from memory.mapping import Mapping, frame_bytes
 from memory.page import Tier, Transfer
 from memory.table import Page, PageTable
+from memory.tables import Tables
 from memory.watermarks import Watermarks
+
+THINNED = 64  # second copies that leave a full disk tier at once
 
 
 class Disk:
     """Transfers between host and disk, and the frames of the disk tier."""
 
-    def __init__(self, host: HostCopies, flights: Flights, marks: Watermarks, mapping: Mapping) -> None:
+    def __init__(self, tables: Tables, host: HostCopies, flights: Flights, marks: Watermarks, mapping: Mapping) -> None:
+        self._tables = tables
         self._mapping = mapping
         self._flights = flights
         self._host = host
@@ -53,13 +57,14 @@ class Disk:
 
         A copy that is on disk already only leaves the host. Nothing when there is no disk tier, or no room in it.
         """
-        if not self._mapping.arenas[Tier.DISK].num_slabs:
+        short, burials = self._marks.missing(), self._burials()
+        if not self._mapping.arenas[Tier.DISK].num_slabs or (short <= 0 and not burials):
             return []
         tables = self._host.order()
-        missing = self._shed(tables, self._marks.missing()) - self._spilling_bytes
+        missing = self._shed(tables, short) - self._spilling_bytes
         chosen: list[Transfer] = []
         full: set[tuple[int, str]] = set()  # space and owner for which there is no frame
-        for page, is_buried in self._candidates(tables):
+        for page, is_buried in self._candidates(burials, tables):
             size = frame_bytes(self._mapping.space(page.space_id), Tier.DISK)
             if size > max_bytes or (not is_buried and missing <= 0):
                 break
@@ -72,15 +77,19 @@ class Disk:
             chosen.append(self._send(page, frame, size))
         return chosen
 
-    def _candidates(self, tables: list[PageTable]) -> Iterator[tuple[Page, bool]]:
+    def _burials(self) -> list[PageTable]:
+        """Buried tables with host copies that are not on disk."""
+        return [table for table in self._tables if table.is_buried and _has_unsaved(table)]
+
+    def _candidates(self, burials: list[PageTable], tables: list[PageTable]) -> Iterator[tuple[Page, bool]]:
         """Host copies that are not on disk, in the order in which they go, and whether they belong to a buried table."""
-        for table in tables:
-            if table.is_buried:
-                yield from ((page, True) for page in tail_first(table) if self._may_spill(page))
+        for table in burials:
+            yield from ((page, True) for page in tail_first(table) if self._may_spill(page))
         pinned: list[Page] = []
         met: set[Page] = set()  # a page that many share is looked at once
         for table in tables:
-            for page in tail_first(table) if self._has_unsaved(table) else ():
+            is_hot = table.pins or table.is_awaited or table.is_buried
+            for page in tail_first(table) if _has_unsaved(table) and not is_hot else ():
                 if page not in met and self._may_spill(page):
                     met.add(page)
                     if page.is_pinned:
@@ -88,12 +97,6 @@ class Disk:
                     else:
                         yield page, False
         yield from ((page, False) for page in pinned if self._may_spill(page))
-
-    def _has_unsaved(self, table: PageTable) -> bool:
-        """Whether a table that nobody is about to use has host copies that are not on disk."""
-        if table.pins or table.is_awaited or table.is_buried:
-            return False
-        return any(num_host > num_saved for num_host, num_saved in zip(table.num_host, table.num_saved, strict=True))
 
     def _may_spill(self, page: Page) -> bool:
         return page.host_frame is not None and page.disk_frame is None and not page.pins and page not in self._pages
@@ -128,18 +131,35 @@ class Disk:
             if victim is None:
                 return None
             self._flights.free(victim, Tier.DISK)
-        return self._mapping.pool(page.space_id, Tier.DISK).alloc()
+        frame = self._mapping.pool(page.space_id, Tier.DISK).alloc()
+        if frame is None:
+            self._thin_out(page, THINNED * size, tables)
+        return frame
 
     def _coldest(self, capped: str, page: Page, tables: list[PageTable]) -> Page | None:
         """A page of an owner, or of those below it, in the disk tier, of a table that is colder than those which hold `page`."""
         for table in tables:
             if table in page.holders:
                 return None
-            if capped in lineage(table.owner):
+            if capped in lineage(table.owner) and (any(table.num_disk) or any(table.num_saved) or any(table.num_copied)):
                 for other in tail_first(table):
                     if other.disk_frame is not None and other not in self._pages and not table.is_awaited:
                         return other
         return None
+
+    def _thin_out(self, page: Page, num_bytes: int, tables: list[PageTable]) -> None:
+        """The disk tier is full: of tables that are warmer than those which hold `page`, copies go that are on device or host too.
+
+        Their frames have to be punched first: later pages get them.
+        """
+        for table in reversed(tables):
+            if table in page.holders or num_bytes <= 0:
+                return
+            for other in tail_first(table) if any(table.num_saved) or any(table.num_copied) else ():
+                is_second = other.disk_frame is not None and not other.is_far and other not in self._pages and not other.pins
+                if is_second and num_bytes > 0:
+                    self._flights.free(other, Tier.DISK)
+                    num_bytes -= self._mapping.space(other.space_id).host_frame_bytes
 
     # ------------------------------------------------------------------------------------------------------------------ disk to host
 
@@ -247,6 +267,11 @@ def tail_first(table: PageTable) -> Iterator[Page]:
     """Every page of a table, all groups, last ones first."""
     for idx in range(max(map(len, table.pages), default=0) - 1, -1, -1):
         yield from (pages[idx] for pages in table.pages if idx < len(pages))
+
+
+def _has_unsaved(table: PageTable) -> bool:
+    """Whether a table has host copies that are not on disk."""
+    return any(num_host > num_saved for num_host, num_saved in zip(table.num_host, table.num_saved, strict=True))
 
 
 def leading(table: PageTable, num_tokens: int) -> Iterator[Page]:

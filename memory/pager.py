@@ -55,7 +55,7 @@ class Pager:
         self._planner = Planner(config, self._tables, self._flights, self.weights, self._mapping, self.costs)
         self._planner.order = order
         self._host = HostCopies(self._mapping, self._flights, order)
-        self._disk = Disk(self._host, self._flights, Watermarks(config, self._mapping), self._mapping)
+        self._disk = Disk(self._tables, self._host, self._flights, Watermarks(config, self._mapping), self._mapping)
 
     @property
     def ledger(self) -> Ledger:

@@ -179,6 +179,21 @@ def test_a_full_disk_ends_spilling_and_the_host_tier_loses_pages_again() -> None
     assert sum(table.counts().lost for table in tables) > 0
 
 
+def test_a_full_disk_gives_up_second_copies_of_warmer_pages() -> None:
+    rig = DiskRig(disk_slabs=1)
+    warm = rig.far(2)
+    rig.settle(rig.pager.fetch(warm, 2 * PT))
+    cold = rig.on_host(2)
+    rig.run((warm, 2 * PT, 2 * PT))
+    rig.pager.bury(cold, 2 * PT, keys(2), b"")
+    assert rig.pager.spill(1 << 20) == []
+
+    assert len(rig.punch()) == 2
+    rig.spilled()
+
+    assert (warm.counts(), cold.counts()) == (counts(device=2), counts(disk_only=2))
+
+
 def test_host_copies_that_are_on_disk_go_before_any_page_is_lost() -> None:
     rig = DiskRig(device_slabs=2, low=0.0, high=0.0)
     cold, warm = rig.grown(4), rig.grown(4, "lab/bob")
