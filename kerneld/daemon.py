@@ -33,6 +33,7 @@ from kerneld.eventbus import EventBus
 from kerneld.events import DaemonReady, DaemonStarted, DaemonStopped
 from kerneld.fairshare import FairShare
 from kerneld.housekeeping import Housekeeping
+from kerneld.inventory import missing_bytes
 from kerneld.kernel import Kernel
 from kerneld.lodging import Lodging
 from kerneld.machine import Machine
@@ -59,6 +60,7 @@ from kerneld.supervisor import Supervisor, WorkerCommand
 from kerneld.tenants import TenantTable
 from kerneld.throughput import Throughput
 from kerneld.verbs.admin import drain_requests
+from memory.errors import OutOfFrames, OverLimit
 from memory.page import Tier
 from memory.pager import Pager
 
@@ -211,9 +213,7 @@ class Daemon:
         """Let parts tell each other what concerns them."""
         self._reports = PageReports(machine.events)
         machine.events.subscribe(self.metrics.on_event)
-        machine.dispatcher.composer.advise = lambda shortage, request: shortage.advise(
-            remedies_of(machine, shortage, Needer.of(request.context))
-        )
+        machine.dispatcher.composer.advise = self._advise
         machine.delivery.on_finished = self._request_finished
         machine.delivery.on_unsynced = machine.dispatcher.end
         machine.authenticator.on_tenant_seen = self._tenant_seen
@@ -224,6 +224,11 @@ class Daemon:
             machine.disk_tier.returns.on_wait = machine.seating.meter.fetching
             machine.disk_tier.on_return = machine.dispatcher.arrived
             machine.dispatcher.composer.waits.append(machine.disk_tier.returns.must_wait)
+
+    def _advise(self, shortage: OutOfFrames | OverLimit, request: Request) -> None:
+        """Say what would help a request that does not fit alone."""
+        more_bytes = missing_bytes(self.machine, request.context, request.num_remaining)
+        shortage.advise(remedies_of(self.machine, shortage, Needer.of(request.context, more_bytes)))
 
     def _worker_command(self) -> WorkerCommand:
         kernel = self.config.kerneld

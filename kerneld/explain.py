@@ -13,10 +13,10 @@ from collections.abc import Iterator
 from kerneld.calls import Caller, ContextState, ModelState
 from kerneld.context import Context
 from kerneld.holdings import Explanation, Holding, Obstacle, Placement, QueuePlace
-from kerneld.inventory import holdings_of, is_busy, model_bytes, tier_bytes
+from kerneld.inventory import holdings_of, is_busy, missing_bytes, model_bytes, reclaimable_bytes, tier_bytes
 from kerneld.machine import Machine
 from kerneld.models import Model
-from kerneld.remedies import Shortage, remedies_of
+from kerneld.remedies import Needer, Shortage, remedies_of
 from kerneld.request import Request, RequestState
 from kerneld.security.acl import may_see
 from kerneld.tally import ancestors
@@ -43,7 +43,7 @@ class Explainer:
         request = self._machine.requests.get(context.active_request)
         obstacles = list(self._obstacles(context, request))
         shortage = self._shortage(obstacles)
-        remedies = self.remedies(shortage, context.tenant) if shortage is not None else []
+        remedies = self.remedies(shortage, context.tenant, context.model) if shortage is not None else []
         is_short = shortage is not None
         return Explanation(
             subject=f"context {context.id}",
@@ -106,7 +106,7 @@ class Explainer:
 
     def _frame_obstacles(self, context: Context, request: Request) -> Iterator[Obstacle]:
         """Whether all its pages could be on the device now: within the limits of its tenant, and in what is free or may be reclaimed."""
-        missing = self._missing_bytes(context, request)
+        missing = missing_bytes(self._machine, context, request.num_remaining)
         if not missing:
             return
         capped = self._ledger.exceeded(context.tenant, Tier.DEVICE, missing)
@@ -124,27 +124,15 @@ class Explainer:
             text = f"it needs {size_text(missing)} more of the device; {size_text(available)} are free or may be reclaimed."
             yield Obstacle("FRAMES", text, "device", "", missing, available)
 
-    def _missing_bytes(self, context: Context, request: Request) -> int:
-        model = self._machine.models.get(context.model) if context.model in self._machine.models else None
-        spaces = context.table.spaces if context.table is not None else model.spaces if model is not None else ()
-        num_pages = -(-(context.num_tokens + max(request.num_remaining, 0)) // self._machine.pager.page_tokens)
-        wanted = num_pages * sum(space.device_frame_bytes for space in spaces)
-        return max(wanted - (context.table.device_bytes if context.table is not None else 0), 0)
-
     def _busy_bytes(self, path: str, but: Context) -> int:
         """Device bytes beneath a tenant that may not be reclaimed just now."""
         contexts = (each for each in self._machine.contexts.of_tenant(path) if each is not but and is_busy(each))
         return sum(each.table.device_bytes for each in contexts if each.table is not None)
 
     def _available_bytes(self, context: Context) -> int:
-        """Device bytes that are free, or held by contexts that would give way to this one."""
-        granule = self._machine.config.memory.granule_bytes
+        """Device bytes that are free, or held by pages that would give way to this context."""
         free = next(each.free_bytes for each in self._ledger.snapshot() if each.tier is Tier.DEVICE)
-        for other in self._machine.contexts:
-            is_stuck = is_busy(other) or self._ledger.is_guaranteed(other.tenant, context.tenant, Tier.DEVICE, granule)
-            if other is not context and other.table is not None and not is_stuck:
-                free += other.table.device_bytes
-        return free
+        return free + reclaimable_bytes(self._machine, Tier.DEVICE, context.tenant, context.table)
 
     def _shortage(self, obstacles: list[Obstacle]) -> Shortage | None:
         """The error that a plan would fail with; it tells what would help."""
@@ -205,27 +193,24 @@ class Explainer:
     def _model_obstacles(self, size_bytes: int) -> tuple[tuple[Obstacle, ...], tuple[Remedy, ...]]:
         """What a load of the model would find in its way."""
         snapshot = next(each for each in self._ledger.snapshot() if each.tier is Tier.DEVICE)
-        others = sum(size for _owner, size in snapshot.kv_bytes.items()) - sum(
-            each.table.device_bytes for each in self._machine.contexts if each.table is not None and not is_busy(each)
-        )
-        available = snapshot.total_bytes - snapshot.weights_bytes - max(others, 0)
+        available = snapshot.free_bytes + reclaimable_bytes(self._machine, Tier.DEVICE, "")
         if not size_bytes or size_bytes <= available:
             return (), ()
-        text = f"it needs {size_text(size_bytes)} of the device; {size_text(max(available, 0))} are free or may be reclaimed."
-        obstacle = Obstacle("FRAMES", text, "device", "models", size_bytes, max(available, 0))
+        text = f"it needs {size_text(size_bytes)} of the device; {size_text(available)} are free or may be reclaimed."
+        obstacle = Obstacle("FRAMES", text, "device", "models", size_bytes, available)
         holders = self._ledger.holders(Tier.DEVICE)
         shortage: Shortage
         if size_bytes > snapshot.total_bytes:
             shortage = NeverFits("device", size_bytes, snapshot.total_bytes, holders)
         else:
-            shortage = OutOfFrames("device", size_bytes, max(available, 0), holders)
-        return (obstacle,), tuple(self.remedies(shortage, ""))
+            shortage = OutOfFrames("device", size_bytes, available, holders)
+        return (obstacle,), tuple(self.remedies(shortage))
 
     # ------------------------------------------------------------------------------------------------------------------ both
 
-    def remedies(self, shortage: Shortage, tenant: str) -> list[Remedy]:
+    def remedies(self, shortage: Shortage, tenant: str = "", model: str = "") -> list[Remedy]:
         """What would help, in words that the caller may read."""
-        return remedies_of(self._machine, shortage, tenant, self._may_name)
+        return remedies_of(self._machine, shortage, Needer(tenant, model, 0, self._may_name))
 
     def holders(self, tier: Tier) -> Iterator[Holding]:
         """The largest holders of a tier; those that are not the caller's to know without a name."""

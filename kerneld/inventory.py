@@ -9,6 +9,7 @@ from kerneld.holdings import Holding
 from kerneld.machine import Machine
 from kerneld.models import Model
 from kerneld.placement import WEIGHTS_OWNER
+from memory.kept import kept_pages
 from memory.ledger import Kind, lineage
 from memory.mapping import frame_bytes, frame_of
 from memory.page import Tier
@@ -35,6 +36,30 @@ def freed_bytes(table: PageTable, tier: Tier) -> int:
 def num_in(pages: list[Page], tier: Tier) -> int:
     """How many of some pages are in a tier."""
     return sum(frame_of(page, tier) is not None for page in pages)
+
+
+def reclaimable_bytes(machine: Machine, tier: Tier, taker: str, but: PageTable | None = None) -> int:
+    """Bytes of pages in a tier that would give way to a taker: nobody needs them just now, and no guarantee keeps them."""
+    tables = [context.table for context in machine.contexts if context.table is not None]
+    kept = kept_pages(machine.pager.ledger, tables, tier, taker)
+    own = {page for pages in but.pages for page in pages} if but is not None else set[Page]()
+    size_of = {
+        page: frame_bytes(table.spaces[group], tier)
+        for table in tables
+        for group, pages in enumerate(table.pages)
+        for page in pages
+        if frame_of(page, tier) is not None and page not in kept and page not in own and not any(holder.pins for holder in page.holders)
+    }
+    return sum(size_of.values())
+
+
+def missing_bytes(machine: Machine, context: Context, num_more: int) -> int:
+    """Bytes of the device that a context lacks for being wholly there with so many more tokens."""
+    model = machine.models.get(context.model) if context.model in machine.models else None
+    spaces = context.table.spaces if context.table is not None else model.spaces if model is not None else ()
+    num_pages = -(-(context.num_tokens + max(num_more, 0)) // machine.pager.page_tokens)
+    wanted = num_pages * sum(space.device_frame_bytes for space in spaces)
+    return max(wanted - (context.table.device_bytes if context.table is not None else 0), 0)
 
 
 def is_busy(context: Context) -> bool:

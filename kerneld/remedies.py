@@ -10,6 +10,7 @@ They come smallest first: by what they cost others, in bytes. Contexts are named
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 
 from kerneld.context import Context
 from kerneld.inventory import freed_bytes, has_active, is_busy, model_bytes
@@ -24,44 +25,60 @@ MOST = 3
 Shortage = OutOfFrames | NeverFits | OverLimit
 
 
-def remedies_of(machine: Machine, shortage: Shortage, tenant: str, may_name: Callable[[Context], bool] = lambda _c: False) -> list[Remedy]:
-    """What would help against a shortage of a tenant, smallest change first, a few at most."""
+@dataclass(frozen=True, slots=True)
+class Needer:
+    """Who is short of memory: its tenant, the model that it runs on (both may be empty), and which contexts it may be told of by name."""
+
+    tenant: str = ""
+    model: str = ""
+    more_bytes: int = 0  # of the device that it will need before it is done
+    may_name: Callable[[Context], bool] = lambda _context: False
+
+    @classmethod
+    def of(cls, context: Context, more_bytes: int = 0) -> Needer:
+        """A context that is short, for those of its own tenant."""
+        return cls(context.tenant, context.model, more_bytes, lambda other: other.tenant == context.tenant)
+
+
+def remedies_of(machine: Machine, shortage: Shortage, needer: Needer) -> list[Remedy]:
+    """What would help against a shortage, smallest change first, a few at most."""
     if isinstance(shortage, OverLimit):
-        found = list(_over_limit(machine, shortage, may_name))
+        found = list(_over_limit(machine, shortage, needer))
     elif isinstance(shortage, NeverFits):
-        found = list(_never_fits(machine, shortage, tenant))
+        found = list(_never_fits(machine, shortage, needer))
     else:
         missing = max(shortage.needed_bytes - shortage.free_bytes, 1)
-        found = list(_no_room(machine, Tier[shortage.tier.upper()], missing, tenant, may_name))
+        found = list(_no_room(machine, Tier[shortage.tier.upper()], missing, needer))
     return found[:MOST]
 
 
-def _over_limit(machine: Machine, shortage: OverLimit, may_name: Callable[[Context], bool]) -> Iterator[Remedy]:
-    needed = shortage.used_bytes + shortage.needed_bytes
+def _over_limit(machine: Machine, shortage: OverLimit, needer: Needer) -> Iterator[Remedy]:
+    needed = shortage.used_bytes + max(shortage.needed_bytes, needer.more_bytes)
     yield Remedy(Action.RAISE_LIMIT, shortage.tier, _rounded(machine, needed), shortage.owner)
     tier = Tier[shortage.tier.upper()]
     missing = needed - shortage.limit_bytes
-    yield from _enough(_of_contexts(machine, machine.contexts.of_tenant(shortage.owner), tier, may_name), missing)
+    yield from _enough(_of_contexts(machine, machine.contexts.of_tenant(shortage.owner), tier, needer), missing)
 
 
-def _never_fits(machine: Machine, shortage: NeverFits, tenant: str) -> Iterator[Remedy]:
+def _never_fits(machine: Machine, shortage: NeverFits, needer: Needer) -> Iterator[Remedy]:
     tier = Tier[shortage.tier.upper()]
+    tenant = needer.tenant
     limits = ((name, machine.pager.ledger.limit(name, tier).limit_bytes) for name in (lineage(tenant) if tenant else ()))
     capped = next((name for name, limit in limits if limit == shortage.limit_bytes), None)
     if capped is not None:
         yield Remedy(Action.RAISE_LIMIT, shortage.tier, _rounded(machine, shortage.needed_bytes), capped)
     else:
         missing = shortage.needed_bytes - shortage.limit_bytes
-        yield from _enough(_idle_models(machine, tier), missing)
+        yield from _enough(_idle_models(machine, tier, needer), missing)
         total = sum(each.total_bytes for each in machine.pager.ledger.snapshot() if each.tier is tier)
         yield Remedy(Action.ENLARGE, shortage.tier, _rounded(machine, total + missing))
     if tenant and shortage.limit_bytes:
         yield Remedy(Action.SHORTEN, shortage.tier, shortage.limit_bytes, tenant)
 
 
-def _no_room(machine: Machine, tier: Tier, missing: int, tenant: str, may_name: Callable[[Context], bool]) -> Iterator[Remedy]:
-    stuck = [context for context in machine.contexts if is_busy(context) or _is_kept(machine, context, tenant, tier)]
-    candidates = [*_idle_models(machine, tier), *_of_contexts(machine, stuck, tier, may_name)]
+def _no_room(machine: Machine, tier: Tier, missing: int, needer: Needer) -> Iterator[Remedy]:
+    stuck = [context for context in machine.contexts if is_busy(context) or _is_kept(machine, context, needer.tenant, tier)]
+    candidates = [*_idle_models(machine, tier, needer), *_of_contexts(machine, stuck, tier, needer)]
     found = list(_enough(iter(candidates), missing))
     yield from found
     if not found:
@@ -69,20 +86,20 @@ def _no_room(machine: Machine, tier: Tier, missing: int, tenant: str, may_name: 
         yield Remedy(Action.ENLARGE, tier.name.lower(), _rounded(machine, total + missing))
 
 
-def _idle_models(machine: Machine, tier: Tier) -> Iterator[Remedy]:
+def _idle_models(machine: Machine, tier: Tier, needer: Needer) -> Iterator[Remedy]:
     """Models on the device on which nothing runs or waits."""
     for model in machine.models:
-        if tier is Tier.DEVICE and model.is_resident and not has_active(machine, model):
+        if tier is Tier.DEVICE and model.is_resident and model.name != needer.model and not has_active(machine, model):
             yield Remedy(Action.UNLOAD, "device", model_bytes(machine, model), "models", model.name)
 
 
-def _of_contexts(machine: Machine, contexts: list[Context], tier: Tier, may_name: Callable[[Context], bool]) -> Iterator[Remedy]:
+def _of_contexts(machine: Machine, contexts: list[Context], tier: Tier, needer: Needer) -> Iterator[Remedy]:
     idle = Action.SUSPEND if machine.config.memory.page_file_bytes else Action.FREE
     for context in contexts:
         size_bytes = freed_bytes(context.table, tier) if context.table is not None else 0
         if size_bytes:
             action = Action.CANCEL if context.is_active else idle
-            yield Remedy(action, tier.name.lower(), size_bytes, context.tenant, context.id if may_name(context) else "")
+            yield Remedy(action, tier.name.lower(), size_bytes, context.tenant, context.id if needer.may_name(context) else "")
 
 
 def _enough(candidates: Iterator[Remedy], missing: int) -> list[Remedy]:

@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from memory.remedy import Remedy, sentence
+from memory.remedy import Remedy, sentence, size_text
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +45,9 @@ class OutOfFrames(PagingError):
         self.needed_bytes = needed_bytes
         self.free_bytes = free_bytes
         self.holders = holders
-        super().__init__(f"The {tier} tier has {free_bytes} bytes free or reclaimable, {needed_bytes} are needed. {describe(holders)}")
+        super().__init__(
+            f"The {tier} tier has {size_text(free_bytes)} free or reclaimable, {size_text(needed_bytes)} are needed. {describe(holders)}"
+        )
 
 
 class NeverFits(PagingError):
@@ -56,7 +58,8 @@ class NeverFits(PagingError):
         self.needed_bytes = needed_bytes
         self.limit_bytes = limit_bytes
         self.holders = holders
-        super().__init__(f"It needs {needed_bytes} bytes of the {tier} tier, which can give it {limit_bytes} at most. {describe(holders)}")
+        sizes = f"It needs {size_text(needed_bytes)} of the {tier} tier, which can give it {size_text(limit_bytes)} at most."
+        super().__init__(f"{sizes} {describe(holders)}")
 
 
 class OverLimit(PagingError):
@@ -68,7 +71,8 @@ class OverLimit(PagingError):
         self.needed_bytes = needed_bytes
         self.limit_bytes = limit_bytes
         self.used_bytes = used_bytes
-        super().__init__(f"{owner} holds {used_bytes} bytes of the {tier} tier and needs {needed_bytes} more; its limit is {limit_bytes}.")
+        held = f"{owner} holds {size_text(used_bytes)} of the {tier} tier and needs {size_text(needed_bytes)} more"
+        super().__init__(f"{held}; its limit is {size_text(limit_bytes)}.")
 
 
 class GuaranteeConflict(PagingError):
@@ -99,4 +103,4 @@ def describe(holders: tuple[Holder, ...]) -> str:
     if not holders:
         return "Nobody else holds any of it."
     ranked = sorted(holders, key=lambda holder: (-holder.size_bytes, holder.owner))
-    return "Held by " + ", ".join(f"{holder.owner} ({holder.size_bytes})" for holder in ranked) + "."
+    return "Held by " + ", ".join(f"{holder.owner} ({size_text(holder.size_bytes)})" for holder in ranked) + "."

@@ -133,7 +133,7 @@ class Ledger:
         """
         if 0 < limit_bytes < guarantee_bytes:
             raise ValueError(f"a guarantee of {guarantee_bytes} bytes does not go with a limit of {limit_bytes}")
-        given = {**self._guarantees(tier), owner: guarantee_bytes}
+        given = {**self.guarantees(tier), owner: guarantee_bytes}
         promised = guarantees.promised(given)
         for name in lineage(owner):
             most = limit_bytes if name == owner else self.limit(name, tier).limit_bytes
@@ -145,9 +145,10 @@ class Ledger:
 
     def promised(self, tier: Tier) -> int:
         """The sum of all guarantees of a tier."""
-        return guarantees.total(self._guarantees(tier))
+        return guarantees.total(self.guarantees(tier))
 
-    def _guarantees(self, tier: Tier) -> dict[str, int]:
+    def guarantees(self, tier: Tier) -> dict[str, int]:
+        """What was guaranteed, by owner."""
         return {owner: limit.guarantee_bytes for owner, limit in self._limits[tier].items() if limit.guarantee_bytes}
 
     def limit(self, owner: str, tier: Tier) -> Limit:

@@ -8,9 +8,11 @@ disk too: an image of weights is worth a read of files, not a prefill.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from functools import cached_property
 
 from memory.draft import Draft
 from memory.errors import OutOfFrames
+from memory.kept import kept_pages
 from memory.mapping import Mapping
 from memory.page import Tier
 from memory.reclaim import Sweep
@@ -51,9 +53,14 @@ class Room:
             return False
         return True
 
+    @cached_property
+    def _kept(self) -> set[Page]:
+        """Pages that are covered by guarantees: weights are nobody's, so none of them gives way."""
+        return kept_pages(self._mapping.ledger, self._sweep.tables, self._tier, "")
+
     def _may_go(self, page: Page) -> bool:
         if self._tier is Tier.DEVICE:
-            return self._sweep.may_leave_device(page)
+            return self._sweep.may_leave_device(page) and page not in self._kept
         return self._sweep.may_leave_host(page, may_lose=False) or (
             page.disk_frame is not None and self._sweep.may_leave_host(page, may_lose=True)
         )

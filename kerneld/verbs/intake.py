@@ -19,7 +19,7 @@ from kerneld.errors import Draining, InvalidArgument, NotFound, OutOfRange, Quot
 from kerneld.events import QuotaRefused, RequestArrived
 from kerneld.machine import Machine
 from kerneld.models import Model
-from kerneld.remedies import remedies_of
+from kerneld.remedies import Needer, remedies_of
 from kerneld.request import Request
 from kerneld.state.journal import RECORD_BYTES, TOKEN_BYTES
 from kerneld.state.records import Admit, pack_tokens
@@ -89,7 +89,7 @@ class Intake:
             try:
                 self._machine.pager.fits(model.space_ids, context.num_tokens + num_more, context.tenant)
             except NeverFits as error:
-                error.advise(remedies_of(self._machine, error, context.tenant, lambda other: other.tenant == context.tenant))
+                error.advise(remedies_of(self._machine, error, Needer.of(context)))
                 raise
 
     def check_limits(self, context: Context, num_input: int) -> None:

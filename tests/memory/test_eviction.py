@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from memory.errors import OverLimit
+from memory.errors import OutOfFrames, OverLimit
 from memory.page import Tier
 from memory.table import PageTable
-from tests.memory.test_pager import DOWN, PT, Rig, routes
+from tests.memory.test_pager import DOWN, PT, SLAB, Rig, routes
 
 FRAME = 16  # of space 1 on the device
 
@@ -187,3 +187,17 @@ def test_a_sharer_that_leaves_puts_others_over_their_limit_and_that_is_reclaimed
     rig.run()
 
     assert fork.counts() == (2, 2, 0, 0, 0)
+
+
+def test_weights_do_not_take_what_is_guaranteed() -> None:
+    rig = Rig(device_slabs=3, host_slabs=4)
+    rig.pager.ledger.set_limit("ann", Tier.DEVICE, 6 * FRAME, 0)
+    rig.grown(8, "ann")
+
+    rig.seq += 1
+    rig.pager.plan_room(rig.seq, (SLAB,))  # the slab that is free
+    rig.pager.commit(rig.seq)
+    with pytest.raises(OutOfFrames):
+        rig.pager.plan_room(rig.seq + 1, (2 * SLAB,))
+    rig.pager.ledger.set_limit("ann", Tier.DEVICE, 4 * FRAME, 0)
+    rig.pager.plan_room(rig.seq + 1, (2 * SLAB,))
