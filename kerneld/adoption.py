@@ -142,6 +142,7 @@ class Adoption:
             if self._claim(table, num_pages, key):
                 context.kv_valid += num_tail
                 break
+        self._machine.pager.fill(table, num_pages * table.page_tokens, context.chain.keys)  # others of its sharing domain may take them
         if context.state is ContextState.SUSPENDED:
             self._machine.pager.suspend(table)
         return context.kv_valid

@@ -127,6 +127,7 @@ class AllocArgs:
     labels: Mapping[str, str] = field(default_factory=dict)
     seed: int | None = None
     adapter: str = ""  # of that model; an adapter in place of the model stands for its base and itself
+    sharing_group: str = ""  # with whose contexts it computes equal beginnings once; empty: with those of its own tenant
 
 
 @dataclass(frozen=True, slots=True)
@@ -220,6 +221,7 @@ class Usage:
     pages_recomputed: int = 0
     queue_s: float = 0.0
     compute_s: float = 0.0
+    shared_tokens: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -294,6 +296,7 @@ class ContextInfo:
     grants: tuple[Grant, ...] = ()
     adapter: str = ""
     pinned_tokens: int = 0
+    sharing_group: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -340,6 +343,12 @@ class ModelInfo:
     base: str = ""
     streamed_bytes: int = 0
     stream_bytes_per_s: int = 0
+    tier: str = "disk"  # the fastest that holds its weights: "device", "host" or "disk"
+    device_bytes: int = 0
+    host_bytes: int = 0
+    is_pinned: bool = False
+    last_used_at: float = 0.0
+    num_loads: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -349,11 +358,11 @@ class LoadProgress:
     stage: str
     bytes_done: int
     bytes_total: int
+    source: str = ""  # of the bytes: "host" or "disk"
+    bytes_per_s: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
-    source: str = ""  # of the bytes: "host" or "disk"
-    bytes_per_s: float = 0.0
 class CheckpointArgs:
     """Write an image of a context."""
 
@@ -433,6 +442,16 @@ class TenantInfo:
     kv_disk_bytes: int = 0
     revision: str = ""  # of weight and limits; SetTenant refuses another one
     changes: tuple[LimitChange, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class GroupInfo:
+    """A sharing group as `share-group ls` shows it: its members, and every tenant below one, may opt in."""
+
+    name: str
+    members: tuple[str, ...]
+    created_at: float
+    num_contexts: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -73,12 +73,14 @@ class Context:
     durability: Durability = Durability.JOURNAL
     parent: str = ""  # context it was forked from
     adapter: str = ""  # name; its KV is that of the model as the adapter changes it
+    sharing_group: str = ""  # name; empty: its tenant alone is its sharing domain
 
     # Written by the verb Set, and by Grant and Revoke.
     max_tokens: int = 0
     priority: Priority = Priority.INTERACTIVE
     nice: int = 0
     labels: dict[str, str] = field(default_factory=dict)
+    pinned_tokens: int = 0  # leading tokens whose pages go last of all that its tenant has
     grants: dict[str, Grant] = field(default_factory=dict)  # by grantee
 
     # Written by the dispatcher (commit) and the verbs that edit the past (truncate).
@@ -141,6 +143,7 @@ class Context:
             id=self.id,
             model=self.model,
             adapter=self.adapter,
+            sharing_group=self.sharing_group,
             owner=self.owner,
             tenant=self.tenant,
             state=self.state,
@@ -160,4 +163,5 @@ class Context:
             last_request=self.last_request,
             failure=self.failure,
             grants=tuple(self.grants.values()),
+            pinned_tokens=self.pinned_tokens,
         )

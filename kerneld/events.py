@@ -365,6 +365,15 @@ class TenantChanged(Event):
 
 
 @dataclass(frozen=True, slots=True)
+class SharingGroupChanged(Event):
+    """A sharing group was added, changed or removed."""
+
+    group: str
+    change: str  # "added", "set", "removed"
+    num_members: int
+
+
+@dataclass(frozen=True, slots=True)
 class TokenAdded(Event):
     """An API token was issued."""
 

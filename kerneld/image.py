@@ -62,6 +62,7 @@ class Manifest(msgspec.Struct, frozen=True):
     max_tokens: int = 0
     pages: tuple[ImagePage, ...] = ()
     adapter: str = ""
+    sharing_group: str = ""  # whose names the pages have
 
     @property
     def num_tokens(self) -> int:

@@ -7,6 +7,7 @@ from kerneld.supervisor import WorkerState
 from kerneld.verbs.admin import AdminVerbs
 from kerneld.verbs.contexts import ContextVerbs
 from kerneld.verbs.edits import EditVerbs
+from kerneld.verbs.groups import GroupVerbs
 from kerneld.verbs.images import ImageVerbs
 from kerneld.verbs.inference import InferenceVerbs
 from kerneld.verbs.memory import MemoryVerbs
@@ -38,6 +39,7 @@ class Kernel:
 
         self.register_model, self.load_model = models.register_model, models.load_model
         self.unload_model, self.remove_model = models.unload_model, models.remove_model
+        self.pin_model, self.unpin_model = models.pin_model, models.unpin_model
         self.stat_model, self.list_models = models.stat_model, models.list_models
 
         self.checkpoint, self.restore = images.checkpoint, images.restore
@@ -47,6 +49,9 @@ class Kernel:
         self.list_tenants, self.remove_tenant = admin.list_tenants, admin.remove_tenant
         self.add_token, self.list_tokens, self.remove_token = admin.add_token, admin.list_tokens, admin.remove_token
         self.drain, self.top, self.events = admin.drain, admin.top, admin.events
+        groups = GroupVerbs(machine)
+        self.add_sharing_group, self.set_sharing_group = groups.add_sharing_group, groups.set_sharing_group
+        self.remove_sharing_group, self.list_sharing_groups = groups.remove_sharing_group, groups.list_sharing_groups
         self.read_memory, self.fsck = memory.read_memory, memory.fsck
         self.explain_context, self.explain_model = memory.explain_context, memory.explain_model
 

@@ -135,6 +135,12 @@ class Model:
             base=self.base,
             streamed_bytes=self.streamed_bytes if self.is_resident else 0,
             stream_bytes_per_s=round(self.stream_rate) if self.is_resident else 0,
+            tier="device" if self.is_resident else "host" if self.image else "disk",
+            device_bytes=self.size_bytes - self.streamed_bytes if self.is_resident else 0,
+            host_bytes=self.size_bytes if self.image else 0,
+            is_pinned=self.is_pinned,
+            last_used_at=self.last_used_at,
+            num_loads=self.num_loads,
         )
 
 

@@ -133,6 +133,7 @@ class Request:
             pages_recomputed=self.pages_recomputed,
             queue_s=self.queue_s,
             compute_s=self.compute_s,
+            shared_tokens=self.num_shared,
         )
 
     def length_reason(self) -> FinishReason | None:

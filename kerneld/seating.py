@@ -45,11 +45,13 @@ class Seating:
             model = self._models.get(context.model)
             context.table = self._pager.new_table(context.tenant, model.space_ids)
             context.chain = self.chain_of(context)
+            self._pager.pin(context.table, context.pinned_tokens)
         return context.table
 
     def chain_of(self, context: Context) -> HashChain:
-        """A new hash chain for a context: pages of one tenant on one model share names, those of two tenants never do."""
-        return HashChain(self._tenants.prefix_key(context.tenant) + self.fingerprint(context), self._pager.page_tokens)
+        """A new hash chain for a context: pages of one domain on one model share names, those of two domains never do."""
+        key = self._tenants.prefix_key(context.tenant, context.sharing_group)
+        return HashChain(key + self.fingerprint(context), self._pager.page_tokens)
 
     def fingerprint(self, context: Context) -> bytes:
         """Names everything that the bits of a context's pages depend on: its model as it is computed, and its adapter."""

@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Iterator
 
 from kerneld.errors import NotFound
+from kerneld.groups import GroupTable
 from kerneld.security.keys import Purpose, derive
 from kerneld.state.tables import TenantRow, UsageRow, limits_json
 
@@ -15,6 +16,7 @@ class TenantTable:
     """All tenants by path, and their accounts of tokens."""
 
     def __init__(self) -> None:
+        self.groups = GroupTable()
         self._rows: dict[str, TenantRow] = {}
         self._prefix_keys: dict[str, bytes] = {}
         self._used_before: dict[str, UsageRow] = {}  # as the database has it
@@ -44,14 +46,15 @@ class TenantTable:
         del self._rows[path], self._prefix_keys[path]
         self._used_before.pop(path, None)
         del self._input[path], self._output[path]
+        self.groups.forget_tenant(path)
 
     def beneath(self, path: str) -> list[TenantRow]:
         """The tenants below one."""
         return [row for row in self if row.path.startswith(path + "/")]
 
-    def prefix_key(self, path: str) -> bytes:
-        """The key under which a tenant's pages are named: no page of one tenant is ever taken for another's."""
-        return self._prefix_keys[path]
+    def prefix_key(self, path: str, sharing_group: str = "") -> bytes:
+        """The key under which pages of a sharing domain are named, be it a tenant or a group: none is ever taken for another's."""
+        return self.groups.key(sharing_group) if sharing_group else self._prefix_keys[path]
 
     # ------------------------------------------------------------------------------------------------------------------------ accounts
 

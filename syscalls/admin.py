@@ -48,6 +48,25 @@ class Admin:
         """Remove a tenant; with force, its contexts too."""
         return pb.RemoveTenantResponse(contexts_freed=await self._kernel.remove_tenant(caller, request.path, request.force))
 
+    async def AddSharingGroup(self, request: pb.AddSharingGroupRequest, caller: Caller) -> pb.SharingGroup:
+        """Make a group of tenants that may compute equal beginnings once."""
+        return memory_answers.sharing_group(await self._kernel.add_sharing_group(caller, request.name, tuple(request.members)))
+
+    async def SetSharingGroup(self, request: pb.SetSharingGroupRequest, caller: Caller) -> pb.SharingGroup:
+        """Say who the members of a sharing group are."""
+        return memory_answers.sharing_group(await self._kernel.set_sharing_group(caller, request.name, tuple(request.members)))
+
+    async def RemoveSharingGroup(self, request: pb.RemoveSharingGroupRequest, caller: Caller) -> pb.RemoveSharingGroupResponse:
+        """Remove a sharing group in which no context lives."""
+        await self._kernel.remove_sharing_group(caller, request.name)
+        return pb.RemoveSharingGroupResponse()
+
+    async def ListSharingGroups(self, request: pb.ListSharingGroupsRequest, caller: Caller) -> pb.ListSharingGroupsResponse:
+        """Show one page of sharing groups."""
+        page = self._kernel.list_sharing_groups(caller, convert.plain_list(request))
+        groups = map(memory_answers.sharing_group, page.items)
+        return pb.ListSharingGroupsResponse(groups=groups, next_page_token=page.next_page_token)
+
     async def AddToken(self, request: pb.AddTokenRequest, caller: Caller) -> pb.NewToken:
         """Make an API token; its secret is shown this once."""
         roles = convert.roles_of(list(request.roles))

@@ -145,6 +145,12 @@ def model(info: ModelInfo) -> pb.Model:
         base=info.base,
         streamed_bytes=info.streamed_bytes,
         stream_bytes_per_s=info.stream_bytes_per_s,
+        tier=info.tier,
+        device_bytes=info.device_bytes,
+        host_bytes=info.host_bytes,
+        is_pinned=info.is_pinned,
+        last_used_at=info.last_used_at,
+        num_loads=info.num_loads,
     )
 
 
@@ -152,7 +158,9 @@ def load_event(event: LoadProgress | ModelInfo) -> pb.LoadModelEvent:
     """How far a load is, or the model that it left."""
     if isinstance(event, ModelInfo):
         return pb.LoadModelEvent(ready=model(event))
-    return pb.LoadModelEvent(progress=pb.LoadProgress(stage=event.stage, bytes_done=event.bytes_done, bytes_total=event.bytes_total))
+    progress = pb.LoadProgress(stage=event.stage, bytes_done=event.bytes_done, bytes_total=event.bytes_total)
+    progress.source, progress.bytes_per_s = event.source, event.bytes_per_s
+    return pb.LoadModelEvent(progress=progress)
 
 
 def image(info: ImageInfo) -> pb.Image:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from kerneld.calls import GroupInfo
 from kerneld.holdings import Explanation, Holding, LimitChange, MemoryReport, Outcome, PartChecked, PathDecision, TierAccount, TierTotal
 from kerneld_client.pb import syscalls_pb2 as pb
 
@@ -118,3 +119,8 @@ def explanation(item: Explanation) -> pb.Explanation:
 def part_checked(item: PartChecked) -> pb.PartChecked:
     """One part that fsck looked at."""
     return pb.PartChecked(part=item.part, num_checked=item.num_checked, unit=item.unit, bytes_read=item.bytes_read, problems=item.problems)
+
+
+def sharing_group(info: GroupInfo) -> pb.SharingGroup:
+    """A sharing group."""
+    return pb.SharingGroup(name=info.name, members=info.members, created_at=info.created_at, num_contexts=info.num_contexts)

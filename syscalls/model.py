@@ -31,6 +31,14 @@ class Models:
         """Take a model off the device."""
         return answers.model(await self._kernel.unload_model(caller, request.name))
 
+    async def PinModel(self, request: pb.PinModelRequest, caller: Caller) -> pb.Model:
+        """Keep a model on the device."""
+        return answers.model(await self._kernel.pin_model(caller, request.name))
+
+    async def UnpinModel(self, request: pb.PinModelRequest, caller: Caller) -> pb.Model:
+        """Let a model leave for another one again."""
+        return answers.model(await self._kernel.unpin_model(caller, request.name))
+
     async def RemoveModel(self, request: pb.RemoveModelRequest, caller: Caller) -> pb.RemoveModelResponse:
         """Forget a model's name."""
         await self._kernel.remove_model(caller, request.name)

@@ -12,7 +12,7 @@ from sqlalchemy import Connection, Table, func, insert, inspect, select, text
 
 from kerneld.errors import WrongState
 from kerneld.failpoints import hit
-from kerneld.state.tables import metadata, models, schema_versions
+from kerneld.state.tables import metadata, models, schema_versions, sharing_groups
 
 Migration = Callable[[Connection], None]
 
@@ -30,8 +30,13 @@ def made_anew(table: Table) -> Migration:
     return step
 
 
+def made(table: Table) -> Migration:
+    """The step that adds a table."""
+    return table.create
+
+
 # MIGRATIONS[i] brings a database from version i + 1 to version i + 2. A released one is never changed.
-MIGRATIONS: tuple[Migration, ...] = (made_anew(models),)
+MIGRATIONS: tuple[Migration, ...] = (made_anew(models), made(sharing_groups))
 
 
 def migrate(connection: Connection, now: float, migrations: Sequence[Migration] = MIGRATIONS) -> int:

@@ -55,6 +55,7 @@ class Alloc(msgspec.Struct, frozen=True, array_like=True, tag=1):
     fork_at: int = 0
     tokens: bytes = b""
     adapter: str = ""
+    sharing_group: str = ""
 
 
 class Admit(msgspec.Struct, frozen=True, array_like=True, tag=2):
@@ -120,6 +121,7 @@ class Set(msgspec.Struct, frozen=True, array_like=True, tag=8):
     priority: Priority | None = None
     labels: dict[str, str] = {}
     max_tokens: int | None = None
+    pinned_tokens: int | None = None
 
 
 class Grant(msgspec.Struct, frozen=True, array_like=True, tag=9):
@@ -177,6 +179,7 @@ class ContextSnapshot(msgspec.Struct, frozen=True, array_like=True, tag=15):
     last_request: bytes
     last_finish: Finish | None
     last_used_at: float
+    pinned_tokens: int = 0
 
 
 class Synced(msgspec.Struct, frozen=True, array_like=True, tag=16):

@@ -63,8 +63,10 @@ class ContextRecord:
     fork_at: int
     tokens: array[int]
     adapter: str
+    sharing_group: str
     last_used_at: float
     is_suspended: bool = False
+    pinned_tokens: int = 0
     failure: str = ""
     grants: dict[str, calls.Grant] = field(default_factory=dict)  # by grantee
     active: Admit | None = None  # without its input, which is among the tokens
@@ -165,6 +167,7 @@ class LogState:
         context = self._context(record.context_id)
         _check_offset(context, record.num_tokens)
         del context.tokens[record.num_tokens :]
+        context.pinned_tokens = min(context.pinned_tokens, record.num_tokens)
 
     @apply.register
     def _suspend(self, record: Suspend) -> None:
@@ -183,6 +186,8 @@ class LogState:
             context.priority = record.priority
         if record.max_tokens is not None:
             context.max_tokens = record.max_tokens
+        if record.pinned_tokens is not None:
+            context.pinned_tokens = record.pinned_tokens
         merged = {**context.labels, **record.labels}
         context.labels = {name: value for name, value in merged.items() if value}
 
@@ -222,6 +227,7 @@ class LogState:
         context.last_request = record.last_request
         context.last_finish = record.last_finish
         context.last_used_at = record.last_used_at
+        context.pinned_tokens = record.pinned_tokens
         if record.active is not None:
             self.active[context.context_id] = None
 
@@ -263,6 +269,7 @@ def _snapshot(context: ContextRecord) -> ContextSnapshot:
         last_request=context.last_request,
         last_finish=context.last_finish,
         last_used_at=context.last_used_at,
+        pinned_tokens=context.pinned_tokens,
     )
 
 

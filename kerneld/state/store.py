@@ -21,6 +21,7 @@ from kerneld.state.database import Database
 from kerneld.state.records import Effect
 from kerneld.state.statements import add_usage, insert_row, key_of, put_principal, put_row, remember
 from kerneld.state.tables import (
+    GroupRow,
     ModelRow,
     PrincipalRow,
     TenantRow,
@@ -29,11 +30,14 @@ from kerneld.state.tables import (
     api_tokens,
     boots,
     effects,
+    group_of,
     images,
     limits_json,
+    members_json,
     models,
     principal_of,
     principals,
+    sharing_groups,
     tenant_of,
     tenant_values,
     tenants,
@@ -105,6 +109,10 @@ class Store:
                 raise WrongState(f"The tenant {path!r} has tenants beneath it.", reason="TENANT_NOT_EMPTY", facts={"tenant": path})
             if connection.execute(select(images.c.id).where(images.c.tenant == path)).first():
                 raise WrongState(f"The tenant {path!r} has images.", reason="TENANT_NOT_EMPTY", facts={"tenant": path})
+            for row in map(group_of, connection.execute(select(sharing_groups)).all()):
+                if path in row.members:
+                    members = members_json(tuple(member for member in row.members if member != path))
+                    connection.execute(update(sharing_groups).where(sharing_groups.c.name == row.name).values(members=members))
             for table in (api_tokens, principals, usage):
                 connection.execute(delete(table).where(table.c.tenant == path))
             if not connection.execute(delete(tenants).where(tenants.c.path == path)).rowcount:
@@ -112,6 +120,24 @@ class Store:
             remember(connection, made_by)
 
         await self._commits.commit(change)
+
+    async def load_groups(self) -> list[GroupRow]:
+        """Every sharing group, by name."""
+        return await self._load(sharing_groups, "name", group_of)
+
+    async def put_group(self, group: GroupRow, made_by: Effects = ()) -> None:
+        """Add a sharing group, or change its members."""
+        values = {"members": members_json(group.members), "created_at": group.created_at, "secret": group.secret}
+
+        def change(connection: Connection) -> None:
+            put_row(connection, sharing_groups, {"name": group.name}, values)
+            remember(connection, made_by)
+
+        await self._commits.commit(change)
+
+    async def remove_group(self, name: str, made_by: Effects = ()) -> None:
+        """Remove a sharing group. Raises: NotFound."""
+        await self._remove(sharing_groups, "sharing group", name, made_by)
 
     # -------------------------------------------------------------------------------------------------------------- principals and tokens
 
@@ -179,6 +205,10 @@ class Store:
         """Say whether a model comes back by itself after a restart. Raises: NotFound."""
 
         await self._update(models, "model", name, {"want_loaded": want_loaded}, made_by)
+
+    async def set_pinned(self, name: str, is_pinned: bool, made_by: Effects = ()) -> None:
+        """Say whether a model stays on the device. Raises: NotFound."""
+        await self._update(models, "model", name, {"is_pinned": is_pinned}, made_by)
 
     async def remove_model(self, name: str, made_by: Effects = ()) -> None:
         """Forget a model. Raises: NotFound."""

@@ -4,6 +4,7 @@ tenants       1 --- n  principals        who is known, and in which tenant
 tenants       1 --- n  api_tokens        credentials of programs; only hashes of their secrets
 models                                   what was registered, and what should be loaded after a restart
 images                                   what checkpoint left; the pages are files (kerneld.checkpoint)
+sharing_groups                           which tenants may compute equal beginnings once, together
 effects                                  answers to calls with a request id, kept for a day
 usage         1 --- 1  tenants           what a tenant has used, added up
 boots                                    one row: how often a daemon has started here
@@ -83,6 +84,7 @@ models = Table(
     Column("want_loaded", Boolean, nullable=False),
     Column("registered_by", String(128), nullable=False),
     Column("base", String(128), nullable=False, server_default=""),  # name of the model that an adapter changes
+    Column("is_pinned", Boolean, nullable=False, server_default="0"),
 )
 
 images = Table(
@@ -98,6 +100,15 @@ images = Table(
     Column("size_bytes", BigInteger, nullable=False),
     Column("created_at", Float, nullable=False),
     Column("name", String(256), nullable=False),
+)
+
+sharing_groups = Table(
+    "sharing_groups",
+    metadata,
+    Column("name", String(128), primary_key=True),
+    Column("members", Text, nullable=False),  # JSON array of paths of tenants, sorted
+    Column("created_at", Float, nullable=False),
+    Column("secret", LargeBinary(32), nullable=False),  # see kerneld.security.keys
 )
 
 effects = Table(
@@ -164,6 +175,17 @@ class ModelRow:
     want_loaded: bool
     registered_by: str
     base: str = ""  # name of the model that an adapter changes
+    is_pinned: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class GroupRow:
+    """A sharing group."""
+
+    name: str
+    members: tuple[str, ...]
+    created_at: float
+    secret: bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -210,6 +232,16 @@ def token_values(token: TokenRow) -> dict[str, object]:
         "expires_at": info.expires_at,
         "last_used_at": info.last_used_at,
     }
+
+
+def group_of(row: Row[Any]) -> GroupRow:
+    """Return the sharing group that a row holds."""
+    return GroupRow(row.name, msgspec.json.decode(row.members, type=tuple[str, ...]), row.created_at, row.secret)
+
+
+def members_json(members: tuple[str, ...]) -> str:
+    """Return the members of a sharing group as they are stored."""
+    return msgspec.json.encode(sorted(members)).decode()
 
 
 def limits_json(limits: Limits) -> str:

@@ -55,6 +55,8 @@ class ContextVerbs:
         machine.bounds.check_labels(args.labels)
         check_nice(args.nice)
         check_seed(args.seed)
+        if args.sharing_group:
+            machine.tenants.groups.check(caller.principal.tenant, args.sharing_group)
         machine.admission.check_context(caller.principal.tenant)
         context = Context(
             id=secrets.token_hex(16),
@@ -62,6 +64,7 @@ class ContextVerbs:
             tenant=caller.principal.tenant,
             model=model.name,
             adapter=adapter,
+            sharing_group=args.sharing_group,
             fingerprint=machine.models.weights_of((model.name, adapter) if adapter else (model.name,)),
             seed=secrets.randbits(64) if args.seed is None else args.seed,
             created_at=machine.clock(),
@@ -99,6 +102,7 @@ class ContextVerbs:
             tenant=caller.principal.tenant,
             model=parent.model,
             adapter=parent.adapter,
+            sharing_group=machine.tenants.groups.still(parent.sharing_group, caller.principal.tenant),
             fingerprint=parent.fingerprint,
             seed=parent.fork_seed(child_id) if args.seed is None else args.seed,
             created_at=machine.clock(),
@@ -195,14 +199,22 @@ class ContextVerbs:
         return self.info(self._machine.contexts.look(caller, context_id))
 
     def _share_pages(self, parent: Context, child: Context, at: int) -> None:
-        """Let a fork hold the pages of what it inherits. A fork by another tenant recomputes: pages never cross a tenant unasked."""
-        if parent.table is None or parent.chain is None or child.tenant != parent.tenant:
+        """Let a fork hold the pages of what it inherits, read-only and charged to both, whoever owns it: it was granted.
+
+        In another sharing domain it names its pages anew, so that what is shared is never found by a third.
+        """
+        machine = self._machine
+        if parent.table is None or parent.chain is None:
             return
         child.kv_valid = min(parent.kv_valid, at)
         name_pages(parent, parent.kv_valid)
-        child.table = self._machine.pager.fork(parent.table, child.kv_valid)
-        child.chain = parent.chain.fork()
-        cut_chain(child.chain, child.kv_valid, child)
+        child.table = machine.pager.fork(parent.table, child.kv_valid, child.tenant)
+        if (child.sharing_group or child.tenant) == (parent.sharing_group or parent.tenant):
+            child.chain = parent.chain.fork()
+            cut_chain(child.chain, child.kv_valid, child)
+            return
+        child.chain = machine.seating.chain_of(child)
+        name_pages(child, child.kv_valid)
 
     def check_max_tokens(self, wanted: int, model: Model) -> int:
         """The length that a context of this model may have; 0 asks for the longest. Raises: OutOfRange."""
@@ -255,6 +267,7 @@ def alloc_record(context: Context, forked_from: Context | None = None) -> Alloc:
         fork_at=context.num_tokens if inherits else 0,
         tokens=b"" if inherits else pack_tokens(context.tokens),
         adapter=context.adapter,
+        sharing_group=context.sharing_group,
     )
 
 

@@ -99,6 +99,7 @@ class ImageVerbs:
             owner=owner[0],
             model=context.model,
             adapter=context.adapter,
+            sharing_group=context.sharing_group,
             fingerprint=self._machine.seating.fingerprint(context).hex(),
             generation=generation,
             tokens=pack_tokens(context.tokens),
@@ -177,6 +178,7 @@ class ImageVerbs:
             await self._contexts.begin(caller, "restore", context)
             if pages:
                 reason = self._put_pages(context, pages, contents)
+                self._share_pages(context)
         page_tokens = machine.config.memory.page_tokens
         num_restored = -(-context.kv_valid // page_tokens)
         num_needed = -(-context.num_tokens // page_tokens)
@@ -193,6 +195,7 @@ class ImageVerbs:
             tenant=caller.principal.tenant,
             model=model.name,
             adapter=manifest.adapter,
+            sharing_group=self._machine.tenants.groups.still(manifest.sharing_group, caller.principal.tenant),
             fingerprint=self._machine.models.weights_of((model.name, manifest.adapter) if manifest.adapter else (model.name,)),
             seed=manifest.seed,
             created_at=self._machine.clock(),
@@ -214,6 +217,8 @@ class ImageVerbs:
             return "There is no host tier to restore pages to."
         if context.tenant != manifest.tenant:
             return "Pages are not handed from one tenant to another."
+        if context.sharing_group != manifest.sharing_group:
+            return f"The image was taken in the sharing group {manifest.sharing_group!r}, of which its tenant is not a member any more."
         return ""
 
     def _put_pages(self, context: Context, pages: list[ImagePage], contents: list[bytes]) -> str:
@@ -235,6 +240,12 @@ class ImageVerbs:
             valid[page.group] = page.page_idx * machine.pager.page_tokens + page.num_tokens
             context.kv_valid = min(valid.values()) if len(valid) == len(table.space_ids) else 0
         return ""
+
+    def _share_pages(self, context: Context) -> None:
+        """Let others of the sharing domain take what came back."""
+        assert context.table is not None, "made with the pages"
+        assert context.chain is not None, "made with the table"
+        self._machine.pager.fill(context.table, context.kv_valid, context.chain.keys)
 
     def _read_pages(self, manifest: Manifest, pages: list[ImagePage], secret: bytes) -> list[bytes]:
         return [self._machine.images.read_page(manifest, page, secret) for page in pages]

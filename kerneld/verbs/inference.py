@@ -184,6 +184,7 @@ class InferenceVerbs:
             owner=context.owner,
             tenant=context.tenant,
             model=context.model,
+            sharing_group=context.sharing_group,
             fingerprint=context.fingerprint,
             seed=context.seed,
             created_at=self._machine.clock(),

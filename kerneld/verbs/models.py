@@ -83,6 +83,14 @@ class ModelVerbs:
             await self._want(model, False, machine.effects.record(caller, "unload_model"))
         return self._info(model)
 
+    async def pin_model(self, caller: Caller, name: str) -> ModelInfo:
+        """Keep a model on the device once it is there: it leaves for no other one. Raises: NotFound."""
+        return await self._pin(caller, name, "pin_model", is_pinned=True)
+
+    async def unpin_model(self, caller: Caller, name: str) -> ModelInfo:
+        """Let a model leave for others again. Raises: NotFound."""
+        return await self._pin(caller, name, "unpin_model", is_pinned=False)
+
     async def remove_model(self, caller: Caller, name: str) -> None:
         """Forget a model's name. Raises: NotFound, WrongState, if contexts or requests are on it."""
         machine = self._machine
@@ -156,6 +164,16 @@ class ModelVerbs:
             raise InvalidArgument("base", "an adapter has max_positions and quant of its base; leave both out.")
         return base
 
+    async def _pin(self, caller: Caller, name: str, verb: str, *, is_pinned: bool) -> ModelInfo:
+        machine = self._machine
+        if machine.effects.find(caller, verb) is None:
+            model = machine.models.get(name)
+            with machine.effects.done_by(caller, verb) as effects:
+                await machine.store.set_pinned(name, is_pinned, effects)
+            model.is_pinned = is_pinned
+            machine.residency.turns.look_again()
+        return self.stat_model(caller, name)
+
     async def _want(self, model: Model, is_wanted: bool, effects: list[Effect]) -> None:
         """Remember whether a model is to be there after a restart, and the call that said so."""
         await self._machine.store.set_want_loaded(model.name, is_wanted, effects)
@@ -196,6 +214,7 @@ def model_from(row: ModelRow, weights_hash: str, base: Model | None = None) -> M
     path = Path(row.path)
     return Model(
         name=row.name,
+        is_pinned=row.is_pinned,
         path=row.path,
         max_positions=row.max_positions if base is None else base.max_positions,
         quant=row.quant,

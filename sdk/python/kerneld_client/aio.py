@@ -133,6 +133,14 @@ class Client:
         """Take a model off the device."""
         return await self._wire.invoke(machine_calls.unload(name))
 
+    async def pin(self, name: str) -> values.ModelInfo:
+        """Keep a model on the device once it is there: it leaves for no other one."""
+        return await self._wire.invoke(machine_calls.pin(name, is_pinned=True))
+
+    async def unpin(self, name: str) -> values.ModelInfo:
+        """Let a model leave for others again."""
+        return await self._wire.invoke(machine_calls.pin(name, is_pinned=False))
+
     async def remove_model(self, name: str) -> None:
         """Forget a model's name."""
         await self._wire.invoke(machine_calls.remove_model(name))

@@ -114,6 +114,14 @@ class Client:
         """Take a model off the device."""
         return self._wire.invoke(machine_calls.unload(name))
 
+    def pin(self, name: str) -> values.ModelInfo:
+        """Keep a model on the device once it is there: it leaves for no other one."""
+        return self._wire.invoke(machine_calls.pin(name, is_pinned=True))
+
+    def unpin(self, name: str) -> values.ModelInfo:
+        """Let a model leave for others again."""
+        return self._wire.invoke(machine_calls.pin(name, is_pinned=False))
+
     def remove_model(self, name: str) -> None:
         """Forget a model's name."""
         self._wire.invoke(machine_calls.remove_model(name))

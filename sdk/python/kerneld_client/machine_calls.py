@@ -40,6 +40,12 @@ def unload(name: str) -> Call[values.ModelInfo]:
     return unary("Models/UnloadModel", request, pb.Model, reading.model_info, SLOW_S)
 
 
+def pin(name: str, *, is_pinned: bool) -> Call[values.ModelInfo]:
+    """Keep a model on the device, or let it leave again."""
+    request = fill(pb.PinModelRequest(), {"name": name, "request_id": new_request_id()})
+    return unary("Models/PinModel" if is_pinned else "Models/UnpinModel", request, pb.Model, reading.model_info)
+
+
 def remove_model(name: str) -> Call[None]:
     """Forget a model's name."""
     request = fill(pb.RemoveModelRequest(), {"name": name, "request_id": new_request_id()})

@@ -44,6 +44,7 @@ from kerneld_client.values import (
     Priority,
     Restored,
     Score,
+    SharingGroup,
     TenantInfo,
     TierUse,
     TokenInfo,
@@ -149,6 +150,11 @@ def verified(message: pb.VerifyCheckpointResponse) -> Verified:
 def principal(message: pb.Principal) -> Principal:
     """Read who the caller is."""
     return _plain(Principal, message, roles=tuple(message.roles))
+
+
+def sharing_group(message: pb.SharingGroup) -> SharingGroup:
+    """Read a sharing group."""
+    return _plain(SharingGroup, message, members=tuple(message.members))
 
 
 def tenant_info(message: pb.Tenant) -> TenantInfo:

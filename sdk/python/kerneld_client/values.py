@@ -214,6 +214,12 @@ class ModelInfo:
     streamed_bytes: int = 0
     stream_bytes_per_s: int = 0
     base: str = ""  # of an adapter: the model that it changes
+    tier: str = ""  # the fastest that holds its weights: "device", "host" or "disk"
+    device_bytes: int = 0
+    host_bytes: int = 0
+    is_pinned: bool = False  # it does not leave the device for another model
+    last_used_at: float = 0.0
+    num_loads: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -223,6 +229,8 @@ class LoadProgress:
     stage: str
     bytes_done: int
     bytes_total: int
+    source: str = ""  # of the bytes: "host" or "disk"
+    bytes_per_s: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)

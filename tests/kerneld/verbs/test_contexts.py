@@ -52,7 +52,7 @@ async def test_a_fork_of_a_running_context_has_what_was_journaled(tmp_path: Path
 
 
 @in_loop
-async def test_a_fork_by_another_tenant_computes_its_own_pages(tmp_path: Path) -> None:
+async def test_a_granted_fork_by_another_tenant_shares_pages_charged_to_both(tmp_path: Path) -> None:
     async with running(Rig(tmp_path)) as rig:
         parent = await rig.alloc()
         await rig.infer(parent, prompt_of(1, 21), 8)
@@ -60,10 +60,13 @@ async def test_a_fork_by_another_tenant_computes_its_own_pages(tmp_path: Path) -
             await rig.kernel.fork(BOB, ForkArgs(parent))
         await rig.kernel.grant(ANN, parent, Grant("principal:bob", frozenset({Access.FORK})))
         child = (await rig.kernel.fork(BOB, ForkArgs(parent))).id
+        ledger = rig.machine.pager.ledger
+        shared = ledger.used("lab/ann", Tier.DEVICE), ledger.used("lab/bob", Tier.DEVICE)
         output = await rig.infer(child, (), 5, caller=BOB)
         assert output.tokens == oracle(rig.tokens(parent), 5)
         assert output.finished is not None
-        assert output.finished.usage.cached_tokens == 0
+        assert output.finished.usage.cached_tokens == 28
+        assert shared[0] == shared[1] > 0
         await rig.kernel.revoke(ANN, parent, "principal:bob")
         with pytest.raises(NotFound):
             await rig.kernel.fork(BOB, ForkArgs(parent))

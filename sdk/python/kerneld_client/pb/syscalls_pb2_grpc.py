@@ -809,6 +809,16 @@ class ModelsStub:
                 request_serializer=kerneld__client_dot_pb_dot_syscalls__pb2.UnloadModelRequest.SerializeToString,
                 response_deserializer=kerneld__client_dot_pb_dot_syscalls__pb2.Model.FromString,
                 _registered_method=True)
+        self.PinModel = channel.unary_unary(
+                '/kerneld.v1.Models/PinModel',
+                request_serializer=kerneld__client_dot_pb_dot_syscalls__pb2.PinModelRequest.SerializeToString,
+                response_deserializer=kerneld__client_dot_pb_dot_syscalls__pb2.Model.FromString,
+                _registered_method=True)
+        self.UnpinModel = channel.unary_unary(
+                '/kerneld.v1.Models/UnpinModel',
+                request_serializer=kerneld__client_dot_pb_dot_syscalls__pb2.PinModelRequest.SerializeToString,
+                response_deserializer=kerneld__client_dot_pb_dot_syscalls__pb2.Model.FromString,
+                _registered_method=True)
         self.RemoveModel = channel.unary_unary(
                 '/kerneld.v1.Models/RemoveModel',
                 request_serializer=kerneld__client_dot_pb_dot_syscalls__pb2.RemoveModelRequest.SerializeToString,
@@ -849,6 +859,18 @@ class ModelsServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def PinModel(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def UnpinModel(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def RemoveModel(self, request, context):
         """Missing associated documentation comment in .proto file."""
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -883,6 +905,16 @@ def add_ModelsServicer_to_server(servicer, server):
             'UnloadModel': grpc.unary_unary_rpc_method_handler(
                     servicer.UnloadModel,
                     request_deserializer=kerneld__client_dot_pb_dot_syscalls__pb2.UnloadModelRequest.FromString,
+                    response_serializer=kerneld__client_dot_pb_dot_syscalls__pb2.Model.SerializeToString,
+            ),
+            'PinModel': grpc.unary_unary_rpc_method_handler(
+                    servicer.PinModel,
+                    request_deserializer=kerneld__client_dot_pb_dot_syscalls__pb2.PinModelRequest.FromString,
+                    response_serializer=kerneld__client_dot_pb_dot_syscalls__pb2.Model.SerializeToString,
+            ),
+            'UnpinModel': grpc.unary_unary_rpc_method_handler(
+                    servicer.UnpinModel,
+                    request_deserializer=kerneld__client_dot_pb_dot_syscalls__pb2.PinModelRequest.FromString,
                     response_serializer=kerneld__client_dot_pb_dot_syscalls__pb2.Model.SerializeToString,
             ),
             'RemoveModel': grpc.unary_unary_rpc_method_handler(
@@ -983,6 +1015,60 @@ class Models:
             target,
             '/kerneld.v1.Models/UnloadModel',
             kerneld__client_dot_pb_dot_syscalls__pb2.UnloadModelRequest.SerializeToString,
+            kerneld__client_dot_pb_dot_syscalls__pb2.Model.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def PinModel(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/kerneld.v1.Models/PinModel',
+            kerneld__client_dot_pb_dot_syscalls__pb2.PinModelRequest.SerializeToString,
+            kerneld__client_dot_pb_dot_syscalls__pb2.Model.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def UnpinModel(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/kerneld.v1.Models/UnpinModel',
+            kerneld__client_dot_pb_dot_syscalls__pb2.PinModelRequest.SerializeToString,
             kerneld__client_dot_pb_dot_syscalls__pb2.Model.FromString,
             options,
             channel_credentials,
@@ -1362,6 +1448,26 @@ class AdminStub:
                 request_serializer=kerneld__client_dot_pb_dot_syscalls__pb2.RemoveTenantRequest.SerializeToString,
                 response_deserializer=kerneld__client_dot_pb_dot_syscalls__pb2.RemoveTenantResponse.FromString,
                 _registered_method=True)
+        self.AddSharingGroup = channel.unary_unary(
+                '/kerneld.v1.Admin/AddSharingGroup',
+                request_serializer=kerneld__client_dot_pb_dot_syscalls__pb2.AddSharingGroupRequest.SerializeToString,
+                response_deserializer=kerneld__client_dot_pb_dot_syscalls__pb2.SharingGroup.FromString,
+                _registered_method=True)
+        self.SetSharingGroup = channel.unary_unary(
+                '/kerneld.v1.Admin/SetSharingGroup',
+                request_serializer=kerneld__client_dot_pb_dot_syscalls__pb2.SetSharingGroupRequest.SerializeToString,
+                response_deserializer=kerneld__client_dot_pb_dot_syscalls__pb2.SharingGroup.FromString,
+                _registered_method=True)
+        self.RemoveSharingGroup = channel.unary_unary(
+                '/kerneld.v1.Admin/RemoveSharingGroup',
+                request_serializer=kerneld__client_dot_pb_dot_syscalls__pb2.RemoveSharingGroupRequest.SerializeToString,
+                response_deserializer=kerneld__client_dot_pb_dot_syscalls__pb2.RemoveSharingGroupResponse.FromString,
+                _registered_method=True)
+        self.ListSharingGroups = channel.unary_unary(
+                '/kerneld.v1.Admin/ListSharingGroups',
+                request_serializer=kerneld__client_dot_pb_dot_syscalls__pb2.ListSharingGroupsRequest.SerializeToString,
+                response_deserializer=kerneld__client_dot_pb_dot_syscalls__pb2.ListSharingGroupsResponse.FromString,
+                _registered_method=True)
         self.AddToken = channel.unary_unary(
                 '/kerneld.v1.Admin/AddToken',
                 request_serializer=kerneld__client_dot_pb_dot_syscalls__pb2.AddTokenRequest.SerializeToString,
@@ -1439,6 +1545,30 @@ class AdminServicer:
         raise NotImplementedError('Method not implemented!')
 
     def RemoveTenant(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def AddSharingGroup(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def SetSharingGroup(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def RemoveSharingGroup(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListSharingGroups(self, request, context):
         """Missing associated documentation comment in .proto file."""
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -1525,6 +1655,26 @@ def add_AdminServicer_to_server(servicer, server):
                     servicer.RemoveTenant,
                     request_deserializer=kerneld__client_dot_pb_dot_syscalls__pb2.RemoveTenantRequest.FromString,
                     response_serializer=kerneld__client_dot_pb_dot_syscalls__pb2.RemoveTenantResponse.SerializeToString,
+            ),
+            'AddSharingGroup': grpc.unary_unary_rpc_method_handler(
+                    servicer.AddSharingGroup,
+                    request_deserializer=kerneld__client_dot_pb_dot_syscalls__pb2.AddSharingGroupRequest.FromString,
+                    response_serializer=kerneld__client_dot_pb_dot_syscalls__pb2.SharingGroup.SerializeToString,
+            ),
+            'SetSharingGroup': grpc.unary_unary_rpc_method_handler(
+                    servicer.SetSharingGroup,
+                    request_deserializer=kerneld__client_dot_pb_dot_syscalls__pb2.SetSharingGroupRequest.FromString,
+                    response_serializer=kerneld__client_dot_pb_dot_syscalls__pb2.SharingGroup.SerializeToString,
+            ),
+            'RemoveSharingGroup': grpc.unary_unary_rpc_method_handler(
+                    servicer.RemoveSharingGroup,
+                    request_deserializer=kerneld__client_dot_pb_dot_syscalls__pb2.RemoveSharingGroupRequest.FromString,
+                    response_serializer=kerneld__client_dot_pb_dot_syscalls__pb2.RemoveSharingGroupResponse.SerializeToString,
+            ),
+            'ListSharingGroups': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListSharingGroups,
+                    request_deserializer=kerneld__client_dot_pb_dot_syscalls__pb2.ListSharingGroupsRequest.FromString,
+                    response_serializer=kerneld__client_dot_pb_dot_syscalls__pb2.ListSharingGroupsResponse.SerializeToString,
             ),
             'AddToken': grpc.unary_unary_rpc_method_handler(
                     servicer.AddToken,
@@ -1709,6 +1859,114 @@ class Admin:
             '/kerneld.v1.Admin/RemoveTenant',
             kerneld__client_dot_pb_dot_syscalls__pb2.RemoveTenantRequest.SerializeToString,
             kerneld__client_dot_pb_dot_syscalls__pb2.RemoveTenantResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def AddSharingGroup(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/kerneld.v1.Admin/AddSharingGroup',
+            kerneld__client_dot_pb_dot_syscalls__pb2.AddSharingGroupRequest.SerializeToString,
+            kerneld__client_dot_pb_dot_syscalls__pb2.SharingGroup.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def SetSharingGroup(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/kerneld.v1.Admin/SetSharingGroup',
+            kerneld__client_dot_pb_dot_syscalls__pb2.SetSharingGroupRequest.SerializeToString,
+            kerneld__client_dot_pb_dot_syscalls__pb2.SharingGroup.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RemoveSharingGroup(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/kerneld.v1.Admin/RemoveSharingGroup',
+            kerneld__client_dot_pb_dot_syscalls__pb2.RemoveSharingGroupRequest.SerializeToString,
+            kerneld__client_dot_pb_dot_syscalls__pb2.RemoveSharingGroupResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListSharingGroups(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/kerneld.v1.Admin/ListSharingGroups',
+            kerneld__client_dot_pb_dot_syscalls__pb2.ListSharingGroupsRequest.SerializeToString,
+            kerneld__client_dot_pb_dot_syscalls__pb2.ListSharingGroupsResponse.FromString,
             options,
             channel_credentials,
             insecure,
