@@ -125,7 +125,10 @@ class PageFile:
         for start, end in self._data():
             frame = max(next_frame, -(-(start - SUPERBLOCK_BYTES) // self.granule_bytes))
             while (offset := SUPERBLOCK_BYTES + frame * self.granule_bytes) + HEADER_BYTES <= end:
-                header = parse_header(os.pread(self._fd, HEADER_BYTES, offset))
+                raw = os.pread(self._fd, HEADER_BYTES, offset)
+                if len(raw) < HEADER_BYTES:
+                    return  # somebody cut the file meanwhile
+                header = parse_header(raw)
                 if header is None:
                     frame += 1
                     continue

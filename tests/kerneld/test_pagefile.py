@@ -185,3 +185,13 @@ def test_a_larger_tier_keeps_its_pages(tmp_path: Path, host: HostMemory) -> None
 def test_two_daemons_do_not_share_a_file(tmp_path: Path, file: PageFile) -> None:
     with pytest.raises(Unavailable, match="page_file"):
         open_file(tmp_path)
+
+
+def test_a_file_that_is_cut_while_it_is_looked_through_ends_there(file: PageFile, host: HostMemory) -> None:
+    for frame in (0, 2, 4):
+        put(file, host, frame, b"k" * 16)
+    found = file.scan()
+    first = next(found)
+    os.truncate(file.path, SUPERBLOCK_BYTES + 2 * GRANULE + 30)
+
+    assert [first[0], *(frame for frame, _header in found)] == [0]
