@@ -36,16 +36,13 @@ class Draft:
         self._moves: list[Move] = []
         self._late_zeros: list[Zero] = []
         self._undo: list[Callable[[], None]] = []
-        self._pinned: list[Page] = []
-        self._wanted: list[PageTable] = []
+        self._pinned: list[Page | PageTable] = []
         self._scrubbed: list[tuple[FramePool, int]] = []
         self._borrowed: list[tuple[FramePool, int]] = []
         self._vacated: set[int] = set()  # device slabs in which moves read frames of evicted pages
         self.reads: set[tuple[Tier, int]] = set()  # frames that its moves read
         self.scrubs: set[str] = set()  # owners whose bytes it zeroes
         self.written: dict[tuple[Tier, int], tuple[range, frozenset[str]]] = {}  # frames that it writes: their granules, whose bytes
-
-    # ------------------------------------------------------------------------------------------------------------------ its life
 
     def page_plan(self) -> PagePlan:
         """What the device has to do."""
@@ -77,15 +74,12 @@ class Draft:
     def want(self, table: PageTable) -> None:
         """Keep all pages of a table from eviction until the draft has ended (invariant 3)."""
         table.pins += 1
-        self._wanted.append(table)
+        self._pinned.append(table)
 
     def _unpin(self) -> None:
-        for page in self._pinned:
-            page.pins -= 1
-        for table in self._wanted:
-            table.pins -= 1
+        for each in self._pinned:
+            each.pins -= 1
         self._pinned.clear()
-        self._wanted.clear()
 
     # ------------------------------------------------------------------------------------------------------------------ frames
 
@@ -193,13 +187,10 @@ class Draft:
         from_frame = frame_of(source, source_tier)
         assert from_frame is not None
         residue = self._mapping.pool(source.space_id, source_tier).residue(from_frame)
-        pool = self._mapping.pool(source.space_id, target_tier)
-        if target_tier is Tier.HOST and pool.is_inherited(frame):
+        if target_tier is Tier.HOST and self._mapping.pool(source.space_id, target_tier).is_inherited(frame):
             self._zeros.append(Zero(source.space_id, Tier.HOST, frame))  # a host frame is larger than what is copied
-        self.reads.add((source_tier, from_frame))
-        self._moves.append(Move(source.space_id, source_tier, from_frame, target_tier, frame, source.key, num_tokens))
-        self._set_residue(pool, frame, residue | only(target.holders[0].owner))
-        self._note_written(pool, target_tier, frame, pool.residue(frame))
+        move = Move(source.space_id, source_tier, from_frame, target_tier, frame, source.key, num_tokens)
+        self.order(move, residue | only(target.holders[0].owner))
         self.pin(source)
         if target is not source:
             self.pin(target)
@@ -210,6 +201,14 @@ class Draft:
     def note_evicted(self, frame: int) -> None:
         """A move reads a device frame that is about to change hands (invariant 4)."""
         self._vacated.add(self._mapping.arenas[Tier.DEVICE].slab_of(frame))
+
+    def order(self, move: Move, residue: frozenset[str]) -> None:
+        """Have a page copied over all of a frame, which may hold bytes of these owners then."""
+        pool = self._mapping.pool(move.space_id, move.target_tier)
+        self.reads.add((move.source_tier, move.source_frame))
+        self._moves.append(move)
+        self._set_residue(pool, move.target_frame, residue)
+        self._note_written(pool, move.target_tier, move.target_frame, residue)
 
     def scrub(self, space_id: int, tier: Tier, frame: int) -> None:
         """Zero a free frame; nobody gets it before that is done."""

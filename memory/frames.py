@@ -9,7 +9,7 @@
          '------ names it ------------  LIMBO
 
 A frame that a plan on its way may still name goes to limbo with the number of the newest plan, and is free once that plan has finished.
-A slab whose frames are all free goes back to the arena.
+A slab whose frames are all free goes back to the arena. Frames come from the fullest slab that has one (`memory.openslabs`).
 
 Invariants
 1. Every frame of every slab held is free, used or in limbo: exactly one.
@@ -21,22 +21,29 @@ Invariants
 from __future__ import annotations
 
 from memory.errors import PagingError
+from memory.openslabs import OpenSlabs
 from memory.slabs import CLEAN, Arena
 
 
 class SlabFrames:
     """The frames of one slab, as a pool keeps them."""
 
-    __slots__ = ("first", "free", "inherited", "num_frames", "residues", "slab", "tail")
+    __slots__ = ("first", "free", "inherited", "num_frames", "num_limbo", "residues", "slab", "tail")
 
     def __init__(self, slab: int, first: int, num_frames: int, frame_granules: int, residue: frozenset[str]) -> None:
         self.slab = slab
         self.first = first
         self.num_frames = num_frames
         self.free = {first + idx * frame_granules: None for idx in range(num_frames)}  # an ordered set
+        self.num_limbo = 0
         self.residues = dict.fromkeys(self.free, residue) if residue else {}
         self.inherited = set(self.residues)  # frames nobody wrote or zeroed since the slab came from the arena
         self.tail = residue  # of the waste behind the last frame
+
+    @property
+    def num_used(self) -> int:
+        """Frames neither free nor in limbo."""
+        return self.num_frames - len(self.free) - self.num_limbo
 
     def residue(self) -> frozenset[str]:
         """Owners whose bytes may be anywhere in the slab."""
@@ -57,7 +64,7 @@ class FramePool:
         self.frames_per_slab = arena.slab_granules // self.frame_granules
         self._wastes = arena.slab_granules % self.frame_granules != 0
         self._slabs: dict[int, SlabFrames] = {}
-        self._open: dict[int, SlabFrames] = {}  # slabs with a free frame, those longest open first
+        self._open = OpenSlabs()
         self._limbo: dict[int, int] = {}  # frame -> newest plan that may name it; invariant 2
 
     # ------------------------------------------------------------------------------------------------------------------ counts
@@ -70,7 +77,7 @@ class FramePool:
     @property
     def num_free(self) -> int:
         """Frames that `alloc` gives without another slab."""
-        return sum(len(slab.free) for slab in self._open.values())
+        return self._open.num_free
 
     @property
     def num_limbo(self) -> int:
@@ -90,6 +97,10 @@ class FramePool:
         """All frames of a slab, whatever their state."""
         first = slab * self._arena.slab_granules
         return range(first, first + self.frames_per_slab * self.frame_granules, self.frame_granules)
+
+    def use_of(self, slab: int) -> int:
+        """Frames of a slab that are neither free nor in limbo."""
+        return self._slabs[slab].num_used
 
     def holds(self, frame: int) -> bool:
         """Whether a frame index is one of this pool's."""
@@ -112,15 +123,22 @@ class FramePool:
 
     def alloc(self) -> int | None:
         """Take a free frame, with another slab where none is left, or None if the arena has none either."""
-        slab = next(iter(self._open.values()), None)
-        if slab is None:
+        number = self._open.fullest()
+        if number is None:
             number = self._arena.lend()
             if number is None:
                 return None
-            slab = self._add(number)
+            self._add(number)
+        return self._pop(self._slabs[number])
+
+    def alloc_fuller(self, slab: int, num_used: int) -> int | None:
+        """Take a free frame of another slab that is held, of so many used frames or more; None if there is none."""
+        number = self._open.fullest(slab, num_used)
+        return None if number is None else self._pop(self._slabs[number])
+
+    def _pop(self, slab: SlabFrames) -> int:
         frame, _ = slab.free.popitem()
-        if not slab.free:
-            del self._open[slab.slab]
+        self._open.note(slab)
         return frame
 
     def take(self, frame: int) -> None:
@@ -135,27 +153,29 @@ class FramePool:
         if frame not in slab.free:
             raise PagingError(f"Frame {frame} is not free.")
         del slab.free[frame]
-        if not slab.free:
-            del self._open[number]
+        self._open.note(slab)
 
     def free(self, frame: int) -> None:
         """Free a used frame that no plan on its way names. Raises: PagingError, if it is not used (invariant 1)."""
         slab = self._used(frame)
         slab.free[frame] = None
-        self._open.setdefault(slab.slab, slab)
         if len(slab.free) == slab.num_frames:
             self._give_back(slab)
+        else:
+            self._open.note(slab)
 
     def defer(self, frame: int, seq: int) -> None:
         """Free a used frame as soon as plan `seq` has finished. Raises: PagingError, if it is not used (invariant 1)."""
-        self._used(frame)
+        slab = self._used(frame)
         self._limbo[frame] = seq
+        self._count_limbo(slab, 1)
 
     def recall(self, frame: int) -> None:
         """Make a frame in limbo a used one again. Raises: PagingError, if it is not in limbo."""
         if frame not in self._limbo:
             raise PagingError(f"Frame {frame} is not in limbo.")
         del self._limbo[frame]
+        self._count_limbo(self._slabs[self._arena.slab_of(frame)], -1)
 
     def retire(self, seq: int) -> None:
         """Plans up to `seq` have finished: free what waited for them."""
@@ -163,7 +183,7 @@ class FramePool:
             frame, newest = next(iter(self._limbo.items()))
             if newest > seq:
                 return
-            del self._limbo[frame]
+            self.recall(frame)
             self.free(frame)
 
     def rewind(self, seq: int) -> None:
@@ -214,7 +234,8 @@ class FramePool:
 
     def free_residues(self) -> list[tuple[int, frozenset[str]]]:
         """Free frames that are not known to be zero, with whose bytes may be in them."""
-        return [(frame, slab.residues[frame]) for slab in self._open.values() for frame in slab.free if frame in slab.residues]
+        slabs = (self._slabs[number] for number in self._open)
+        return [(frame, slab.residues[frame]) for slab in slabs for frame in slab.free if frame in slab.residues]
 
     # ------------------------------------------------------------------------------------------------------------------ whole slabs
 
@@ -233,8 +254,7 @@ class FramePool:
         """Undo a `withdraw`; the slab is free in the arena. Plans after those in `waiting` were aborted (invariant 2)."""
         self._arena.claim(frames.slab)
         self._slabs[frames.slab] = frames
-        if frames.free:
-            self._open[frames.slab] = frames
+        self._open.note(frames)
         self._limbo.update(waiting)
 
     def reset(self) -> None:
@@ -248,12 +268,17 @@ class FramePool:
         slab = SlabFrames(number, number * self._arena.slab_granules, self.frames_per_slab, self.frame_granules, residue)
         if not self._wastes:
             slab.tail = CLEAN
-        self._slabs[number] = self._open[number] = slab
+        self._slabs[number] = slab
+        self._open.note(slab)
         return slab
+
+    def _count_limbo(self, slab: SlabFrames, change: int) -> None:
+        slab.num_limbo += change
+        self._open.note(slab)
 
     def _give_back(self, slab: SlabFrames) -> None:
         del self._slabs[slab.slab]
-        self._open.pop(slab.slab, None)
+        self._open.drop(slab.slab)
         self._arena.give_back(slab.slab, slab.residue())  # invariant 3
 
     def _used(self, frame: int) -> SlabFrames:

@@ -160,6 +160,16 @@ class Mapping:
         self.index.note(page)
         return frame
 
+    def relocate(self, page: Page, frame: int) -> None:
+        """Put a page that is on the device into another used frame there; the one it leaves is nobody's."""
+        assert page.device_frame is not None
+        del self._pages[Tier.DEVICE][page.device_frame]
+        self._pages[Tier.DEVICE][frame] = page
+        page.set_frame(Tier.DEVICE, frame)
+        self.num_changes += 1
+        for table in page.holders:
+            table.num_relocated += 1
+
     # ------------------------------------------------------------------------------------------------------------------ holders
 
     def attach(self, page: Page, table: PageTable, position: int | None = None) -> None:

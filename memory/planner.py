@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 
 from memory.burial import Burials
+from memory.compaction import Compactor
 from memory.config import MemoryConfig
 from memory.costs import Costs
 from memory.draft import Draft
@@ -46,6 +47,7 @@ class Planner:
         self.behind = WriteBehind()
         self.scrubber = Scrubber(mapping)
         self.burials = Burials(mapping, flights, config.max_copies)
+        self.compactor = Compactor(mapping, config.compact_ratio)
         self._excess = Excess(mapping)
         self._aborted: list[Draft] = []  # by the latest abort, until the next plan; oldest first
 
@@ -125,6 +127,7 @@ class Planner:
         self._excess.drain(draft, sweep, allowance)
         self.behind.drain(draft, sweep, allowance)
         self.burials.drain(draft, sweep)
+        self.compactor.drain(draft, allowance)
         self.scrubber.queue(draft)
         self._aborted = []
         return replace(draft.page_plan(), evictions=self._evictions())

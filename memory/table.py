@@ -164,6 +164,7 @@ class PageTable:
         "num_host",
         "num_lost",
         "num_pinned",
+        "num_relocated",
         "num_saved",
         "num_shared",
         "owner",
@@ -191,6 +192,7 @@ class PageTable:
         self.num_saved = [0] * num_groups  # on the host and on disk
         self.num_lost = [0] * num_groups
         self.num_shared = [0] * num_groups
+        self.num_relocated = 0  # how often a page of it moved to another frame of the device
         self.holds: list[list[Page]] = []  # pages whose host copies somebody reads
         self.pins = 0  # outstanding plans that want it
         self.num_pinned = 0  # leading pages that go last of its owner's
