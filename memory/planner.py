@@ -48,7 +48,7 @@ class Planner:
         self.scrubber = Scrubber(mapping)
         self.burials = Burials(mapping, flights, config.max_copies)
         self.compactor = Compactor(mapping, config.compact_ratio)
-        self._excess = Excess(mapping)
+        self._excess = Excess(mapping, flights)
         self._aborted: list[Draft] = []  # by the latest abort, until the next plan; oldest first
 
     def plan(self, seq: int, wants: Sequence[Want]) -> PagePlan:
