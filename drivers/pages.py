@@ -30,11 +30,15 @@ _Pending = list[tuple[int, Move]]  # with the index in the plan
 class PageMover:
     """Zeroes frames and copies pages."""
 
-    def __init__(self, arena: Arena, host: HostMemory | None, ops: OpTable, native: NativePages | None = None) -> None:
+    def __init__(
+        self, arena: Arena, host: HostMemory | None, ops: OpTable, native: NativePages | None = None, *, checks: bool = True
+    ) -> None:
+        """`native`: None copies page by page in Python. `checks`: see `NativePages.copy`; without it nothing is good but the timing."""
         self._arena = arena
         self._host = host
         self._ops = ops
         self._native = native
+        self._checks = checks
         self._arena_at = arena.bytes.data_ptr()
         self._host_at = 0 if host is None else np.frombuffer(host.span(0, host.size_bytes), dtype=np.uint8).ctypes.data
         self._times = CopyTimes()
@@ -43,6 +47,10 @@ class PageMover:
         """What was copied between the tiers since this was asked last."""
         told, self._times = self._times, CopyTimes()
         return told
+
+    def addresses(self) -> tuple[int, int]:
+        """Where the host tier and the arena begin in this process."""
+        return self._host_at, self._arena_at
 
     def check(self, plan: Plan, spaces: Spaces) -> None:
         """Whether every frame named lies in its tier. Changes nothing. Raises: PlanRejected."""
@@ -109,7 +117,8 @@ class PageMover:
         down_bytes = sum(spaces[move.space_id].size_bytes for _, move in moves) - up_bytes
         if self._native is not None:
             copies = [self._page_copy(move, spaces[move.space_id].size_bytes) for _, move in moves]
-            failed, down_s, up_s = self._native.copy(self._host_at, self._arena_at, copies, self._host_tier().boot_generation)
+            generation = self._host_tier().boot_generation
+            failed, down_s, up_s = self._native.copy(self._host_at, self._arena_at, copies, generation, checks=self._checks)
             corrupt = [moves[idx][0] for idx in failed]
         else:
             corrupt, down_s, up_s = self._one_by_one(moves, spaces)
