@@ -39,6 +39,7 @@ def context_columns(printer: Printer) -> tuple[Column, ...]:
         Column("MAX TOKENS", lambda c: str(c.max_tokens), is_wide=True, is_number=True),
         Column("LOST", lambda c: str(c.pages.lost), is_wide=True, is_number=True),
         Column("SHARED", lambda c: str(c.pages.shared), is_wide=True, is_number=True),
+        Column("GROUP", lambda c: c.sharing_group, is_wide=True),
         Column("PINNED", lambda c: str(c.pinned_tokens or "-"), is_wide=True, is_number=True),
         Column("KV", lambda c: bytes_text(c.kv_bytes), is_wide=True, is_number=True),
         Column("IDLE", lambda c: printer.age(c.last_used_at), is_wide=True, is_number=True),
@@ -114,6 +115,7 @@ def list_command(shell: Shell, everybody: bool, model: str, tenant: str) -> None
 @click.option("--nice", type=click.IntRange(-20, 19), default=0, show_default=True, help="Order among your own requests; less is sooner.")
 @click.option("--durability", type=DURABILITIES, default="journal", show_default=True, help="How hard its tokens are kept.")
 @click.option("--seed", type=click.IntRange(0), help="Number from which all draws follow.  [default: random]")
+@click.option("--share-group", "sharing_group", default=None, metavar="NAME", help="Share equal beginnings with this group's contexts.")
 @click.option("--adapter", help="Run with this adapter of MODEL. (An adapter's name as MODEL does the same.)")
 @label_option
 @output_option

@@ -15,7 +15,7 @@ from cli.target import Shell, output_option, pass_shell
 
 if TYPE_CHECKING:
     from kerneld_client import Context
-    from kerneld_client.values import Result
+    from kerneld_client.values import Result, Usage
 
 Options = dict[str, Any]
 
@@ -36,6 +36,9 @@ _SAMPLING = (
     click.option("--logprobs", type=click.IntRange(0, 20), help="Give log-probabilities, and those of this many likeliest tokens."),
     click.option("--deadline", "deadline_s", type=click.FloatRange(0, min_open=True), help="Seconds after which the request is cancelled."),
 )
+
+
+stats_option = click.option("--stats", is_flag=True, help="Tell on stderr what the request used.")
 
 
 def sampling_options(command: Callable[..., None]) -> Callable[..., None]:
@@ -99,9 +102,10 @@ def run(shell: Shell, /, model: str, prompt: str | None, is_chat: bool, keep: bo
 @click.argument("text", required=False)
 @click.option("--message", metavar="TEXT", help="Send TEXT as a chat message instead, through the model's template.")
 @sampling_options
+@stats_option
 @output_option
 @pass_shell
-def infer(shell: Shell, /, context_id: str, text: str | None, message: str | None, **options: Any) -> None:
+def infer(shell: Shell, /, context_id: str, text: str | None, message: str | None, stats: bool, **options: Any) -> None:
     """Append TEXT to CTX and generate; without TEXT, go on. TEXT "-" is standard input."""
     if text is not None and message is not None:
         raise click.UsageError("Give TEXT or --message, not both.")
@@ -112,7 +116,7 @@ def infer(shell: Shell, /, context_id: str, text: str | None, message: str | Non
             source["messages"] = [{"role": "user", "content": read_prompt(message)}]
         elif text is not None:
             source["text"] = read_prompt(text)
-        show_stream(shell.printer, context, context.infer(**source, **given(options)))
+        show_stream(shell.printer, context, context.infer(**source, **given(options)), stats=stats)
 
 
 @click.command(short_help="Follow a context's stream from an offset.")
@@ -189,7 +193,7 @@ def answer(context: Context, messages: Sequence[dict[str, str]], options: Option
         write_text("\n")
 
 
-def show_stream(printer: Printer, context: Context, stream: Any, cancels: bool = True) -> None:
+def show_stream(printer: Printer, context: Context, stream: Any, cancels: bool = True, stats: bool = False) -> None:
     """Print text as it comes, or the whole result for programs; an interrupt cancels the request.
 
     A request that did not come to its own end, or to its limit, ends the command with an exit code that says so.
@@ -206,11 +210,21 @@ def show_stream(printer: Printer, context: Context, stream: Any, cancels: bool =
         raise
     if printer.is_for_people:
         note_ending(result)
+        if stats:
+            write_note(usage_text(result.usage))
     else:
         printer.document({"context": context.id, **plain(result)})
     exit_code = FINISH_CODES.get(plain(result.finish_reason), 0)
     if exit_code:
         raise click.exceptions.Exit(exit_code)
+
+
+def usage_text(usage: Usage) -> str:
+    """What a request used, in a line."""
+    return (
+        f"{usage.input_tokens} input tokens; {usage.cached_tokens} of the context needed no computing, {usage.shared_tokens} of them taken "
+        f"from other contexts; {usage.output_tokens} output tokens; waited {usage.queue_s:.3f} s, computed {usage.compute_s:.3f} s"
+    )
 
 
 def note_ending(result: Result) -> None:

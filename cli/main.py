@@ -36,6 +36,7 @@ COMMANDS = {
     "score": ("cli.infer:score", "Tell how likely a continuation is."),
     "ckpt": ("cli.image:ckpt", "Checkpoint contexts to images and restore them."),
     "tenant": ("cli.tenant:tenant", "Add, change and remove tenants."),
+    "share-group": ("cli.sharegroup:share_group", "Let tenants share equal beginnings."),
     "token": ("cli.tenant:token", "Make and remove API tokens."),
     "events": ("cli.machine:events", "Show what happened."),
     "drain": ("cli.machine:drain", "Refuse new work, wait for the rest, stop the daemon."),

@@ -118,7 +118,7 @@ async def test_groups_and_who_shares_in_them_survive_a_restart(tmp_path: Path) -
         await rig.infer(context, PROMPT)
 
         await rig.die_and_return(keeps_worker=True)
-        await rig.until(lambda: rig.kernel.is_ready())
+        await rig.until(rig.kernel.is_ready)
         await rig.load()
 
         assert rig.stat(context).sharing_group == "team"
