@@ -109,6 +109,29 @@ def doctor(ctx: click.Context, /, output: str, **options: Any) -> None:
         ctx.exit(EXIT_ERROR)
 
 
+@cli.command(short_help="Check the state of a daemon that is stopped.")
+@config_options
+@click.option(
+    "-o", "--output", type=click.Choice([item.value for item in Format]), default="table", show_default=True, help="How to print."
+)
+@click.pass_context
+def fsck(ctx: click.Context, /, output: str, **options: Any) -> None:
+    """Read database, journal, images, page file and audit log to their ends, and say what does not hold; exit code 1 if something does not.
+
+    Nothing is changed. `kernelctl fsck` does the same, and more, with a daemon that runs.
+    """
+    config = read_config(options)
+    from cli.fsck import show_parts
+    from cli.state import StateInUse, check_state
+
+    try:
+        num_problems = show_parts(Printer(Format(output)), ((part, part.bytes_read) for part in check_state(config)))
+    except StateInUse as error:
+        raise click.ClickException(str(error)) from error
+    if num_problems:
+        ctx.exit(EXIT_ERROR)
+
+
 def main() -> None:
     """Entry point of `kerneld`."""
     cli.main(prog_name="kerneld")

@@ -73,12 +73,17 @@ class Written:
 class ImageStore:
     """The images of one state directory."""
 
-    def __init__(self, root: Path) -> None:
-        """Make the folders, empty `temp`, and learn which pages are needed. Raises: WrongState, DiskFull, Unavailable."""
+    def __init__(self, root: Path, *, is_writable: bool = True) -> None:
+        """Make the folders, empty `temp`, and learn which pages are needed; or else touch nothing, and `verify` alone may be called.
+
+        Raises: WrongState, DiskFull, Unavailable.
+        """
         self._manifests = root / "manifests"
         self._pages = root / "pages"
         self._temp = root / "temp"
         self._use = PageUse()
+        if not is_writable:
+            return
         with disk_errors(root):
             for path in (root, self._manifests, self._pages, self._temp):
                 path.mkdir(mode=0o700, exist_ok=True)

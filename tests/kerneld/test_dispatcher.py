@@ -133,7 +133,7 @@ async def test_weights_that_find_no_room_say_who_holds_it(tmp_path: Path) -> Non
     rig.add_model("huge", FakeModel(weights_bytes=4 * SLAB, seed=1))
     async with running(rig):
         rig.machine.models.get("m").is_pinned = True
-        with pytest.raises(WrongState, match="models \\(4096\\)"):
+        with pytest.raises(WrongState, match="models \\(4 KiB\\)"):
             await rig.load("huge")
         assert (await rig.infer(await rig.alloc(), prompt_of(1, 4), 3)).tokens == oracle(prompt_of(1, 4), 3)
 
