@@ -26,7 +26,7 @@ from memory.page import Move, Tier
 from memory.table import Page
 
 SLACK = 1  # slabs over the packed ones that a space may always hold
-MAX_REST = 64  # plans for which a space is left alone after nothing of it could be moved
+MAX_REST = 8  # plans for which a space is left alone after nothing of it could be moved
 
 
 class Compactor:
