@@ -10,6 +10,7 @@ Who gives way when there are too few frames, or a tenant is at its limit (then o
                                somebody whose tenant is far ahead of it is preempted for it
     nobody, for now            while plans are on their way: what they pin and what left with them comes free when they land
     the scheduler's victim     of those who run
+    weights that nobody uses   the last one waits until they have left
     the last one               it does not fit alone, and ends with an error that names the holders
 
 Invariants
@@ -61,6 +62,7 @@ class Composer:
         self._is_line_stopped = False
         self._opens_at = 0  # > 0: the line opens when this plan has landed
         self.on_misfit: Callable[[Request, FinishReason, str], None] = delivery.settle
+        self.relieve: Callable[[Request], bool] = lambda _request: False  # has idle weights leave for pages; says whether any will
         self.advise: Callable[[OutOfFrames | OverLimit, Request], None] = lambda _shortage, _request: None  # says what would help
         self.prefixes = Prefixes(pager, scheduler, seating)
         # Asked of who is next, in this order; who has to wait for something has left the line then.
@@ -179,6 +181,10 @@ class Composer:
             self._preempt(victim)
             self._stop_line(shortage)
             return True
+        if isinstance(shortage, OutOfFrames) and self.relieve(rows[0].request):
+            (self._preempt if rows[0].is_told else self._turn_back)(rows[0].request)
+            self._stop_line(shortage)
+            return True
         self.advise(shortage, rows[0].request)
         logger.warning("a request that was admitted does not fit alone", extra={"request": rows[0].request.id, "shortage": str(shortage)})
         self.unseat(rows[0].request)
@@ -186,9 +192,12 @@ class Composer:
         self.open_line()
         return True
 
-    def _wait_for_room(self, newcomer: Request, shortage: OutOfFrames | OverLimit, last_on_way: int) -> None:
+    def _turn_back(self, newcomer: Request) -> None:
         self.unseat(newcomer)
         self._delivery.turn_back(newcomer)
+
+    def _wait_for_room(self, newcomer: Request, shortage: OutOfFrames | OverLimit, last_on_way: int) -> None:
+        self._turn_back(newcomer)
         self._opens_at = last_on_way
         self._stop_line(shortage)
 

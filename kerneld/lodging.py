@@ -27,6 +27,7 @@ from kerneld.events import WorkerLost, WorkerRecovered, WorkerStarted
 from kerneld.machine import Machine
 from kerneld.metrics import Metrics
 from kerneld.models import Model
+from kerneld.request import Request
 from kerneld.supervisor import WorkerState
 
 MAX_TOKEN_GAP_S = 10.0  # a longer pause is not between two tokens of anybody
@@ -43,6 +44,7 @@ class Lodging:
         self._early: WorkerClient | None = None
         self._has_old_pages = False
         self._adopting: asyncio.Task[None] | None = None
+        self._relieving: asyncio.Task[None] | None = None
         self._lost_at: float | None = None
         self._last_step_at = 0.0
 
@@ -56,6 +58,7 @@ class Lodging:
         machine.residency.on_change = self._residency_changed
         machine.residency.preempt = self._preempt
         machine.residency.turns.demand = self._demand
+        machine.dispatcher.composer.relieve = self._relieve
         machine.residency.parking.host = lambda: machine.host
         machine.residency.before_use = self._adopt_pages
 
@@ -159,6 +162,22 @@ class Lodging:
     def _demand(self, model: Model) -> int:
         """Requests that run on a model or wait for it."""
         return sum(model.name in request.context.models for request in self.machine.requests.values())
+
+    def _relieve(self, request: Request) -> bool:
+        """Let the model or adapter that was not used for longest, and that nobody uses now, leave for the pages of a request."""
+        if self._relieving is not None and not self._relieving.done():
+            return True
+        resident = [model for model in self.machine.models if model.is_resident and not model.is_pinned]
+        idle = [model for model in resident if model.name not in request.context.models and not self._demand(model)]
+        if not idle:
+            return False
+        leaving = self._send_off(min(idle, key=lambda model: (model.last_used_at, model.name)))
+        self._relieving = asyncio.get_running_loop().create_task(leaving, name="make room for pages")
+        return True
+
+    async def _send_off(self, model: Model) -> None:
+        await self.machine.residency.evict(model)
+        self.machine.dispatcher.room_made()
 
     def _preempt(self, model: Model) -> None:
         """A model leaves: the rows on it keep place and tokens, and wait until it is back."""

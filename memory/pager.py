@@ -271,13 +271,14 @@ class Pager:
 
     # ------------------------------------------------------------------------------------------------------------------ questions
 
-    def fits(self, space_ids: tuple[int, ...], num_tokens: int, owner: str) -> None:
-        """See whether a context of that size could ever be wholly on the device, beside the weights that are there.
+    def fits(self, space_ids: tuple[int, ...], num_tokens: int, owner: str, staying: Iterable[str] | None = None) -> None:
+        """See whether a context of that size could ever be wholly on the device, beside the weights that stay; None: all that are there.
 
         Raises: NeverFits, with what it needs, what there is at most, and who holds it.
         """
-        num_pages = -(-num_tokens // self.page_tokens)
-        check_fits(self._mapping, self.weights[Tier.DEVICE].num_slabs, space_ids, num_pages, owner)
+        num_pages, shelf = -(-num_tokens // self.page_tokens), self.weights[Tier.DEVICE]
+        num_slabs = shelf.num_slabs if staying is None else sum(len(shelf.slabs_of(key)) for key in staying)
+        check_fits(self._mapping, num_slabs, space_ids, num_pages, owner)
 
     def check_integrity(self) -> None:
         """Check every numbered invariant of memory. Raises: PagingError, naming the one that does not hold."""
