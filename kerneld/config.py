@@ -177,8 +177,9 @@ def check_config(config: Config) -> None:
 
 
 def _check_disk_tier(memory: MemoryConfig) -> None:
-    if memory.host_low > memory.host_high:
-        raise ConfigError(f"memory.host_low ({memory.host_low}) is above memory.host_high ({memory.host_high}).")
+    for tier, low, high in (("device", memory.device_low, memory.device_high), ("host", memory.host_low, memory.host_high)):
+        if low > high:
+            raise ConfigError(f"memory.{tier}_low ({low}) is above memory.{tier}_high ({high}).")
     if memory.page_file_bytes and memory.host_bytes < memory.slab_bytes:
         raise ConfigError(
             "memory.page_file_bytes needs a host tier, because pages go to disk from there: set memory.host_bytes to"

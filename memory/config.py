@@ -52,6 +52,14 @@ class MemoryConfig:
     page_file_bytes: int = field(
         default=0, metadata={"doc": "Disk space for KV pages that left the host tier; 0 turns the tier off.", "min": 0}
     )
+    device_low: float = field(
+        default=0.05,
+        metadata={"doc": "Part of the device that is free before its coldest pages are copied down ahead of need.", "min": 0.0, "max": 1.0},
+    )
+    device_high: float = field(
+        default=0.1,
+        metadata={"doc": "Part of the device that is then kept free, or in pages with a copy below.", "min": 0.0, "max": 1.0},
+    )
     host_low: float = field(
         default=0.05, metadata={"doc": "Part of the host tier that is free before pages go to disk.", "min": 0.0, "max": 1.0}
     )

@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 
+from memory.ahead import Ahead
 from memory.burial import Burials
 from memory.compaction import Compactor
 from memory.config import MemoryConfig
@@ -47,6 +48,7 @@ class Planner:
         self.behind = WriteBehind()
         self.scrubber = Scrubber(mapping)
         self.burials = Burials(mapping, flights, config.max_copies)
+        self._ahead = Ahead(config, mapping, costs)
         self.compactor = Compactor(mapping, config.compact_ratio)
         self._excess = Excess(mapping, flights)
         self._aborted: list[Draft] = []  # by the latest abort, until the next plan; oldest first
@@ -127,6 +129,7 @@ class Planner:
         self._excess.drain(draft, sweep, allowance)
         self.behind.drain(draft, sweep, allowance)
         self.burials.drain(draft, sweep)
+        self._ahead.drain(draft, sweep, allowance, has_rows=has_rows)
         self.compactor.drain(draft, allowance)
         self.scrubber.queue(draft)
         self._aborted = []

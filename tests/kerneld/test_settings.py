@@ -123,6 +123,7 @@ def test_directories_given_by_systemd_are_the_defaults(tmp_path: Path) -> None:
         ("kerneld.users=7", "expected a table of strings"),
         ("max_rows=3", "expected section.key=value"),
         ("memory.slab_bytes=1TiB", "larger than memory.device_bytes"),
+        ("memory.device_low=0.5", "above memory.device_high"),
         ("memory.host_low=0.5", "above memory.host_high"),
         ("memory.page_file_bytes=1MiB", "smaller than memory.slab_bytes"),
         ("kerneld.max_step_tokens=1", "kerneld.max_rows"),

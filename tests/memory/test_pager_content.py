@@ -218,6 +218,8 @@ class PagerContent(RuleBasedStateMachine):
             write_behind=write_behind,
             max_copies=3,
             compact_ratio=0.01 if device % 2 else 1.1,
+            device_low=0.5,
+            device_high=0.8,
             host_low=0.3,
             host_high=0.6,
         )
@@ -731,7 +733,7 @@ class PagerContent(RuleBasedStateMachine):
     @invariant()
     def free_frames_on_disk_are_holes(self) -> None:
         mapping = self.pager._mapping
-        kept = set()
+        kept: set[int] = set()
         for pool in mapping.disk_pools().values():
             frames = [frame for slab in pool.slabs() for frame in pool.frames_of(slab) if not pool.is_free(frame)]
             kept.update(byte for frame in frames for byte in range(frame * GRANULE, frame * GRANULE + pool.frame_bytes))
