@@ -271,3 +271,40 @@ async def test_an_adapter_that_fails_to_load_ends_its_own_requests_only(tmp_path
         assert outputs[1].reason == "error"
         assert "could not be loaded" in outputs[1].detail
         assert (await rig.infer(await rig.alloc(adapter="a"), PROMPT, 5)).tokens == speak(A, PROMPT, 5)
+
+
+@in_loop
+async def test_adapters_that_do_not_all_fit_take_turns_and_the_least_used_leaves_first(tmp_path: Path) -> None:
+    rig = Rig(tmp_path, Sizes(device_slabs=6, host_slabs=32))  # the base, one slab of pages, and four adapters
+    rig.memory = {"min_residency_s": 0.0, "max_model_wait_s": 0.0}
+    async with running(rig):
+        adapters = {f"a{idx}": FakeAdapter(weights_bytes=1000, seed=idx) for idx in range(8)}
+        contexts = {}
+        for name, adapter in adapters.items():
+            await rig.kernel.register_model(ADMIN, lay(rig, name, adapter))
+            contexts[name] = await rig.alloc(adapter=name)
+            assert (await rig.infer(contexts[name], PROMPT, 4)).tokens == speak(adapter, PROMPT, 4)
+        resident = [name for name in adapters if rig.kernel.stat_model(ADMIN, name).state is ModelState.RESIDENT]
+        assert 2 <= len(resident) <= 4
+        assert resident == list(adapters)[-len(resident) :], "those that were used last stayed"
+        assert rig.kernel.stat_model(ADMIN, "m").state is ModelState.RESIDENT
+        pasts = {name: rig.tokens(context) for name, context in contexts.items()}
+        outputs = await asyncio.gather(*[rig.begin(context, (), 6) for context in contexts.values()])
+        for output, (name, adapter) in zip(outputs, adapters.items(), strict=True):
+            assert output.tokens == speak(adapter, pasts[name], 6), name
+        assert len(rig.workers) == 1
+
+
+@in_loop
+async def test_an_adapter_comes_back_from_the_host_tier(tmp_path: Path) -> None:
+    async with running(Rig(tmp_path)) as rig:
+        await register(rig)
+        context = await rig.alloc(adapter="a")
+        await rig.infer(context, PROMPT, 4)
+        await rig.kernel.unload_model(ADMIN, "a")
+        assert rig.machine.pager.ledger.kind_bytes(Tier.HOST, Kind.ADAPTER) == SLAB
+        past = rig.tokens(context)
+        assert (await rig.infer(context, (), 5)).tokens == speak(A, past, 5)
+        await rig.kernel.free(ANN, context)
+        await rig.kernel.remove_model(ADMIN, "a")
+        assert rig.machine.pager.ledger.kind_bytes(Tier.HOST, Kind.ADAPTER) == 0
