@@ -24,6 +24,7 @@ from memory.draft import Draft
 from memory.errors import OutOfFrames, OverLimit
 from memory.eviction import Line, Place, Question, Rung, Tail, Victims
 from memory.frames import FramePool
+from memory.kept import kept_pages
 from memory.ledger import lineage
 from memory.mapping import Mapping, frame_bytes
 from memory.page import Tier, serial_key
@@ -253,11 +254,11 @@ class Sweep:
 
     def _vacate(self, space_id: int, tier: Tier, for_page: Page | None, owner: str) -> bool:
         """Empty the cheapest slab of another space and give it to the arena. Returns whether there was one."""
-        size = frame_bytes(self._mapping.space(space_id), tier)
+        kept = kept_pages(self._mapping.ledger, self.tables, tier, owner)
         rank = min((self._ranks[table] for table in for_page.holders), default=0) if for_page is not None else 0
 
         def may_go(page: Page) -> bool:
-            if self._is_guaranteed(page, owner, tier, size):
+            if page in kept:
                 return False
             if tier is Tier.DEVICE:
                 return self.may_leave_device(page)
