@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from memory.config import MemoryConfig
+from memory.costs import Link
 from memory.errors import NeverFits, OutOfFrames, OverLimit, PagingError
 from memory.page import Move, PagePlan, Space, Tier, Transfer, Zero
 from memory.pager import Pager, Want
@@ -276,8 +277,8 @@ class PagerContent(RuleBasedStateMachine):
             ctx.reach = ctx.valid
 
     def approach(self, ctx: Ctx) -> None:
-        """What a plan may go on from: tokens whose pages are on the device or on the host."""
-        ctx.valid = min(ctx.valid, ctx.table.at_hand_tokens())
+        """What a plan may go on from: tokens whose pages are on the device or on the host, unless computing them is cheaper."""
+        ctx.valid = min(ctx.valid, ctx.table.at_hand_tokens(), self.pager.costs.choose(ctx.table, ctx.valid, "").keep_tokens)
         self.settle(ctx)
 
     def run(self, flight: Flight) -> None:
@@ -530,6 +531,17 @@ class PagerContent(RuleBasedStateMachine):
         counts = ctx.table.counts()
         if self.pager.is_buried(ctx.table) and not counts.shared:
             assert counts.device == counts.host_only == 0, "a buried context holds nothing of device and host"
+
+    @rule(byte_s=st.sampled_from((1e-9, 1.0, 1e9)), token_s=st.sampled_from((0.0, 1.0, 16.0)), num_bytes=st.sampled_from((0, 40, 1 << 20)))
+    def price(self, byte_s: float, token_s: float, num_bytes: int) -> None:
+        """Copies and prefill get other costs, and plans another allowance; prefill that costs nothing is not known."""
+        costs = self.pager.costs
+        costs.measured(Link.HOST_TO_DEVICE, 1, byte_s)
+        costs.measured(Link.DEVICE_TO_HOST, max(num_bytes, 1), 1.0 if num_bytes else 0.0)
+        costs.pace.note_plan(10.0, 0.0)
+        for space_id in SPACES:
+            costs.forget_model(str(space_id))
+            costs.know_model(str(space_id), (space_id,), token_s)
 
     @rule(owner=st.sampled_from(OWNERS))
     def scrub(self, owner: str) -> None:
