@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from cli.render import Column, bytes_text, count_text, word, write_note
+from cli.render import Column, bytes_text, count_text, duration_text, word, write_note
 from cli.target import Shell, output_option, pass_shell
 
 if TYPE_CHECKING:
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 COLUMNS = (
     Column("NAME", lambda m: m.name),
     Column("STATE", lambda m: word(m.state)),
+    Column("TIER", lambda m: m.tier),
     Column("ARCHITECTURE", lambda m: m.architecture),
     Column("PARAMETERS", lambda m: count_text(m.num_parameters), is_number=True),
     Column("DTYPE", lambda m: m.dtype),
@@ -26,6 +28,11 @@ COLUMNS = (
     Column("CONTEXTS", lambda m: str(m.num_contexts), is_number=True),
     Column("BASE", lambda m: m.base),
     Column("STREAMED", lambda m: bytes_text(m.streamed_bytes) if m.streamed_bytes else "", is_wide=True, is_number=True),
+    Column("PINNED", lambda m: "yes" if m.is_pinned else "no", is_wide=True),
+    Column("ON DEVICE", lambda m: bytes_text(m.device_bytes), is_wide=True, is_number=True),
+    Column("ON HOST", lambda m: bytes_text(m.host_bytes), is_wide=True, is_number=True),
+    Column("LOADS", lambda m: str(m.num_loads), is_wide=True, is_number=True),
+    Column("LAST USED", lambda m: f"{duration_text(time.time() - m.last_used_at)} ago" if m.last_used_at else "", is_wide=True),
     Column("POSITIONS", lambda m: str(m.max_positions), is_wide=True, is_number=True),
     Column("VOCABULARY", lambda m: str(m.vocab_size), is_wide=True, is_number=True),
     Column("KV PER TOKEN", lambda m: bytes_text(m.kv_bytes_per_token), is_wide=True, is_number=True),
@@ -125,6 +132,26 @@ def unload(shell: Shell, name: str) -> None:
         shell.printer.row(client.unload(name), COLUMNS, name_of)
 
 
+@model.command()
+@click.argument("name")
+@output_option
+@pass_shell
+def pin(shell: Shell, name: str) -> None:
+    """Keep a model on the device once it is there: it leaves for no other one."""
+    with shell.connect() as client:
+        shell.printer.row(client.pin(name), COLUMNS, name_of)
+
+
+@model.command()
+@click.argument("name")
+@output_option
+@pass_shell
+def unpin(shell: Shell, name: str) -> None:
+    """Let a model leave the device for others again."""
+    with shell.connect() as client:
+        shell.printer.row(client.unpin(name), COLUMNS, name_of)
+
+
 @model.command("ls")
 @output_option
 @pass_shell
@@ -155,6 +182,13 @@ def rm(shell: Shell, name: str) -> None:
     shell.printer.done(f"{name} removed", {"name": name, "removed": True})
 
 
+def describe(progress: LoadProgress) -> str:
+    """What a load does now: its stage, and where bytes come from how fast."""
+    source = f" from {progress.source}" if progress.source else ""
+    rate = f", {bytes_text(round(progress.bytes_per_s))}/s" if progress.bytes_per_s else ""
+    return progress.stage + source + rate
+
+
 class LoadBar:
     """Progress of a load on stderr: a bar on a terminal, a line per stage elsewhere."""
 
@@ -182,8 +216,8 @@ class LoadBar:
     def show(self, progress: LoadProgress) -> None:
         """Show how far the load is."""
         if self._bar is not None:
-            text = f"{self._name}: {progress.stage}"
+            text = f"{self._name}: {describe(progress)}"
             self._bar.update(self._task, description=text, completed=progress.bytes_done, total=progress.bytes_total or None)
         elif progress.stage != self._stage:
-            write_note(f"{self._name}: {progress.stage}")
+            write_note(f"{self._name}: {describe(progress)}")
         self._stage = progress.stage

@@ -63,13 +63,15 @@ class Parking:
         try:
             with self.reading(model):
                 checksums = await device.park(model.model_id, offsets)
-        except BaseException as error:
-            self._release(model)
-            if isinstance(error, DeviceLost) or not isinstance(error, DriverError):
-                raise
+            model.image = HostImage(offsets, checksums)  # invariant 1
+        except DeviceLost:
+            raise
+        except DriverError as error:
             logger.warning("weights could not be parked", extra={"model": model.name, "error": str(error)})
             return
-        model.image = HostImage(offsets, checksums)  # invariant 1
+        finally:
+            if model.image is None:
+                self._release(model)
         self._events.publish(ModelParked(model.name, model.size_bytes, time.monotonic() - began))
 
     @contextmanager

@@ -7,7 +7,7 @@ Room is made by evicting idle pages; how much of a model stays is decided once, 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 
 from drivers.contract import LoadSpec
 from kerneld.errors import Unavailable
@@ -17,7 +17,7 @@ from memory.errors import OutOfFrames
 from memory.ledger import Kind
 from memory.page import Tier
 from memory.pager import Pager
-from memory.streaming import StreamPlan, plan_for, plan_of, whole
+from memory.streaming import StreamPlan, plan_for, plan_of, weight_room, whole
 
 WEIGHTS_OWNER = "models"
 ROOM_TRIES = 3  # rows that run may take what was made free for weights, rather than wait themselves
@@ -30,6 +30,7 @@ class Placement:
 
     def __init__(self, memory: MemoryConfig, pager: Pager) -> None:
         self._memory = memory
+        self._pager = pager
         self._shelf = pager.weights[Tier.DEVICE]
         self.make_room: MakeRoom = _refuse_room
 
@@ -43,8 +44,24 @@ class Placement:
             try:
                 return plan.offsets(self._place(model, plan.places))
             except OutOfFrames:
+                self._check_share(plan.places)  # pages may not make up for it
                 await self.make_room(plan.places)
         return plan.offsets(self._place(model, plan.places))
+
+    def fits(self, places: tuple[int, ...], without: Iterable[str] = ()) -> bool:
+        """Whether weights would find room, idle pages evicted, and leave pages theirs, if these models were gone."""
+        return self.is_within_share(places, without) and self._pager.could_place(places, without)
+
+    def is_within_share(self, places: tuple[int, ...], without: Iterable[str] = ()) -> bool:
+        """Whether weights would leave pages their part of the device, if these models were gone; one that is alone may take all of it."""
+        held = self._shelf.held_bytes(without)
+        return not held or self._shelf.check_room(places) + held <= weight_room(self._memory)
+
+    def _check_share(self, places: tuple[int, ...]) -> None:
+        """Raises: OutOfFrames, NeverFits."""
+        if not self.is_within_share(places):
+            needed, free = self._shelf.check_room(places), weight_room(self._memory) - self._shelf.held_bytes()
+            raise OutOfFrames("device", needed, max(free, 0), self._pager.ledger.holders(Tier.DEVICE))
 
     def places(self, model: Model, *, may_stream: bool) -> tuple[int, ...]:
         """Sizes of what a model needs places for."""
@@ -64,6 +81,7 @@ class Placement:
         return plan_for(self._memory, sizes) if may_stream and not model.base else whole(sizes)
 
     def _place(self, model: Model, places: Sequence[int]) -> tuple[int, ...]:
+        self._check_share(tuple(places))
         return self._shelf.place(model.name, WEIGHTS_OWNER, tuple(places), kind_of(model))
 
 

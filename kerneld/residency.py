@@ -69,7 +69,7 @@ class Residency:
         self._followers = Followers()
         self.parking = Parking(memory, models, pager, events)
         self._departures = Departures(models, self._placement, self.parking)
-        self.turns = Turns(memory, models, pager, self.parking, events.clock)
+        self.turns = Turns(memory, models, self._placement, self.parking, events.clock)
         self.preempt: Callable[[Model], None] = lambda _model: None  # lets the rows of a model that leaves wait again
         self.on_change: Callable[[Model], None] = lambda _model: None
         self.before_use: Callable[[Device], Awaitable[None]] = lambda _device: asyncio.sleep(0)  # before anything is placed there
@@ -126,9 +126,12 @@ class Residency:
 
     def start(self, model: Model, *, is_ahead: bool = False) -> None:
         """Begin to load a model unless it is there or on its way; `is_ahead`: only beside those that are there, until somebody needs it."""
-        (self._ahead.add if is_ahead and model.name not in self._tasks else self._ahead.discard)(model.name)
+        if not is_ahead:
+            self._ahead.discard(model.name)
         if model.is_resident or model.name in self._tasks:
             return
+        if is_ahead:
+            self._ahead.add(model.name)
         model.state, model.failure = ModelState.LOADING, ""
         task = asyncio.get_running_loop().create_task(self._load(model), name=f"load {model.name}")
         self._tasks[model.name] = task
@@ -183,13 +186,11 @@ class Residency:
 
     def fail(self, model_id: int, reason: str) -> None:
         """A resident model cannot be run any more: it leaves the device, and whoever waits for it is told why."""
-        model = next((model for model in self._models if model.model_id == model_id and model.is_resident), None)
-        if model is None or self._device is None:
-            return
-        self._departures.leave(model)
-        model.state, model.failure = ModelState.FAILED, reason
-        self._events.publish(ModelFailed(model.name, reason))
-        self._changed(model)
+        for model in [model for model in self._models if model.model_id == model_id and model.is_resident]:
+            self._departures.leave(model)
+            model.state, model.failure = ModelState.FAILED, reason
+            self._events.publish(ModelFailed(model.name, reason))
+            self._changed(model)
 
     def forget(self, model: Model) -> None:
         """The model's name is removed: its spaces are closed, and no page and no weight of it is kept anywhere."""
@@ -237,8 +238,7 @@ class Residency:
         """Have the base of an adapter resident; answers its id, 0 for a model of its own. Raises: WrongState, what its load failed with."""
         if not model.base:
             return 0
-        base = self._models.get(model.base)
-        self.start(base)
+        self.start(base := self._models.get(model.base))
         while base.state is ModelState.LOADING:
             await self._followers.moved()
         if not base.is_resident:

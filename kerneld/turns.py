@@ -12,11 +12,10 @@ from collections.abc import Awaitable, Callable, Iterable
 
 from kerneld.models import Model, ModelTable
 from kerneld.parking import Parking
+from kerneld.placement import Placement
 from kerneld.victims import NEVER, Rules, Standing, Wanted, choose
 from memory.config import MemoryConfig
 from memory.errors import OutOfFrames
-from memory.page import Tier
-from memory.pager import Pager
 
 GUESSED_RATES = {"host": 8e9, "disk": 1e9}  # bytes per second, until a load has told
 
@@ -24,9 +23,11 @@ GUESSED_RATES = {"host": 8e9, "disk": 1e9}  # bytes per second, until a load has
 class Turns:
     """Who leaves for whom."""
 
-    def __init__(self, memory: MemoryConfig, models: ModelTable, pager: Pager, parking: Parking, clock: Callable[[], float]) -> None:
+    def __init__(
+        self, memory: MemoryConfig, models: ModelTable, placement: Placement, parking: Parking, clock: Callable[[], float]
+    ) -> None:
         self._models = models
-        self._pager = pager
+        self._placement = placement
         self._parking = parking
         self._clock = clock
         self._rules = Rules(memory.min_residency_s, memory.max_model_wait_s)
@@ -61,7 +62,7 @@ class Turns:
         """
         since = self._clock()
         async with self._line:
-            while not self._pager.could_place(places, ()):
+            while not self._placement.fits(places):
                 now, demand = self._clock(), self.demand(model)
                 choice = choose(Wanted(since, demand), self._standings(model), now, self._rules, self._fits(places))
                 for name in choice.victims:
@@ -95,18 +96,14 @@ class Turns:
 
     def _fits(self, places: tuple[int, ...]) -> Callable[[tuple[str, ...]], bool]:
         def fits(names: tuple[str, ...]) -> bool:
-            if self._pager.could_place(places, names):
+            if self._placement.fits(places, names):
                 return True
             # Rows that run hold their pages where they are; those of a victim give them up with it.
             in_use = any(self.demand(self._models.get(name)) for name in names)
-            return in_use and self._is_room_beside(places, {model.name for model in self._models}.difference(names))
+            return in_use and self._placement.is_within_share(places, names)
 
         return fits
 
     def _could_ever(self, places: tuple[int, ...]) -> bool:
         """Whether there would be room beside the pinned models alone."""
-        return self._is_room_beside(places, (model.name for model in self._models if model.is_pinned))
-
-    def _is_room_beside(self, places: tuple[int, ...], names: Iterable[str]) -> bool:
-        shelf = self._pager.weights[Tier.DEVICE]
-        return shelf.check_room(places) <= shelf.room_beside(names)
+        return self._placement.is_within_share(places, [model.name for model in self._models if not model.is_pinned])

@@ -57,9 +57,10 @@ class WeightShelf:
         """Slabs of the tier that are lent to nobody."""
         return self._arena.num_free
 
-    def room_beside(self, keys: Iterable[str]) -> int:
-        """Bytes of the tier that these placements leave, whoever else is there."""
-        return self._arena.total_bytes - sum(len(self.slabs_of(key)) for key in keys) * self._arena.slab_bytes
+    def held_bytes(self, without: Iterable[str] = ()) -> int:
+        """Bytes of the slabs of all placements but these."""
+        gone = set(without)
+        return sum(len(placement.slabs) for key, placement in self._placements.items() if key not in gone) * self._arena.slab_bytes
 
     def unreserve(self) -> None:
         """Nobody places what room was made for."""

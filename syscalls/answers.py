@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
+
 from drivers.contract import TokenLogprob
 from kerneld.calls import (
     Access,
@@ -125,42 +127,15 @@ def score(result: Score) -> pb.ScoreResponse:
 
 def model(info: ModelInfo) -> pb.Model:
     """A model as it stands."""
-    return pb.Model(
-        name=info.name,
-        path=info.path,
-        state=MODEL_STATES[info.state],
-        architecture=info.architecture,
-        dtype=info.dtype,
-        bytes=info.size_bytes,
-        num_parameters=info.num_parameters,
-        max_positions=info.max_positions,
-        vocab_size=info.vocab_size,
-        weights_hash=info.weights_hash,
-        device=info.device,
-        kv_bytes_per_token=info.kv_bytes_per_token,
-        num_contexts=info.num_contexts,
-        failure=info.failure,
-        quant=info.quant,
-        has_chat_template=info.has_chat_template,
-        base=info.base,
-        streamed_bytes=info.streamed_bytes,
-        stream_bytes_per_s=info.stream_bytes_per_s,
-        tier=info.tier,
-        device_bytes=info.device_bytes,
-        host_bytes=info.host_bytes,
-        is_pinned=info.is_pinned,
-        last_used_at=info.last_used_at,
-        num_loads=info.num_loads,
-    )
+    facts = asdict(info) | {"state": MODEL_STATES[info.state]}
+    return pb.Model(bytes=facts.pop("size_bytes"), **facts)
 
 
 def load_event(event: LoadProgress | ModelInfo) -> pb.LoadModelEvent:
     """How far a load is, or the model that it left."""
     if isinstance(event, ModelInfo):
         return pb.LoadModelEvent(ready=model(event))
-    progress = pb.LoadProgress(stage=event.stage, bytes_done=event.bytes_done, bytes_total=event.bytes_total)
-    progress.source, progress.bytes_per_s = event.source, event.bytes_per_s
-    return pb.LoadModelEvent(progress=progress)
+    return pb.LoadModelEvent(progress=pb.LoadProgress(**asdict(event)))
 
 
 def image(info: ImageInfo) -> pb.Image:

@@ -58,6 +58,10 @@ MODEL = values.ModelInfo(
     failure="",
     quant="",
     has_chat_template=True,
+    tier="device",
+    device_bytes=24 << 20,
+    host_bytes=24 << 20,
+    num_loads=2,
 )
 IMAGE = values.Image("i1", "c1", "small", "ana", "lab/ana", 20, 2, 1536, LONG_AGO, "before")
 HOLDING = memory_values.Holding("device", "lab/ana", "kv", "c" * 32, "running", 14 << 20)
@@ -141,6 +145,8 @@ class FakeClient:
             "model": MODEL,
             "register": MODEL,
             "unload": MODEL,
+            "pin": replace(MODEL, is_pinned=True),
+            "unpin": MODEL,
             "images": [IMAGE],
             "verify_image": values.Verified(not self.problems, self.problems, 1536),
             "tenants": [TENANT],

@@ -6,12 +6,13 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
-from cli.model import stream_note
+from cli.model import describe, stream_note
+from kerneld_client.values import LoadProgress
 from tests.cli.fake_client import MODEL, Kernelctl
 
 AS_TABLE = """\
-NAME   STATE     ARCHITECTURE  PARAMETERS  DTYPE     SIZE  CONTEXTS
-small  resident  llama               6.3M  float32  24MiB         1
+NAME   STATE     TIER    ARCHITECTURE  PARAMETERS  DTYPE     SIZE  CONTEXTS  BASE
+small  resident  device  llama               6.3M  float32  24MiB         1
 """
 
 
@@ -38,6 +39,23 @@ def test_register_names_a_folder(kernelctl: Kernelctl) -> None:
     kernelctl("model", "register", "/srv/models/small", "--name", "s")
 
     assert kernelctl.client.arguments_of("register") == ((Path("/srv/models/small"),), {"name": "s"})
+
+
+def test_pin_and_unpin(kernelctl: Kernelctl) -> None:
+    pinned = kernelctl("model", "pin", "small", "-o", "json").stdout
+    assert json.loads(pinned)["is_pinned"]
+    assert kernelctl("model", "unpin", "small").stdout == AS_TABLE
+    assert [verb for verb in kernelctl.client.verbs() if verb != "close"] == ["pin", "unpin"]
+
+
+def test_a_wide_list_shows_where_weights_lie(kernelctl: Kernelctl) -> None:
+    shown = kernelctl("model", "ls", "-o", "wide").stdout
+    assert all(name in shown for name in ("PINNED", "ON DEVICE", "ON HOST", "LOADS", "LAST USED"))
+
+
+def test_a_load_says_where_its_bytes_come_from_and_how_fast() -> None:
+    assert describe(LoadProgress("copy", 1 << 20, 4 << 20, "host", float(2 << 30))) == "copy from host, 2GiB/s"
+    assert describe(LoadProgress("wait", 0, 4 << 20)) == "wait"
 
 
 def test_show_unload_and_rm(kernelctl: Kernelctl) -> None:

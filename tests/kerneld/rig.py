@@ -151,6 +151,7 @@ class Rig:
         self.scripts: list[Script] = []  # of the workers to come; after the last one they are healthy
         self.script = Script()
         self.options: dict[str, str] = {}
+        self.memory: dict[str, Any] = {}  # other settings of the section `memory`
         self.is_worker_replaced = True
         self.worker: LocalWorker | None = None
         self.workers: list[LocalWorker] = []
@@ -182,6 +183,7 @@ class Rig:
             page_tokens=PAGE_TOKENS,
             slab_bytes=SLAB,
             granule_bytes=GRANULE,
+            **self.memory,
         )
         kernel = KerneldConfig(
             state_dir=self.state,

@@ -293,6 +293,16 @@ class FakeKernel:
         self.models[args.name] = ModelInfo(args.name, args.path, ModelState.RESIDENT, size_bytes=100)
         yield self.models[args.name]
 
+    async def pin_model(self, caller: Caller, name: str) -> ModelInfo:
+        self.note("pin_model", caller, name)
+        self.models[name] = replace(self.stat_model(caller, name), is_pinned=True)
+        return self.models[name]
+
+    async def unpin_model(self, caller: Caller, name: str) -> ModelInfo:
+        self.note("unpin_model", caller, name)
+        self.models[name] = replace(self.stat_model(caller, name), is_pinned=False)
+        return self.models[name]
+
     async def unload_model(self, caller: Caller, name: str) -> ModelInfo:
         self.note("unload_model", caller, name)
         self.models[name] = replace(self.stat_model(caller, name), state=ModelState.REGISTERED)

@@ -60,7 +60,7 @@ async def test_a_model_in_use_is_neither_unloaded_nor_removed(tmp_path: Path) ->
 
 @in_loop
 async def test_an_unload_during_a_load_gives_the_room_back_only_when_the_device_is_done(tmp_path: Path) -> None:
-    rig = Rig(tmp_path, Sizes(device_slabs=4))
+    rig = Rig(tmp_path, Sizes(device_slabs=5))
     rig.add_model("other", FakeModel(weights_bytes=3 * SLAB, seed=5))
     async with running(rig):
         assert rig.worker is not None
