@@ -436,3 +436,22 @@ def test_without_room_there_is_an_error_and_nothing_is_fetched() -> None:
         rig.plan((table, 2 * PT, 5 * PT))
 
     assert table.at_hand_tokens() == 2 * PT
+
+
+def test_transfers_of_a_space_that_is_closed_end_without_a_trace() -> None:
+    rig = DiskRig()
+    far, near = rig.far(2), rig.on_host(4)
+    transfers = rig.pager.fetch(far, 2 * PT)
+    rig.pager.bury(near, 4 * PT, keys(4), b"")
+    transfers += rig.pager.spill(1 << 20)
+    assert len(transfers) == 6
+
+    rig.pager.close_space(1)
+    rig.pager.check_integrity()
+    rig.settle(transfers)
+    rig.punch()
+    rig.pager.drop(far)
+    rig.pager.drop(near)
+    rig.run()
+
+    assert all(arena.num_free == arena.num_slabs for arena in rig.pager._mapping.arenas.values())
