@@ -19,7 +19,7 @@ from drivers.errors import DriverError
 from kerneld.config import Config
 
 REQUIREMENT = re.compile(r"([A-Za-z0-9._-]+)(?:\[.*?\])?(?:>=([0-9.]+))?")
-COMPILERS = ("c++", "g++", "clang++")
+COMPILERS = ("cc", "gcc", "clang")
 MIN_PYTHON = (3, 11)
 
 
@@ -77,12 +77,12 @@ def version_key(version: str) -> tuple[int, ...]:
 
 
 def check_compiler() -> Finding:
-    """A C++ compiler, which the fused operations are built with."""
+    """A C compiler, which page copies and fused operations are built with where there is one."""
     for name in COMPILERS:
         path = shutil.which(name)
         if path is not None:
             return Finding("compiler", Level.OK, path)
-    return Finding("compiler", Level.WARN, "no C++ compiler", "Install one for fused operations: sudo apt install g++")
+    return Finding("compiler", Level.WARN, "no C compiler", "Install one for fast page copies and fused operations: sudo apt install gcc")
 
 
 def check_driver(config: Config) -> Iterator[Finding]:

@@ -5,7 +5,7 @@ when they are loaded, so that one is good for every processor of the machine's k
 permission to map code), there is no library, which is logged, and the Python beside it does the work.
 
     CC                the compiler, else cc
-    CACHE_DIRECTORY   where libraries are kept (set by systemd), else XDG_CACHE_HOME, else ~/.cache; in kerneld/native there
+    CACHE_DIRECTORY   libraries are kept in native/ there (set by systemd); else in kerneld/native/ of XDG_CACHE_HOME, else of ~/.cache
 
 Invariants
 1. Nothing is loaded from a folder that anybody else may write to.
@@ -49,8 +49,8 @@ def library(name: str) -> ctypes.CDLL | None:
 
 def library_folder() -> Path:
     """Where libraries are kept, made now if need be. Raises: BuildFailed, if others may write there (invariant 1); OSError."""
-    base = os.environ.get("CACHE_DIRECTORY") or os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
-    folder = Path(base.partition(":")[0]) / "kerneld" / "native"
+    own = os.environ.get("CACHE_DIRECTORY", "").partition(":")[0]
+    folder = Path(own or Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "kerneld") / "native"
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     found = folder.stat()
     if found.st_uid != os.geteuid() or stat.S_IMODE(found.st_mode) & 0o022:

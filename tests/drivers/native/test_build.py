@@ -51,7 +51,7 @@ def test_libraries_lie_in_a_folder_of_the_users_own(tmp_path: Path, monkeypatch:
 
     folder = library_folder()
 
-    assert folder == tmp_path / "cache" / "kerneld" / "native"
+    assert folder == tmp_path / "cache" / "native"
     assert folder.stat().st_mode & 0o777 == 0o700
 
 
