@@ -18,14 +18,14 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from drivers import conformance_life, conformance_pages, conformance_rows, registry
+from drivers import conformance_adapters, conformance_life, conformance_pages, conformance_rows, registry
 from drivers.conformance_bench import Nonconforming, Subject
-from drivers.conformance_models import write_model, write_refused_models
+from drivers.conformance_models import LAYERS, write_adapter, write_model, write_refused_models
 from drivers.errors import DriverError, DriverNotFound, DriverUnavailable
 
 Check = Callable[[Subject], None]
 
-CHECKS: tuple[Check, ...] = (*conformance_life.CHECKS, *conformance_rows.CHECKS, *conformance_pages.CHECKS)
+CHECKS: tuple[Check, ...] = (*conformance_life.CHECKS, *conformance_rows.CHECKS, *conformance_pages.CHECKS, *conformance_adapters.CHECKS)
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +45,11 @@ def subject_of(name: str, model_path: Path | None = None) -> Iterator[Subject]:
     with tempfile.TemporaryDirectory(prefix="kerneld-conformance-") as folder:
         own = write_model(Path(folder) / "model")
         refused = write_refused_models(Path(folder) / "refused")
-        yield Subject(partial(registry.create, name), model_path or own, refused)
+        if model_path is not None:
+            yield Subject(partial(registry.create, name), model_path, refused)
+            return
+        adapter, other = write_adapter(Path(folder) / "adapter"), write_adapter(Path(folder) / "other", layers=LAYERS + 1)
+        yield Subject(partial(registry.create, name), own, refused, adapter, other)
 
 
 def run(subject: Subject) -> Iterator[Outcome]:

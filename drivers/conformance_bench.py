@@ -57,6 +57,8 @@ class Subject:
     make: Callable[[], Driver]
     model_path: Path
     refused_paths: tuple[Path, ...]
+    adapter_path: Path | None = None  # of the model; None: the model is not the suite's own
+    other_adapter_path: Path | None = None  # of a model with other layers
 
     @contextmanager
     def opened(self, spec: OpenSpec, host: HostMemory | None = None) -> Iterator[Driver]:
@@ -112,6 +114,7 @@ class How:
     position: int = 0  # KV of the tokens before it is in `frames`
     frames: Frames = ()  # (): fresh ones
     sampling: Sampling = GREEDY
+    adapter_id: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,6 +149,14 @@ class Bench:
         """Load the model behind what is taken; its spaces are 10 * model_id + group."""
         offsets = tuple(self._take_bytes(segment.size_bytes) * GRANULE_BYTES for segment in self.model.segments)
         self.load_at(model_id, offsets, progress)
+
+    def load_adapter(self, adapter_id: int, path: Path, base_id: int = 1) -> ModelSpec:
+        """Load an adapter of a loaded model behind what is taken, and return what it told of itself."""
+        source = InspectSpec(str(path), base=str(self.model_path))
+        told = self.driver.inspect(source)
+        offsets = tuple(self._take_bytes(segment.size_bytes) * GRANULE_BYTES for segment in told.segments)
+        self.driver.load(LoadSpec(adapter_id, source, (), offsets, base_id=base_id), lambda _done, _total: None)
+        return told
 
     def load_at(self, model_id: int, offsets: tuple[int, ...], progress: Callable[[int, int], None] = lambda _done, _total: None) -> None:
         """Load the model at offsets of the arena."""
@@ -201,7 +212,8 @@ class Bench:
 
     def start(self, tokens: tuple[int, ...], frames: Frames, how: How) -> RowStart:
         """Return the start of a row that goes on behind `tokens`."""
-        return RowStart(how.slot, how.model_id, how.position, tokens[how.position :], frames, how.sampling)
+        pending = tokens[how.position :]
+        return RowStart(how.slot, how.model_id, how.position, pending, frames, how.sampling, adapter_id=how.adapter_id)
 
     def generate(self, tokens: tuple[int, ...], num_tokens: int, how: How | None = None) -> Generated:
         """Run a row from its start until it has sampled `num_tokens`, stopped or failed, and clear it."""

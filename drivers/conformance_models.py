@@ -18,6 +18,7 @@ HEADS = 4
 KV_HEADS = 2
 INTERMEDIATE = 64
 LAYERS = 2
+ADAPTER_RANK = 4
 
 CONFIG = {
     "architectures": ["LlamaForCausalLM"],
@@ -45,6 +46,26 @@ FAKE = {"vocab_size": VOCAB_SIZE, "max_positions": MAX_POSITIONS, "num_layers": 
 def write_model(directory: Path) -> Path:
     """Write a model that has to run."""
     _write(directory, CONFIG, FAKE)
+    return directory
+
+
+def write_adapter(directory: Path, *, layers: int = LAYERS) -> Path:
+    """Write a LoRA adapter of the model in PEFT form, or of one that has other layers; a driver that does not know adapters refuses it."""
+    directory.mkdir(parents=True, exist_ok=True)
+    random = np.random.default_rng(21)
+    kv = HIDDEN // HEADS * KV_HEADS
+    linears = {"self_attn.q_proj": (HIDDEN, HIDDEN), "self_attn.v_proj": (HIDDEN, kv), "mlp.down_proj": (INTERMEDIATE, HIDDEN)}
+    tensors: dict[str, np.ndarray] = {}
+    for layer in range(layers):
+        for name, (columns, rows) in linears.items():
+            prefix = f"base_model.model.model.layers.{layer}.{name}."
+            tensors[prefix + "lora_A.weight"] = random.normal(0.0, 0.5, (ADAPTER_RANK, columns)).astype(np.float32)
+            tensors[prefix + "lora_B.weight"] = random.normal(0.0, 0.5, (rows, ADAPTER_RANK)).astype(np.float32)
+    targets = [name.split(".")[1] for name in linears]
+    config = {"peft_type": "LORA", "r": ADAPTER_RANK, "lora_alpha": ADAPTER_RANK, "target_modules": targets}
+    (directory / "adapter_config.json").write_text(json.dumps(config))
+    (directory / "fake.json").write_text(json.dumps({"num_layers": layers, "weights_bytes": 3000}))
+    save_file(tensors, directory / "adapter_model.safetensors")
     return directory
 
 

@@ -125,9 +125,17 @@ class MiscountsWork(FakeDriver):
         return msgspec.structs.replace(result, num_tokens=len(result.rows))
 
 
+class ForgetsAdapters(FakeDriver):
+    """Runs every row without its adapter."""
+
+    def apply(self, plan: Plan) -> None:
+        super().apply(msgspec.structs.replace(plan, starts=tuple(msgspec.structs.replace(start, adapter_id=0) for start in plan.starts)))
+
+
 @pytest.mark.parametrize(
     ("driver", "names"),
     [
+        (ForgetsAdapters, {"adapters_change_their_own_rows", "rows_name_loaded_adapters_of_their_model"}),
         (KeepsZeroedFrames, {"zeroed_frames_are_seen", "zeroed_host_frames_hold_nothing"}),
         (LosesMoves, {"resume_through_the_host_tier", "copies_are_copies", "host_pages_say_what_they_are", "corrupt_page_is_named"}),
         (ZeroesLast, {"zeros_come_before_moves"}),
@@ -144,7 +152,7 @@ class MiscountsWork(FakeDriver):
 )
 def test_a_driver_that_breaks_a_rule_is_caught(driver: Callable[[], Driver], names: set[str]) -> None:
     with subject_of("fake") as good:
-        broken = Subject(driver, good.model_path, good.refused_paths)
+        broken = Subject(driver, good.model_path, good.refused_paths, good.adapter_path, good.other_adapter_path)
         caught = {outcome.name for outcome in run(broken) if outcome.complaint}
 
     assert names <= caught

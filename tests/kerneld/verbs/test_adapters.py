@@ -288,6 +288,9 @@ async def test_adapters_that_do_not_all_fit_take_turns_and_the_least_used_leaves
         assert 2 <= len(resident) <= 4
         assert resident == list(adapters)[-len(resident) :], "those that were used last stayed"
         assert rig.kernel.stat_model(ADMIN, "m").state is ModelState.RESIDENT
+        long = await rig.alloc()
+        assert (await rig.infer(long, prompt_of(3, 100), 4)).tokens == oracle(prompt_of(3, 100), 4), "idle adapters make room for pages"
+        await rig.kernel.free(ANN, long)
         pasts = {name: rig.tokens(context) for name, context in contexts.items()}
         outputs = await asyncio.gather(*[rig.begin(context, (), 6) for context in contexts.values()])
         for output, (name, adapter) in zip(outputs, adapters.items(), strict=True):
