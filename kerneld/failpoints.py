@@ -4,7 +4,8 @@
 
 Points are separated by semicolons. `kill` ends the process with SIGKILL, `error:NAME` raises OSError with that errno, `after:N` lets the
 first N hits pass, `times:N` lets those pass that come after N failures. The environment is read once, when this module is imported, and
-nothing else can arm a point: a daemon that was started without the variable has none.
+nothing else can arm a point: a daemon that was started without the variable has none. A test in the same process may look on (`watched`)
+and let something else happen at each point.
 """
 
 from __future__ import annotations
@@ -13,6 +14,8 @@ import errno
 import math
 import os
 import signal
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 VARIABLE = "KERNELD_FAILPOINTS"
@@ -63,9 +66,21 @@ class _Failure:
 
 
 def hit(name: str) -> None:
-    """Pass the point `name`. Does nothing unless the environment armed it."""
+    """Pass the point `name`. Does nothing unless the environment armed it, or a test looks on."""
+    for watcher in _watchers:
+        watcher(name)
     if _armed:
         _fire(name)
+
+
+@contextmanager
+def watched(watcher: Callable[[str], None]) -> Iterator[None]:
+    """Have `watcher` called with the name of every point that is passed, on the thread that passes it."""
+    _watchers.append(watcher)
+    try:
+        yield
+    finally:
+        _watchers.remove(watcher)
 
 
 def parse(text: str) -> dict[str, _Failure]:
@@ -111,4 +126,5 @@ def _fire(name: str) -> None:
     raise OSError(failure.error_number, f"{os.strerror(failure.error_number)} (failpoint {name})")
 
 
+_watchers: list[Callable[[str], None]] = []
 _armed = parse(os.environ.get(VARIABLE, ""))

@@ -19,7 +19,7 @@ from kerneld.calls import Access, Caller, CheckpointArgs, ImageInfo, ListArgs, L
 from kerneld.checkpoint import PageContent, Written
 from kerneld.context import Context
 from kerneld.contexts import page_of
-from kerneld.errors import NotFound, OutOfRange, QuotaExceeded
+from kerneld.errors import DataLoss, NotFound, OutOfRange, QuotaExceeded
 from kerneld.events import ImageDeleted, ImageRestored, ImageWritten
 from kerneld.image import ImagePage, Manifest
 from kerneld.machine import Machine
@@ -174,10 +174,10 @@ class ImageVerbs:
             context = self._context_of(caller, manifest, model, labels)
             reason = self._misfit(context, manifest)
             pages = [] if reason else sorted(manifest.pages, key=lambda page: (page.page_idx, page.group))
-            contents = await asyncio.to_thread(self._read_pages, manifest, pages, secret)
+            contents, damage = await asyncio.to_thread(self._read_pages, manifest, pages, secret)
             await self._contexts.begin(caller, "restore", context)
             if pages:
-                reason = self._put_pages(context, pages, contents)
+                reason = self._put_pages(context, pages, contents) or damage
                 self._share_pages(context)
         page_tokens = machine.config.memory.page_tokens
         num_restored = -(-context.kv_valid // page_tokens)
@@ -229,7 +229,7 @@ class ImageVerbs:
         assert machine.host is not None, "checked before"
         context.chain.extend(context.tokens)
         valid: dict[int, int] = {}
-        for page, content in zip(pages, contents, strict=True):
+        for page, content in zip(pages, contents, strict=False):  # those behind a damaged one are not read
             if page.num_tokens == machine.pager.page_tokens and page.key != context.chain.keys[page.page_idx]:
                 return "The image's pages are not those of its tokens."
             try:
@@ -247,8 +247,14 @@ class ImageVerbs:
         assert context.chain is not None, "made with the table"
         self._machine.pager.fill(context.table, context.kv_valid, context.chain.keys)
 
-    def _read_pages(self, manifest: Manifest, pages: list[ImagePage], secret: bytes) -> list[bytes]:
-        return [self._machine.images.read_page(manifest, page, secret) for page in pages]
+    def _read_pages(self, manifest: Manifest, pages: list[ImagePage], secret: bytes) -> tuple[list[bytes], str]:
+        """The contents of pages as far as they hold, and what is wrong with the first that does not."""
+        contents: list[bytes] = []
+        try:
+            contents.extend(self._machine.images.read_page(manifest, page, secret) for page in pages)
+        except DataLoss as error:
+            return contents, error.message
+        return contents, ""
 
     # ------------------------------------------------------------------------------------------------------------- list, verify, delete
 

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import errno
+import itertools
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import msgspec
 import pytest
 
-from kerneld import image
+from kerneld import failpoints, image
 from kerneld.calls import Verified
 from kerneld.checkpoint import ImageStore, PageContent, Written
-from kerneld.errors import AlreadyExists, DataLoss, NotFound
+from kerneld.errors import AlreadyExists, DataLoss, KernelError, NotFound
 from kerneld.image import ImagePage, Manifest
 from kerneld.state.records import pack_tokens
 
@@ -135,6 +138,76 @@ def test_a_deletion_spares_the_pages_of_a_write_under_way(tmp_path: Path) -> Non
 
     store.write(manifest(SECOND), slow(), SECRET)
     assert store.verify(SECOND, SECRET).problems == ()
+
+
+CONTENTS = tuple(b"%d" % number * 10 for number in range(20))  # three batches
+WRITE_POINTS = 3 * 8 + 3  # a write passes three for each page that is new, and three for the manifest
+
+
+def at_hit(number: int, act: Callable[[], object]) -> Callable[[str], None]:
+    """Let something happen at the nth point that is passed, once."""
+    count = itertools.count()
+
+    def watcher(_name: str) -> None:
+        if next(count) == number:
+            act()
+
+    return watcher
+
+
+@pytest.mark.parametrize("number", range(WRITE_POINTS))
+def test_a_collection_at_any_step_of_a_write_takes_nothing_that_it_needs(tmp_path: Path, number: int) -> None:
+    store = ImageStore(tmp_path)
+    write(store, FIRST, CONTENTS[:12])  # whose pages the second image finds there, and takes over
+
+    swept: list[int] = []
+
+    def sweep() -> None:
+        swept.append(number)
+        if FIRST in store.list_ids():
+            store.delete(FIRST)
+        store.collect()
+
+    with failpoints.watched(at_hit(number, sweep)):
+        write(store, SECOND, CONTENTS)
+
+    assert swept == [number]
+    assert store.verify(SECOND, SECRET).problems == ()
+    store.collect()
+    assert ImageStore(tmp_path).verify(SECOND, SECRET).problems == ()
+    assert len(files(tmp_path / "pages")) == 20
+
+
+@pytest.mark.parametrize("number", range(16))
+def test_a_write_at_any_step_of_a_deletion_is_whole(tmp_path: Path, number: int) -> None:
+    store = ImageStore(tmp_path)
+    write(store, FIRST, CONTENTS[:12])
+    writer = threading.Thread(target=lambda: write(store, SECOND, CONTENTS))  # waits where single files are being removed
+
+    with failpoints.watched(at_hit(number, writer.start)):
+        store.delete(FIRST)
+        store.collect()
+    if writer.ident is None:
+        writer.start()
+    writer.join()
+
+    assert store.verify(SECOND, SECRET).problems == ()
+    assert len(files(tmp_path / "pages")) == 20
+
+
+def test_a_collection_at_any_step_of_a_failing_write_leaves_nothing_of_it(tmp_path: Path) -> None:
+    for number in range(12):
+        store = ImageStore(tmp_path / str(number))
+
+        def fail() -> None:
+            store.collect()  # noqa: B023 - called within the turn
+            raise OSError(errno.ENOSPC, "full")
+
+        with failpoints.watched(at_hit(number, fail)), pytest.raises(KernelError):
+            write(store, FIRST, CONTENTS[:3])
+
+        store.collect()
+        assert files(tmp_path / str(number)) == []
 
 
 def test_nothing_is_removed_while_a_manifest_cannot_be_read(tmp_path: Path) -> None:

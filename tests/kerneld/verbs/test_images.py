@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from kerneld.calls import CheckpointArgs, ListArgs
+from kerneld.calls import CheckpointArgs, ForkArgs, ListArgs
 from kerneld.errors import DataLoss, NotFound
 from tests.kerneld.rig import ANN, BOB, Rig, Sizes, in_loop, oracle, prompt_of, running
 
@@ -85,20 +85,102 @@ async def test_a_caller_that_leaves_during_a_checkpoint_leaves_no_pages_held(tmp
         rig.check()
 
 
+def spoil(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+def page_files(rig: Rig) -> dict[Path, int]:
+    """Page files of all images, with their inodes: one that is written again has another."""
+    return {path: path.stat().st_ino for path in (rig.state / "images" / "pages").rglob("*") if path.is_file()}
+
+
 @in_loop
-async def test_a_damaged_image_leaves_no_context_behind(tmp_path: Path) -> None:
+async def test_a_damaged_manifest_leaves_no_context_behind(tmp_path: Path) -> None:
     async with running(Rig(tmp_path)) as rig:
         context = await rig.alloc()
         await rig.infer(context, prompt_of(1, 21), 8)
         image = await rig.kernel.checkpoint(ANN, CheckpointArgs(context))
-        page = next(path for path in (rig.state / "images" / "pages").rglob("*") if path.is_file())
-        damaged = bytearray(page.read_bytes())
-        damaged[len(damaged) // 2] ^= 1
-        page.write_bytes(damaged)
+        spoil(rig.state / "images" / "manifests" / image.id)
         with pytest.raises(DataLoss):
             await rig.kernel.restore(ANN, image.id, {})
         assert len(rig.machine.contexts) == 1
         assert (await rig.kernel.verify_image(ANN, image.id)).problems
+
+
+@in_loop
+async def test_what_a_damaged_page_held_is_computed_again_and_the_answer_says_so(tmp_path: Path) -> None:
+    async with running(Rig(tmp_path)) as rig:
+        context = await rig.alloc()
+        await rig.infer(context, prompt_of(1, 41), 8)
+        image = await rig.kernel.checkpoint(ANN, CheckpointArgs(context))
+        await rig.kernel.free(ANN, context)
+        manifest = rig.machine.images.read(image.id, rig.machine.tenants.get("lab/ann").secret)
+        for page_idx in (4, 7):
+            spoil(rig.state / "images" / "pages" / manifest.pages[page_idx].name[:2] / manifest.pages[page_idx].name)
+
+        verified = await rig.kernel.verify_image(ANN, image.id)
+        restored = await rig.kernel.restore(ANN, image.id, {})
+
+        assert [f"page {page_idx} of group 0" in problem for page_idx, problem in zip((4, 7), verified.problems, strict=True)] == [True] * 2
+        assert restored.pages_restored == 4
+        assert "page 4 of group 0" in restored.recompute_reason
+        past = rig.tokens(restored.context.id)
+        assert (await rig.infer(restored.context.id, (), 5)).tokens == oracle(past, 5)
+
+
+@in_loop
+async def test_verify_reads_everything_again(tmp_path: Path) -> None:
+    async with running(Rig(tmp_path)) as rig:
+        context = await rig.alloc()
+        await rig.infer(context, prompt_of(1, 41), 8)
+        image = await rig.kernel.checkpoint(ANN, CheckpointArgs(context))
+        whole = await rig.kernel.verify_image(ANN, image.id)
+        for path in page_files(rig):
+            spoil(path)
+        damaged = await rig.kernel.verify_image(ANN, image.id)
+
+        assert (whole.problems, whole.bytes_read) == ((), image.size_bytes)
+        assert len(damaged.problems) == image.num_pages == len(page_files(rig))
+
+
+@in_loop
+async def test_a_second_checkpoint_writes_only_what_changed(tmp_path: Path) -> None:
+    async with running(Rig(tmp_path)) as rig:
+        context = await rig.alloc()
+        await rig.infer(context, prompt_of(1, 41), 8)  # twelve full pages
+        await rig.kernel.checkpoint(ANN, CheckpointArgs(context))
+        first = page_files(rig)
+        await rig.kernel.checkpoint(ANN, CheckpointArgs(context))
+        same = page_files(rig)
+        await rig.infer(context, prompt_of(2, 6), 2)
+        await rig.kernel.checkpoint(ANN, CheckpointArgs(context))
+        more = page_files(rig)
+
+        assert same == first
+        assert len(first) == 12
+        assert {path: more[path] for path in first} == first
+        assert len(more) - len(first) == 2
+
+
+@in_loop
+async def test_forks_share_their_pages_on_disk(tmp_path: Path) -> None:
+    async with running(Rig(tmp_path)) as rig:
+        parent = await rig.alloc()
+        await rig.infer(parent, prompt_of(1, 41), 8)
+        await rig.kernel.checkpoint(ANN, CheckpointArgs(parent))
+        before = page_files(rig)
+        forks = [(await rig.kernel.fork(ANN, ForkArgs(parent))).id for _ in range(3)]
+        for number, fork in enumerate(forks):
+            await rig.infer(fork, prompt_of(10 + number, 4), 4)
+        images = [await rig.kernel.checkpoint(ANN, CheckpointArgs(fork)) for fork in forks]
+
+        assert {path: page_files(rig)[path] for path in before} == before
+        assert len(page_files(rig)) - len(before) == sum(image.num_pages - 12 for image in images)
+        for image in images[1:]:
+            await rig.kernel.delete_image(ANN, image.id)
+        assert not (await rig.kernel.verify_image(ANN, images[0].id)).problems
 
 
 @in_loop
