@@ -182,6 +182,8 @@ class Ledger:
 
     def charge(self, tier: Tier, owner: str, kind: Kind, size_bytes: int) -> None:
         """Note that an owner holds more."""
+        if not size_bytes:
+            return  # the share of a page that more hold than it has bytes
         charges = self._charges[tier, kind]
         charges[owner] = charges.get(owner, 0) + size_bytes
         used, limits = self._used[tier], self._limits[tier]
@@ -192,6 +194,8 @@ class Ledger:
 
     def refund(self, tier: Tier, owner: str, kind: Kind, size_bytes: int) -> None:
         """Note that an owner holds less. Raises: PagingError, if it does not hold that much (invariant 1)."""
+        if not size_bytes:
+            return
         charges = self._charges[tier, kind]
         left = charges.get(owner, 0) - size_bytes
         if left < 0:
