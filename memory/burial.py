@@ -64,7 +64,7 @@ class Burials:
             self._flights.free_host(page)
 
     def landed(self) -> None:
-        """A plan has ended: pages that it named may leave."""
+        """A plan has ended or was taken back: pages that it named may leave."""
         late, self._late = self._late, {}
         for page in late:
             self.leave(page)

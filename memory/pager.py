@@ -147,7 +147,7 @@ class Pager:
 
     def suspend(self, table: PageTable) -> None:
         """Let its pages be the first to go, and have its full pages copied to the host tier."""
-        table.is_suspended = True
+        table.is_suspended, table.is_awaited = True, False
         self._planner.behind.add_table(table)
 
     def resume(self, table: PageTable) -> None:

@@ -97,6 +97,7 @@ class Planner:
         self._aborted = self._flights.abort(seq)
         for draft in self._aborted:
             self.scrubber.undone(draft)
+        self.burials.landed()
 
     def corrupt(self, moves: Sequence[Move]) -> None:
         """The oldest plan of the last abort did happen, but for these moves (invariant 2)."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 
 from memory.config import MemoryConfig
@@ -347,7 +349,8 @@ def test_pages_that_others_use_stay_when_a_table_is_buried() -> None:
     assert (child.counts().device, parent.counts().disk_only) == (2, 1)
 
 
-def test_a_burial_waits_for_plans_that_name_its_pages() -> None:
+@pytest.mark.parametrize("end", [Pager.commit, Pager.abort])
+def test_a_burial_waits_for_plans_that_name_its_pages(end: Callable[[Pager, int], None]) -> None:
     rig = DiskRig()
     table = rig.on_host(3)
     plan = rig.plan((table, 3 * PT, 3 * PT))
@@ -355,7 +358,7 @@ def test_a_burial_waits_for_plans_that_name_its_pages() -> None:
     rig.spilled()
     assert not rig.pager.is_buried(table)
 
-    rig.pager.commit(plan.seq)
+    end(rig.pager, plan.seq)
 
     assert rig.pager.is_buried(table)
 
