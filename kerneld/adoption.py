@@ -78,11 +78,12 @@ class Adoption:
             return
         await self._identify(device)
         is_disk_well = await self._look(has_old_host)
-        num_tokens = sum(map(self._adopt, [context for context in machine.contexts if _is_wanted(machine, context)]))
+        if any(found.num_pages for found in self._found.values()):
+            num_tokens = sum(map(self._adopt, [context for context in machine.contexts if _is_wanted(machine, context)]))
+            for tier, found in self._found.items():
+                facts = {"tier": tier.name.lower(), "num_found": found.num_pages, "num_pages": len(found.kept), "num_tokens": num_tokens}
+                logger.info("pages of an earlier run were adopted", extra=facts)
         is_disk_well = await self._clear() and is_disk_well
-        for tier, found in self._found.items():
-            facts = {"tier": tier.name.lower(), "num_found": found.num_pages, "num_pages": len(found.kept), "num_tokens": num_tokens}
-            logger.info("pages of an earlier run were adopted", extra=facts)
         if machine.disk_tier is not None and machine.host is not None and is_disk_well:
             machine.disk_tier.mover.use(machine.host)
 

@@ -62,7 +62,7 @@ class Returns:
         num_parked = len(self._fetching) + len(self._waiting)
         for request in list(self._fetching.values()):
             if request.is_finished or not self._is_on_way(request):
-                del self._fetching[request.id]
+                self._fetching.pop(request.id, None)
                 self._scheduler.unpark(request)
         while self._waiting and len(self._fetching) < MAX_FETCHING:
             request = self._waiting.popleft()
@@ -88,7 +88,7 @@ class Returns:
             return False
         self._fetching[request.id] = request
         self._mover.send(transfers)
-        return True
+        return request.id in self._fetching  # else the mover refused, and all is settled already
 
     def _is_on_way(self, request: Request) -> bool:
         table = request.context.table

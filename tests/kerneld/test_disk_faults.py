@@ -13,6 +13,7 @@ from kerneld.calls import Caller, ContextState, FinishReason, ForkArgs
 from kerneld.diskevents import DiskPageCorrupt, DiskTierFailed, PagesFetched, PagesSpilled
 from kerneld.errors import Unavailable
 from kerneld.pagefile import SUPERBLOCK_BYTES
+from tests.kerneld.conftest import FakeClock
 from tests.kerneld.frame_files import BrokenFile, GatedFile
 from tests.kerneld.rig import ANN, GRANULE, Output, Rig, Sizes, in_loop, oracle, prompt_of, running
 from tests.kerneld.test_disktier import SMALL, Tape, settled, tier_of
@@ -298,3 +299,53 @@ async def test_forks_wait_for_the_same_pages_once(tmp_path: Path) -> None:
 
         assert (await first).tokens == (await second).tokens == oracle(before, 4)
         assert tape.pages(PagesFetched) == NUM_PAGES
+
+
+@in_loop
+async def test_a_deadline_that_passes_while_pages_come_ends_the_request(tmp_path: Path) -> None:
+    clock = FakeClock()
+    rig = Rig(tmp_path, SMALL, clock=clock)
+    async with running(rig):
+        far = await asleep(rig)
+        gate = tier_of(rig).mover.file = GatedFile(tier_of(rig).file)
+        waiting = rig.begin(far, max_tokens=4, deadline_s=5.0)
+        await rig.until(lambda: gate.num_waiting > 0)
+
+        clock.advance(6.0)
+        late = await waiting
+        gate.let()
+        await settled(rig)
+
+        assert late.reason == FinishReason.DEADLINE.value
+        await wakes_as_ever(rig, far)
+
+
+@in_loop
+async def test_a_mover_that_moves_nothing_keeps_nobody_waiting(tmp_path: Path) -> None:
+    async with running(Rig(tmp_path, SMALL)) as rig:
+        far = await asleep(rig)
+        await tier_of(rig).mover.close()
+
+        assert recomputed(await wakes_as_ever(rig, far)) == (0, NUM_PAGES)
+
+
+# ---------------------------------------------------------------------------------------------------------------------- shared pages
+
+
+@in_loop
+async def test_pages_that_a_fork_uses_stay_when_the_other_goes_to_disk(tmp_path: Path) -> None:
+    async with running(Rig(tmp_path, Sizes(device_slabs=8, host_slabs=8, disk_slabs=32))) as rig:
+        parent = await rig.alloc()
+        await rig.infer(parent, prompt_of(1, 98), 4)
+        child = (await rig.kernel.fork(ANN, ForkArgs(parent))).id
+        worker = rig.worker
+        assert worker is not None
+        running_on = rig.begin(child, max_tokens=60)
+        await rig.until(lambda: len(rig.tokens(child)) > 110)
+
+        await rig.kernel.suspend_to_disk(ANN, parent)
+
+        before = rig.tokens(parent)
+        assert (await running_on).tokens == oracle(before, 60)
+        await rig.kernel.resume(ANN, parent)
+        await wakes_as_ever(rig, parent)
