@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import yaml
 
-from tests.cli.fake_client import LONG_AGO, Kernelctl
+from cli.context import context_columns
+from cli.render import Printer
+from tests.cli.fake_client import CONTEXT, LONG_AGO, Kernelctl
 
 AS_PLAIN = {
     "id": "c1",
@@ -68,6 +71,14 @@ def test_ps_asks_for_what_is_named(kernelctl: Kernelctl) -> None:
     kernelctl("ps", "--all", "--model", "small", "--tenant", "lab")
 
     assert kernelctl.client.arguments_of("contexts") == ((), {"all": True, "model": "small", "tenant": "lab"})
+
+
+def test_a_context_is_shown_with_its_adapter(kernelctl: Kernelctl) -> None:
+    kernelctl("ctx", "alloc", "small", "--adapter", "tone")
+    assert kernelctl.client.arguments_of("alloc")[1]["adapter"] == "tone"
+
+    model = next(column for column in context_columns(Printer()) if column.title == "MODEL")
+    assert [model.show(replace(CONTEXT, adapter=name)) for name in ("", "tone")] == ["small", "small+tone"]
 
 
 def test_alloc_sends_only_what_is_given(kernelctl: Kernelctl) -> None:

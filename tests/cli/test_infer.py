@@ -19,6 +19,11 @@ def test_run_allocates_streams_and_frees(kernelctl: Kernelctl) -> None:
     assert kernelctl.client.arguments_of("infer") == (("c1",), expected)
 
 
+def test_run_may_name_an_adapter(kernelctl: Kernelctl) -> None:
+    kernelctl("run", "small", "Hello", "--adapter", "tone")
+    assert kernelctl.client.arguments_of("alloc") == (("small",), {"adapter": "tone"})
+
+
 def test_run_reads_standard_input_for_a_dash(kernelctl: Kernelctl) -> None:
     kernelctl("run", "small", "-", stdin="from a pipe")
 

@@ -41,6 +41,14 @@ def test_register_names_a_folder(kernelctl: Kernelctl) -> None:
     assert kernelctl.client.arguments_of("register") == ((Path("/srv/models/small"),), {"name": "s"})
 
 
+def test_an_adapter_is_named_with_its_base(kernelctl: Kernelctl) -> None:
+    kernelctl("model", "register", "/srv/models/tone", "--base", "small")
+    assert kernelctl.client.arguments_of("register") == ((Path("/srv/models/tone"),), {"name": "tone", "base": "small"})
+
+    kernelctl("model", "load", "/srv/models/tone", "--base", "small")
+    assert kernelctl.client.arguments_of("load") == (("/srv/models/tone",), {"name": "tone", "base": "small"})
+
+
 def test_pin_and_unpin(kernelctl: Kernelctl) -> None:
     pinned = kernelctl("model", "pin", "small", "-o", "json").stdout
     assert json.loads(pinned)["is_pinned"]
