@@ -20,6 +20,7 @@ from drivers.contract import LoadSpec
 from drivers.copier import Copier, Piece
 from drivers.errors import PlanRejected
 from drivers.hostmem import HostMemory
+from drivers.native.pages import native_pages
 
 PIECE_BYTES = 4 << 20
 CACHE_BYTES = 512 << 10
@@ -93,7 +94,11 @@ def _pieces(segments: Sequence[Copied], checksums: list[list[tuple[int, int]]]) 
 
 
 def _piece(source: np.ndarray, target: np.ndarray, parts: list[tuple[int, int]]) -> Piece:
+    native = native_pages()
+
     def move() -> int:
+        if native is not None:
+            return native.copy_stretch(target.ctypes.data, source.ctypes.data, len(source))
         checksum = 0
         for start in range(0, len(source), CACHE_BYTES):
             part = source[start : start + CACHE_BYTES]

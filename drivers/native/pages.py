@@ -52,6 +52,9 @@ class NativePages:
         self._checksum = loaded.kd_checksum
         self._checksum.argtypes = [ctypes.c_void_p, ctypes.c_char_p, ctypes.c_size_t, ctypes.c_int]
         self._checksum.restype = ctypes.c_uint32
+        self._stretch = loaded["kd_checksum"]
+        self._stretch.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
+        self._stretch.restype = ctypes.c_uint32
 
     def copy(self, tier: int, arena: int, copies: Sequence[PageCopy], boot_generation: int, *, checks: bool = True) -> CopyOutcome:
         """Make copies in order, between the addresses `tier` and `arena`, without the interpreter's lock.
@@ -66,6 +69,10 @@ class NativePages:
         num_failed = self._move(tier, arena, held, len(copies), boot_generation, checks, took)
         failed = [idx for idx in range(len(copies)) if records[idx * MOVE.size + _FAILED_OFFSET]] if num_failed else []
         return CopyOutcome(failed, took[0], took[1])
+
+    def copy_stretch(self, target: int, source: int, size_bytes: int) -> int:
+        """Copy bytes from one address to another in one pass, without the interpreter's lock; answers their CRC32C."""
+        return int(self._stretch(target, source, size_bytes, self.width))
 
     def checksum(self, content: bytes, width: int = 0) -> int:
         """CRC32C of some bytes; `width` names a narrower way of computing it than the widest that the processor has."""
