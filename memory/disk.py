@@ -17,10 +17,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from itertools import count
 
+from memory.diskroom import DiskRoom, tail_first
 from memory.errors import OutOfFrames, OverLimit, PagingError
 from memory.flights import Flights
 from memory.hostcopies import HostCopies
-from memory.ledger import lineage
 from memory.mapping import Mapping, frame_bytes
 from memory.page import Tier, Transfer
 from memory.table import Page, PageTable
@@ -43,6 +43,7 @@ class Disk:
         self._on_way: dict[int, tuple[Page, Transfer]] = {}
         self._pages: dict[Page, int] = {}  # page -> ticket
         self._spilling_bytes = 0
+        self._room = DiskRoom(mapping, flights, self._pages.__contains__)
         self.num_changes = 0  # of transfers and stale frames
 
     @property
@@ -57,10 +58,11 @@ class Disk:
 
         A copy that is on disk already only leaves the host. Nothing when there is no disk tier, or no room in it.
         """
-        short, burials = self._marks.missing(), self._burials()
-        if not self._mapping.arenas[Tier.DISK].num_slabs or (short <= 0 and not burials):
+        short, burials, is_beyond = self._marks.missing(), self._burials(), bool(self._mapping.ledger.in_excess(Tier.DISK))
+        if not self._mapping.arenas[Tier.DISK].num_slabs or not (short > 0 or burials or is_beyond):
             return []
         tables = self._host.order()
+        self._room.shrink(tables)
         missing = self._shed(tables, short) - self._spilling_bytes
         chosen: list[Transfer] = []
         full: set[tuple[int, str]] = set()  # space and owner for which there is no frame
@@ -124,42 +126,13 @@ class Disk:
         )
 
     def _disk_frame(self, page: Page, size: int, tables: list[PageTable]) -> int | None:
-        """A frame for the copy of a page, or None. An owner at its limit gives up its own coldest pages for it."""
-        ledger, owner = self._mapping.ledger, page.holders[0].owner
-        while (capped := ledger.exceeded(owner, Tier.DISK, size + self._spilling_bytes)) is not None:
-            victim = self._coldest(capped, page, tables)
-            if victim is None:
-                return None
-            self._flights.free(victim, Tier.DISK)
+        """A frame for the copy of a page, or None."""
+        if not self._room.make_within_limit(page, size + self._spilling_bytes, tables):
+            return None
         frame = self._mapping.pool(page.space_id, Tier.DISK).alloc()
         if frame is None:
-            self._thin_out(page, THINNED * size, tables)
+            self._room.thin_out(page, THINNED * size, tables)
         return frame
-
-    def _coldest(self, capped: str, page: Page, tables: list[PageTable]) -> Page | None:
-        """A page of an owner, or of those below it, in the disk tier, of a table that is colder than those which hold `page`."""
-        for table in tables:
-            if table in page.holders:
-                return None
-            if capped in lineage(table.owner) and (any(table.num_disk) or any(table.num_saved) or any(table.num_copied)):
-                for other in tail_first(table):
-                    if other.disk_frame is not None and other not in self._pages and not table.is_awaited:
-                        return other
-        return None
-
-    def _thin_out(self, page: Page, num_bytes: int, tables: list[PageTable]) -> None:
-        """The disk tier is full: of tables that are warmer than those which hold `page`, copies go that are on device or host too.
-
-        Their frames have to be punched first: later pages get them.
-        """
-        for table in reversed(tables):
-            if table in page.holders or num_bytes <= 0:
-                return
-            for other in tail_first(table) if any(table.num_saved) or any(table.num_copied) else ():
-                is_second = other.disk_frame is not None and not other.is_far and other not in self._pages and not other.pins
-                if is_second and num_bytes > 0:
-                    self._flights.free(other, Tier.DISK)
-                    num_bytes -= self._mapping.space(other.space_id).host_frame_bytes
 
     # ------------------------------------------------------------------------------------------------------------------ disk to host
 
@@ -261,12 +234,6 @@ class Disk:
         if pool is None:
             raise PagingError(f"Frame {frame} of the disk tier was not to be punched.")
         pool.punched(frame)
-
-
-def tail_first(table: PageTable) -> Iterator[Page]:
-    """Every page of a table, all groups, last ones first."""
-    for idx in range(max(map(len, table.pages), default=0) - 1, -1, -1):
-        yield from (pages[idx] for pages in table.pages if idx < len(pages))
 
 
 def _has_unsaved(table: PageTable) -> bool:

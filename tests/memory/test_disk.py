@@ -223,6 +223,18 @@ def test_an_owner_at_its_limit_gives_up_its_own_coldest_pages() -> None:
     assert rig.pager.ledger.used("lab/ann", Tier.DISK) == 2 * HOST_FRAME
 
 
+def test_a_limit_that_is_lowered_below_use_takes_the_coldest_pages() -> None:
+    rig = DiskRig()
+    cold, warm, other = rig.far(2), rig.far(3), rig.far(1, "guest")
+    rig.pager.ledger.set_limit("lab/ann", Tier.DISK, 0, 2 * HOST_FRAME)
+
+    assert rig.pager.spill(1 << 20) == []
+    rig.pager.check_integrity()
+
+    assert (cold.counts(), warm.counts(), other.counts()) == (counts(lost=2), counts(lost=1, disk_only=2), counts(disk_only=1))
+    assert warm.intact_tokens() == 2 * PT
+
+
 # ---------------------------------------------------------------------------------------------------------------------- disk to host
 
 
