@@ -132,6 +132,24 @@ def test_admin_verbs(client: kerneld_client.Client, rig: Rig) -> None:
     assert [event.sequence for event in client.events(since=2)] == [2, 3]
 
 
+def test_memory_verbs(client: kerneld_client.Client, rig: Rig) -> None:
+    memory = client.memory(num_decisions=5)
+    assert (memory.accounts[0].kinds, memory.tiers[0].guaranteed_bytes) == ({"kv": 50}, 30)
+    assert (memory.decisions[0].chosen, memory.decisions[0].measured_s) == ("host", None)
+    assert client.memory().decisions == ()
+    told = client.explain(context_id="a" * 32)
+    assert told.remedies[0].text == "raise the device limit of lab to 64 B"
+    assert told.queue is not None
+    assert told.queue.position == 2
+    assert client.explain(model="m").queue is None
+    with pytest.raises(errors.InvalidArgument):
+        client.explain()
+    assert [part.problems for part in client.fsck()] == [(), ("it does not hold",)]
+    client.add_tenant("lab/b")
+    client.set_tenant("lab/b", weight=2, revision="ab")
+    assert rig.kernel.seen[-1][2] == ("lab/b", 2, None, "ab")
+
+
 def test_every_mutating_call_has_a_request_id_of_its_own_or_the_callers(client: kerneld_client.Client, rig: Rig) -> None:
     client.alloc("demo")
     client.alloc("demo")

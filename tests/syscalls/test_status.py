@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import json
 
 import grpc
 import pytest
@@ -12,7 +13,19 @@ from google.rpc.status_pb2 import Status
 from drivers import errors as driver
 from kerneld import errors as kernel
 from memory import errors as paging
-from syscalls.status import CODES, LOWER, from_status, holders_fact, internal, to_status, trailers, translate
+from memory.remedy import Action, Remedy
+from syscalls.status import (
+    CODES,
+    LOWER,
+    MAX_FACT_BYTES,
+    from_status,
+    holders_fact,
+    internal,
+    remedies_fact,
+    to_status,
+    trailers,
+    translate,
+)
 
 HOLDERS = (paging.Holder("lab/a", 100), paging.Holder("lab/b", 300))
 BUGS = {driver.DriverError, driver.HostTierInvalid, driver.PlanRejected, driver.WireError, paging.PagingError, paging.UnknownSpace}
@@ -128,3 +141,25 @@ def test_the_fact_of_the_holders_leaves_out_the_smallest_when_there_are_many() -
 def test_a_status_of_another_maker_becomes_the_error_of_its_code() -> None:
     assert type(from_status(Status(code=14, message="gone"))) is kernel.Unavailable
     assert type(from_status(Status(code=13, message="odd"))) is kernel.KernelError
+
+
+def test_an_error_of_memory_carries_holders_and_remedies_in_facts_and_details() -> None:
+    error = paging.NeverFits("device", 10, 5, HOLDERS)
+    error.advise([Remedy(Action.RAISE_LIMIT, "device", 10, "lab/a"), Remedy(Action.UNLOAD, "device", 12, "models", "toy")])
+    said = translate(error)
+    assert said is not None
+    assert said.facts["remedy"] == "raise the device limit of lab/a to 10 B"
+    assert [item["action"] for item in json.loads(said.facts["remedies"])] == ["raise_limit", "unload"]
+    assert said.message.endswith("What would help: raise the device limit of lab/a to 10 B.")
+
+    found = details.PreconditionFailure()
+    unpacked = [found for packed in to_status(said).details if packed.Unpack(found)]
+    kinds = [(violation.type, violation.subject) for violation in unpacked[-1].violations]
+    assert kinds == [("HOLDER", "lab/b"), ("HOLDER", "lab/a"), ("REMEDY", "lab/a"), ("REMEDY", "toy")]
+
+
+def test_remedies_that_are_too_long_for_a_fact_are_left_out_from_the_end() -> None:
+    remedies = [Remedy(Action.FREE, "device", 10, "t" * 100, "c" * 32)] * 4
+    text = remedies_fact(remedies)
+    assert len(text) <= MAX_FACT_BYTES
+    assert 0 < len(json.loads(text)) < 4
