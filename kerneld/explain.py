@@ -85,9 +85,10 @@ class Explainer:
         if request is None or request.state is RequestState.RUNNING:
             return
         machine = self._machine
-        model = machine.models.get(context.model) if context.model in machine.models else None
-        if model is None or not model.is_resident:
-            yield Obstacle("MODEL", self._model_text(context.model, model))
+        for name in context.models:
+            model = machine.models.get(name) if name in machine.models else None
+            if model is None or not model.is_resident:
+                yield Obstacle("MODEL", self._model_text(name, model))
         yield from self._limit_obstacles(request)
         yield from self._frame_obstacles(context, request)
         seats = machine.config.kerneld.max_rows

@@ -18,7 +18,7 @@ from memory.table import Page, PageTable
 
 def holdings_of(machine: Machine, tier: Tier, path: str = "") -> list[Holding]:
     """Contexts and models that hold bytes of a tier, largest first; with `path`, only those of that tenant and beneath it."""
-    found = [*_of_contexts(machine, tier, path), *_of_models(machine, tier, path)]
+    found = [*_of_contexts(machine, tier, path), *_of_cache(machine, tier, path), *_of_models(machine, tier, path)]
     return sorted(found, key=lambda holding: (-holding.size_bytes, holding.name))
 
 
@@ -69,7 +69,7 @@ def is_busy(context: Context) -> bool:
 
 def has_active(machine: Machine, model: Model) -> bool:
     """Whether a request runs or waits on a model."""
-    return any(context.is_active and context.model == model.name for context in machine.contexts)
+    return any(context.is_active and model.name in context.models for context in machine.contexts)
 
 
 def model_bytes(machine: Machine, model: Model) -> int:
@@ -83,6 +83,13 @@ def _of_contexts(machine: Machine, tier: Tier, path: str) -> Iterator[Holding]:
         size_bytes = tier_bytes(context.table, tier) if context.table is not None else 0
         if size_bytes:
             yield Holding(tier.name.lower(), context.tenant, Kind.KV.value, context.id, context.state.value, size_bytes)
+
+
+def _of_cache(machine: Machine, tier: Tier, path: str) -> Iterator[Holding]:
+    """What is kept of freed contexts, by owner."""
+    for owner, size_bytes in machine.pager.sharing.cached_bytes(tier).items():
+        if not path or path in lineage(owner):
+            yield Holding(tier.name.lower(), owner, Kind.KV.value, "", "cache", size_bytes)
 
 
 def _of_models(machine: Machine, tier: Tier, path: str) -> Iterator[Holding]:

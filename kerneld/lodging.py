@@ -54,7 +54,7 @@ class Lodging:
         machine.dispatcher.on_crash = self._lost
         machine.dispatcher.on_progress = self._progressed
         machine.dispatcher.on_model_failed = machine.residency.fail
-        machine.residency.bind(machine.dispatcher.make_room)
+        machine.residency.bind(machine.dispatcher.make_room, machine.idle_slabs.have)
         machine.residency.on_change = self._residency_changed
         machine.residency.preempt = self._preempt
         machine.residency.turns.demand = self._demand
@@ -167,8 +167,8 @@ class Lodging:
         """Let the model or adapter that was not used for longest, and that nobody uses now, leave for the pages of a request."""
         if self._relieving is not None and not self._relieving.done():
             return True
-        resident = [model for model in self.machine.models if model.is_resident and not model.is_pinned]
-        idle = [model for model in resident if model.name not in request.context.models and not self._demand(model)]
+        staying = self.machine.models.pinned().union(request.context.models)
+        idle = [model for model in self.machine.models if model.is_resident and model.name not in staying and not self._demand(model)]
         if not idle:
             return False
         leaving = self._send_off(min(idle, key=lambda model: (model.last_used_at, model.name)))

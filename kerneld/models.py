@@ -182,6 +182,10 @@ class ModelTable:
         """The registered adapters of a model, by name."""
         return [model for model in self if model.base == base]
 
+    def pinned(self) -> set[str]:
+        """Names of the models that may not leave: the pinned ones, and the bases of pinned adapters."""
+        return {name for model in self._models.values() if model.is_pinned for name in (model.name, model.base) if name}
+
     def weights_of(self, names: Iterable[str]) -> str:
         """The hashes of a context's model and adapter: what its fingerprint says of their files. Raises: NotFound."""
         return "+".join(self.get(name).weights_hash for name in names)

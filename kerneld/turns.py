@@ -91,7 +91,7 @@ class Turns:
             resident_since=model.resident_since,
             last_used_at=model.last_used_at,
             num_requests=self.demand(model),
-            is_pinned=model.is_pinned,
+            is_pinned=model.name in self._models.pinned(),
         )
 
     def _fits(self, places: tuple[int, ...]) -> Callable[[tuple[str, ...]], bool]:
@@ -106,4 +106,4 @@ class Turns:
 
     def _could_ever(self, places: tuple[int, ...]) -> bool:
         """Whether there would be room beside the pinned models alone."""
-        return self._placement.is_within_share(places, [model.name for model in self._models if not model.is_pinned])
+        return self._placement.is_within_share(places, [model.name for model in self._models if model.name not in self._models.pinned()])

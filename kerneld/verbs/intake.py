@@ -87,7 +87,7 @@ class Intake:
         """Whether the context could ever be wholly on the device with so many more tokens. Raises: NeverFits."""
         if model.spaces:  # else its first load is on its way; what cannot be placed then ends with an error that says so
             try:
-                staying = {other.name for other in self._machine.models if other.is_pinned}.union(context.models)
+                staying = self._machine.models.pinned().union(context.models)
                 self._machine.pager.fits(model.space_ids, context.num_tokens + num_more, context.tenant, staying)
             except NeverFits as error:
                 error.advise(remedies_of(self._machine, error, Needer.of(context)))

@@ -311,3 +311,19 @@ async def test_an_adapter_comes_back_from_the_host_tier(tmp_path: Path) -> None:
         await rig.kernel.free(ANN, context)
         await rig.kernel.remove_model(ADMIN, "a")
         assert rig.machine.pager.ledger.kind_bytes(Tier.HOST, Kind.ADAPTER) == 0
+
+
+@in_loop
+async def test_a_pinned_adapter_keeps_its_base(tmp_path: Path) -> None:
+    rig = Rig(tmp_path, Sizes(device_slabs=8, host_slabs=32))
+    rig.memory = {"min_residency_s": 0.0, "max_model_wait_s": 0.0}
+    async with running(rig):
+        await register(rig)
+        await rig.infer(await rig.alloc(adapter="a"), PROMPT, 4)
+        await rig.kernel.pin_model(ADMIN, "a")
+        rig.add_model("other", FakeModel(weights_bytes=6 * SLAB, seed=5))
+        with pytest.raises(WrongState, match="could not be loaded"):
+            await rig.load("other")
+        assert [rig.kernel.stat_model(ADMIN, name).state for name in "ma"] == [ModelState.RESIDENT] * 2
+        await rig.kernel.unpin_model(ADMIN, "a")
+        await rig.load("other")
