@@ -287,7 +287,8 @@ def _batches(pages: Iterable[PageContent]) -> Iterator[list[PageContent]]:
 
 
 def _describe(page: PageContent, tenant_secret: bytes) -> tuple[ImagePage, memoryview]:
-    content = memoryview(page.content).cast("B")
+    # A view stays the caller's own, who ends it: one more would live as long as an error that is told of the writing.
+    content = page.content if isinstance(page.content, memoryview) else memoryview(page.content)
     name = page_name(content, tenant_secret)
     return ImagePage(page.group, page.page_idx, page.key, page.num_tokens, name, content.nbytes, crc32c(content)), content
 

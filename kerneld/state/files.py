@@ -31,11 +31,10 @@ def sync_directory(path: Path) -> None:
 
 def write_all(fd: int, content: Bytes, offset: int) -> None:
     """Write every byte at `offset`, however many calls it takes. One call is the rule; a short one means that the disk is almost full."""
-    rest = memoryview(content).cast("B")
-    while rest:
-        num_written = os.pwrite(fd, rest, offset)
-        rest = rest[num_written:]
-        offset += num_written
+    with memoryview(content) as given, given.cast("B") as view:  # an error that is kept must not keep the buffer
+        num_written = 0
+        while num_written < len(view):
+            num_written += os.pwrite(fd, view[num_written:], offset + num_written)
 
 
 def write_file(path: Path, chunks: Iterable[Bytes], mode: int = 0o600) -> int:
