@@ -61,6 +61,11 @@ class KerneldError(Exception):
         self.facts = dict(facts or {})
         self.retry_after_s = retry_after_s
 
+    @property
+    def remedies(self) -> list[dict[str, Any]]:
+        """What would help, the smallest change first: action, tier, size_bytes, owner, subject. Empty where the daemon did not say."""
+        return list(json.loads(self.facts.get("remedies", "[]")))
+
     def _bytes(self, name: str) -> int | None:
         text = self.facts.get(name, "")
         return int(text) if text.isascii() and text.isdigit() else None
