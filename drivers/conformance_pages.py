@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 
 from drivers.conformance_bench import PAGE_TOKENS, Bench, Frames, Generated, How, Late, Subject, page_key, require
-from drivers.contract import RowRun, Sampling
+from drivers.contract import CopyTimes, RowRun, Sampling
 from drivers.errors import PageCorrupt
 from drivers.hostmem import HEADER_BYTES
 from memory.page import Tier, Zero
@@ -124,6 +124,24 @@ def corrupt_page_is_named(subject: Subject) -> None:
         require(_go_on(bench, prompt, begun, back).tokens == undisturbed.tokens[10:], "the other moves were made, and slot 0 stayed free")
 
 
+def copies_are_told_once(subject: Subject) -> None:
+    """What a driver tells of copies is nothing, or the bytes of the moves between the tiers and a time; asked again, nothing."""
+    with subject.bench() as bench:
+        _, _, begun = _begin(bench)
+        host, back = bench.take_host(begun.frames), bench.take(64)
+        size = sum(group.frame_bytes * len(row) for group, row in zip(bench.model.groups, host, strict=True))
+        bench.driver.copied()
+        bench.submit(pages=bench.moves(begun.frames, host, TO_HOST))
+        down = bench.driver.copied()
+        bench.submit(pages=(*bench.moves(host, back, FROM_HOST), *bench.moves(begun.frames, bench.take(64), ON_DEVICE)))
+        up = bench.driver.copied()
+        require(bench.driver.copied() == CopyTimes(), "nothing is told twice")
+        if up.up_bytes or down.down_bytes:
+            told = (down.up_bytes, down.down_bytes, up.up_bytes, up.down_bytes)
+            require(told == (0, size, size, 0), f"bytes down and up are {size} each, not {told}")
+            require(down.down_s > 0.0 and up.up_s > 0.0, "copies that are told take time")
+
+
 def zeros_come_before_moves(subject: Subject) -> None:
     """A plan that zeroes a frame and moves a page into it leaves the page there."""
     with subject.bench() as bench:
@@ -177,6 +195,7 @@ CHECKS = (
     zeroed_host_frames_hold_nothing,
     host_pages_say_what_they_are,
     corrupt_page_is_named,
+    copies_are_told_once,
     zeros_come_before_moves,
     late_zeros_come_after_moves,
 )

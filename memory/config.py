@@ -29,6 +29,9 @@ class MemoryConfig:
         default=1.1,
         metadata={"doc": "Slabs that KV may hold over what its pages need packed, before they are moved together; 0 is never.", "min": 0.0},
     )
+    idle_return_s: float = field(
+        default=0.0, metadata={"doc": "Idle time after which free slabs are given back to the device; 0 is never.", "min": 0.0}
+    )
     stream: bool = field(
         default=True, metadata={"doc": "Whether a model larger than the device is run by streaming its layers; false refuses it."}
     )
@@ -39,7 +42,10 @@ class MemoryConfig:
             "min": 0,
         },
     )
-    max_copies: int = field(default=64, metadata={"doc": "Most pages that one plan copies behind to the host tier.", "min": 1})
+    max_copies: int = field(
+        default=64,
+        metadata={"doc": "Most pages that one plan copies ahead of need, until bandwidth is measured; then time decides.", "min": 1},
+    )
     host_weights_share: float = field(
         default=0.5, metadata={"doc": "Most of the host tier that weights of models take; 0 parks none.", "min": 0.0, "max": 1.0}
     )
@@ -65,4 +71,11 @@ class MemoryConfig:
     )
     host_high: float = field(
         default=0.1, metadata={"doc": "Part of the host tier that is free when no more pages go to disk.", "min": 0.0, "max": 1.0}
+    )
+    prefix_cache_bytes: int = field(
+        default=0,
+        metadata={
+            "doc": "Most pages of freed contexts that are kept, while nobody needs the room, for new ones that begin alike; 0 keeps none.",
+            "min": 0,
+        },
     )

@@ -10,7 +10,7 @@ import pytest
 
 from drivers.conformance import CHECKS, Check, main, run, subject_of
 from drivers.conformance_bench import Subject
-from drivers.contract import Capabilities, Driver, InspectSpec, LoadedModel, LoadSpec, ModelSpec, OpenSpec, Plan, StepResult
+from drivers.contract import Capabilities, CopyTimes, Driver, InspectSpec, LoadedModel, LoadSpec, ModelSpec, OpenSpec, Plan, StepResult
 from drivers.errors import PageCorrupt, UnknownModel
 from drivers.fake import FakeDriver
 
@@ -125,6 +125,16 @@ class MiscountsWork(FakeDriver):
         return msgspec.structs.replace(result, num_tokens=len(result.rows))
 
 
+class TellsCopiesAgain(FakeDriver):
+    """Adds up what it copied since it was opened."""
+
+    total = 0
+
+    def copied(self) -> CopyTimes:
+        self.total += super().copied().up_bytes
+        return CopyTimes(self.total, 1.0, self.total, 1.0)
+
+
 class ForgetsAdapters(FakeDriver):
     """Runs every row without its adapter."""
 
@@ -141,6 +151,7 @@ class ForgetsAdapters(FakeDriver):
         (ZeroesLast, {"zeros_come_before_moves"}),
         (HidesCorruption, {"corrupt_page_is_named"}),
         (TakesAnyOption, {"unknown_option_is_refused"}),
+        (TellsCopiesAgain, {"copies_are_told_once"}),
         (ForgetsStops, {"stop_token_ends_a_row"}),
         (SilentLoad, {"load_tells_progress"}),
         (UnloadsAnything, {"unload_gives_the_room_back", "refused_models_leave_nothing"}),

@@ -11,7 +11,19 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from drivers.contract import InspectSpec, LoadedModel, LoadSpec, ModelSpec, OpenSpec, Plan, RowRun, RowStart, Sampling, StepResult
+from drivers.contract import (
+    CopyTimes,
+    InspectSpec,
+    LoadedModel,
+    LoadSpec,
+    ModelSpec,
+    OpenSpec,
+    Plan,
+    RowRun,
+    RowStart,
+    Sampling,
+    StepResult,
+)
 from drivers.errors import UnknownModel
 from drivers.failure import restore_error
 from drivers.fake import FakeDriver
@@ -63,6 +75,9 @@ class GatedDriver(FakeDriver):
     def apply(self, plan: Plan) -> None:
         super().apply(plan)
         self.applied.append(plan.seq)
+
+    def copied(self) -> CopyTimes:
+        return CopyTimes(up_bytes=len(self.applied))
 
     def step(self, step_idx: int) -> StepResult:
         assert self.step_gate.acquire(timeout=WAIT_S)
@@ -203,8 +218,19 @@ def test_a_plan_of_no_steps_is_answered_once_it_is_carried_out(start: Callable[.
     front = start()
     front.send(PlanMessage(plan(1)))
 
-    assert front.receive() == StepDone(1, NO_STEP, True, StepResult((), 0.0, 0))
+    assert front.receive() == StepDone(1, NO_STEP, True, StepResult((), 0.0, 0, copies=CopyTimes(1)))
     assert front.driver.applied == [1]
+
+
+def test_the_first_answer_to_a_plan_tells_what_it_copied(start: Callable[..., Front]) -> None:
+    front = start()
+    front.load()
+    front.driver.let_steps(3)
+    front.send(PlanMessage(seating(1, num_steps=3)))
+
+    answers = [front.receive() for _ in range(3)]
+
+    assert [answer.result.copies for answer in answers if isinstance(answer, StepDone)] == [CopyTimes(1), CopyTimes(), CopyTimes()]
 
 
 def test_a_cut_ends_the_quantum_after_its_step(start: Callable[..., Front]) -> None:
