@@ -51,6 +51,11 @@ class Disk:
         """Transfers that are not settled, oldest first."""
         return list(self._on_way.values())
 
+    def host_frames(self) -> list[tuple[int, int]]:
+        """Host frames that are no table's page now, and are read or written by the front: space and frame."""
+        fetched = [(transfer.space_id, transfer.host_frame) for _page, transfer in self._on_way.values() if transfer.is_fetch]
+        return fetched + self._mapping.parked_frames()
+
     # ------------------------------------------------------------------------------------------------------------------ host to disk
 
     def spill(self, max_bytes: int) -> list[Transfer]:

@@ -252,6 +252,10 @@ class Mapping:
         """Copies of a page that are kept for its readers."""
         return [parked for parked, of_page in self._parked.items() if of_page is page]
 
+    def parked_frames(self) -> list[tuple[int, int]]:
+        """Space and frame of every parked copy."""
+        return [(parked.space_id, parked.host_frame) for parked in self._parked if parked.host_frame is not None]
+
     def _spread_residue(self, page: Page, owner: str) -> None:
         """Bytes of another owner may be written into the page's frames from now on."""
         for tier in WORKER_TIERS:

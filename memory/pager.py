@@ -56,6 +56,7 @@ class Pager:
         self._planner.order = order
         self._host = HostCopies(self._mapping, self._flights, order)
         self._disk = Disk(self._tables, self._host, self._flights, Watermarks(config, self._mapping), self._mapping)
+        self._planner.scrubber.front_frames = self._disk.host_frames
 
     @property
     def ledger(self) -> Ledger:

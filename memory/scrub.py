@@ -4,11 +4,13 @@ has none: what is given up there is punched out of the file.
 Frames in limbo are zeroed by a later plan, when they are free. Frames in use are zeroed when their owner changes, as always.
 
 Invariants
-1. An owner stays due until no frame or slab that is free or in limbo may hold its bytes.
+1. An owner stays due until no frame or slab that is free, in limbo, or only used by the front's own reads and writes, may hold its bytes.
 2. A frame that is being zeroed is in limbo until the plan has finished: nobody gets it before.
 """
 
 from __future__ import annotations
+
+from collections.abc import Callable
 
 from memory.draft import Draft
 from memory.frames import FramePool
@@ -22,6 +24,7 @@ class Scrubber:
     def __init__(self, mapping: Mapping) -> None:
         self._mapping = mapping
         self._due: set[str] = set()
+        self.front_frames: Callable[[], list[tuple[int, int]]] = list  # the front still uses, of no table's page: space, frame
 
     def add(self, owner: str) -> None:
         """Zero the bytes of an owner with the next plan."""
@@ -32,7 +35,7 @@ class Scrubber:
         if not self._due:
             return
         due = frozenset(self._due)
-        self._due = {owner for owner in due if self._is_in_limbo(owner)}  # invariant 1
+        self._due = {owner for owner in due if self._will_be_free(owner)}  # invariant 1
         for tier in WORKER_TIERS:
             self._scrub_tier(draft, tier, due)
         draft.scrubs.update(due)
@@ -55,7 +58,11 @@ class Scrubber:
             else:
                 self._due |= residue & due  # no space is open through which it could be zeroed
 
-    def _is_in_limbo(self, owner: str) -> bool:
+    def _will_be_free(self, owner: str) -> bool:
+        """Whether a frame with bytes of an owner is about to be free."""
+        pools = self._mapping.pools(Tier.HOST)
+        if any(space_id in pools and owner in pools[space_id].residue(frame) for space_id, frame in self.front_frames()):
+            return True
         return any(_waits(pool, owner) for tier in WORKER_TIERS for pool in self._mapping.pools(tier).values())
 
 

@@ -313,6 +313,22 @@ def test_a_page_that_is_dropped_while_it_is_fetched_frees_all_its_frames_in_the_
     assert all(arena.num_free == arena.num_slabs for arena in rig.pager._mapping.arenas.values())
 
 
+@pytest.mark.parametrize("is_fetch", [True, False])
+def test_what_a_removed_tenant_leaves_in_transfers_is_zeroed_when_they_have_ended(is_fetch: bool) -> None:
+    rig = DiskRig()
+    table = rig.far(2) if is_fetch else rig.on_host(6)
+    transfers = rig.pager.fetch(table, 2 * PT) if is_fetch else rig.pager.spill(2 * HOST_FRAME)
+    rig.pager.drop(table)
+    rig.pager.scrub("lab/ann")
+    rig.run()
+
+    rig.settle(transfers)
+    plan = rig.run()
+
+    zeroed = {zero.frame for zero in plan.late_zeros if zero.tier is Tier.HOST}
+    assert {transfer.host_frame for transfer in transfers} <= zeroed
+
+
 def test_a_frame_is_not_used_again_before_it_was_punched() -> None:
     rig = DiskRig(disk_slabs=1)
     rig.pager.drop(rig.far(2))
