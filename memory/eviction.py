@@ -46,11 +46,11 @@ class EvictionPolicy(Protocol):
 
 
 class LruPolicy:
-    """Suspended contexts first, then those longest unused."""
+    """What is only a cache first, then suspended contexts, then those longest unused."""
 
     def order(self, tables: Iterable[PageTable]) -> list[PageTable]:
         """Tables in the order in which they give way."""
-        return sorted(tables, key=lambda table: not table.is_suspended)  # a stable sort
+        return sorted(tables, key=lambda table: (not table.is_cache, not table.is_suspended))  # a stable sort
 
 
 class Tail:
@@ -120,8 +120,8 @@ class Line:
                 return None
             may_go = self._question.may_go
             is_victim = {
-                Rung.CLEAN: lambda page: _is_copied(page, self._question.tier) and not self._is_pinned(page) and may_go(page),
-                Rung.UNPINNED: lambda page: not self._is_pinned(page) and may_go(page),
+                Rung.CLEAN: lambda page: may_go(page) and not self._is_pinned(page) and _is_copied(page, self._question.tier),
+                Rung.UNPINNED: lambda page: may_go(page) and not self._is_pinned(page),
                 Rung.PINNED: may_go,
             }[rung]
             self._tail = Tail(table.pages[group], lambda page: self._goes_with(page, table) and is_victim(page))
@@ -237,7 +237,8 @@ def _is_copied(page: Page, tier: Tier) -> bool:
     """Whether all of a page is elsewhere too, so that nothing is lost when it goes."""
     if tier is Tier.HOST:
         return page.disk_frame is not None or page.device_frame is not None
-    return page.is_clean
+    is_full = page.is_below and page.num_tokens >= page.holders[0].page_tokens  # most are: no look at how far each holder reaches
+    return is_full or page.is_clean
 
 
 def _may_have(table: PageTable, group: int, rung: Rung, tier: Tier) -> bool:
