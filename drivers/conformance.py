@@ -18,14 +18,20 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from drivers import conformance_adapters, conformance_life, conformance_pages, conformance_rows, registry
+from drivers import conformance_adapters, conformance_life, conformance_pages, conformance_rows, conformance_weights, registry
 from drivers.conformance_bench import Nonconforming, Subject
 from drivers.conformance_models import LAYERS, write_adapter, write_model, write_refused_models
 from drivers.errors import DriverError, DriverNotFound, DriverUnavailable
 
 Check = Callable[[Subject], None]
 
-CHECKS: tuple[Check, ...] = (*conformance_life.CHECKS, *conformance_rows.CHECKS, *conformance_pages.CHECKS, *conformance_adapters.CHECKS)
+CHECKS: tuple[Check, ...] = (
+    *conformance_life.CHECKS,
+    *conformance_rows.CHECKS,
+    *conformance_pages.CHECKS,
+    *conformance_adapters.CHECKS,
+    *conformance_weights.CHECKS,
+)
 
 
 @dataclass(frozen=True, slots=True)

@@ -78,7 +78,8 @@ class Subject:
         weights_bytes = sum(map(_whole_granules, (segment.size_bytes for segment in model.segments)))
         kv_bytes = NUM_PAGES * sum(group.frame_bytes for group in model.groups)
         num_slabs = math.ceil((2 * weights_bytes + kv_bytes) / SLAB_BYTES)
-        host_bytes = NUM_HOST_PAGES * max(host_frame_bytes(group.frame_bytes, GRANULE_BYTES) for group in model.groups)
+        page_bytes = NUM_HOST_PAGES * max(host_frame_bytes(group.frame_bytes, GRANULE_BYTES) for group in model.groups)
+        host_bytes = page_bytes + weights_bytes
         host = HostMemory.create(host_bytes, GRANULE_BYTES)
         try:
             with self.opened(open_spec(num_slabs, host_bytes), host) as driver:
@@ -147,8 +148,20 @@ class Bench:
 
     def load(self, model_id: int, progress: Callable[[int, int], None] = lambda _done, _total: None) -> None:
         """Load the model behind what is taken; its spaces are 10 * model_id + group."""
-        offsets = tuple(self._take_bytes(segment.size_bytes) * GRANULE_BYTES for segment in self.model.segments)
-        self.load_at(model_id, offsets, progress)
+        self.load_at(model_id, self.take_weights(), progress)
+
+    def take_weights(self) -> tuple[int, ...]:
+        """Return offsets in the arena for the segments of a load."""
+        return tuple(self._take_bytes(segment.size_bytes) * GRANULE_BYTES for segment in self.model.segments)
+
+    @property
+    def host_weights(self) -> tuple[int, ...]:
+        """Where images of the segments may lie: behind the pages of the host tier."""
+        starts, end = [], self.host.size_bytes
+        for segment in reversed(self.model.segments):
+            end -= _whole_granules(segment.size_bytes)
+            starts.append(end)
+        return tuple(reversed(starts))
 
     def load_adapter(self, adapter_id: int, path: Path, base_id: int = 1) -> ModelSpec:
         """Load an adapter of a loaded model behind what is taken, and return what it told of itself."""

@@ -24,7 +24,9 @@ from kerneld.events import (
     FirstTokenSampled,
     ImageRestored,
     ImageWritten,
+    ModelEvicted,
     ModelLoaded,
+    ModelParked,
     PageFoundCorrupt,
     PagesEvicted,
     PagesRestored,
@@ -148,6 +150,10 @@ class Metrics(Collector):
         self._losses = counter("worker_restarts", "Workers that were lost, by device.", "device")
         self._recovery = seconds("worker_recovery", "From the loss of a worker to its work going on.")
         self._loads = seconds("model_load", "Loading a model.")
+        self._loaded = counter("model_loaded_bytes", "Bytes of weights loaded, by where they came from.", "source")
+        self._evictions = counter("model_evictions", "Models that left the device for another one.")
+        self._parked = counter("model_parked_bytes", "Bytes of weights put into the host tier.")
+        self._bad_images = counter("model_image_corrupt", "Segments of weights in the host tier that did not hold their checksum.")
         self._images = counter("images", "Images written and restored.", "verb")
 
     def _make_handlers(self) -> dict[type[Event], Callable[..., None]]:
@@ -168,7 +174,9 @@ class Metrics(Collector):
             ContextFailed: lambda _event: self._failed_contexts.inc(),
             WorkerLost: lambda event: self._losses.labels(event.device).inc(),
             WorkerRecovered: lambda event: self._recovery.observe(event.seconds),
-            ModelLoaded: lambda event: self._loads.observe(event.seconds),
+            ModelLoaded: self._on_loaded,
+            ModelEvicted: lambda _event: self._evictions.inc(),
+            ModelParked: lambda event: self._parked.inc(event.size_bytes),
             ImageWritten: lambda _event: self._images.labels("checkpoint").inc(),
             ImageRestored: lambda _event: self._images.labels("restore").inc(),
         }
@@ -206,6 +214,12 @@ class Metrics(Collector):
         self._success.labels(event.reason.value).inc()
         self._end_to_end.observe(event.total_s)
         self._queue.observe(event.queue_s)
+
+    def _on_loaded(self, event: ModelLoaded) -> None:
+        self._loads.observe(event.seconds)
+        self._loaded.labels("host").inc(event.host_bytes)
+        self._loaded.labels("disk").inc(event.size_bytes - event.host_bytes)
+        self._bad_images.inc(event.num_corrupt)
 
     def _on_prefix_looked(self, event: PrefixLooked) -> None:
         self._prefix_queries.inc(event.num_tokens)

@@ -102,6 +102,20 @@ class IgnoresMaxPositions(FakeDriver):
         return super().inspect(InspectSpec(spec.path))
 
 
+class ParksNothing(FakeDriver):
+    """Says that it parked, and copied nothing."""
+
+    def park(self, model_id: int, host_offsets: tuple[int, ...]) -> tuple[int, ...]:
+        return tuple(0 for _ in host_offsets)
+
+
+class TrustsImages(FakeDriver):
+    """Takes what is in the host tier for good."""
+
+    def load(self, spec: LoadSpec, progress: Callable[[int, int], None]) -> LoadedModel:
+        return msgspec.structs.replace(super().load(spec, progress), num_corrupt=0)
+
+
 class SaysNothingOfItself(FakeDriver):
     """Has no name."""
 
@@ -157,6 +171,8 @@ class ForgetsAdapters(FakeDriver):
         (UnloadsAnything, {"unload_gives_the_room_back", "refused_models_leave_nothing"}),
         (IgnoresMaxPositions, {"shorter_positions_are_kept"}),
         (SaysNothingOfItself, {"probe_states_sane_capabilities"}),
+        (ParksNothing, {"parked_weights_come_back", "parking_knows_its_models_and_bounds"}),
+        (TrustsImages, {"parked_weights_are_checked"}),
         (IgnoresSeeds, {"draws_follow_seed_and_position"}),
         (MiscountsWork, {"results_count_their_work"}),
     ],
