@@ -89,6 +89,8 @@ class Explainer:
             model = machine.models.get(name) if name in machine.models else None
             if model is None or not model.is_resident:
                 yield Obstacle("MODEL", self._model_text(name, model))
+        if request.is_parked:
+            yield self._parked_obstacle(context)
         yield from self._limit_obstacles(request)
         yield from self._frame_obstacles(context, request)
         seats = machine.config.kerneld.max_rows
@@ -97,6 +99,14 @@ class Explainer:
         position = machine.scheduler.queue_position(request)
         if position > 1:
             yield Obstacle("QUEUE", f"{position - 1} requests of {context.tenant} are before it.")
+
+    @staticmethod
+    def _parked_obstacle(context: Context) -> Obstacle:
+        """What a request waits for that is out of the line for a while."""
+        num_far = sum(context.table.num_disk) if context.table is not None else 0
+        if num_far:
+            return Obstacle("FETCH", f"{num_far} of its pages are fetched from the disk.", "disk", context.tenant)
+        return Obstacle("PREFIX", "another request computes the beginning that both share; it goes on from there.")
 
     def _limit_obstacles(self, request: Request) -> Iterator[Obstacle]:
         machine = self._machine
@@ -162,7 +172,8 @@ class Explainer:
         machine = self._machine
         model = machine.models.get(name)
         size_bytes = model_bytes(machine, model)
-        placements = (Placement("device", size_bytes),) if model.is_resident else ()
+        placements: tuple[Placement, ...] = (Placement("device", size_bytes),) if model.is_resident else ()
+        placements += (Placement("host", model.size_bytes),) if model.image else ()
         obstacles: tuple[Obstacle, ...] = ()
         remedies: tuple[Remedy, ...] = ()
         if not model.is_resident:

@@ -104,7 +104,7 @@ class Placement:
 
 @dataclass(frozen=True, slots=True)
 class Obstacle:
-    """One thing that stands in the way. `code` is stable, for programs: MODEL, QUEUE, ROWS, RUNNING_LIMIT, LIMIT, FRAMES, FETCH ..."""
+    """One thing that stands in the way. `code` is stable, for programs: MODEL, FETCH, PREFIX, RUNNING_LIMIT, LIMIT, FRAMES, ROWS, QUEUE."""
 
     code: str
     text: str

@@ -136,3 +136,19 @@ async def test_fsck_reads_every_part_and_finds_a_page_that_does_not_hold(tmp_pat
 
         assert f"context {context}" in bad["host tier"][0]
         assert rig.tokens(context)
+
+
+@in_loop
+async def test_a_request_that_waits_for_a_prefix_on_its_way_says_so(tmp_path: Path) -> None:
+    async with running(Rig(tmp_path, Sizes(max_step_tokens=8))) as rig:
+        first, second = await rig.alloc(ANN), await rig.alloc(ANN)
+        leading = rig.begin(first, prompt_of(1, 160), 4)
+        await rig.until(lambda: rig.machine.scheduler.running.total == 1)
+        following = rig.begin(second, prompt_of(1, 164), 4)
+        await rig.until(lambda: any(request.is_parked for request in rig.machine.requests.values()))
+
+        told = rig.kernel.explain_context(ANN, second)
+
+        assert told.obstacles[0].code == "PREFIX"
+        await leading
+        await following
