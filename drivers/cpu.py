@@ -133,7 +133,7 @@ class CpuDriver:
                 adapter = load_cpu_adapter(spec, ground, progress)
                 with self._publishing:
                     self._loaded = self._loaded.with_adapter(spec.model_id, adapter)  # invariant 2
-                return LoadedModel(spec.model_id, adapter.size_bytes, time.perf_counter() - began)
+                return adapter.loaded(spec.model_id, time.perf_counter() - began)
             files = open_model(spec.source, device.pages.dtype)
             model = load_model(files, spec, ground, progress)
             if model.stream is None and spec.source not in self._paces:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from time import perf_counter
 
 import numpy as np
 import torch
 
 from drivers.arena import FrameShape
-from drivers.contract import LoadSpec
-from drivers.cpu_model import CpuModel, Ground
+from drivers.contract import LoadedModel, LoadSpec
+from drivers.cpu_model import Arrival, CpuModel, Ground
 from drivers.errors import PlanRejected, UnknownModel
 from drivers.models.adapter import AdapterWeights, LoraBatch, load_adapter, open_adapter, view_adapter
 from drivers.models.layout import ALIGN_BYTES
@@ -29,6 +30,14 @@ class CpuAdapter:
     weights: AdapterWeights
     size_bytes: int
     places: tuple[tuple[int, int], ...]  # offset and size of its one segment
+    arrival: Arrival
+
+    def loaded(self, adapter_id: int, seconds: float) -> LoadedModel:
+        """What its load left behind."""
+        came = self.arrival
+        return LoadedModel(
+            adapter_id, self.size_bytes, seconds, host_bytes=came.host_bytes, copy_s=came.copy_s, num_corrupt=came.num_corrupt
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,13 +119,13 @@ def load_cpu_adapter(spec: LoadSpec, ground: Ground, progress: Callable[[int, in
     is_placed = len(spec.offsets) == 1 and not spec.space_ids and not spec.slots
     if not is_placed or spec.offsets[0] % ALIGN_BYTES or not 0 <= spec.offsets[0] <= ground.arena.size_bytes - files.size_bytes:
         raise PlanRejected(f"Adapter {spec.model_id} has one segment of {files.size_bytes} bytes, aligned to {ALIGN_BYTES}, and no spaces.")
+    began, places = perf_counter(), ((spec.offsets[0], files.size_bytes),)
     target = Target(ground.arena.bytes, spec.offsets, ground.pages.dtype)
-    if (
-        spec.host_offsets
-        and ground.host is not None
-        and not bring_segments(ground.arena, ground.host, spec, [files.size_bytes], (ground.copier, progress))
-    ):
-        weights = view_adapter(files, target)
-    else:
-        weights = load_adapter(files, target, progress)
-    return CpuAdapter(spec.base_id, weights, files.size_bytes, ((spec.offsets[0], files.size_bytes),))
+    num_corrupt = 0
+    if spec.host_offsets and ground.host is not None:
+        num_corrupt = len(bring_segments(ground.arena, ground.host, spec, [files.size_bytes], (ground.copier, progress)))
+        if not num_corrupt:
+            arrival = Arrival(files.size_bytes, perf_counter() - began)
+            return CpuAdapter(spec.base_id, view_adapter(files, target), files.size_bytes, places, arrival)
+    weights = load_adapter(files, target, progress)
+    return CpuAdapter(spec.base_id, weights, files.size_bytes, places, Arrival(0, perf_counter() - began, num_corrupt))

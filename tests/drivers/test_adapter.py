@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -10,8 +11,10 @@ import pytest
 import torch
 import transformers
 
-from drivers.contract import InspectSpec, LoadSpec, ModelSpec, RowStart
+from drivers.contract import InspectSpec, LoadSpec, ModelSpec, OpenSpec, RowStart
+from drivers.cpu import CpuDriver
 from drivers.errors import ModelCorrupt, PlanRejected, UnknownModel
+from drivers.hostmem import HostMemory
 from drivers.models.adapter import AdapterWeights, LoraBatch, load_adapter, open_adapter
 from drivers.models.loader import Target
 from drivers.ops.reference import LoraRows
@@ -230,3 +233,27 @@ def test_an_adapter_of_another_base_is_refused_by_name(change: dict[str, object]
     save_adapter(tmp_path / "a", save_model(tmp_path / "other", "Llama", **change))
     with pytest.raises(ModelCorrupt, match="made for another base"):
         AdapterRig(tmp_path / "base").adapt(2, tmp_path / "a")
+
+
+def test_an_adapter_comes_back_from_the_host_tier_or_its_files_where_the_image_is_damaged(
+    llama: transformers.PreTrainedModel, tmp_path: Path
+) -> None:
+    save_adapter(tmp_path / "a", llama)
+    rig = AdapterRig(tmp_path / "base")
+    rig.driver.close()
+    rig.driver = CpuDriver()
+    host = HostMemory.create(4 << 20, GRANULE_BYTES)
+    rig.driver.open(OpenSpec(8, 1 << 20, GRANULE_BYTES, 16, 8, 512, threads=1, host_bytes=4 << 20), os.dup(host.fd))
+    rig.adopt()
+    size_bytes = rig.adapt(2, tmp_path / "a").segments[0].size_bytes
+    before = rig.together([(prompt_of(25), 2)], 8)
+    [checksum] = rig.driver.park(2, (GRANULE_BYTES,))
+    source = InspectSpec(str(tmp_path / "a"), base=str(tmp_path / "base"))
+    load = LoadSpec(2, source, (), (rig.end,), host_offsets=(GRANULE_BYTES,), checksums=(checksum,), base_id=1)
+    for num_corrupt in (0, 1):  # the image is damaged after the first
+        rig.driver.unload(2)
+        loaded = rig.driver.load(load, lambda done, total: None)
+        assert (loaded.host_bytes, loaded.num_corrupt) == (0 if num_corrupt else size_bytes, num_corrupt)
+        assert rig.together([(prompt_of(25), 2)], 8) == before
+        os.pwrite(host.fd, b"damaged!", GRANULE_BYTES + 100)
+    host.close()
