@@ -69,8 +69,9 @@ class Turns:
                     await evict(self._models.get(name))
                 if choice.victims:
                     return
-                gives_up_at = NEVER if demand and not choice.is_hopeless else since + self._rules.max_wait_s
-                if now >= gives_up_at or (choice.is_hopeless and not self._could_ever(places)):
+                # Where all that may leave is too little, others are on their way in or out, or rows of others have to end first.
+                gives_up_at = NEVER if demand else since + self._rules.max_wait_s
+                if now >= gives_up_at or not self._could_ever(places):
                     raise shortage
                 await self._wait(min(choice.until, gives_up_at) - now)
 
