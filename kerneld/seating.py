@@ -63,6 +63,7 @@ class Seating:
         table = self.table_of(context)
         intact = min(context.kv_valid, table.at_hand_tokens())
         page_tokens = self._pager.page_tokens
+        table.label = context.id
         decision = self.meter.choose(context.id, table, context.kv_valid)
         intact = min(intact, decision.keep_tokens)
         position = min(intact, request.needs_logits_from)

@@ -16,7 +16,7 @@ Invariants
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from enum import Enum
 from typing import NamedTuple
 
@@ -154,6 +154,21 @@ class Costs:
         start = page.idx * space.page_tokens
         back_s = self.copy_s(Link.HOST_TO_DEVICE, space.device_frame_bytes, page.space_id)
         return back_s <= self.recompute_s(page.space_id, start, start + space.page_tokens)
+
+    def note_dropped(self, pages: Iterable[Page]) -> None:
+        """Pages were evicted without a copy: where they are cheaper to compute than to copy back, that goes into the ring, by context."""
+        dropped: dict[PageTable, list[Page]] = {}
+        for page in pages:
+            dropped.setdefault(page.holders[0], []).append(page)
+        for table, gone in dropped.items():
+            start, end = min(page.idx for page in gone) * table.page_tokens, (max(page.idx for page in gone) + 1) * table.page_tokens
+            num_bytes = sum(page.space.device_frame_bytes for page in gone)
+            again_s = self.recompute_s(table.spaces[0].space_id, start, end)
+            copy_s = self.copy_s(Link.HOST_TO_DEVICE, num_bytes, table.spaces[0].space_id)
+            if again_s < copy_s:  # else there was no room for a copy
+                model = self._models.get(table.spaces[0].space_id, "")
+                costs = (Way.RECOMPUTE, again_s, Way.HOST, copy_s)
+                self.decisions.record(Decision(self._clock(), model, table.label, end, start, *costs))
 
     def choose(self, table: PageTable, num_tokens: int, label: str) -> Decision:
         """The cheapest way to have tokens [0, num_tokens) of a table on the device; pages behind the first lost one cannot be had.

@@ -134,6 +134,7 @@ class Planner:
         self.compactor.drain(draft, allowance)
         self.scrubber.queue(draft)
         self._aborted = []
+        self._costs.note_dropped(page for page in self._mapping.departed if page.is_lost and page.num_reached)
         return replace(draft.page_plan(), evictions=self._evictions())
 
     def _begin(self, seq: int) -> Draft:

@@ -157,6 +157,7 @@ class PageTable:
         "is_buried",
         "is_dropped",
         "is_suspended",
+        "label",
         "num_copied",
         "num_device",
         "num_disk",
@@ -179,6 +180,7 @@ class PageTable:
     def __init__(self, owner: str, spaces: tuple[Space, ...]) -> None:
         num_groups = len(spaces)
         self.owner = owner
+        self.label = ""  # whose it is, as decisions about it are to say
         self.spaces = spaces
         self.page_tokens = spaces[0].page_tokens
         self.pages: list[list[Page]] = [[] for _ in spaces]

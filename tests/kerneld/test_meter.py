@@ -26,9 +26,9 @@ def rig_with(folder: Path, *, copy_rate: float, prefill_s: float, sizes: Sizes =
 
 
 def decisions(rig: Rig, context: str) -> list[Decision]:
-    """Those about a context that had something to choose, newest first."""
+    """Those about a context that came back and had something to choose, newest first."""
     found = rig.machine.pager.costs.decisions.latest()
-    return [each for each in found if each.label == context and each.chosen is not Way.DEVICE]
+    return [each for each in found if each.label == context and each.chosen is not Way.DEVICE and each.measured_s is not None]
 
 
 async def pushed_out(rig: Rig) -> str:
@@ -85,6 +85,8 @@ async def test_a_page_that_is_cheaper_to_compute_is_dropped_not_copied(tmp_path:
         assert rig.worker is not None
         assert [move for plan in rig.worker.plans for move in plan.moves if move.target_tier is Tier.HOST] == []
         assert rig.stat(context).pages.lost > 0
+        dropped = [each for each in rig.machine.pager.costs.decisions.latest() if each.label == context and each.measured_s is None]
+        assert {(each.chosen, each.alternative) for each in dropped} == {(Way.RECOMPUTE, Way.HOST)}
         before = rig.tokens(context)
         assert (await rig.infer(context, max_tokens=4)).tokens == oracle(before, 4)
 

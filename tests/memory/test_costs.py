@@ -199,3 +199,15 @@ def test_what_a_decision_cost_is_told_once() -> None:
     ring.settle(decision, 0.9)
 
     assert ring.latest()[0].measured_s == 0.004
+
+
+def test_pages_that_were_dropped_rather_than_copied_are_in_the_ring_by_context() -> None:
+    costs, table = known_costs(prefill_s=0.0001), table_of("....")
+    table.label, table.reach = "ctx", 16
+
+    costs.note_dropped(table.pages[0][2:])
+    known_costs().note_dropped(table.pages[0])  # these were lost for want of room: nothing was chosen
+
+    [decision] = costs.decisions.latest()
+    assert (decision.label, decision.chosen, decision.keep_tokens, decision.num_tokens) == ("ctx", Way.RECOMPUTE, 8, 16)
+    assert (decision.predicted_s, decision.alternative_s) == (pytest.approx(0.0008), pytest.approx(0.002))
