@@ -13,6 +13,7 @@ from kerneld.diskmover import DiskMover
 from memory.pager import Pager
 
 TURN_S = 0.02  # between two turns: asking costs a look at all tables
+REST_S = 0.1  # after one in which nothing could go
 BUSY_BYTES = 8 << 20  # that leave in one turn while rows run
 IDLE_BYTES = 64 << 20
 
@@ -43,4 +44,7 @@ class Reclaimer:
         if mover.is_paused() or mover.num_spills or not self._has_room(num_bytes):
             mover.pump()
             return
-        mover.send(self._pager.spill(num_bytes))
+        transfers = self._pager.spill(num_bytes)
+        if not transfers:
+            self._next_turn += REST_S
+        mover.send(transfers)
