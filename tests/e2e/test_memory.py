@@ -140,6 +140,27 @@ def test_a_limit_below_use_is_deferred_until_what_runs_has_ended(k: Client, tena
     assert account(k.memory(), "ann").excess_bytes == 0
 
 
+@pytest.mark.parametrize("tier", ["host", "disk"])
+def test_limits_of_the_lower_tiers_take_hold_while_nothing_runs(k: Client, tenant: Tenants, tier: str) -> None:
+    ann = tenant("ann")
+    contexts = [filled(ann, 640) for _ in range(3)]
+    for context in contexts:
+        context.suspend(to_disk=True)
+    for context in contexts[:2]:
+        context.resume()
+        context.infer(tokens=[5], max_tokens=1, ignore_eos=True).result()
+    until(lambda: account(k.memory(), "ann", tier).used_bytes > MIB)
+    since = max(event.sequence for event in k.events())
+
+    k.set_tenant("ann", limits=Limits(**{f"{tier}_bytes": 512 << 10}))
+
+    until(lambda: any(event.name == "LimitApplied" and event.facts["tier"] == tier for event in k.events(since=since)))
+    assert account(k.memory(), "ann", tier).used_bytes <= 512 << 10
+    for context in contexts:
+        context.resume()
+        assert len(context.infer(tokens=[5], max_tokens=3, ignore_eos=True).result().tokens) == 3
+
+
 def test_pins_are_capped_and_survive_a_restart(rig: DaemonRig, k: Client, tenant: Tenants) -> None:
     ann = tenant("ann", device_guarantee_bytes=2 * MIB)
     kept, other = filled(ann, 400), filled(ann, 400)
