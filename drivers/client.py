@@ -26,7 +26,9 @@ from drivers.wire import (
     Parked,
     PlanFailed,
     PlanMessage,
+    ShiftSlabs,
     Shutdown,
+    SlabsShifted,
     StepDone,
     Unload,
     Unloaded,
@@ -81,6 +83,9 @@ class Device(Protocol):
 
     async def unload(self, model_id: int) -> None:
         """Forget a model. Raises: UnknownModel, DeviceLost."""
+
+    async def shift_slabs(self, gives: tuple[int, ...], takes: tuple[int, ...]) -> None:
+        """Let the device have the memory of slabs, and have that of others again. Raises: DeviceOutOfMemory, DeviceLost."""
 
     def submit(self, plan: Plan) -> None:
         """Send a plan. Raises: WireError, if it is too long for one message; DeviceLost."""
@@ -146,6 +151,10 @@ class WorkerClient:
         """Forget a model, after the plans submitted before. Raises: UnknownModel, DeviceLost."""
         expect(await self._ask(Unload(self._next_id(), model_id)), Unloaded)
 
+    async def shift_slabs(self, gives: tuple[int, ...], takes: tuple[int, ...]) -> None:
+        """Give slabs back, and take others, after the plans submitted before. Raises: DeviceOutOfMemory, DeviceLost."""
+        expect(await self._ask(ShiftSlabs(self._next_id(), gives, takes)), SlabsShifted)
+
     def submit(self, plan: Plan) -> None:
         """Send a plan. Raises: WireError, DeviceLost."""
         self._check_alive()
@@ -179,7 +188,7 @@ class WorkerClient:
             self._connection.kill("It was shut down.")
             await asyncio.wait([self._lost])
 
-    async def _ask(self, request: Inspect | Load | Park | Unload, progress: Progress | None = None) -> Message:
+    async def _ask(self, request: Inspect | Load | Park | Unload | ShiftSlabs, progress: Progress | None = None) -> Message:
         self._check_alive()
         entry = _Request(self._loop.create_future(), progress)
         self._requests[request.request_id] = entry

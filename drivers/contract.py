@@ -67,6 +67,7 @@ class Capabilities(msgspec.Struct, frozen=True):
     quantizations: tuple[str, ...] = ()
     graph: bool = False
     batch_invariant: bool = False
+    gives_back: bool = False  # slabs of its arena, while nothing is in them
     streams: bool = False  # runs models whose segments do not all stay (`LoadSpec.slots`)
     contract_version: int = CONTRACT_VERSION
 
@@ -307,6 +308,15 @@ class Driver(Protocol):
         from now on, so its images stay what they are until it is unloaded.
         Raises: UnknownModel; PlanRejected, if the segments leave the host tier; ModelCorrupt, if streamed ones cannot be read.
         """
+
+    def give_back(self, slabs: tuple[int, ...]) -> None:
+        """Let the device have the memory of slabs that no model, frame or plan names; asked of drivers that state `gives_back`.
+
+        Raises: PlanRejected.
+        """
+
+    def take(self, slabs: tuple[int, ...]) -> None:
+        """Have the memory of these slabs again; they hold anything. Raises: DeviceOutOfMemory, PlanRejected; nothing is changed."""
 
     def apply(self, plan: Plan) -> None:
         """Carry out zeros, moves, late zeros, clears, starts and patches.

@@ -53,13 +53,13 @@ from drivers.ops.table import OpTable, fused_table, op_names
 from drivers.pages import PageMover, fastest_mover
 from drivers.plan_check import check_rows
 from drivers.rows import Row, RowTable, StepRows
-from drivers.sampling import NOT_FINITE, Pick, pick_tokens, token_logprobs
+from drivers.sampling import NOT_FINITE, Pick, pick_tokens
+from drivers.scoring import score
 from drivers.trial import prefill_pace
 from drivers.weight_image import park_segments
 
 VERSION = "1"
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-SCORED_AT_ONCE = 64  # logits of so many scored tokens are in memory at a time
 GRANULE_ALIGN = 64
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # malloc.h
 
@@ -96,6 +96,7 @@ class CpuDriver:
             memory_bytes=device_bytes(),
             dtypes=tuple(DTYPES),
             ops=op_names(),
+            gives_back=True,
             streams=True,
         )
 
@@ -172,6 +173,14 @@ class CpuDriver:
         park = park_segments if streamed is None else streamed.park
         return park(device.arena, device.host, places, host_offsets, device.copier)
 
+    def give_back(self, slabs: tuple[int, ...]) -> None:
+        """Let the machine have the memory of free slabs. Raises: PlanRejected."""
+        self._opened().arena.memory.give_back(slabs)
+
+    def take(self, slabs: tuple[int, ...]) -> None:
+        """Have the memory of slabs again. Raises: DeviceOutOfMemory, PlanRejected."""
+        self._opened().arena.memory.take(slabs)
+
     def apply(self, plan: Plan) -> None:
         """Carry out a plan but for its steps. Raises: PlanRejected, before anything changed; PageCorrupt, see the contract."""
         device, loaded = self._opened(), self._loaded
@@ -239,7 +248,7 @@ class CpuDriver:
                 self._clear_ahead(row, row.position + count)  # a page is opened: invariant 1
         hidden = model.decoder.forward(model.batch(share, loaded.lora_batch(share)))
         sampling = [idx for idx in range(len(share.rows)) if share.samples(idx)]
-        scores = {idx: _score(model, hidden, share, idx) for idx, row in enumerate(share.rows) if row.is_scoring}
+        scores = {idx: score(model.decoder, hidden, share, idx) for idx, row in enumerate(share.rows) if row.is_scoring}
         for row, count in zip(share.rows, share.counts, strict=True):
             self._opened().rows.advance(row, count)
         picks = dict(zip(sampling, self._pick(model, hidden, share, sampling), strict=True))
@@ -284,17 +293,3 @@ def _keep_freed_memory() -> None:
     if hasattr(libc, "mallopt"):
         libc.mallopt(M_MMAP_THRESHOLD, 32 << 20)
         libc.mallopt(M_TRIM_THRESHOLD, 512 << 20)
-
-
-def _score(model: CpuModel, hidden: Tensor, share: StepRows, idx: int) -> tuple[TokenLogprob, ...] | None:
-    """Log-probabilities of the scored tokens of row `idx`; None where logits were not finite."""
-    first, targets = share.scored(idx)
-    num_top = max(0, share.rows[idx].sampling.num_logprobs)
-    answers: list[TokenLogprob] = []
-    for low in range(0, len(targets), SCORED_AT_ONCE):
-        part = targets[low : low + SCORED_AT_ONCE]
-        logits = model.decoder.logits(hidden[first + low : first + low + len(part)]).float()
-        if not bool(logits.amax(-1).isfinite().all()):
-            return None
-        answers += token_logprobs(logits, part, [num_top] * len(part))
-    return tuple(answers)

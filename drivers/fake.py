@@ -51,7 +51,7 @@ class FakeDriver:
     def probe(self) -> Capabilities:
         """Say what this driver can do."""
         memory_bytes = psutil.virtual_memory().total
-        return Capabilities("fake", "1", "fake", memory_bytes, dtypes=("float32",), batch_invariant=True)
+        return Capabilities("fake", "1", "fake", memory_bytes, dtypes=("float32",), batch_invariant=True, gives_back=True)
 
     def open(self, spec: OpenSpec, host_fd: int | None) -> None:
         """Take the arena and map the host tier. Raises: OptionUnknown, PlanRejected, HostTierInvalid."""
@@ -78,6 +78,14 @@ class FakeDriver:
     def unload(self, model_id: int) -> None:
         """Forget a model. Raises: UnknownModel."""
         self._opened().unload(model_id)
+
+    def give_back(self, slabs: tuple[int, ...]) -> None:
+        """Spoil what is in slabs. Raises: PlanRejected."""
+        self._opened().memory.give_back(slabs)
+
+    def take(self, slabs: tuple[int, ...]) -> None:
+        """Have slabs again, spoilt. Raises: PlanRejected."""
+        self._opened().memory.take(slabs)
 
     def apply(self, plan: Plan) -> None:
         """Carry out what comes before the steps. Raises: PageCorrupt, PlanRejected."""

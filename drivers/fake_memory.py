@@ -21,6 +21,7 @@ from drivers.fake_model import mix
 from drivers.hostmem import HEADER_BYTES, HostMemory, host_frame_bytes
 from memory.page import Move, Tier, Zero
 
+GARBAGE = 0xA5
 WITNESS = np.dtype([("link", "<u8"), ("token", "<u4"), ("position", "<u4")])
 
 
@@ -49,8 +50,24 @@ class FakeMemory:
         self.host = HostMemory(host_fd, spec.host_bytes, spec.granule_bytes) if host_fd is not None else None
         self.arena = np.zeros(spec.num_slabs * spec.slab_bytes, dtype=np.uint8)
         self._witnesses = self.arena.view(WITNESS)
+        self.away: set[int] = set()  # slabs that were given back
+        self._slab_bytes = spec.slab_bytes
         self._granule_bytes = spec.granule_bytes
         self._page_tokens = spec.page_tokens
+
+    def give_back(self, slabs: Sequence[int]) -> None:
+        """Fill slabs with garbage, as their next user would. Raises: PlanRejected, if one is away already."""
+        if not self.away.isdisjoint(slabs):
+            raise PlanRejected(f"Some of the slabs {list(slabs)} were given back already.")
+        self.away |= set(slabs)
+        for slab in slabs:
+            self.arena[slab * self._slab_bytes : (slab + 1) * self._slab_bytes] = GARBAGE
+
+    def take(self, slabs: Sequence[int]) -> None:
+        """Have slabs again. Raises: PlanRejected, if one is not away."""
+        if not self.away.issuperset(slabs):
+            raise PlanRejected(f"Some of the slabs {list(slabs)} were never given back.")
+        self.away -= set(slabs)
 
     def close(self) -> None:
         """Let go of the host tier."""

@@ -41,7 +41,9 @@ from drivers.wire import (
     Park,
     PlanFailed,
     PlanMessage,
+    ShiftSlabs,
     Shutdown,
+    SlabsShifted,
     StepDone,
     Unload,
     Unloaded,
@@ -96,6 +98,7 @@ class Held:
     copies: CopyTimes = field(default_factory=CopyTimes)  # measured at open
     models: dict[int, HeldModel] = field(default_factory=dict)
     slots: set[int] = field(default_factory=set)
+    away: set[int] = field(default_factory=set)  # slabs that were given back
 
 
 class Server:
@@ -112,7 +115,7 @@ class Server:
         self._poll.register(sock, select.POLLIN)
         self._poll.register(stop, select.POLLIN)
         self._send_lock = threading.Lock()
-        self._work: deque[Plan | Unload | Shutdown] = deque()
+        self._work: deque[Plan | Unload | ShiftSlabs | Shutdown] = deque()
         self._cuts: dict[int, int] = {}
         self._abort_count = 0
         self._last_seq = -1
@@ -140,6 +143,9 @@ class Server:
 
     def _serve(self) -> Ending:
         self.forget_rows()
+        if self._held.away:  # a new front counts on all slabs
+            self._held.driver.take(tuple(self._held.away))
+            self._held.away.clear()
         while True:
             self._receive(may_wait=not self._work)
             if self._stop.is_set:
@@ -151,6 +157,8 @@ class Server:
                 return Ending.SHUTDOWN
             if isinstance(item, Unload):
                 self._unload(item)
+            elif isinstance(item, ShiftSlabs):
+                self._shift(item)
             else:
                 self._run(item)
 
@@ -172,7 +180,7 @@ class Server:
             self._cuts[message.plan_seq] = message.after_step
         elif isinstance(message, Load | Inspect | Park):
             self.side.submit(message)
-        elif isinstance(message, Unload | Shutdown):
+        elif isinstance(message, Unload | ShiftSlabs | Shutdown):
             self._work.append(message)
         else:
             raise WireError(f"A {type(message).__name__} has no place after the handshake.")
@@ -236,6 +244,18 @@ class Server:
             return
         self._held.models.pop(request.model_id, None)
         self._send(Unloaded(request.request_id))
+
+    def _shift(self, request: ShiftSlabs) -> None:
+        driver, away = self._held.driver, self._held.away
+        try:
+            driver.give_back(request.gives)
+            away.update(request.gives)
+            driver.take(request.takes)
+            away.difference_update(request.takes)
+        except DriverError as error:
+            self._send(describe_error(request.request_id, error))
+            return
+        self._send(SlabsShifted(request.request_id))
 
     def _send(self, message: Message) -> None:
         frame = encode(message)

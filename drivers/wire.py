@@ -8,18 +8,15 @@ first byte of `Hello` and `Welcome` only (SCM_RIGHTS).
                                                            <- Welcome      your memory, my generation  [memfd]
       Opened       the driver has its memory               ->
       ------------------------------------------------------------------------------------------------
-                                                           <- Inspect, Load, Park, Unload   (request_id)
-      Inspected, LoadProgress*, Loaded, Parked, Unloaded, Failed ->                           (the same request_id)
+                                                           <- Inspect, Load, Park, Unload, ShiftSlabs   (request_id)
+      Inspected, LoadProgress*, Loaded, Parked, Unloaded, SlabsShifted, Failed ->     (the same request_id)
                                                            <- PlanMessage, at most two unanswered
-      StepDone, once per step, the last with is_last       ->
-      PlanFailed, instead                                  ->
-                                                           <- Cut, while a plan runs
-                                                           <- Shutdown
+      StepDone, the last with is_last; or PlanFailed       ->
+                                                           <- Cut, while a plan runs; Shutdown
 
 Every plan is answered by exactly one of: a `StepDone` with `is_last`, or a `PlanFailed`; or by nothing at all when it is of an older
-boot generation or was made before an abort. A plan of no steps is answered by `StepDone(step_idx=NO_STEP, is_last=True)` once its page
-moves and row changes are made.
-`Failed` with request_id 0 answers nobody: it is the worker's last word.
+boot generation or was made before an abort. A plan of no steps is answered by `StepDone(step_idx=NO_STEP, is_last=True)`, when its moves
+are made. `Failed` with request_id 0 answers nobody: it is the worker's last word.
 """
 
 from __future__ import annotations
@@ -149,6 +146,20 @@ class Unloaded(Message, frozen=True):
     request_id: int
 
 
+class ShiftSlabs(Message, frozen=True):
+    """After the plans sent before: let the device have the memory of some slabs, and have that of others again."""
+
+    request_id: int
+    gives: tuple[int, ...] = ()
+    takes: tuple[int, ...] = ()
+
+
+class SlabsShifted(Message, frozen=True):
+    """Answers ShiftSlabs."""
+
+    request_id: int
+
+
 class Park(Message, frozen=True):
     """Copy the segments of a model to these bytes of the host tier; steps go on meanwhile."""
 
@@ -212,8 +223,8 @@ class Shutdown(Message, frozen=True):
     """Finish the plan at hand, give everything back, and exit with 0."""
 
 
-ToFront = Hello | Opened | Inspected | LoadProgress | Loaded | Parked | Unloaded | Failed | StepDone | PlanFailed
-ToWorker = Welcome | Refused | Inspect | Load | Park | Unload | PlanMessage | Cut | Shutdown
+ToFront = Hello | Opened | Inspected | LoadProgress | Loaded | Parked | Unloaded | SlabsShifted | Failed | StepDone | PlanFailed
+ToWorker = Welcome | Refused | Inspect | Load | Park | Unload | ShiftSlabs | PlanMessage | Cut | Shutdown
 _encoder = msgspec.msgpack.Encoder()
 M = TypeVar("M", bound=Message)
 

@@ -57,7 +57,7 @@ class Dispatcher:
         self._told: set[int] = set()  # row slots that the device has seated, by the plans that have ended
         self._rooms = Rooms(pager)
         self._landing: asyncio.Future[None] | None = None
-        self._landed_seq, self._is_pumping = 0, False
+        self._landed_seq, self._is_pumping, self.is_held_up = 0, False, False  # held up: slabs that were given back are on their way
         self.on_crash: Callable[[str], None] = lambda _reason: None
         self.on_model_failed: Callable[[int, str], None] = lambda _model_id, _reason: None
         self.on_progress: Callable[[int, int, float], None] = lambda _prefill, _output, _compute_s: None
@@ -179,7 +179,7 @@ class Dispatcher:
         self._is_pumping = True
         try:
             with self._surviving():
-                while self._device is not None and len(self._flights) < MAX_FLIGHTS and self._send_one():
+                while self._device is not None and not self.is_held_up and len(self._flights) < MAX_FLIGHTS and self._send_one():
                     pass
         finally:
             self._is_pumping = False

@@ -11,7 +11,7 @@ import logging
 import time
 from collections.abc import Callable
 
-from kerneld.calls import FinishReason
+from kerneld.calls import FinishReason, ModelState
 from kerneld.errors import KernelError
 from kerneld.events import IntegrityLost
 from kerneld.machine import Machine
@@ -40,6 +40,7 @@ class Housekeeping:
             (TICK_S, self._apply_limits),
             (TICK_S, self._reclaim),
             (ACCOUNTS_S, self._journal_counters),
+            (ACCOUNTS_S, self._give_back),
         ]
         if self._watchdog_s is not None:
             self._duties.append((self._watchdog_s, Notifier().alive))
@@ -75,6 +76,12 @@ class Housekeeping:
                 await self._compact()
                 await self._forget_effects()
             await asyncio.sleep(min(TICK_S, self._watchdog_s or TICK_S))
+
+    def _give_back(self) -> None:
+        """Let the device have what nobody needs while there is nothing to do."""
+        machine = self._machine
+        is_loading = any(model.state is ModelState.LOADING for model in machine.models)
+        machine.idle_slabs.tick(is_idle=machine.dispatcher.is_idle and not machine.requests and not is_loading)
 
     async def _watch_books(self) -> None:
         while True:

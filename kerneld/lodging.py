@@ -134,6 +134,7 @@ class Lodging:
         machine = self.machine
         machine.seating.meter.measured(worker.copies)
         machine.dispatcher.attach(worker, machine.boot_generation)
+        machine.idle_slabs.attach(worker)
         machine.residency.attach(worker, worker.models)
         machine.dispatcher.pump()
 
@@ -143,6 +144,7 @@ class Lodging:
         machine, supervisor = self.machine, self.machine.supervisor
         if supervisor.state is not WorkerState.STOPPED:  # else we told it to leave
             machine.events.publish(WorkerLost(supervisor.command.device, supervisor.pid, reason, machine.scheduler.waiting.total))
+        machine.idle_slabs.detach()
         machine.residency.detach()
         self._lost_at = machine.clock()
         supervisor.lost(reason)

@@ -23,6 +23,7 @@ from kerneld.dispatcher import Dispatcher
 from kerneld.effects import Effects
 from kerneld.eventbus import EventBus
 from kerneld.holdings import LimitChange
+from kerneld.idleslabs import IdleSlabs
 from kerneld.models import ModelTable
 from kerneld.pins import Pins
 from kerneld.renderer import TemplateRenderer
@@ -79,6 +80,7 @@ class Machine:
     last_logs: dict[str, Request] = field(default_factory=dict)  # the latest finished request of each context, by context id
     limits: TierLimits = field(init=False)
     pins: Pins = field(init=False)
+    idle_slabs: IdleSlabs = field(init=False)
     # written by drain and stop
     is_recovered: bool = False
     is_draining: bool = False
@@ -87,6 +89,8 @@ class Machine:
     def __post_init__(self) -> None:
         self.limits = TierLimits(self.pager.ledger, self.events.publish)
         self.pins = Pins(self.pager, self.contexts, self.models, self.config.memory.device_bytes)
+
+        self.idle_slabs = IdleSlabs(self.pager, self.dispatcher, self.config.memory.idle_return_s, self.clock)
 
     def num_visible(self, context: Context) -> int:
         """Tokens of a context that may be shown: with durability `fsync`, those that are on the disk."""

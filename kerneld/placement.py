@@ -33,12 +33,14 @@ class Placement:
         self._pager = pager
         self._shelf = pager.weights[Tier.DEVICE]
         self.make_room: MakeRoom = _refuse_room
+        self.before_placing: Callable[[], Awaitable[None]] = lambda: asyncio.sleep(0)  # slabs that were given back come first
 
     async def place(self, model: Model, *, may_stream: bool) -> tuple[tuple[int, ...], tuple[int, ...]]:
         """Room for a model: the offset of each segment, -1 for streamed ones, and of the slots they go through.
 
         Raises: NeverFits, OutOfFrames, OverLimit, PagingError; nothing is changed but for the room that was made.
         """
+        await self.before_placing()
         plan = self._plan(model, may_stream=may_stream)
         for _ in range(ROOM_TRIES):
             try:

@@ -54,9 +54,7 @@ class Residency:
     """Loads and unloads models on one device."""
 
     def __init__(self, memory: MemoryConfig, models: ModelTable, pager: Pager, events: EventBus, boot_generation: int = 1) -> None:
-        self._models = models
-        self._pager = pager
-        self._events = events
+        self._models, self._pager, self._events = models, pager, events
         self._device: Device | None = None
         self._has_device = asyncio.Event()
         self._tasks: dict[str, asyncio.Task[None]] = {}
@@ -76,8 +74,9 @@ class Residency:
 
     # ------------------------------------------------------------------------------------------------------------------- the device
 
-    def bind(self, make_room: Callable[[tuple[int, ...], Tier], asyncio.Future[None]]) -> None:
-        """Say who evicts pages when weights need slabs."""
+    def bind(self, make_room: Callable[[tuple[int, ...], Tier], asyncio.Future[None]], have_slabs: Callable[[], Awaitable[None]]) -> None:
+        """Say who evicts pages when weights need slabs, and who brings slabs back that were given to the device."""
+        self._placement.before_placing = have_slabs
         self._placement.make_room = lambda places: make_room(places, Tier.DEVICE)
         self.parking.make_room = make_room
 

@@ -137,7 +137,7 @@ def _check_slabs(mapping: Mapping, shelf: WeightShelf | None, tier: Tier) -> Non
         lent += shelf.slabs()
     expect(len(lent) == len(set(lent)), "slabs 1 and weights 1, a slab is lent once")
     expect(not any(arena.is_free(slab) for slab in lent), "slabs 1, a lent slab is not free")
-    expect(arena.num_free + len(lent) == arena.num_slabs, "slabs 1, a slab is free or lent")
+    expect(arena.num_free + arena.num_away + len(lent) == arena.num_slabs, "slabs 1, a slab is free or lent")
 
 
 def _check_pages(mapping: Mapping, tier: Tier) -> Iterator[None]:

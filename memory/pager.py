@@ -272,6 +272,14 @@ class Pager:
 
     # ------------------------------------------------------------------------------------------------------------------ questions
 
+    def give_back_slabs(self) -> tuple[int, ...]:
+        """Part with every free slab of the device; they are nobody's until they came back."""
+        return self._mapping.arenas[Tier.DEVICE].send_away(keep=0)
+
+    def slabs_came_back(self, slabs: tuple[int, ...]) -> None:
+        """Slabs are there again, with anybody's bytes in them. Raises: PagingError, if they were not away."""
+        self._mapping.arenas[Tier.DEVICE].come_back(slabs)
+
     def fits(self, space_ids: tuple[int, ...], num_tokens: int, owner: str, staying: Iterable[str] | None = None) -> None:
         """See whether a context of that size could ever be wholly on the device, beside the weights that stay; None: all that are there.
 

@@ -6,7 +6,7 @@
 Every slab remembers whose bytes may still be in it (its *residue*), so that whoever gets it next knows whether it must be zeroed.
 
 Invariants
-1. Every slab is free or lent, and lent once.
+1. Every slab is free or lent, and lent once, or away: then the device has its memory.
 2. The residue of a free slab names every owner whose bytes may be in it; an empty residue means zeros.
 """
 
@@ -18,6 +18,7 @@ from functools import lru_cache
 from memory.errors import PagingError
 
 CLEAN: frozenset[str] = frozenset()
+STRANGER: frozenset[str] = frozenset(("(device)",))  # nobody knows whose bytes
 
 
 @lru_cache(maxsize=4096)
@@ -44,6 +45,12 @@ class Arena:
         self._lowest = list(range(self.num_slabs))  # a heap over the free slabs; also holds some that were lent since
         self._residues: dict[int, frozenset[str]] = {}
         self._reserved: set[int] = set()
+        self._away: set[int] = set()
+
+    @property
+    def num_away(self) -> int:
+        """How many slabs were given back to the device."""
+        return len(self._away)
 
     @property
     def total_bytes(self) -> int:
@@ -120,9 +127,24 @@ class Arena:
             self._free.difference_update(range(first, first + num_slabs))
         return first
 
+    def send_away(self, keep: int) -> tuple[int, ...]:
+        """Part with free slabs but so many; they are nobody's until they come back. The highest go first."""
+        going = sorted(self._free - self._reserved)[max(keep, 0) :]
+        self._free.difference_update(going)
+        self._away.update(going)
+        return tuple(going)
+
+    def come_back(self, slabs: tuple[int, ...]) -> None:
+        """Slabs are here again, with anybody's bytes in them. Raises: PagingError, if one was not away."""
+        if not self._away.issuperset(slabs):
+            raise PagingError(f"Some of the slabs {list(slabs)} were not away.")
+        self._away.difference_update(slabs)
+        for slab in slabs:
+            self.give_back(slab, STRANGER)
+
     def give_back(self, slab: int, residue: frozenset[str]) -> None:
         """Take a slab back, and remember whose bytes may be in it. Raises: PagingError, if it was not lent."""
-        if slab in self._free or not 0 <= slab < self.num_slabs:
+        if slab in self._free or slab in self._away or not 0 <= slab < self.num_slabs:
             raise PagingError(f"Slab {slab} was not lent.")  # invariant 1
         self._free.add(slab)
         if slab not in self._reserved:

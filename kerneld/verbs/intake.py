@@ -160,6 +160,7 @@ class Intake:
         machine.requests[request.id] = request
         machine.events.publish(RequestArrived(request.id, context.id, context.tenant, request.num_input))
         machine.scheduler.enqueue(request)
+        machine.idle_slabs.wake()
         machine.dispatcher.arrived()
 
 

@@ -44,7 +44,9 @@ from drivers.wire import (
     PlanFailed,
     PlanMessage,
     Refused,
+    ShiftSlabs,
     Shutdown,
+    SlabsShifted,
     StepDone,
     Unload,
     Unloaded,
@@ -505,3 +507,19 @@ def test_a_wish_to_stop_wakes_an_idle_server(start: Callable[..., Front]) -> Non
     front.stop.set()
 
     assert front.ending() is Ending.STOPPED
+
+
+def test_slabs_that_were_given_back_are_here_again_for_the_next_front(start: Callable[..., Front]) -> None:
+    front = start()
+    front.send(ShiftSlabs(7, gives=(1, 2)), ShiftSlabs(8, takes=(2,)), ShiftSlabs(9, takes=(2,)))
+    answers = [front.receive() for _ in range(3)]
+    assert answers[:2] == [SlabsShifted(7), SlabsShifted(8)]
+    assert isinstance(answers[2], Failed)
+    assert front.held.away == {1}
+    front.hang_up()
+    front.ending()
+
+    second = Front(front.held, front.driver, front.path, GENERATION + 1)
+    second.send(ShiftSlabs(1, gives=(1, 2)))
+    assert second.receive() == SlabsShifted(1)
+    second.close()

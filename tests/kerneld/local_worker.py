@@ -56,6 +56,7 @@ class LocalWorker:
         self.on_gone: Callable[[], None] = lambda: None
         self._held: dict[int, HeldModel] = {}
         self._slots: set[int] = set()
+        self._away: set[int] = set()  # slabs that were given back
         self._listener: DeviceListener | None = None
         self._queue: deque[Plan] = deque()
         self._plan: Plan | None = None
@@ -95,7 +96,7 @@ class LocalWorker:
         self._listener = None
         self.reason, self._is_lost = "The front is gone.", True
         heir = LocalWorker(self.spec, None, driver=self.driver)
-        heir.host_fd, heir._held, heir._slots = self.host_fd, self._held, self._slots
+        heir.host_fd, heir._held, heir._slots, heir._away = self.host_fd, self._held, self._slots, self._away
         heir.hello = msgspec.structs.replace(
             self.hello, boot_generation=self.boot_generation, opened=self.spec, models=tuple(self._held.values())
         )
@@ -107,6 +108,8 @@ class LocalWorker:
         if self._slots:
             self.driver.apply(Plan(boot_generation, seq=0, clears=tuple(sorted(self._slots))))
             self._slots.clear()
+        self.driver.take(tuple(self._away))
+        self._away.clear()
         self.boot_generation = boot_generation
         self.models = tuple(self._held.values())
 
@@ -148,6 +151,15 @@ class LocalWorker:
         self.num_unloads += 1
         self.driver.unload(model_id)
         self._held.pop(model_id, None)
+
+    async def shift_slabs(self, gives: tuple[int, ...], takes: tuple[int, ...]) -> None:
+        while self._plan is not None or self._queue:
+            await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        self._check_alive()
+        self.driver.give_back(gives)
+        self.driver.take(takes)
+        self._away = (self._away | set(gives)) - set(takes)
 
     def submit(self, plan: Plan) -> None:
         self._check_alive()

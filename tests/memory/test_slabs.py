@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from memory.errors import PagingError
-from memory.slabs import CLEAN, Arena
+from memory.slabs import CLEAN, STRANGER, Arena
 
 
 def arena() -> Arena:
@@ -81,3 +81,24 @@ def test_a_reset_arena_is_free_and_zero() -> None:
 def test_slabs_are_whole_granules() -> None:
     with pytest.raises(ValueError, match="whole granules"):
         Arena(1, 100, 16)
+
+
+def test_slabs_that_are_away_are_nobodys_until_they_come_back() -> None:
+    slabs = arena()
+    assert slabs.lend() == 0
+
+    assert slabs.send_away(keep=2) == (3, 4, 5)
+
+    assert (slabs.num_free, slabs.num_away) == (2, 3)
+    assert [slabs.lend(), slabs.lend(), slabs.lend(), slabs.lend_run(1)] == [1, 2, None, None]
+    with pytest.raises(PagingError):
+        slabs.claim(4)
+    with pytest.raises(PagingError):
+        slabs.give_back(4, CLEAN)  # invariant 1
+    slabs.come_back((3, 5))
+    assert (slabs.num_free, slabs.num_away) == (2, 1)
+    assert slabs.residue(3) == STRANGER  # invariant 2
+    with pytest.raises(PagingError):
+        slabs.come_back((3,))
+    slabs.reset()
+    assert (slabs.num_free, slabs.num_away) == (6, 0)
