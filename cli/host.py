@@ -34,6 +34,7 @@ def examine_host(config: Config) -> Iterator[Finding]:
     yield from check_cgroup(Path("/proc/self/cgroup"), CGROUP)
     yield check_open_files()
     yield from check_state_dir(config)
+    yield from check_page_file(config)
     yield from check_sockets(config)
     yield from check_model_roots(config)
     yield from check_unit()
@@ -101,6 +102,25 @@ def check_state_dir(config: Config) -> Iterator[Finding]:
     else:
         yield Finding("disk", Level.OK, f"{bytes_text(free)} free")
     yield check_fsync(place)
+
+
+def check_page_file(config: Config) -> Iterator[Finding]:
+    """Whether the disk tier has the room that it may take, beside what is reserved for the journal."""
+    most = config.memory.page_file_bytes
+    if not most:
+        return
+    path = config.kerneld.page_file or config.kerneld.state_dir / "pages"
+    place = nearest_existing(path.parent)
+    if not os.access(place, os.W_OK | os.X_OK):
+        yield Finding("page file", Level.FAIL, f"{place} cannot be written", f"Give yourself {place}, or set kerneld.page_file.")
+        return
+    taken = path.stat().st_blocks * 512 if path.exists() else 0
+    missing = most - taken + config.kerneld.disk_reserve_bytes - shutil.disk_usage(place).free
+    if missing > 0:
+        text = f"{bytes_text(missing)} short of {bytes_text(most)}"
+        yield Finding("page file", Level.WARN, text, "Lower memory.page_file_bytes; pages that find no room on disk are computed again.")
+    else:
+        yield Finding("page file", Level.OK, f"up to {bytes_text(most)} in {path}")
 
 
 def check_fsync(place: Path) -> Finding:

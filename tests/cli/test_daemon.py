@@ -14,8 +14,8 @@ from click.testing import CliRunner, Result
 from cli.daemon import cli
 from cli.doctor import check_package, version_key
 from cli.findings import Finding, Level
-from cli.host import check_cgroup, check_memory, check_sockets, check_state_dir
-from kerneld.config import Config
+from cli.host import check_cgroup, check_memory, check_page_file, check_sockets, check_state_dir
+from kerneld.config import Config, ConfigError
 from kerneld.settings import load_config
 
 
@@ -122,3 +122,14 @@ def test_every_limit_of_the_control_group_is_told(tmp_path: Path) -> None:
         ("memory.max", "limited to 1073741824"),
         ("cpu.max", "limited to 200000 100000"),
     ]
+
+
+def test_the_doctor_looks_whether_the_page_file_has_room(tmp_path: Path) -> None:
+    assert by_name(check_page_file(config_of(tmp_path))) == {}
+    assert by_name(check_page_file(config_of(tmp_path, "memory.page_file_bytes=8MiB")))["page file"] is Level.OK
+    assert by_name(check_page_file(config_of(tmp_path, "memory.page_file_bytes=900TiB")))["page file"] is Level.WARN
+
+
+def test_a_disk_tier_without_a_host_tier_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="host_bytes"):
+        config_of(tmp_path, "memory.page_file_bytes=1GiB", "memory.host_bytes=0")
