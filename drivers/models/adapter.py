@@ -35,7 +35,7 @@ from drivers.ops.reference import LoraPair, LoraRows
 from drivers.ops.table import OpTable
 
 LAYOUT_VERSION = "lora.1"  # changes with anything about how an adapter is computed
-MODULE = re.compile(r"model\.layers\.(\d{1,4})\.(self_attn|mlp)\.(\w+)_proj")
+MODULE = re.compile(r"model\.layers\.(0|[1-9]\d{0,3})\.(self_attn|mlp)\.(\w+)_proj")
 STACKS = {"qkv": ("q", "k", "v"), "output": ("o",), "gate_up": ("gate", "up"), "down": ("down",)}
 PLACE_OF = {name: place for place, names in STACKS.items() for name in names}
 BLOCK_OF = {name: "self_attn" if name in "qkvo" else "mlp" for name in PLACE_OF}

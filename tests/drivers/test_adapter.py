@@ -10,10 +10,11 @@ import msgspec
 import pytest
 import torch
 import transformers
+from safetensors.torch import load_file, save_file
 
 from drivers.contract import InspectSpec, LoadSpec, ModelSpec, OpenSpec, RowStart
 from drivers.cpu import CpuDriver
-from drivers.errors import ModelCorrupt, PlanRejected, UnknownModel
+from drivers.errors import ModelCorrupt, ModelUnsupported, PlanRejected, UnknownModel
 from drivers.hostmem import HostMemory
 from drivers.models.adapter import AdapterWeights, LoraBatch, load_adapter, open_adapter
 from drivers.models.loader import Target
@@ -199,6 +200,30 @@ def test_an_adapter_outlives_its_base_and_serves_it_again(llama: transformers.Pr
     rig.adopt()
     rig.free = rig.free[::2]
     assert rig.together([(prompt_of(25), 2)], 8) == before
+
+
+def test_an_adapter_of_a_streamed_base_says_what_it_says_of_a_resident_one(llama: transformers.PreTrainedModel, tmp_path: Path) -> None:
+    save_adapter(tmp_path / "a", llama)
+    rig = AdapterRig(tmp_path / "base")
+    rig.adapt(2, tmp_path / "a")
+    rows = [(prompt_of(25, 1), 2), (prompt_of(25, 2), 0)]
+    resident = rig.together(rows, 8)
+    rig.driver.unload(1)
+    first, *_, end = rig.spec.segments
+    whole = [-(-segment.size_bytes // GRANULE_BYTES) * GRANULE_BYTES for segment in (first, end)]
+    slots = (sum(whole), sum(whole) + (1 << 18))
+    offsets = (0, *[-1] * (len(rig.spec.segments) - 2), whole[0])
+    rig.driver.load(LoadSpec(1, InspectSpec(str(rig.directory)), rig.space_ids, offsets, slots), lambda done, total: None)
+    assert rig.together(rows, 8) == resident
+
+
+def test_two_spellings_of_one_linear_are_refused(llama: transformers.PreTrainedModel, tmp_path: Path) -> None:
+    save_adapter(tmp_path / "a", llama, target_modules="all-linear")
+    tensors = load_file(tmp_path / "a" / "adapter_model.safetensors")
+    again = {name.replace("layers.0.", "layers.00."): tensor.clone() for name, tensor in tensors.items() if "layers.0." in name}
+    save_file({**tensors, **again}, tmp_path / "a" / "adapter_model.safetensors")
+    with pytest.raises(ModelUnsupported, match=r"layers\.00"):
+        open_adapter(InspectSpec(str(tmp_path / "a"), base=str(tmp_path / "base")), torch.float32)
 
 
 @pytest.mark.parametrize("problem", ["no base", "taken", "spaces", "offset"])
