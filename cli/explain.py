@@ -71,8 +71,10 @@ def lines_of(told: Explanation) -> Iterator[str]:
 
 def holder_text(holding: Holding) -> str:
     """Who holds something."""
-    if holding.kind == "weights":
-        return f"model {holding.name}"
+    if holding.kind in ("weights", "adapter"):
+        return f"{'model' if holding.kind == 'weights' else 'adapter'} {holding.name}"
+    if holding.state == "cache":
+        return f"prefixes of {holding.owner} that nobody uses now"
     named = f"context {short(holding.name)}" if holding.name else "a context"
     return f"{named} of {holding.owner} ({holding.state})"
 

@@ -8,7 +8,7 @@ from kerneld.context import Context
 from kerneld.holdings import Holding
 from kerneld.machine import Machine
 from kerneld.models import Model
-from kerneld.placement import WEIGHTS_OWNER
+from kerneld.placement import WEIGHTS_OWNER, kind_of
 from memory.kept import kept_pages
 from memory.ledger import Kind, lineage
 from memory.mapping import frame_bytes, frame_of
@@ -50,7 +50,9 @@ def reclaimable_bytes(machine: Machine, tier: Tier, taker: str, but: PageTable |
         for page in pages
         if frame_of(page, tier) is not None and page not in kept and page not in own and not any(holder.pins for holder in page.holders)
     }
-    return sum(size_of.values())
+    cached = machine.pager.sharing.cached_bytes(tier).items()
+    ledger = machine.pager.ledger
+    return sum(size_of.values()) + sum(size for owner, size in cached if not ledger.is_guaranteed(owner, taker, tier, size))
 
 
 def missing_bytes(machine: Machine, context: Context, num_more: int) -> int:
@@ -72,8 +74,17 @@ def has_active(machine: Machine, model: Model) -> bool:
     return any(context.is_active and model.name in context.models for context in machine.contexts)
 
 
+def held_bytes(machine: Machine, model: Model, tier: Tier) -> int:
+    """Bytes of the slabs that a model's weights have in a tier: those of a streamed model are fewer than its weights."""
+    shelf = machine.pager.weights.get(tier)
+    return shelf.held_bytes() - shelf.held_bytes((model.name,)) if shelf is not None else 0
+
+
 def model_bytes(machine: Machine, model: Model) -> int:
-    """Bytes of the slabs that a model's weights take on the device."""
+    """Bytes of the slabs that a model's weights take when they are in place, as a whole if they are not."""
+    held = held_bytes(machine, model, Tier.DEVICE)
+    if held:
+        return held
     slab_bytes = machine.config.memory.slab_bytes
     return -(-model.size_bytes // slab_bytes) * slab_bytes
 
@@ -93,11 +104,12 @@ def _of_cache(machine: Machine, tier: Tier, path: str) -> Iterator[Holding]:
 
 
 def _of_models(machine: Machine, tier: Tier, path: str) -> Iterator[Holding]:
-    if tier is not Tier.DEVICE or (path and path not in lineage(WEIGHTS_OWNER)):
+    if path and path not in lineage(WEIGHTS_OWNER):
         return
     for model in machine.models:
-        if model.is_resident:
-            yield Holding("device", WEIGHTS_OWNER, Kind.WEIGHTS.value, model.name, model.state.value, model_bytes(machine, model))
+        size_bytes = held_bytes(machine, model, tier)
+        if size_bytes:
+            yield Holding(tier.name.lower(), WEIGHTS_OWNER, kind_of(model).value, model.name, model.state.value, size_bytes)
 
 
 def _page_bytes(table: PageTable, group: int, tier: Tier) -> int:
