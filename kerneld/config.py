@@ -165,8 +165,6 @@ def check_config(config: Config) -> None:
     if memory.slab_bytes > memory.device_bytes:
         raise ConfigError(f"memory.slab_bytes ({memory.slab_bytes}) is larger than memory.device_bytes ({memory.device_bytes}).")
     _check_disk_tier(memory)
-    if memory.page_file_bytes and not memory.host_bytes:
-        raise ConfigError("memory.page_file_bytes needs memory.host_bytes: pages go to disk and come back through the host tier.")
     if kernel.max_step_tokens < kernel.max_rows:
         raise ConfigError(
             f"kerneld.max_step_tokens ({kernel.max_step_tokens}) gives kerneld.max_rows ({kernel.max_rows}) rows less than a token each."
