@@ -119,5 +119,6 @@ class Machine:
         self.admission.remove(path)
         self.scheduler.remove_tenant(path)
         self.limits.remove(path)
+        self.pager.sharing.forget_cache(path)
         self.pager.scrub(path)
         self.dispatcher.pump()

@@ -23,6 +23,7 @@ from typing import NamedTuple
 from memory.decisions import Decision, DecisionRing, Way
 from memory.pace import Allowance, CopyPace
 from memory.page import Space
+from memory.retention import is_cached
 from memory.table import Page, PageTable
 
 FORGET = 0.8  # what the old figure keeps when a new one of some size comes
@@ -146,6 +147,8 @@ class Costs:
 
         One that stands before a page that was kept is kept too: invariant 3 would lose that one with it.
         """
+        if is_cached(page):
+            return False
         for table in page.holders:
             pages = table.pages[page.group]
             if page.idx + 1 < len(pages) and pages[page.idx + 1].is_below:

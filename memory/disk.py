@@ -95,7 +95,7 @@ class Disk:
         pinned: list[Page] = []
         met: set[Page] = set()  # a page that many share is looked at once
         for table in tables:
-            is_hot = table.pins or table.is_awaited or table.is_buried
+            is_hot = table.pins or table.is_awaited or table.is_buried or table.is_cache
             for page in tail_first(table) if _has_unsaved(table) and not is_hot else ():
                 if page not in met and self._may_spill(page):
                     met.add(page)

@@ -84,11 +84,12 @@ class Draft:
     # ------------------------------------------------------------------------------------------------------------------ frames
 
     def alloc(self, space_id: int, tier: Tier) -> int | None:
-        """Take a free frame, or None."""
+        """Take a free frame, or that of a cached page, or None."""
         pool = self._mapping.pool(space_id, tier)
         frame = pool.alloc()
-        if frame is not None:
-            self._undo.append(partial(pool.free, frame))
+        if frame is None:
+            return self._mapping.retention.give(space_id, tier, self)
+        self._undo.append(partial(pool.free, frame))
         return frame
 
     def take_over(self, space_id: int, tier: Tier, frame: int) -> None:

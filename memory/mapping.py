@@ -19,6 +19,7 @@ from memory.frames import FramePool
 from memory.ledger import Ledger
 from memory.page import Space, Tier
 from memory.prefixindex import PrefixIndex
+from memory.retention import Retention
 from memory.slabs import Arena
 from memory.table import Page, PageTable
 
@@ -37,6 +38,7 @@ class Mapping:
         self.num_changes = 0  # of pages, frames and holders
         self.spaces: dict[int, Space] = {}
         self.index = PrefixIndex()
+        self.retention = Retention(config.prefix_cache_bytes)
         self._pools: dict[Tier, dict[int, FramePool]] = {tier: {} for tier in TIERS}
         self._pages: dict[Tier, dict[int, Page]] = {tier: {} for tier in TIERS}
         self.departed: list[Page] = []  # from the device, since somebody looked and cleared it

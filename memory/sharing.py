@@ -17,7 +17,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from memory.flights import Flights
-from memory.mapping import Mapping
+from memory.mapping import Mapping, frame_bytes, frame_of
+from memory.page import Tier
+from memory.retention import is_cached
 from memory.table import Page, PageTable
 from memory.tables import Tables
 
@@ -52,6 +54,34 @@ class Sharing:
         table.num_filled = max(table.num_filled, idx)
         return idx * table.page_tokens
 
+    def retain(self, table: PageTable) -> None:
+        """A context has ended: keep the full pages of its table as a cache of its owner, as far as that is allowed; the rest goes."""
+        retention = self._mapping.retention
+        num_tokens = min(table.num_filled * table.page_tokens, table.intact_tokens()) if retention.is_on else 0
+        if not num_tokens:
+            self._tables.drop(table)
+            return
+        self._tables.truncate(table, num_tokens)
+        table.is_suspended = table.is_buried = table.is_awaited = False
+        table.num_pinned = 0
+        for gone in retention.keep(table):
+            self._tables.drop(gone)
+
+    def forget_cache(self, owner: str) -> None:
+        """Drop what is cached of an owner."""
+        for table in self._mapping.retention.forget(owner):
+            self._tables.drop(table)
+
+    def cached_bytes(self, tier: Tier) -> dict[str, int]:
+        """Bytes of a tier in pages that nobody but the cache holds, by owner."""
+        held: dict[str, int] = {}
+        for table in self._mapping.retention.tables:
+            for pages, space in zip(table.pages, table.spaces, strict=True):
+                num_pages = sum(frame_of(page, tier) is not None and page.holders[0] is table and is_cached(page) for page in pages)
+                if num_pages:
+                    held[table.owner] = held.get(table.owner, 0) + num_pages * frame_bytes(space, tier)
+        return held
+
     def _find(self, table: PageTable, link: bytes) -> list[Page] | None:
         pages = [self._mapping.index.find(space_id, link) for space_id in table.space_ids]
         known = [page for page in pages if page is not None]
@@ -59,6 +89,7 @@ class Sharing:
 
     def _take(self, table: PageTable, known: Page, *, is_kept: bool) -> None:
         """Put a known page into its place of a table, unless the table has that page, or another one that is whole."""
+        self._mapping.retention.touch(known)
         pages = table.pages[known.group]
         if known.idx == len(pages):
             self._mapping.attach(known, table)

@@ -155,6 +155,7 @@ class PageTable:
         "holds",
         "is_awaited",
         "is_buried",
+        "is_cache",
         "is_dropped",
         "is_suspended",
         "label",
@@ -198,6 +199,7 @@ class PageTable:
         self.holds: list[list[Page]] = []  # pages whose host copies somebody reads
         self.pins = 0  # outstanding plans that want it
         self.num_pinned = 0  # leading pages that go last of its owner's
+        self.is_cache = False  # its context has ended: it is kept as long as nobody needs the room
         self.is_suspended = False
         self.is_buried = False  # it is to leave device and host
         self.is_awaited = False  # its pages were fetched, and wait for the plan that wants them

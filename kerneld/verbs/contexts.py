@@ -155,7 +155,7 @@ class ContextVerbs:
         machine.contexts.remove(context)
         machine.last_logs.pop(context.id, None)
         if context.table is not None:
-            machine.pager.drop(context.table)
+            machine.pager.sharing.retain(context.table)
             context.table, context.chain = None, None
         context.move(ContextState.FREED)
         machine.events.publish(ContextFreed(context.id, context.tenant))

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from kerneld.calls import Caller, ContextState
+from kerneld.config import Config
+from kerneld.inventory import holdings_of
 from kerneld.prefixes import Prefixes
+from memory.page import Tier
 from tests.kerneld.local_worker import Script
-from tests.kerneld.rig import ANN, BOB, PAGE_TOKENS, Output, Rig, Sizes, in_loop, oracle, prompt_of, running
+from tests.kerneld.rig import ADMIN, ANN, BOB, PAGE_TOKENS, Output, Rig, Sizes, in_loop, oracle, prompt_of, running
 
 SYSTEM = prompt_of(1, 512)
-SIZES = Sizes(device_slabs=128, host_slabs=128, max_rows=32)
+SIZES = Sizes(device_slabs=300, host_slabs=16, max_rows=32)
 
 
 def computed(rig: Rig) -> int:
@@ -124,6 +128,7 @@ async def test_who_waits_for_pages_is_blocked_and_stops_nobody(tmp_path: Path) -
         rig.worker.hold()
         ids = [await rig.alloc() for _ in range(3)]
         tasks = [rig.begin(ids[0], (*SYSTEM, 7)), rig.begin(ids[1], (*SYSTEM, 8)), rig.begin(ids[2], prompt_of(9, 4))]
+        rig.worker.let(2)
         await rig.until(lambda: len(rig.machine.dispatcher.composer.seats) == 2)
 
         waiter, maker = (rig.machine.requests[rig.stat(each).active_request] for each in ids[1::-1])
@@ -252,3 +257,55 @@ async def test_hits_are_counted(tmp_path: Path) -> None:
 
         assert "kerneld_prefix_cache_queries_total 120.0" in page
         assert "kerneld_prefix_cache_hits_total 78.0" in page
+
+
+class CachingRig(Rig):
+    """Keeps pages of freed contexts."""
+
+    def config(self) -> Config:
+        config = super().config()
+        return replace(config, memory=replace(config.memory, prefix_cache_bytes=1 << 16))
+
+
+@in_loop
+async def test_a_freed_context_leaves_its_pages_to_the_next_of_its_tenant(tmp_path: Path) -> None:
+    prompt = prompt_of(19, 40)
+    async with running(CachingRig(tmp_path)) as rig:
+        first = await rig.alloc()
+        await rig.infer(first, prompt)
+        await rig.kernel.free(ANN, first)
+        before = computed(rig)
+
+        own = await rig.infer(await rig.alloc(), prompt)
+        foreign = await rig.infer(await rig.alloc(BOB), prompt, caller=BOB)
+
+        assert own.tokens == foreign.tokens == oracle(prompt, 8)
+        assert (cached(own), cached(foreign)) == (39, 0)
+        assert computed(rig) - before == 1 + 40
+
+
+@in_loop
+async def test_what_is_cached_is_shown_and_goes_with_its_tenant(tmp_path: Path) -> None:
+    async with running(CachingRig(tmp_path)) as rig:
+        context = await rig.alloc(BOB)
+        await rig.infer(context, prompt_of(20, 40), caller=BOB)
+        await rig.kernel.free(BOB, context)
+        held = [(holding.owner, holding.state) for holding in holdings_of(rig.machine, Tier.DEVICE) if holding.kind == "kv"]
+
+        await rig.kernel.remove_tenant(ADMIN, "lab/bob", False)
+        await rig.settle()
+
+        assert held == [("lab/bob", "cache")]
+        assert not [holding for holding in holdings_of(rig.machine, Tier.DEVICE) if holding.kind == "kv"]
+        assert rig.machine.pager.ledger.used("lab/bob", Tier.DEVICE) == 0
+
+
+@in_loop
+async def test_the_cache_makes_room_for_whoever_runs(tmp_path: Path) -> None:
+    async with running(CachingRig(tmp_path, Sizes(device_slabs=4, host_slabs=2))) as rig:
+        for seed in range(12):
+            context = await rig.alloc()
+            output = await rig.infer(context, prompt_of(30 + seed, 60))
+            assert output.tokens == oracle(prompt_of(30 + seed, 60), 8)
+            await rig.kernel.free(ANN, context)
+            rig.check()

@@ -81,6 +81,11 @@ def tokens_in(stamps: set[int]) -> set[int]:
     return {stamp & 0xFFFFFF for stamp in stamps}
 
 
+def shelf_of(name: str) -> Tier:
+    """Where weights of that name lie."""
+    return Tier.HOST if name.startswith("h") else Tier.DEVICE
+
+
 class KeyMismatch(Exception):
     """A move found another page in the host tier than it was told."""
 
@@ -152,8 +157,8 @@ class Worker:
         payload = bytes(self.bytes[tier][self.payload(space_id, tier, frame)])
         return [set(struct.unpack(f"<{size // 4}I", payload[idx * size : (idx + 1) * size])) for idx in range(PAGE_TOKENS)]
 
-    def fill(self, start: int, size: int, word: int) -> None:
-        self.bytes[Tier.DEVICE][start : start + size] = struct.pack("<I", word) * (size // 4)
+    def fill(self, start: int, size: int, word: int, tier: Tier = Tier.DEVICE) -> None:
+        self.bytes[tier][start : start + size] = struct.pack("<I", word) * (size // 4)
 
 
 @dataclass
@@ -223,6 +228,7 @@ class PagerContent(RuleBasedStateMachine):
             device_high=0.8,
             host_low=0.3,
             host_high=0.6,
+            prefix_cache_bytes=SLAB if host % 2 else 0,
         )
         self.pager = Pager(config)
         if device % 2:  # the test's way to have pages move in so small an arena
@@ -327,7 +333,7 @@ class PagerContent(RuleBasedStateMachine):
 
     def join(self, kin: set[int]) -> None:
         """Whoever shares a page may write into it when the others left: its kin's frames may hold its stamps from now on."""
-        for ctx in self.live():
+        for ctx in self.ctxs:
             if ctx.kin & kin:
                 ctx.kin = kin = ctx.kin | kin
 
@@ -354,9 +360,9 @@ class PagerContent(RuleBasedStateMachine):
         won = self.pager.sharing.share(ctx.table, ctx.valid, self.keys_of(ctx, max(len(ctx.tokens) - cut, 0)))
         assert ctx.valid <= won <= len(ctx.tokens), "nothing is lost by sharing"
         ctx.valid = ctx.reach = won
-        held = [{id(page) for pages in other.table.pages for page in pages} for other in self.live()]
-        own = held[self.live().index(ctx)]
-        self.join({stamp for other, pages in zip(self.live(), held, strict=True) if pages & own for stamp in other.kin})
+        held = [{id(page) for pages in other.table.pages for page in pages} for other in self.ctxs]
+        own = held[self.ctxs.index(ctx)]
+        self.join({stamp for other, pages in zip(self.ctxs, held, strict=True) if pages & own for stamp in other.kin})
         self.num_changes += 1
 
     @rule(number=st.integers(0, 9), cut=st.integers(0, 9))
@@ -376,7 +382,7 @@ class PagerContent(RuleBasedStateMachine):
     def drop(self, number: int, chance: int) -> None:
         ctx = self.pick(number)
         if ctx is not None and chance == 0:
-            self.pager.drop(ctx.table)
+            (self.pager.drop if number % 2 else self.pager.sharing.retain)(ctx.table)
             ctx.is_dropped = True
             self.num_changes += 1
 
@@ -669,48 +675,49 @@ class PagerContent(RuleBasedStateMachine):
         self.void(0)
         self.pager.lose_device()
         self.worker.bytes[Tier.DEVICE] = bytearray(NUM_DEVICE_SLABS * SLAB)
-        self.weights.clear()
+        self.weights = {name: placed for name, placed in self.weights.items() if shelf_of(name) is Tier.HOST}
         self.num_changes += 1
         for ctx in self.live():
             self.settle(ctx)
 
     # ------------------------------------------------------------------------------------------------------------------ weights
 
-    @rule(name=st.sampled_from(("m1", "m2", "")), sizes=st.lists(st.sampled_from((32, 100, 128, 200)), min_size=1, max_size=2))
+    @rule(name=st.sampled_from(("m1", "m2", "h1", "h2", "")), sizes=st.lists(st.sampled_from((32, 100, 128, 200)), min_size=1, max_size=2))
     def place_weights(self, name: str, sizes: list[int]) -> None:
         if not name:
             for placed in list(self.weights):
-                self.pager.weights[Tier.DEVICE].release(placed)
+                self.pager.weights[shelf_of(placed)].release(placed)
                 del self.weights[placed]
         elif name in self.weights:
-            self.pager.weights[Tier.DEVICE].release(name)
+            self.pager.weights[shelf_of(name)].release(name)
             del self.weights[name]
         else:
             try:
-                offsets = self.pager.weights[Tier.DEVICE].place(name, "models", tuple(sizes))
+                offsets = self.pager.weights[shelf_of(name)].place(name, "models", tuple(sizes))
             except (OutOfFrames, NeverFits):
                 return
             self.weights[name] = tuple(sizes), offsets
             for size, offset in zip(sizes, offsets, strict=True):
-                self.worker.fill(offset, size, WEIGHTS)
+                self.worker.fill(offset, size, WEIGHTS, shelf_of(name))
         self.num_changes += 1
 
     @precondition(lambda self: not self.flights and not self.weights)
     @rule(size=st.sampled_from((100, 200, 300)), chance=st.integers(0, 2))
     def make_room(self, size: int, chance: int) -> None:
-        if chance:
+        if chance == 1:
             return
+        name = "h1" if chance else "m1"
         before = snapshot(self.pager, self.ctxs)
         try:
-            plan = self.pager.plan_room(self.seq + 1, (size,))
+            plan = self.pager.plan_room(self.seq + 1, (size,), shelf_of(name))
         except (OutOfFrames, NeverFits):
             assert before.is_back(snapshot(self.pager, self.ctxs))
             return
         self.seq += 1
         self.flights.append(Flight(plan, [], before, self.num_changes))
         self.commit()
-        self.place_weights("m1", [size])
-        assert "m1" in self.weights, "after its commit the weights can be placed"
+        self.place_weights(name, [size])
+        assert name in self.weights, "after its commit the weights can be placed"
 
     # ------------------------------------------------------------------------------------------------------------------ what holds
 
@@ -759,9 +766,9 @@ class PagerContent(RuleBasedStateMachine):
 
     @invariant()
     def weights_are_not_written(self) -> None:
-        for sizes, offsets in self.weights.values():
+        for name, (sizes, offsets) in self.weights.items():
             for size, offset in zip(sizes, offsets, strict=True):
-                assert set(self.worker.bytes[Tier.DEVICE][offset : offset + size]) == {0xEE}
+                assert set(self.worker.bytes[shelf_of(name)][offset : offset + size]) == {0xEE}
 
     def teardown(self) -> None:
         """Everything is in place at the end, and nothing is left of who leaves."""
@@ -777,9 +784,10 @@ class PagerContent(RuleBasedStateMachine):
         for ctx in self.live():
             self.pager.drop(ctx.table)
         for owner in (*OWNERS, "models"):
+            self.pager.sharing.forget_cache(owner)
             self.pager.scrub(owner)
         for name in self.weights:
-            self.pager.weights[Tier.DEVICE].release(name)
+            self.pager.weights[shelf_of(name)].release(name)
         for _ in range(2):
             self.seq += 1
             self.worker.apply(self.pager.plan(self.seq, []))
@@ -825,8 +833,8 @@ WALK: tuple[tuple[str, int, dict[str, Sequence[object]]], ...] = (
     ("bury", 3, {"number": range(10), "whole": (False, True)}),
     ("scrub", 1, {"owner": OWNERS}),
     ("lose_device", 1, {"runs": (False, True), "chance": range(3)}),
-    ("place_weights", 2, {"name": ("m1", "m2", ""), "sizes": [[32], [100, 32], [128, 200], [200]]}),
-    ("make_room", 1, {"size": (100, 200, 300), "chance": (0,)}),
+    ("place_weights", 2, {"name": ("m1", "m2", "h1", "h2", ""), "sizes": [[32], [100, 32], [128, 200], [200]]}),
+    ("make_room", 1, {"size": (100, 200, 300), "chance": (0, 2)}),
 )
 
 
