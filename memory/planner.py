@@ -84,6 +84,9 @@ class Planner:
         except PagingError:
             draft.undo()
             raise
+        if tier is Tier.HOST:  # what waits to be copied down would lie in the way again
+            self._flights.issue(draft)
+            return self._sent(draft)
         return self._issue(draft, sweep, has_rows=True)
 
     def could_place(self, sizes: tuple[int, ...], without: Iterable[str]) -> bool:
@@ -133,6 +136,9 @@ class Planner:
         self._ahead.drain(draft, sweep, allowance, has_rows=has_rows)
         self.compactor.drain(draft, allowance)
         self.scrubber.queue(draft)
+        return self._sent(draft)
+
+    def _sent(self, draft: Draft) -> PagePlan:
         self._aborted = []
         self._costs.note_dropped(page for page in self._mapping.departed if page.is_lost and page.num_reached)
         return replace(draft.page_plan(), evictions=self._evictions())
