@@ -6,7 +6,7 @@ books that moved on says nothing.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from dataclasses import dataclass
 from itertools import islice
 
@@ -45,8 +45,8 @@ class Books:
         )
 
 
-def integrity_steps(books: Books) -> Iterator[None]:
-    """Check every numbered invariant, a slice at a time; ends early when the books changed in between.
+def integrity_steps(books: Books) -> Generator[None, None, bool]:
+    """Check every numbered invariant, a slice at a time; ends early, and returns False, when the books changed in between.
 
     Raises: PagingError, naming the one that does not hold.
     """
@@ -54,7 +54,8 @@ def integrity_steps(books: Books) -> Iterator[None]:
     for _ in _steps(books):
         yield
         if books.mark() != mark:
-            return
+            return False
+    return True
 
 
 def _steps(books: Books) -> Iterator[None]:
@@ -69,6 +70,7 @@ def _steps(books: Books) -> Iterator[None]:
         yield from _check_ledger(mapping, books.shelves.get(tier), tier)
     _check_transfers(books)
     yield from _check_pins(books.flights, books.tables)
+    yield from _check_index(mapping)
 
 
 def expect(holds: bool, invariant: str) -> None:
@@ -199,4 +201,12 @@ def _check_pins(flights: Flights, tables: Iterable[PageTable]) -> Iterator[None]
     for table in tables:
         is_free = not table.pins and not any(page.pins for pages in table.pages for page in pages)
         expect(is_free, "draft 3 and pager 2, nothing is pinned when no plan is on its way")
+        yield
+
+
+def _check_index(mapping: Mapping) -> Iterator[None]:
+    problems = mapping.index.problems()
+    while part := list(islice(problems, SLICE)):
+        for problem in part:
+            expect(not problem, f"prefix index {problem}")
         yield

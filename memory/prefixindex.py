@@ -17,6 +17,7 @@ Every change costs O(1); a look costs O(1) and a few pages more where the oldest
 from __future__ import annotations
 
 import itertools
+from collections.abc import Iterator
 
 from memory.table import Page
 
@@ -75,15 +76,17 @@ class PrefixIndex:
         """Whether a place is known in every group."""
         return all((space_id, link) in self._pages for space_id in space_ids)
 
-    def broken(self) -> str:
-        """The invariant that does not hold, or nothing; walks the whole index."""
+    def problems(self) -> Iterator[str]:
+        """Look at one page after the other, and say of each which invariant does not hold: nothing, if all do."""
         for page, link in self._links.items():
             if page.is_lost or page.is_parked or not is_whole(page):
-                return f"1, page {page.idx} of space {page.space_id} is somewhere and whole"
-            if page not in self._pages.get((page.space_id, link), ()):
-                return f"2, page {page.idx} of space {page.space_id} stands under its link"
+                yield f"1, page {page.idx} of space {page.space_id} is somewhere and whole"
+            elif page not in self._pages.get((page.space_id, link), ()):
+                yield f"2, page {page.idx} of space {page.space_id} stands under its link"
+            else:
+                yield ""
         is_even = sum(map(len, self._pages.values())) == len(self._links) and all(self._pages.values())
-        return "" if is_even else "2, every link has pages that stand under it alone"
+        yield "" if is_even else "2, every link has pages that stand under it alone"
 
 
 def is_whole(page: Page) -> bool:
