@@ -65,7 +65,7 @@ def lines_of(told: Explanation) -> Iterator[str]:
         yield from (f"  {bytes_text(holding.bytes):>9}  {holder_text(holding)}" for holding in told.holders)
     if told.remedies:
         yield ""
-        yield "what would help, the smallest change first"
+        yield "what would help, all of it together" if told.remedies[0].is_part else "what would help, the smallest change first"
         yield from (f"  - {remedy.text}" for remedy in told.remedies)
 
 

@@ -10,7 +10,7 @@ They come smallest first: by what they cost others, in bytes. Contexts are named
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from kerneld.context import Context
 from kerneld.inventory import freed_bytes, has_active, is_busy, model_bytes
@@ -21,6 +21,7 @@ from memory.page import Tier
 from memory.remedy import Action, Remedy
 
 MOST = 3
+MOST_PARTS = 8
 
 Shortage = OutOfFrames | NeverFits | OverLimit
 
@@ -49,7 +50,9 @@ def remedies_of(machine: Machine, shortage: Shortage, needer: Needer) -> list[Re
     else:
         missing = max(shortage.needed_bytes - shortage.free_bytes, 1)
         found = list(_no_room(machine, Tier[shortage.tier.upper()], missing, needer))
-    return found[:MOST]
+    if found and found[0].is_part:
+        return [remedy for remedy in found if remedy.is_part][:MOST_PARTS]
+    return [remedy for remedy in found if not remedy.is_part][:MOST]
 
 
 def _over_limit(machine: Machine, shortage: OverLimit, needer: Needer) -> Iterator[Remedy]:
@@ -110,7 +113,7 @@ def _enough(candidates: Iterator[Remedy], missing: int) -> list[Remedy]:
         return alone[: MOST - 1]
     together: list[Remedy] = []
     for remedy in reversed(ranked):
-        together.append(remedy)
+        together.append(replace(remedy, is_part=True))
         if sum(each.size_bytes for each in together) >= missing:
             return together
     return []

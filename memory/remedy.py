@@ -22,13 +22,17 @@ class Action(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Remedy:
-    """One change. `size_bytes` is what it frees, or the new size of what it sets; an empty subject is one that the reader may not know."""
+    """One change. `size_bytes` is what it frees, or the new size of what it sets; an empty subject is one that the reader may not know.
+
+    `is_part`: it helps only together with the others that are parts.
+    """
 
     action: Action
     tier: str
     size_bytes: int
     owner: str = ""
     subject: str = ""
+    is_part: bool = False
 
     @property
     def text(self) -> str:
@@ -56,6 +60,10 @@ def size_text(size_bytes: int) -> str:
 
 
 def sentence(remedies: Iterable[Remedy]) -> str:
-    """The smallest change that would fit, as a sentence; empty if none is known."""
-    first = next(iter(remedies), None)
-    return f"What would help: {first.text}." if first is not None else ""
+    """The smallest change that would fit, as a sentence, or those that do together; empty if none is known."""
+    found = list(remedies)
+    if not found:
+        return ""
+    if not found[0].is_part:
+        return f"What would help: {found[0].text}."
+    return f"What would help, together: {'; '.join(remedy.text for remedy in found if remedy.is_part)}."

@@ -100,7 +100,13 @@ def explanation(item: Explanation) -> pb.Explanation:
         holders=map(holding, item.holders),
         remedies=[
             pb.Remedy(
-                action=each.action.value, tier=each.tier, bytes=each.size_bytes, owner=each.owner, subject=each.subject, text=each.text
+                action=each.action.value,
+                tier=each.tier,
+                bytes=each.size_bytes,
+                owner=each.owner,
+                subject=each.subject,
+                text=each.text,
+                is_part=each.is_part,
             )
             for each in item.remedies
         ],

@@ -87,7 +87,7 @@ EXPLANATION = memory_values.Explanation(
     placements=(memory_values.Placement("host", 3 << 20, 2), memory_values.Placement("nowhere", 0, 1)),
     obstacles=(memory_values.Obstacle("FRAMES", "it needs 12 MiB more of the device.", "device", "", 12 << 20, 0, 0),),
     holders=(HOLDING, replace(HOLDING, name="small", kind="weights", owner="models"), replace(HOLDING, name="", bytes=1 << 20)),
-    remedies=(memory_values.Remedy("unload", "device", 14 << 20, "models", "small", "unload the model small (14 MiB)"),),
+    remedies=(memory_values.Remedy("unload", "device", 14 << 20, "models", "small", "unload the model small (14 MiB)", False),),
     queue=memory_values.QueuePlace(2, 3, 5, 1, 700),
 )
 BOOKS = memory_values.PartChecked("books", 12, "pages", 0, ())

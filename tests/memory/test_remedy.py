@@ -38,6 +38,12 @@ def test_every_remedy_is_an_order_that_a_person_can_follow(remedy: Remedy, text:
     assert remedy.text == text
 
 
+def test_changes_that_help_together_are_said_together() -> None:
+    parts = [Remedy(Action.UNLOAD, "device", size, "models", name, is_part=True) for name, size in (("a", 20), ("b", 10))]
+
+    assert sentence(parts) == "What would help, together: unload the model a (20 B); unload the model b (10 B)."
+
+
 def test_an_error_says_once_what_would_help() -> None:
     error = OutOfFrames("device", 10, 4, (Holder("lab", 6),))
     unload = Remedy(Action.UNLOAD, "device", 12, "models", "toy")

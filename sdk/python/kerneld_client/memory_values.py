@@ -116,7 +116,7 @@ class Obstacle:
 
 @dataclass(frozen=True, slots=True)
 class Remedy:
-    """One change that would help; `text` says it to a person."""
+    """One change that would help; `text` says it to a person. `is_part`: it helps only together with the others that are parts."""
 
     action: str
     tier: str
@@ -124,6 +124,7 @@ class Remedy:
     owner: str
     subject: str
     text: str
+    is_part: bool
 
 
 @dataclass(frozen=True, slots=True)

@@ -1385,20 +1385,22 @@ class Obstacle(_message.Message):
     def __init__(self, code: _Optional[str] = ..., text: _Optional[str] = ..., tier: _Optional[str] = ..., owner: _Optional[str] = ..., needed_bytes: _Optional[int] = ..., available_bytes: _Optional[int] = ..., limit_bytes: _Optional[int] = ...) -> None: ...
 
 class Remedy(_message.Message):
-    __slots__ = ("action", "tier", "bytes", "owner", "subject", "text")
+    __slots__ = ("action", "tier", "bytes", "owner", "subject", "text", "is_part")
     ACTION_FIELD_NUMBER: _ClassVar[int]
     TIER_FIELD_NUMBER: _ClassVar[int]
     BYTES_FIELD_NUMBER: _ClassVar[int]
     OWNER_FIELD_NUMBER: _ClassVar[int]
     SUBJECT_FIELD_NUMBER: _ClassVar[int]
     TEXT_FIELD_NUMBER: _ClassVar[int]
+    IS_PART_FIELD_NUMBER: _ClassVar[int]
     action: str
     tier: str
     bytes: int
     owner: str
     subject: str
     text: str
-    def __init__(self, action: _Optional[str] = ..., tier: _Optional[str] = ..., bytes: _Optional[int] = ..., owner: _Optional[str] = ..., subject: _Optional[str] = ..., text: _Optional[str] = ...) -> None: ...
+    is_part: bool
+    def __init__(self, action: _Optional[str] = ..., tier: _Optional[str] = ..., bytes: _Optional[int] = ..., owner: _Optional[str] = ..., subject: _Optional[str] = ..., text: _Optional[str] = ..., is_part: _Optional[bool] = ...) -> None: ...
 
 class QueuePlace(_message.Message):
     __slots__ = ("position", "tenant_waiting", "waiting", "running", "service")
