@@ -207,11 +207,9 @@ class Residency:
         if model.name in self._claimed:
             self._claimed.discard(model.name)
             return
-        spec = await self.inspect(model)
-        base_id = await self._await_base(model)
-        self._identities.give(model, spec)
+        self._identities.give(model, await self.inspect(model))
         offsets, slots = await self._place(model, device)
-        image = model.image or HostImage((), ())
+        image, base_id = model.image or HostImage((), ()), self._models.get(model.base).model_id if model.base else 0
         order = LoadSpec(model.model_id, model.source, model.space_ids, offsets, slots, image.offsets, image.checksums, base_id)
         copying = asyncio.get_running_loop().create_task(self._copy(model, device, order))
         try:
@@ -224,6 +222,7 @@ class Residency:
         """Offsets and slots for a model, once others have left for it where they must. Raises: PagingError."""
         may_stream = device.capabilities.streams
         while True:
+            await self._await_base(model)  # after every wait: it may have had to leave meanwhile
             self._followers.tell(model, "place", 0, model.size_bytes)
             try:
                 return await self._placement.place(model, may_stream=may_stream)
@@ -233,16 +232,16 @@ class Residency:
                 self._followers.tell(model, "wait", 0, model.size_bytes)
                 await self.turns.make_way(model, self._placement.places(model, may_stream=may_stream), shortage, self.evict)
 
-    async def _await_base(self, model: Model) -> int:
-        """Have the base of an adapter resident; answers its id, 0 for a model of its own. Raises: WrongState, what its load failed with."""
+    async def _await_base(self, model: Model) -> None:
+        """Have the base of an adapter resident. Raises: WrongState, what its load failed with."""
         if not model.base:
-            return 0
+            return
         self.start(base := self._models.get(model.base))
-        while base.state is ModelState.LOADING:
+        while not base.is_resident:
+            if base.state is ModelState.FAILED or (base.state is ModelState.REGISTERED and not self.turns.demand(model)):
+                raise WrongState(f"Its base {base.name!r} is not there. {base.failure}".strip())
+            self.start(base)
             await self._followers.moved()
-        if not base.is_resident:
-            raise WrongState(f"Its base {base.name!r} is not there. {base.failure}".strip())
-        return base.model_id
 
     async def _copy(self, model: Model, device: Device, order: LoadSpec) -> None:
         source = "host" if order.host_offsets else "disk"
