@@ -110,6 +110,7 @@ class Housekeeping:
         """Keep room in the host tier."""
         if self._machine.disk_tier is not None:
             self._machine.disk_tier.reclaimer.turn()
+        self._machine.residency.parking.relieve(self._machine.clock())
 
     def _journal_counters(self) -> None:
         """Write down the fair-share counters that changed, so that a restart is no amnesty."""

@@ -20,6 +20,7 @@ from contextlib import contextmanager
 from drivers.client import Device
 from drivers.errors import DeviceLost, DriverError
 from drivers.hostmem import MAX_RUNS, HostMemory
+from kerneld.calls import ModelState
 from kerneld.eventbus import EventBus
 from kerneld.events import ModelParked
 from kerneld.models import HostImage, Model, ModelTable
@@ -30,6 +31,8 @@ from memory.page import Tier
 from memory.pager import Pager
 
 logger = logging.getLogger(__name__)
+
+SETTLED_S = 60.0
 
 MakeRoom = Callable[[tuple[int, ...], Tier], Awaitable[None]]
 
@@ -88,12 +91,12 @@ class Parking:
         model.image = None
         self._release(model)
 
-    def relieve(self) -> None:
-        """Pages are short of room in the host tier: images of models that are resident go, the least used first."""
+    def relieve(self, now: float) -> None:
+        """Where pages fill the host tier, images go whose model has stayed on the device for `SETTLED_S`: nobody switches it."""
         for model in self._droppable():
             if self._shelf.num_free:
                 return
-            if model.is_resident:
+            if model.is_resident and now - model.resident_since >= SETTLED_S:
                 self.drop(model)
 
     async def _place(self, model: Model) -> tuple[int, ...] | None:
@@ -137,9 +140,12 @@ class Parking:
         return offsets
 
     def _droppable(self) -> list[Model]:
-        """Models whose image may go, those first whose loss is cheapest: resident ones, then the least used."""
+        """Models whose image may go, those first whose loss is cheapest: resident ones, then the least used; none that is being loaded."""
         parked = [model for model in self._models if model.image is not None and model.name not in self._in_use]
-        return sorted(parked, key=lambda model: (not model.is_resident, model.last_used_at, model.name))
+        return sorted(
+            (model for model in parked if model.state is not ModelState.LOADING),
+            key=lambda model: (not model.is_resident, model.last_used_at, model.name),
+        )
 
     def _release(self, model: Model) -> None:
         self._shelf.release(model.name)

@@ -208,3 +208,23 @@ def test_close_is_safe_twice() -> None:
     memory = HostMemory.create(SIZE, GRANULE)
     memory.close()
     memory.close()
+
+
+def test_scan_takes_no_weights_for_pages(tier: HostMemory) -> None:
+    """Weights may be any bytes, also those of a page; marks outlive the front that made them, and its successor's own marks."""
+    for frame in (0, 4, 8):
+        tier.write_page(frame, b"p" * 100, bytes([frame]) * 16, 16, 7)
+    tier.mark_weights([(4, 4)])
+    assert [frame for frame, _header in tier.scan()] == [0, 8]
+    successor = HostMemory(os.dup(tier.fd), tier.size_bytes, tier.granule_bytes)
+    successor.mark_weights([(8, 4)])
+    assert [frame for frame, _header in successor.scan()] == [0]
+    successor.close()
+
+
+def test_bytes_of_weights_lie_in_the_tier(tier: HostMemory) -> None:
+    tier.span(1024, 3)[:] = b"abc"
+    assert os.pread(tier.fd, 3, 1024) == b"abc"
+    for start in (-1, tier.size_bytes - 2):
+        with pytest.raises(ValueError, match="lie outside"):
+            tier.span(start, 3)

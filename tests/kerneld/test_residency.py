@@ -268,6 +268,27 @@ async def test_images_leave_room_for_pages_and_the_coldest_goes_first(tmp_path: 
 
 
 @in_loop
+async def test_where_pages_fill_the_host_tier_images_of_settled_models_go(tmp_path: Path) -> None:
+    clock = Clock()
+    rig = rig_for(tmp_path, clock, host_slabs=9)
+    async with running(rig, loads=False):
+        for name in ("ant", "bee", "ant"):
+            await rig.load(name)
+        assert (model(rig, "ant").image is not None, host_weights(rig)) == (True, 4)
+        contexts = [await rig.alloc(model="ant") for _ in range(4)]
+        for seed, context in enumerate(contexts):
+            await rig.infer(context, prompt_of(seed, 60), 5)
+        await rig.settle()
+        assert rig.machine.pager.weights[Tier.HOST].num_free == 0
+        rig.machine.residency.parking.relieve(clock.now)
+        assert host_weights(rig) == 4
+        clock.now += 60
+        rig.machine.residency.parking.relieve(clock.now)
+        assert host_weights(rig) == 0
+        rig.check()
+
+
+@in_loop
 async def test_without_a_host_tier_models_are_read_again(tmp_path: Path) -> None:
     async with running(rig_for(tmp_path, host_slabs=0), loads=False) as rig:
         await register(rig, "ant", "bee")
