@@ -192,3 +192,16 @@ async def test_a_model_comes_back_by_itself(tmp_path: Path) -> None:
     async with running(Rig(tmp_path)) as rig:
         await rig.die_and_return()
         await rig.until(lambda: rig.machine.models.get("m").state is ModelState.RESIDENT)
+
+
+@in_loop
+async def test_contexts_whose_model_is_gone_fail_and_that_is_told(tmp_path: Path) -> None:
+    async with running(Rig(tmp_path)) as rig:
+        context = await rig.alloc()
+        await rig.machine.store.remove_model("m", [])
+
+        await rig.die_and_return()
+
+        told = [record async for record in rig.machine.events.follow(0, follow=False)]
+        assert [record.facts["context"] for record in told if record.name == "ContextFailed"] == [context]
+        assert rig.stat(context).state is ContextState.FAILED
