@@ -31,6 +31,8 @@ from kerneld.state.checks import MOST_PROBLEMS, check_audit, check_database, che
 from memory.errors import PagingError
 from memory.table import HostPage
 
+TRIES = 3  # to check the books in slices before they are checked at once
+
 
 class Fsck:
     """Checks a running daemon."""
@@ -42,7 +44,7 @@ class Fsck:
 
     async def run(self) -> AsyncIterator[PartChecked]:
         """One part after the other."""
-        yield self._books()
+        yield await self._books()
         yield await self._host_tier()
         if self._page_file is not None:
             yield await self._disk_tier(self._page_file)
@@ -51,14 +53,30 @@ class Fsck:
         yield await asyncio.to_thread(check_database, self._state_dir / "kerneld.db")
         yield await asyncio.to_thread(check_audit, self._state_dir / "audit")
 
-    def _books(self) -> PartChecked:
+    async def _books(self) -> PartChecked:
         tables = [context.table for context in self._machine.contexts if context.table is not None]
         num_pages = sum(len(pages) for table in tables for pages in table.pages)
         try:
-            self._machine.pager.check_integrity()
+            if not await self._are_sliced_books_whole():
+                self._machine.pager.check_integrity()  # they do not stand still: all at once
         except PagingError as problem:
             return PartChecked("books", num_pages, "pages", problems=(str(problem),))
         return PartChecked("books", num_pages, "pages")
+
+    async def _are_sliced_books_whole(self) -> bool:
+        """Check the books while the loop runs in between. Returns False if they moved on every time. Raises: PagingError."""
+        for _ in range(TRIES):
+            steps = self._machine.pager.integrity_steps()
+            is_whole: bool | None = None
+            while is_whole is None:
+                try:
+                    next(steps)
+                except StopIteration as end:
+                    is_whole = end.value
+                await asyncio.sleep(0)
+            if is_whole:
+                return True
+        return False
 
     async def _host_tier(self) -> PartChecked:
         """Pages of contexts in the host tier; each context's are held while they are read."""

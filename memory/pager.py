@@ -14,7 +14,7 @@ Invariants (checked by `check_integrity`; those of frames, tables, mapping and l
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Sequence
 from functools import partial
 
 from memory.capacity import check_fits
@@ -294,6 +294,6 @@ class Pager:
         for _ in self.integrity_steps():
             pass
 
-    def integrity_steps(self) -> Iterator[None]:
-        """The same in slices of a few milliseconds; ends early when something changed in between. Raises: PagingError."""
+    def integrity_steps(self) -> Generator[None, None, bool]:
+        """The same in slices of about a millisecond; ends early, and returns False, when something changed in between."""
         return integrity_steps(Books(self._mapping, self._flights, self.weights, self._tables, self._disk))
