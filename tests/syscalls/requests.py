@@ -8,7 +8,8 @@ from google.protobuf.descriptor import FieldDescriptor
 from google.protobuf.message import Message
 
 from kerneld_client.pb import syscalls_pb2 as pb
-from syscalls.bounds import BOUNDS, Given, Text
+from syscalls.bounds import BOUNDS
+from syscalls.fields import Given, Text
 
 ID = "0123456789abcdef" * 2
 GOOD: dict[str, Any] = {

@@ -13,7 +13,8 @@ from google.protobuf.message_factory import GetMessageClass
 
 from kerneld.errors import InvalidArgument
 from kerneld_client.pb import syscalls_pb2 as pb
-from syscalls.bounds import BoundMissing, Labels, Many, Number, Text, compile_bounds
+from syscalls.bounds import BoundMissing, compile_bounds
+from syscalls.fields import Labels, Many, Number, Text
 from syscalls.table import build_table
 from tests.syscalls.requests import ID, bound_of, well_formed
 
