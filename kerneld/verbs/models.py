@@ -108,6 +108,7 @@ class ModelVerbs:
             machine.models.add(model)
             raise
         machine.residency.forget(model)
+        machine.pager.costs.forget_model(name)
 
     def stat_model(self, caller: Caller, name: str) -> ModelInfo:
         """A model as it stands. Raises: NotFound."""

@@ -124,7 +124,8 @@ async def test_a_context_on_the_device_has_nothing_to_pay(tmp_path: Path) -> Non
 @in_loop
 async def test_the_figures_are_those_that_the_driver_told(tmp_path: Path) -> None:
     async with running(rig_with(tmp_path, copy_rate=1e6, prefill_s=0.002)) as rig:
-        space_id = (await rig.load()).kv_bytes_per_token and rig.machine.models.get("m").space_ids[0]
+        await rig.load()
+        [space_id] = rig.machine.models.get("m").space_ids
         costs = rig.machine.pager.costs
 
         assert costs.copy_s(Link.HOST_TO_DEVICE, 1_000_000, space_id) == pytest.approx(1.0)
@@ -148,3 +149,19 @@ async def test_decisions_are_shown_to_those_who_may_see_the_context(tmp_path: Pa
         assert latest == mine
         assert rig.kernel.read_memory(stranger, 10).decisions == ()
         assert rig.kernel.read_memory(ADMIN).decisions == ()
+
+
+@in_loop
+async def test_a_removed_model_takes_its_figures_along(tmp_path: Path) -> None:
+    async with running(rig_with(tmp_path, copy_rate=1e6, prefill_s=0.002)) as rig:
+        await rig.load()
+        [space_id] = rig.machine.models.get("m").space_ids
+        known = rig.machine.pager.costs.recompute_s(space_id, 0, 10)
+
+        await rig.kernel.unload_model(ADMIN, "m")
+        kept = rig.machine.pager.costs.recompute_s(space_id, 0, 10)
+        await rig.kernel.remove_model(ADMIN, "m")
+
+        assert known == pytest.approx(0.02)
+        assert kept == known
+        assert rig.machine.pager.costs.recompute_s(space_id, 0, 10) == float("inf")
