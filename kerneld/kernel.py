@@ -12,6 +12,7 @@ from kerneld.verbs.images import ImageVerbs
 from kerneld.verbs.inference import InferenceVerbs
 from kerneld.verbs.memory import MemoryVerbs
 from kerneld.verbs.models import ModelVerbs
+from kerneld.verbs.restoring import RestoreVerbs
 from kerneld.verbs.suspension import SuspensionVerbs
 
 
@@ -42,7 +43,7 @@ class Kernel:
         self.pin_model, self.unpin_model = models.pin_model, models.unpin_model
         self.stat_model, self.list_models = models.stat_model, models.list_models
 
-        self.checkpoint, self.restore = images.checkpoint, images.restore
+        self.checkpoint, self.restore = images.checkpoint, RestoreVerbs(machine, contexts, images).restore
         self.list_images, self.verify_image, self.delete_image = images.list_images, images.verify_image, images.delete_image
 
         self.add_tenant, self.set_tenant = admin.add_tenant, admin.set_tenant

@@ -1,8 +1,7 @@
-"""The verbs on images: checkpoint, restore, list, verify, delete.
+"""The verbs on images: checkpoint, list, verify, delete. What comes back from one is in `kerneld.verbs.restoring`.
 
 A checkpoint copies the context's pages to the host tier with the next plan, and writes them from there in a thread, so no step waits for a
-disk. A restore puts pages into the host tier and lets the next request fault them in like any others. Pages are an extra: what an image
-lacks, or what does not fit the model's fingerprint, is computed from the tokens, and the answer says so.
+disk.
 
 An image belongs to whoever took it, and counts for his tenant; one that an admin takes, to the owner of the context.
 """
@@ -12,28 +11,26 @@ from __future__ import annotations
 import asyncio
 import secrets
 import time
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable
 from contextlib import ExitStack, asynccontextmanager
 
-from kerneld.calls import Access, Caller, CheckpointArgs, ImageInfo, ListArgs, ListPage, Restored, Verified
+from kerneld.calls import Access, Caller, CheckpointArgs, ImageInfo, ListArgs, ListPage, Verified
 from kerneld.checkpoint import PageContent, Written
 from kerneld.context import Context
 from kerneld.contexts import page_of
-from kerneld.errors import DataLoss, NotFound, OutOfRange, QuotaExceeded
-from kerneld.events import ImageDeleted, ImageRestored, ImageWritten
-from kerneld.image import ImagePage, Manifest
+from kerneld.errors import NotFound, QuotaExceeded
+from kerneld.events import ImageDeleted, ImageWritten
+from kerneld.image import Manifest
 from kerneld.machine import Machine
-from kerneld.models import Model
 from kerneld.seating import cut_chain, name_pages
 from kerneld.security.acl import is_owner, may_see_everything
-from kerneld.state.records import pack_tokens, unpack_tokens
+from kerneld.state.records import pack_tokens
 from kerneld.verbs.contexts import ContextVerbs
-from memory.errors import PagingError
 from memory.table import HostPage
 
 
 class ImageVerbs:
-    """Verbs on images."""
+    """Verbs on images, but restore."""
 
     def __init__(self, machine: Machine, contexts: ContextVerbs) -> None:
         self._machine = machine
@@ -49,7 +46,7 @@ class ImageVerbs:
         machine = self._machine
         known = machine.effects.find(caller, "checkpoint")
         if known is not None:
-            return await self._get(caller, known.hex())
+            return await self.get(caller, known.hex())
         context = machine.contexts.get(caller, args.context_id, Access.READ)
         with machine.effects.under_way(caller):
             return await self._write(caller, context, args)
@@ -151,111 +148,6 @@ class ImageVerbs:
         assert host is not None, "pages were saved there"
         return PageContent(page.group, page.page_idx, page.key, page.num_tokens, views.enter_context(host.payload(page.frame)))
 
-    # ------------------------------------------------------------------------------------------------------------------------- restore
-
-    async def restore(self, caller: Caller, image_id: str, labels: Mapping[str, str]) -> Restored:
-        """Make a context from an image. Pages come back where their fingerprint fits, else they are recomputed, and the answer says why.
-
-        Raises: NotFound, DataLoss, WrongState, QuotaExceeded, DiskFull.
-        """
-        machine = self._machine
-        known = machine.effects.find(caller, "restore")
-        if known is not None:
-            return Restored(self._contexts.stat(caller, known.hex()), 0, 0, "This call was answered before.")
-        with machine.effects.under_way(caller):
-            info = await self._get(caller, image_id)
-            machine.admission.check_context(caller.principal.tenant)
-            machine.bounds.check_labels(labels)
-            secret = machine.tenants.get(info.tenant).secret
-            manifest = await asyncio.to_thread(machine.images.read, image_id, secret)
-            model, adapter = machine.models.pair(manifest.model, manifest.adapter)
-            for name in filter(None, (model.name, adapter)):
-                await machine.residency.inspect(machine.models.get(name))
-            context = self._context_of(caller, manifest, model, labels)
-            reason = self._misfit(context, manifest)
-            pages = [] if reason else sorted(manifest.pages, key=lambda page: (page.page_idx, page.group))
-            contents, damage = await asyncio.to_thread(self._read_pages, manifest, pages, secret)
-            await self._contexts.begin(caller, "restore", context)
-            if pages:
-                reason = self._put_pages(context, pages, contents) or damage
-                self._share_pages(context)
-        page_tokens = machine.config.memory.page_tokens
-        num_restored = -(-context.kv_valid // page_tokens)
-        num_needed = -(-context.num_tokens // page_tokens)
-        machine.events.publish(ImageRestored(image_id, context.id, context.tenant, num_restored, num_needed - num_restored))
-        return Restored(self._contexts.info(context), num_restored, num_needed - num_restored, reason)
-
-    def _context_of(self, caller: Caller, manifest: Manifest, model: Model, labels: Mapping[str, str]) -> Context:
-        limit = model.context_limit()
-        if limit and manifest.num_tokens > limit:
-            raise OutOfRange(f"The image has {manifest.num_tokens} tokens, the model {model.name!r} holds {limit}.")
-        context = Context(
-            id=secrets.token_hex(16),
-            owner=caller.principal.name,
-            tenant=caller.principal.tenant,
-            model=model.name,
-            adapter=manifest.adapter,
-            sharing_group=self._machine.tenants.groups.still(manifest.sharing_group, caller.principal.tenant),
-            fingerprint=self._machine.models.weights_of((model.name, manifest.adapter) if manifest.adapter else (model.name,)),
-            seed=manifest.seed,
-            created_at=self._machine.clock(),
-            max_tokens=min(manifest.max_tokens or limit, limit),
-            labels={**manifest.labels, **labels},
-        )
-        context.tokens = unpack_tokens(manifest.tokens)
-        return context
-
-    def _misfit(self, context: Context, manifest: Manifest) -> str:
-        """Why the image's pages cannot be used; empty if they can."""
-        if not manifest.pages:
-            return "The image has no pages."
-        if not all(self._machine.models.get(name).model_id for name in context.models):
-            return "The model is not loaded yet."
-        if manifest.fingerprint != self._machine.seating.fingerprint(context).hex():
-            return "The model, its adapter, or how they are computed, has changed since the image was taken."
-        if self._machine.host is None:
-            return "There is no host tier to restore pages to."
-        if context.tenant != manifest.tenant:
-            return "Pages are not handed from one tenant to another."
-        if context.sharing_group != manifest.sharing_group:
-            return f"The image was taken in the sharing group {manifest.sharing_group!r}, of which its tenant is not a member any more."
-        return ""
-
-    def _put_pages(self, context: Context, pages: list[ImagePage], contents: list[bytes]) -> str:
-        """Bring the image's pages into the host tier, in order, until one does not fit. Says why it stopped early."""
-        machine = self._machine
-        table = machine.seating.table_of(context)
-        assert context.chain is not None, "made with the table"
-        assert machine.host is not None, "checked before"
-        context.chain.extend(context.tokens)
-        valid: dict[int, int] = {}
-        for page, content in zip(pages, contents, strict=False):  # those behind a damaged one are not read
-            if page.num_tokens == machine.pager.page_tokens and page.key != context.chain.keys[page.page_idx]:
-                return "The image's pages are not those of its tokens."
-            try:
-                frame = machine.pager.reserve_host(table, page.group, page.page_idx, page.key, page.num_tokens)
-            except PagingError as shortage:
-                return f"The host tier has no more room: {shortage}"
-            machine.host.write_page(frame, content, page.key, page.num_tokens, table.space_ids[page.group])
-            valid[page.group] = page.page_idx * machine.pager.page_tokens + page.num_tokens
-            context.kv_valid = min(valid.values()) if len(valid) == len(table.space_ids) else 0
-        return ""
-
-    def _share_pages(self, context: Context) -> None:
-        """Let others of the sharing domain take what came back."""
-        assert context.table is not None, "made with the pages"
-        assert context.chain is not None, "made with the table"
-        self._machine.pager.fill(context.table, context.kv_valid, context.chain.keys)
-
-    def _read_pages(self, manifest: Manifest, pages: list[ImagePage], secret: bytes) -> tuple[list[bytes], str]:
-        """The contents of pages as far as they hold, and what is wrong with the first that does not."""
-        contents: list[bytes] = []
-        try:
-            contents.extend(self._machine.images.read_page(manifest, page, secret) for page in pages)
-        except DataLoss as error:
-            return contents, error.message
-        return contents, ""
-
     # ------------------------------------------------------------------------------------------------------------- list, verify, delete
 
     async def list_images(self, caller: Caller, args: ListArgs) -> ListPage[ImageInfo]:
@@ -271,7 +163,7 @@ class ImageVerbs:
 
     async def verify_image(self, caller: Caller, image_id: str) -> Verified:
         """Read everything of an image again and say what is wrong with it. Raises: NotFound."""
-        info = await self._get(caller, image_id)
+        info = await self.get(caller, image_id)
         secret = self._machine.tenants.get(info.tenant).secret
         return await asyncio.to_thread(self._machine.images.verify, image_id, secret)
 
@@ -280,14 +172,15 @@ class ImageVerbs:
         machine = self._machine
         if machine.effects.find(caller, "delete_image") is not None:
             return
-        info = await self._get(caller, image_id)
+        info = await self.get(caller, image_id)
         effects = machine.effects.record(caller, "delete_image")
         await machine.store.remove_image(image_id, effects)
         machine.effects.keep(effects)
         await asyncio.to_thread(machine.images.delete, image_id)
         machine.events.publish(ImageDeleted(info.id, info.tenant))
 
-    async def _get(self, caller: Caller, image_id: str) -> ImageInfo:
+    async def get(self, caller: Caller, image_id: str) -> ImageInfo:
+        """An image of the caller's, or anybody's for an admin. Raises: NotFound."""
         for image in await self._machine.store.load_images():
             if image.id == image_id and (caller.principal.is_admin or is_owner(caller.principal, image.owner, image.tenant)):
                 return image
