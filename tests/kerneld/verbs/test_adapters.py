@@ -327,3 +327,23 @@ async def test_a_pinned_adapter_keeps_its_base(tmp_path: Path) -> None:
         assert [rig.kernel.stat_model(ADMIN, name).state for name in "ma"] == [ModelState.RESIDENT] * 2
         await rig.kernel.unpin_model(ADMIN, "a")
         await rig.load("other")
+
+
+@in_loop
+async def test_adapters_of_two_bases_that_do_not_both_fit_all_get_their_turn(tmp_path: Path) -> None:
+    rig = Rig(tmp_path, Sizes(device_slabs=16, host_slabs=64))
+    rig.memory = {"min_residency_s": 0.3, "max_model_wait_s": 0.0}
+    bases = {name: FakeModel(weights_bytes=8 * SLAB, seed=seed) for name, seed in (("m", 1), ("other", 2))}
+    async with running(rig, loads=False):
+        expected, contexts = [], []
+        for base, language in bases.items():
+            rig.add_model(base, language)
+            await rig.kernel.register_model(ADMIN, RegisterArgs(base, str(tmp_path / "models" / base)))
+            for name, adapter in ((f"{base}-a", A), (f"{base}-b", B)):
+                args = lay(rig, name, adapter)
+                await rig.kernel.register_model(ADMIN, RegisterArgs(name, args.path, base=base))
+                contexts.append(await rig.alloc(model=name))
+                expected.append(continuation(language, PROMPT, 20, GREEDY, adapter))
+        outputs = await asyncio.gather(*[rig.begin(context, PROMPT, 20) for context in contexts])
+        assert [(output.tokens, output.detail) for output in outputs] == [(tokens, "") for tokens in expected]
+        assert len(rig.workers) == 1
