@@ -265,7 +265,8 @@ class Residency:
             await asyncio.wait_for(self._has_device.wait(), DEVICE_WAIT_S)
         except TimeoutError:
             raise Unavailable("The device's worker is not running; it is being restarted.", retry_after_s=1.0) from None
-        assert self._device is not None
+        if self._device is None:  # it went while we were being woken
+            raise DeviceLost("The worker is gone.")
         return self._device
 
     def _loaded(self, model: Model, task: asyncio.Task[None]) -> None:
