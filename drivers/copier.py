@@ -28,6 +28,7 @@ class Piece:
     size_bytes: int  # that count as progress
     move: Callable[[], int]  # answers a checksum, or anything else that `finish` wants
     finish: Callable[[int], None] = lambda _moved: None
+    source: tuple[str, int] = ("", 0)  # file and byte that it is read from: disks like them in order
 
 
 class Copier:

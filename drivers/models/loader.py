@@ -123,7 +123,7 @@ def read_segments(files: ModelFiles, views: Sequence[Mapping[str, Tensor]], copi
         progress(done, total)
 
     with Shards() as shards:
-        copier.run(_pieces(files, views, shards), add)
+        copier.run(sorted(_pieces(files, views, shards), key=lambda piece: piece.source), add)
 
 
 def segment_views(segment: Segment, target: Target, offset: int) -> dict[str, Tensor]:
@@ -172,7 +172,7 @@ def _read_into_place(shard: Shard, stored: StoredTensor, place: Tensor) -> Itera
 
 
 def _read(shard: Shard, targets: list[memoryview], start: int) -> Piece:
-    return Piece(sum(target.nbytes for target in targets), lambda: shard.read(targets, start))
+    return Piece(sum(target.nbytes for target in targets), lambda: shard.read(targets, start), source=(shard.name, start))
 
 
 def _runs(place: Tensor) -> list[memoryview]:
@@ -210,7 +210,7 @@ def _converted(shard: Shard, stored: StoredTensor, rows: Tensor, start: int) -> 
             np.copyto(place, values)
             return num_read
 
-        return Piece(size_bytes, move_all)
+        return Piece(size_bytes, move_all, source=(shard.name, start))
     aside: list[Tensor] = []
 
     def move() -> int:
@@ -220,7 +220,7 @@ def _converted(shard: Shard, stored: StoredTensor, rows: Tensor, start: int) -> 
     def finish(_num_read: int) -> None:
         rows.copy_(aside.pop())
 
-    return Piece(size_bytes, move, finish)
+    return Piece(size_bytes, move, finish, (shard.name, start))
 
 
 def _arranged(rows: Tensor, arrangement: Arrangement, config: DecoderConfig) -> Tensor:

@@ -44,7 +44,7 @@ class Shard:
 
     def __init__(self, path: Path) -> None:
         """Raises: ModelCorrupt."""
-        self._path = path
+        self.name = path.name
         try:
             self._file = path.open("rb", buffering=0)
         except OSError as error:
@@ -57,9 +57,9 @@ class Shard:
             try:
                 count = os.preadv(self._file.fileno(), left, start + done)
             except OSError as error:
-                raise ModelCorrupt(f"{self._path.name} cannot be read: {error.strerror}.") from error
+                raise ModelCorrupt(f"{self.name} cannot be read: {error.strerror}.") from error
             if not count:
-                raise ModelCorrupt(f"{self._path.name} became shorter while it was read.")
+                raise ModelCorrupt(f"{self.name} became shorter while it was read.")
             done += count
             while left and count >= left[0].nbytes:
                 count -= left.pop(0).nbytes
