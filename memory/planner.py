@@ -107,7 +107,7 @@ class Planner:
         for move in moves:
             page = self._mapping.page_at(move.source_tier, move.source_frame)
             if move.source_tier is Tier.HOST and page is not None and page.key == move.key:
-                self._flights.free_host(page)
+                self._flights.give_up(page, Tier.HOST)
         for draft in self._aborted[:1]:
             self._spoil(draft, (Tier.DEVICE, Tier.HOST))
         self._aborted = []

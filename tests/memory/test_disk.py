@@ -438,6 +438,22 @@ def test_transfers_go_on_when_the_worker_dies() -> None:
     assert table.counts() == counts(host_only=6, disk_only=1)
 
 
+def test_a_copy_that_is_read_stays_the_readers_when_its_page_died_and_a_plan_found_it_corrupt() -> None:
+    rig = DiskRig(device_slabs=1, low=1.0, high=1.0)
+    table = rig.on_host(2)
+    rig.grown(4, "lab/bob")
+    transfers = rig.pager.spill(2 * HOST_FRAME)
+    plan = rig.plan((table, 2 * PT, 2 * PT))
+    assert {transfer.host_frame for transfer in transfers} == {move.source_frame for move in plan.moves if move.target_tier is Tier.DEVICE}
+    rig.pager.drop(table)
+
+    rig.pager.abort(plan.seq)
+    rig.pager.corrupt([move for move in plan.moves if move.target_tier is Tier.DEVICE])
+    rig.pager.check_integrity()
+
+    rig.settle(transfers, ok=False)
+
+
 def test_a_transfer_is_settled_once() -> None:
     rig = DiskRig()
     rig.on_host(7)
