@@ -31,7 +31,7 @@ def check_state(config: Config) -> Iterator[PartChecked]:
         yield _images(folder / "images", database)
         page_file = config.kerneld.page_file or folder / "pages"
         if page_file.exists():
-            yield _page_file(page_file, config.memory.granule_bytes)
+            yield _page_file(page_file)
         yield check_audit(folder / "audit")
 
 
@@ -65,8 +65,8 @@ def _images(root: Path, database: Path) -> PartChecked:
         return PartChecked("images", 0, "images", problems=(f"The images cannot be looked up: {error}",))
 
 
-def _page_file(path: Path, granule_bytes: int) -> PartChecked:
+def _page_file(path: Path) -> PartChecked:
     try:
-        return check_page_file(path, granule_bytes)
+        return check_page_file(path)
     except (OSError, KernelError) as error:
         return PartChecked("disk tier", 0, "pages", problems=(f"{path} cannot be read: {error}",))

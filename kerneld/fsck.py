@@ -26,7 +26,7 @@ from kerneld.checkpoint import ImageStore
 from kerneld.errors import KernelError
 from kerneld.holdings import PartChecked
 from kerneld.machine import Machine
-from kerneld.pagefile import PageFile
+from kerneld.pagefile import PageFile, granule_of
 from kerneld.state.checks import MOST_PROBLEMS, check_audit, check_database, check_journal
 from memory.errors import PagingError
 from memory.table import HostPage
@@ -136,8 +136,13 @@ def check_images(store: ImageStore, secrets: Mapping[str, bytes]) -> PartChecked
     return PartChecked("images", len(secrets), "images", num_bytes, tuple(problems[:MOST_PROBLEMS]))
 
 
-def check_page_file(path: Path, granule_bytes: int) -> PartChecked:
-    """Read every page in the page file of a daemon that is stopped."""
+def check_page_file(path: Path) -> PartChecked:
+    """Read every page in the page file of a daemon that is stopped. Raises: OSError."""
+    granule_bytes = granule_of(path)
+    if granule_bytes is None:
+        return PartChecked(
+            "disk tier", 0, "pages", problems=(f"{path.name} is no page file of this version; the next start begins it anew.",)
+        )
     page_file = PageFile(path, os.open(path, os.O_RDONLY | os.O_CLOEXEC), granule_bytes)
     try:
         keys = {frame: header.key for frame, header in page_file.scan()}

@@ -199,6 +199,16 @@ class PageFile:
             os.pwrite(self._fd, bytes(min(_ZEROS_BYTES, offset + size_bytes - start)), start)
 
 
+def granule_of(path: Path) -> int | None:
+    """The granule that a page file was made with; None, if it is no page file of this version. Raises: OSError."""
+    with path.open("rb") as file:
+        raw = file.read(_SUPERBLOCK.size + _CHECKSUM.size)
+    if len(raw) < _SUPERBLOCK.size + _CHECKSUM.size or _CHECKSUM.unpack_from(raw, _SUPERBLOCK.size)[0] != crc32c(raw[: _SUPERBLOCK.size]):
+        return None
+    magic, version, granule_bytes, _slab_bytes = _SUPERBLOCK.unpack_from(raw)
+    return int(granule_bytes) if (magic, version) == (_MAGIC, _VERSION) else None
+
+
 def _superblock(granule_bytes: int, slab_bytes: int) -> bytes:
     body = _SUPERBLOCK.pack(_MAGIC, _VERSION, granule_bytes, slab_bytes)
     return (body + _CHECKSUM.pack(crc32c(body))).ljust(SUPERBLOCK_BYTES, b"\0")
