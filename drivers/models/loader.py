@@ -107,6 +107,8 @@ def load_weights(files: ModelFiles, target: Target, progress: Callable[[int, int
     `progress(bytes_done, bytes_total)` counts bytes in the arena. Raises: ModelCorrupt, ModelUnsupported; the target is then half written.
     """
     views = tuple(segment_views(segment, target, offset) for segment, offset in zip(files.segments, target.offsets, strict=True))
+    for segment, offset in zip(files.segments, target.offsets, strict=True):
+        _clear_gaps(segment, target, offset)
     read_segments(files, views, target.copier, progress)
     return views
 
@@ -134,6 +136,14 @@ def segment_views(segment: Segment, target: Target, offset: int) -> dict[str, Te
         size_bytes = math.prod(part.shape) * target.dtype.itemsize
         views[part.name] = target.arena[start : start + size_bytes].view(target.dtype).view(part.shape)
     return views
+
+
+def _clear_gaps(segment: Segment, target: Target, offset: int) -> None:
+    """Zero what lies between the parts: an image of the segment takes along no bytes of whoever was there before."""
+    ends = [*(part.offset_bytes for part in segment.parts[1:]), segment.size_bytes]
+    for part, end in zip(segment.parts, ends, strict=True):
+        used = part.offset_bytes + math.prod(part.shape) * target.dtype.itemsize
+        target.arena[offset + used : offset + end].zero_()
 
 
 def bytes_of(tensor: Tensor) -> memoryview:

@@ -254,6 +254,22 @@ def test_a_header_of_odd_length_does_not_disturb_the_weights(model: Path) -> Non
     assert all(torch.equal(one[name], two[name]) for one, two in zip(found, expected, strict=True) for name in two)
 
 
+def test_no_byte_of_who_was_there_before_stays_between_the_parts(tmp_path: Path) -> None:
+    """Parts of odd sizes leave gaps, which an image of the segment would take along."""
+    save_model(tmp_path, "Llama", hidden_size=36, intermediate_size=50, num_attention_heads=3, num_key_value_heads=3, head_dim=12)
+    files = open_model(InspectSpec(str(tmp_path)), torch.float32)
+    arenas = []
+    for stale in (0x00, 0xFF):
+        offsets, end = [], 0
+        for segment in files.segments:
+            offsets.append(end)
+            end += segment.size_bytes
+        arena = torch.full((end,), stale, dtype=torch.uint8)
+        load_weights(files, Target(arena, offsets, torch.float32), lambda done, total: None)
+        arenas.append(arena)
+    assert torch.equal(*arenas)
+
+
 def test_query_heads_are_stored_group_major(model: Path) -> None:
     on_disk = load_file(model / "model.safetensors")
     layer = load(model, torch.float32)[1]

@@ -9,6 +9,9 @@ from kerneld.calls import FinishReason
 from kerneld.diskevents import DiskPageCorrupt, DiskTierFailed, PagesFetched, PagesSpilled
 from kerneld.events import (
     FirstTokenSampled,
+    ModelEvicted,
+    ModelLoaded,
+    ModelParked,
     ModelUnloaded,
     PageFoundCorrupt,
     PagesEvicted,
@@ -135,3 +138,19 @@ def test_tenants_past_the_cap_share_one_series() -> None:
     series = {labels: value for (name, labels), value in samples.items() if name == "kerneld_tenant_service_total"}
     assert len(series) == MAX_TENANTS + 1
     assert series[(("tenant", OTHER),)] == 50
+
+
+def test_weights_are_counted_by_where_they_came_from() -> None:
+    metrics = Metrics(Gauges)
+
+    metrics.on_event(ModelLoaded("m", 100, 0.5))
+    metrics.on_event(ModelLoaded("m", 100, 0.1, host_bytes=75, copy_s=0.05, num_corrupt=1))
+    metrics.on_event(ModelParked("m", 100, 0.1))
+    metrics.on_event(ModelEvicted("m", 100, 2, is_parked=True))
+
+    samples = samples_of(metrics)
+    assert samples["kerneld_model_loaded_bytes_total", (("source", "disk"),)] == 125
+    assert samples["kerneld_model_loaded_bytes_total", (("source", "host"),)] == 75
+    assert samples["kerneld_model_parked_bytes_total", ()] == 100
+    assert samples["kerneld_model_evictions_total", ()] == 1
+    assert samples["kerneld_model_image_corrupt_total", ()] == 1
