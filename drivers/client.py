@@ -214,7 +214,7 @@ class WorkerClient:
             self._on_progress(message)
         elif isinstance(message, Failed) and message.request_id == 0:
             self._connection.give_reason(message.text)  # its last words: the end of the stream follows
-        elif isinstance(message, Inspected | Loaded | Parked | Unloaded | Failed):
+        elif isinstance(message, Inspected | Loaded | Parked | Unloaded | SlabsShifted | Failed):
             self._on_answer(message.request_id, message)
 
     def _on_progress(self, message: LoadProgress) -> None:

@@ -27,7 +27,9 @@ from drivers.wire import (
     Opened,
     PlanFailed,
     PlanMessage,
+    ShiftSlabs,
     Shutdown,
+    SlabsShifted,
     StepDone,
     encode,
     front_decoder,
@@ -243,5 +245,17 @@ def test_shutting_down_waits_for_the_worker_to_go() -> None:
         await client.shut_down(WAIT_S)
 
         assert ear.heard == ["It was shut down."]
+
+    tell(story)
+
+
+def test_slabs_are_shifted_once_the_worker_says_so() -> None:
+    async def story(client: WorkerClient, ear: Ear, worker: Worker) -> None:
+        call = asyncio.ensure_future(client.shift_slabs((3, 4), (5,)))
+        request = await worker.hear()
+        assert isinstance(request, ShiftSlabs)
+        assert (request.gives, request.takes) == ((3, 4), (5,))
+        worker.say(SlabsShifted(request.request_id))
+        await call
 
     tell(story)

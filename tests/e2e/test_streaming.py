@@ -87,6 +87,24 @@ def test_a_file_that_breaks_costs_its_requests_and_no_worker(rig: DaemonRig, k: 
     assert rig.worker_pid(k) == worker
 
 
+def test_a_new_front_goes_on_with_what_the_worker_streams(tmp_path: Path) -> None:
+    own = DaemonRig(tmp_path, *SMALL)
+    try:
+        own.start()
+        with own.connect() as k:
+            k.load(MODEL, name="demo")
+            told, worker = say(k, "demo"), own.worker_pid(k)
+        own.kill()
+        own.start()
+        with own.connect() as k:
+            until(lambda: k.model("demo").state == "resident")
+            assert say(k, "demo") == told
+            assert own.worker_pid(k) == worker
+            assert k.model("demo").streamed_bytes > 0
+    finally:
+        own.clean_up()
+
+
 def test_streaming_can_be_turned_off(tmp_path: Path) -> None:
     off = DaemonRig(tmp_path, *SMALL, "memory.stream=false")
     try:
