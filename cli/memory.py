@@ -17,7 +17,7 @@ from cli.target import Shell, output_option, pass_shell
 if TYPE_CHECKING:
     from kerneld_client.memory_values import Memory, PathDecision, TierAccount
 
-KINDS = ("kv", "weights", "adapter", "workspace", "staging", "job", "foreign")
+KINDS = ("kv", "cache", "weights", "adapter", "workspace", "staging", "job", "foreign")
 DEFAULT_DECISIONS = 20
 
 

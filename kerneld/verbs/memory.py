@@ -16,6 +16,7 @@ from memory.page import Tier
 
 OTHERS = "others"
 MODELS = "models"  # holds the weights that everybody shares
+CACHE = "cache"  # KV of freed contexts
 MOST_DECISIONS = 1000
 
 
@@ -63,9 +64,10 @@ class MemoryVerbs:
         """Accounts that the caller may see, in order, and the others added up."""
         everything = may_see_everything(caller.principal)
         shown, others = [], dict[str, int]()
+        cached = self._machine.pager.sharing.cached_bytes(tier)
         for account in self._machine.pager.ledger.accounts(tier):
             if everything or account.owner == MODELS or may_see_tenant(caller.principal, account.owner):
-                shown.append(self._account(account))
+                shown.append(self._account(account, cached.get(account.owner, 0)))
                 continue
             for kind, size in account.kinds.items():
                 others[kind.value] = others.get(kind.value, 0) + size
@@ -73,11 +75,15 @@ class MemoryVerbs:
             shown.append(TierAccount(OTHERS, tier.name.lower(), others, sum(others.values())))
         return shown
 
-    def _account(self, account: Account) -> TierAccount:
+    def _account(self, account: Account, cached_bytes: int) -> TierAccount:
+        kinds = {kind.value: size for kind, size in account.kinds.items()}
+        if cached_bytes:  # of freed contexts: it is the owner's, and goes first
+            cached_bytes = min(cached_bytes, kinds.get(Kind.KV.value, 0))
+            kinds |= {Kind.KV.value: kinds.get(Kind.KV.value, 0) - cached_bytes, CACHE: cached_bytes}
         return TierAccount(
             owner=account.owner,
             tier=account.tier.name.lower(),
-            kinds={kind.value: size for kind, size in account.kinds.items()},
+            kinds=kinds,
             used_bytes=account.used_bytes,
             guarantee_bytes=account.limit.guarantee_bytes,
             limit_bytes=account.limit.limit_bytes,

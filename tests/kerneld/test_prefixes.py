@@ -292,10 +292,12 @@ async def test_what_is_cached_is_shown_and_goes_with_its_tenant(tmp_path: Path) 
         await rig.kernel.free(BOB, context)
         held = [(holding.owner, holding.state) for holding in holdings_of(rig.machine, Tier.DEVICE) if holding.kind == "kv"]
 
+        account = next(each for each in rig.kernel.read_memory(ADMIN).accounts if (each.owner, each.tier) == ("lab/bob", "device"))
         await rig.kernel.remove_tenant(ADMIN, "lab/bob", False)
         await rig.settle()
 
         assert held == [("lab/bob", "cache")]
+        assert account.kinds == {"kv": 0, "cache": 11 * 256}
         assert not [holding for holding in holdings_of(rig.machine, Tier.DEVICE) if holding.kind == "kv"]
         assert rig.machine.pager.ledger.used("lab/bob", Tier.DEVICE) == 0
 
