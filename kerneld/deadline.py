@@ -2,6 +2,7 @@
 
 The limit is max(floor, factor x predicted). The prediction is the driver's own measured pace: seconds per step and per token, both as
 slowly forgetting maxima, because a deadline that is too short kills a healthy worker and one that is too long only delays a rescue.
+Where models are streamed, a step reads their weights, which is known before the first one is measured.
 """
 
 from __future__ import annotations
@@ -20,13 +21,14 @@ class StepDeadline:
         self._factor = factor
         self._step_s = 0.0
         self._token_s = 0.0
+        self.stream_s = 0.0  # that a step of every resident model would take to read what is streamed
         self._timer: asyncio.TimerHandle | None = None
         self._num_tokens = 0
         self.on_hung: Callable[[str], None] = lambda _reason: None
 
     def limit_s(self, num_tokens: int) -> float:
         """The longest that a step of so many tokens may take."""
-        return max(self._floor_s, self._factor * (self._step_s + self._token_s * num_tokens))
+        return max(self._floor_s, self._factor * (self.stream_s + self._step_s + self._token_s * num_tokens))
 
     def start(self, num_tokens: int) -> None:
         """A plan of so many tokens begins to run."""

@@ -50,7 +50,7 @@ class Dispatcher:
         self.composer = composer
         self._seats = composer.seats
         self._delivery = delivery
-        self._deadline = deadline
+        self.deadline = deadline
         self._device: Device | None = None
         self._boot_generation = self._abort_count = self._seq = 0
         self._flights: deque[Flight] = deque()
@@ -80,7 +80,7 @@ class Dispatcher:
     def attach(self, device: Device, boot_generation: int) -> None:
         """Run on this device from now on."""
         self._device, self._boot_generation, self._abort_count = device, boot_generation, 0
-        self._deadline.on_hung = device.kill
+        self.deadline.on_hung = device.kill
         device.attach(self)
 
     def on_lost(self, reason: str) -> None:
@@ -111,7 +111,7 @@ class Dispatcher:
 
     def _void_flights(self) -> list[Row]:
         """No plan on its way counts any more; everybody who ran waits again. Returns the rows that ran."""
-        self._deadline.stop()
+        self.deadline.stop()
         if self._flights:
             self._pager.abort(self._flights[0].seq)
         self._rooms.put_back([flight.room for flight in self._flights if flight.room is not None])
@@ -262,7 +262,7 @@ class Dispatcher:
         self.pump()
 
     def _advance(self, flight: Flight, step_idx: int, result: StepResult) -> None:
-        self._deadline.step_done(result.num_tokens, result.compute_s)
+        self.deadline.step_done(result.num_tokens, result.compute_s)
         sampled = [item for item in result.rows if item.tokens]
         num_sampled = sum(len(item.tokens) for item in sampled)
         # A row that samples for the first time has computed the last token of its input; any other one computed a token that it sampled.
@@ -288,11 +288,11 @@ class Dispatcher:
         if self._flights:
             self._await(self._flights[0])
         else:
-            self._deadline.stop()
+            self.deadline.stop()
 
     def _await(self, flight: Flight) -> None:
         """A plan begins to run."""
-        self._deadline.start(sum(part.num_computed for part in flight.parts.values()))
+        self.deadline.start(sum(part.num_computed for part in flight.parts.values()))
 
     def _tell_landing(self) -> None:
         if self._landing is not None and not self._landing.done():

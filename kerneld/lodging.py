@@ -192,6 +192,7 @@ class Lodging:
     def _residency_changed(self, model: Model) -> None:
         machine = self.machine
         machine.scheduler.set_resident(model.name, model.is_resident)
+        machine.dispatcher.deadline.stream_s = sum(each.stream_s for each in machine.models if each.is_resident)
         if model.state is ModelState.FAILED:
             for request in [request for request in machine.requests.values() if model.name in request.context.models]:
                 machine.dispatcher.end(request, FinishReason.ERROR, f"The model could not be loaded. {model.failure}")

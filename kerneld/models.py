@@ -107,6 +107,11 @@ class Model:
         """What the device said of its load."""
         self.streamed_bytes, self.stream_rate = loaded.streamed_bytes, loaded.stream_rate
 
+    @property
+    def stream_s(self) -> float:
+        """Seconds that a forward pass takes at least to read what is streamed, at the rate that was measured first."""
+        return self.streamed_bytes / self.stream_rate if self.stream_rate else 0.0
+
     def context_limit(self) -> int:
         """The longest context it can hold; 0 while that is not known."""
         return self.spec.max_positions if self.spec else self.max_positions
