@@ -52,7 +52,8 @@ async def recover(machine: Machine, state: LogState) -> tuple[int, int]:
     await _collect_images(machine)
     machine.is_recovered = True
     needed = {name for request in requests if request is not None for name in request.context.models}
-    for name in [*sorted(needed), *sorted(wanted - needed)]:
+    ahead = sorted(wanted - needed, key=lambda name: (not machine.models.get(name).is_pinned, name))
+    for name in [*sorted(needed), *ahead]:
         machine.residency.start(machine.models.get(name), is_ahead=name not in needed)
     return len(machine.contexts), sum(request is not None for request in requests)
 
