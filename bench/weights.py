@@ -220,7 +220,9 @@ def _timed(work: Callable[[], None]) -> float:
 
 def main() -> None:
     """Measure, print and keep."""
-    with tempfile.TemporaryDirectory(prefix="kerneld-bench-", dir=".") as name:
+    disk = Path(__file__).parent / "results"  # the system's folder for temporary files may be memory
+    disk.mkdir(exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix="kerneld-bench-", dir=disk) as name:
         folder = Path(name)
         wide, small = make_wide(folder), make_135m(folder)
         file = wide / "model.safetensors"
