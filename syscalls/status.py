@@ -242,6 +242,7 @@ LOWER: dict[type, Callable[..., kernel.KernelError]] = {
     driver.OpUnsupported: _said_as(kernel.Unimplemented, "OP_UNSUPPORTED"),
     driver.ModelUnsupported: _said_as(kernel.WrongState, "MODEL_UNSUPPORTED"),
     driver.ModelCorrupt: _said_as(kernel.DataLoss, "MODEL_CORRUPT"),
+    driver.StreamBroken: _said_as(kernel.DataLoss, "WEIGHTS_UNREADABLE"),
     driver.UnknownModel: _said_as(kernel.Unavailable, "MODEL_NOT_ON_DEVICE", WORKER_RETRY_S),
     driver.DeviceOutOfMemory: _device_full,
     driver.PageCorrupt: _said_as(kernel.DataLoss, "PAGE_CORRUPT"),
