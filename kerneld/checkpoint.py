@@ -294,6 +294,5 @@ def _describe(page: PageContent, tenant_secret: bytes) -> tuple[ImagePage, memor
 
 
 def _damaged_page(manifest: Manifest, page: ImagePage, problem: str) -> DataLoss:
-    return damaged(
-        manifest.image_id, f"page {page.page_idx} of group {page.group}: {problem}", group=str(page.group), page_idx=str(page.page_idx)
-    )
+    what, remedy = f"page {page.page_idx} of group {page.group}: {problem}", "A restore computes its tokens again."
+    return damaged(manifest.image_id, what, remedy, group=str(page.group), page_idx=str(page.page_idx))

@@ -116,9 +116,9 @@ def unpack_unauthenticated(raw: bytes, image_id: str) -> Manifest:
     return manifest
 
 
-def damaged(image_id: str, problem: str, **facts: str) -> DataLoss:
-    """Return the error that names what is wrong with an image."""
-    return DataLoss(f"The image {image_id} is damaged: {problem}. Restore an older one.", facts={"image_id": image_id} | facts)
+def damaged(image_id: str, problem: str, remedy: str = "Restore an older one.", **facts: str) -> DataLoss:
+    """Return the error that names what is wrong with an image, and what to do."""
+    return DataLoss(f"The image {image_id} is damaged: {problem}. {remedy}", facts={"image_id": image_id} | facts)
 
 
 def _check(manifest: Manifest, image_id: str) -> None:
