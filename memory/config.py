@@ -72,6 +72,14 @@ class MemoryConfig:
     host_high: float = field(
         default=0.1, metadata={"doc": "Part of the host tier that is free when no more pages go to disk.", "min": 0.0, "max": 1.0}
     )
+    host_clean: float = field(
+        default=0.5,
+        metadata={
+            "doc": "Part of the host tier, but for weights, that is kept free or in pages that are on disk too.",
+            "min": 0.0,
+            "max": 1.0,
+        },
+    )
     prefix_cache_bytes: int = field(
         default=0,
         metadata={

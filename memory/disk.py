@@ -10,6 +10,7 @@ Invariants
    reads is not punched, and the frame that it writes is used and nobody's page.
 2. A transfer that ends well counts only for a page that still is what it was; else the frame that it wrote is given up.
 3. Nothing here fails a plan, and no plan names a frame of the disk tier.
+4. What goes to disk ahead of need takes free frames alone, within its owner's limit, and is not written again while its content stays.
 """
 
 from __future__ import annotations
@@ -45,6 +46,7 @@ class Disk:
         self._spilling_bytes = 0
         self._room = DiskRoom(mapping, flights, self._pages.__contains__)
         self.num_changes = 0  # of transfers and stale frames
+        self._idle_at = (-1, -1, -1)  # changes when nothing was found to go ahead of need
 
     @property
     def on_way(self) -> list[tuple[Page, Transfer]]:
@@ -58,13 +60,19 @@ class Disk:
 
     # ------------------------------------------------------------------------------------------------------------------ host to disk
 
-    def spill(self, max_bytes: int) -> list[Transfer]:
+    def spill(self, max_bytes: int, ahead_bytes: int) -> list[Transfer]:
         """Host copies that go to disk now: those of buried tables, and, while the host tier is short of frames, the coldest.
 
-        A copy that is on disk already only leaves the host. Nothing when there is no disk tier, or no room in it.
+        A copy that is on disk already only leaves the host. Where none of these is due, so many bytes go ahead of need.
+        Nothing when there is no disk tier, or no room in it.
         """
+        if not self._mapping.arenas[Tier.DISK].num_slabs:
+            return []
+        return self._spill_due(max_bytes) or self._spill_ahead(min(ahead_bytes, max_bytes))
+
+    def _spill_due(self, max_bytes: int) -> list[Transfer]:
         short, burials, is_beyond = self._marks.missing(), self._burials(), bool(self._mapping.ledger.in_excess(Tier.DISK))
-        if not self._mapping.arenas[Tier.DISK].num_slabs or not (short > 0 or burials or is_beyond):
+        if not (short > 0 or burials or is_beyond):
             return []
         tables = self._host.order()
         self._room.shrink(tables)
@@ -84,6 +92,32 @@ class Disk:
             chosen.append(self._send(page, frame, size))
         return chosen
 
+    def _spill_ahead(self, max_bytes: int) -> list[Transfer]:
+        """Copies that stay on the host, coldest first, until enough of it costs nothing to have (invariant 4)."""
+        missing, room = self._marks.unsaved() - self._spilling_bytes, self._marks.spare_disk()
+        now = self._mapping.num_changes, self._flights.num_changes, self.num_changes
+        if missing <= 0 or now == self._idle_at:
+            return []
+        chosen: list[Transfer] = []
+        full: set[tuple[int, str]] = set()  # space and owner for which there is no frame
+        for page in self._coldest(self._host.order()):
+            size, place = frame_bytes(self._mapping.space(page.space_id), Tier.DISK), (page.space_id, page.holders[0].owner)
+            if missing <= 0 or size > min(max_bytes, room):
+                break
+            if place in full or not _is_settled(page):
+                continue
+            frame = None
+            if self._mapping.ledger.exceeded(place[1], Tier.DISK, size + self._spilling_bytes) is None:
+                frame = self._mapping.pool(page.space_id, Tier.DISK).alloc()
+            if frame is None:
+                full.add(place)
+                continue
+            max_bytes, missing, room = max_bytes - size, missing - size, room - size
+            chosen.append(self._send(page, frame, size))
+        if not chosen and max_bytes:
+            self._idle_at = now
+        return chosen
+
     def _burials(self) -> list[PageTable]:
         """Buried tables with host copies that are not on disk."""
         return [table for table in self._tables if table.is_buried and _has_unsaved(table)]
@@ -92,6 +126,10 @@ class Disk:
         """Host copies that are not on disk, in the order in which they go, and whether they belong to a buried table."""
         for table in burials:
             yield from ((page, True) for page in tail_first(table) if self._may_spill(page))
+        yield from ((page, False) for page in self._coldest(tables))
+
+    def _coldest(self, tables: list[PageTable]) -> Iterator[Page]:
+        """Host copies that are not on disk and that nobody needs now: of the coldest tables first, pinned prefixes last."""
         pinned: list[Page] = []
         met: set[Page] = set()  # a page that many share is looked at once
         for table in tables:
@@ -102,8 +140,8 @@ class Disk:
                     if page.is_pinned:
                         pinned.append(page)
                     else:
-                        yield page, False
-        yield from ((page, False) for page in pinned if self._may_spill(page))
+                        yield page
+        yield from (page for page in pinned if self._may_spill(page))
 
     def _may_spill(self, page: Page) -> bool:
         return page.host_frame is not None and page.disk_frame is None and not page.pins and page not in self._pages
@@ -250,6 +288,11 @@ def leading(table: PageTable, num_tokens: int) -> Iterator[Page]:
     """The pages of the first tokens of a table, all groups, first ones first."""
     for idx in range(-(-num_tokens // table.page_tokens)):
         yield from (pages[idx] for pages in table.pages if idx < len(pages))
+
+
+def _is_settled(page: Page) -> bool:
+    """Whether a host copy will not soon be written over: its page is full, or nobody is about to go on with it."""
+    return page.num_tokens >= page.holders[0].page_tokens or all(table.is_suspended for table in page.holders)
 
 
 def _is_same(page: Page, transfer: Transfer) -> bool:

@@ -155,15 +155,19 @@ def _check_pages(mapping: Mapping, tier: Tier) -> Iterator[None]:
 
 def _check_ledger(mapping: Mapping, shelf: WeightShelf | None, tier: Tier) -> Iterator[None]:
     kv: dict[str, int] = {}
+    saved_bytes = 0
     pages = iter(mapping.pages(tier).values())
     while part := list(islice(pages, SLICE)):
         for page in part:
+            saved_bytes += page.is_saved * frame_bytes(mapping.space(page.space_id), Tier.HOST)
             for owner, size_bytes in _charges(mapping, tier, page):
                 kv[owner] = kv.get(owner, 0) + size_bytes
         yield
     ledger = mapping.ledger
     is_charged = all(ledger.kv_bytes(owner, tier) == size for owner, size in kv.items())
     expect(is_charged and ledger.kind_bytes(tier, Kind.KV) == sum(kv.values()), "mapping 3 and pager 5, the ledger of KV")
+    if tier is Tier.HOST:
+        expect(mapping.saved_bytes == saved_bytes, "mapping 3, bytes of host copies that are on disk too")
     if shelf is not None:
         in_slabs = shelf.num_slabs * mapping.arenas[tier].slab_bytes
         held = ledger.kind_bytes(tier, Kind.WEIGHTS) + ledger.kind_bytes(tier, Kind.ADAPTER)

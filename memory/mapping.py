@@ -6,7 +6,8 @@ undone by itself (`memory.draft` records how).
 Invariants
 1. A used frame belongs to the one page that `page_at` gives for it, and that page names the frame; no other frame belongs to a page.
 2. A page that is in a frame has a holder.
-3. The ledger's KV bytes of a tier are the frame bytes of the pages in it, shared in integers among their holders.
+3. The ledger's KV bytes of a tier are the frame bytes of the pages in it, shared in integers among their holders; `saved_bytes` are those
+   of the host frames whose pages are on disk too.
 """
 
 from __future__ import annotations
@@ -36,6 +37,7 @@ class Mapping:
         has_disk = self.arenas[Tier.DISK].num_slabs > 0
         self.ledger = Ledger({tier: self.arenas[tier].total_bytes for tier in (TIERS if has_disk else WORKER_TIERS)})
         self.num_changes = 0  # of pages, frames and holders
+        self.saved_bytes = 0  # of host copies that are on disk too
         self.spaces: dict[int, Space] = {}
         self.index = PrefixIndex()
         self.retention = Retention(config.prefix_cache_bytes)
@@ -138,7 +140,7 @@ class Mapping:
         """Put a page into a used frame that belongs to nobody."""
         self.num_changes += 1
         count_in_all(page, -1)
-        page.set_frame(tier, frame)
+        self._set_frame(page, tier, frame)
         self._pages[tier][frame] = page
         self._charge(page, tier)
         count_in_all(page, 1)
@@ -154,13 +156,18 @@ class Mapping:
             self.departed.append(page)
         self.num_changes += 1
         count_in_all(page, -1)
-        page.set_frame(tier, None)
+        self._set_frame(page, tier, None)
         count_in_all(page, 1)
         if tier is Tier.DEVICE:
             for table in page.holders:
                 table.resident[page.group] = min(table.resident[page.group], page.idx)
         self.index.note(page)
         return frame
+
+    def _set_frame(self, page: Page, tier: Tier, frame: int | None) -> None:
+        was_saved = page.is_saved
+        page.set_frame(tier, frame)
+        self.saved_bytes += (page.is_saved - was_saved) * self.spaces[page.space_id].host_frame_bytes
 
     def relocate(self, page: Page, frame: int) -> None:
         """Put a page that is on the device into another used frame there; the one it leaves is nobody's."""

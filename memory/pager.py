@@ -204,13 +204,13 @@ class Pager:
 
     # ------------------------------------------------------------------------------------------------------------------ disk
 
-    def spill(self, max_bytes: int) -> list[Transfer]:
+    def spill(self, max_bytes: int, ahead_bytes: int = 0) -> list[Transfer]:
         """Host copies to be written to the page file now; each is outstanding until `transferred`.
 
         Pages of buried tables first; then, while the host tier is short of free frames (config: `host_low`, `host_high`), those of
-        suspended and of the coldest idle contexts. Costs nothing where nothing is due; to be called often, in the background.
-        """
-        return self._disk.spill(max_bytes)
+        suspended and of the coldest idle contexts; if none is due, up to `ahead_bytes` that stay on the host too (`host_clean`). To be
+        called often: costs nothing where nothing is due."""
+        return self._disk.spill(max_bytes, ahead_bytes)
 
     def fetch(self, table: PageTable, num_tokens: int) -> list[Transfer]:
         """Far pages among the first tokens of a table to be read from the page file now; each is outstanding until `transferred`.

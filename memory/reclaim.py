@@ -5,8 +5,9 @@ The ladder for a device frame, cheapest first:
     free frame -> free slab -> a page of the same space -> all pages of a slab of another space -> OutOfFrames
 
 Whose page goes is `memory.eviction`'s to say: of the owner furthest above its guarantee per weight. An evicted page leaves its device frame
-at once if its host copy is clean; else it is demoted first, into a free host frame or that of a page that has to go before it; where the
-host tier has none, the page is lost and will be recomputed. An owner at its limit gives way to itself alone.
+at once if its host copy is clean; else it is demoted first, into a free host frame or that of a page that has to go before it: of one that
+is on disk too, whosever it is, before any is lost. Where the host tier has none, the page is lost and will be recomputed. An owner at its
+limit gives way to itself alone.
 
 Invariants
 1. No page goes that a move of an unfinished plan names, or that a table wanted by an unfinished plan holds.
@@ -181,17 +182,17 @@ class Sweep:
         """The host frame of a page that has to go before this one, or of the tail of the same context; `within`: of the same owner only."""
         owner, space_id = page.holders[0].owner, page.space_id
         place = Rung.PINNED if page.is_pinned else Rung.UNPINNED, min(self._ranks[table] for table in page.holders)
-
         if may_lose:
             queue = self._queue((Tier.HOST, space_id, owner, within or "", "lose"), self._to_be_had(Tier.HOST, space_id, owner))
-            victim = queue.peek(place, owner) or self._own_tail(page).peek(page.idx + 1) or self._second_copy(page, within)
+            if (victim := queue.peek(place, owner)) is None or (victim.device_frame is None and victim.disk_frame is None):
+                saved = self._second_copy(page, within, (Rung.UNPINNED, 0)) if self._mapping.saved_bytes else None
+                victim = saved or victim or self._own_tail(page).peek(page.idx + 1) or self._second_copy(page, within)
         else:
             victim = self._second_copy(page, within, place)
-        if victim is None:
-            return None
-        frame = self._draft.take_away(victim, Tier.HOST)
-        self._draft.take_over(space_id, Tier.HOST, frame)
-        return frame
+        if victim is not None:
+            frame = self._draft.take_away(victim, Tier.HOST)
+            self._draft.take_over(space_id, Tier.HOST, frame)
+        return None if victim is None else frame
 
     def _own_tail(self, page: Page) -> Tail:
         """Host copies of the context that holds the page, from its end (invariant 2)."""

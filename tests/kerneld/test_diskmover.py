@@ -9,6 +9,7 @@ from pathlib import Path
 
 from drivers.hostmem import HostMemory, host_frame_bytes
 from kerneld import diskmover
+from kerneld import reclaimer as reclaimer_module
 from kerneld.carrier import Carried, Outcome
 from kerneld.diskevents import DiskTierFailed, PagesSpilled
 from kerneld.diskmover import DiskMover
@@ -50,13 +51,18 @@ class Bench:
 
     def buried(self, num_pages: int) -> PageTable:
         """A table with pages in the host tier that is to go to disk."""
+        table, keys = self.on_host(num_pages)
+        self.pager.bury(table, num_pages * 16, keys, b"")
+        return table
+
+    def on_host(self, num_pages: int) -> tuple[PageTable, list[bytes]]:
+        """A table with pages in the host tier, and their names."""
         table = self.pager.new_table("lab", (1,))
         keys = [idx.to_bytes(16, "big") for idx in range(num_pages)]
         for idx, key in enumerate(keys):
             frame = self.pager.reserve_host(table, 0, idx, key, 16)
             self.host.write_page(frame, PAYLOAD, key, 16, 1)
-        self.pager.bury(table, num_pages * 16, keys, b"")
-        return table
+        return table, keys
 
     async def idle(self) -> None:
         while not self.mover.is_idle:
@@ -179,3 +185,29 @@ async def test_a_disk_that_is_almost_full_for_others_takes_nothing(tmp_path: Pat
         await bench.idle()
 
         assert table.counts().host_only == 4
+
+
+@in_loop
+async def test_copies_ahead_of_need_rest_while_rows_run_and_are_made_at_once_when_none_does(tmp_path: Path) -> None:
+    async with bench_in(tmp_path) as bench:
+        table, _keys = bench.on_host(28)  # of 32 frames; half of them are to cost nothing
+        reclaimer = Reclaimer(bench.pager, bench.mover, lambda _num_bytes: True, bench.clock)
+        bench.gate.let()
+        bench.mover.is_busy = lambda: True
+        saved = []
+
+        for pause_s in (0.0, reclaimer_module.AHEAD_REST_S, 0.0):
+            reclaimer.now()
+            await bench.idle()
+            reclaimer.now()
+            await bench.idle()
+            saved.append(sum(table.num_saved))
+            bench.clock.advance(pause_s)
+        bench.mover.is_busy = lambda: False
+        for _ in range(8):
+            reclaimer.now()
+            await bench.idle()
+
+        per_turn = reclaimer_module.AHEAD_BYTES // FRAME
+        assert saved == [per_turn, per_turn, 2 * per_turn]
+        assert (table.num_host, table.num_saved) == ([28], [12])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import random
 from dataclasses import replace
 from pathlib import Path
 
@@ -132,3 +134,44 @@ async def test_a_disk_tier_that_is_full_says_what_is_kept_in_memory(tmp_path: Pa
 
         assert refusal.value.facts["pages_on_disk"] == "8"
         assert (await rig.infer(context, max_tokens=4)).tokens == oracle(before, 4)
+
+
+# ---------------------------------------------------------------------------------------------------------------------- bursts
+
+
+async def touched_at_random(folder: Path, host_clean: float) -> tuple[int, Tape]:
+    """Ten contexts of 90 tokens touched in random order, three at a time; returns how many pages were recomputed, and what was told.
+
+    Device: 4 of them, host: 5, disk: all. The mover gets its turns after every three.
+    """
+    rig, draw, num_recomputed = Rig(folder, Sizes(device_slabs=6, host_slabs=16, disk_slabs=64)), random.Random(7), 0
+    rig.memory["host_clean"] = host_clean
+    async with running(rig):
+        tape, contexts = Tape(rig), [await rig.alloc() for _ in range(10)]
+        for idx, context in enumerate(contexts):
+            await rig.infer(context, prompt_of(idx, 90), 2)
+            await settled(rig)
+        for _ in range(20):
+            three = draw.sample(contexts, 3)
+            before = [rig.tokens(context) for context in three]
+            outputs = await asyncio.gather(*(rig.infer(context, max_tokens=1) for context in three))
+            assert [output.tokens for output in outputs] == [oracle(tokens, 1) for tokens in before]
+            num_recomputed += sum(output.finished.usage.pages_recomputed for output in outputs if output.finished is not None)
+            await settled(rig)
+        return num_recomputed, tape
+
+
+@in_loop
+async def test_contexts_that_are_touched_at_random_recompute_nothing_when_the_disk_has_room_for_all(tmp_path: Path) -> None:
+    num_recomputed, tape = await touched_at_random(tmp_path, 0.5)
+
+    assert num_recomputed == 0
+    assert tape.pages(PagesSpilled) > 0
+    assert tape.pages(PagesFetched) > 0
+
+
+@in_loop
+async def test_a_burst_is_larger_than_the_free_frames_alone(tmp_path: Path) -> None:
+    num_recomputed, _tape = await touched_at_random(tmp_path, 0.0)
+
+    assert num_recomputed > 0

@@ -19,7 +19,9 @@ HOST_FRAME = 32  # of space 1, on the host and on disk; two in a slab
 class DiskRig(Rig):
     """A pager with a disk tier; pages are copied to the host tier behind."""
 
-    def __init__(self, device_slabs: int = 4, host_slabs: int = 4, disk_slabs: int = 8, *, low: float = 0.3, high: float = 0.6) -> None:
+    def __init__(
+        self, device_slabs: int = 4, host_slabs: int = 4, disk_slabs: int = 8, *, low: float = 0.3, high: float = 0.6, clean: float = 0.5
+    ) -> None:
         super().__init__()
         self.pager = Pager(
             MemoryConfig(
@@ -31,6 +33,7 @@ class DiskRig(Rig):
                 granule_bytes=16,
                 host_low=low,
                 host_high=high,
+                host_clean=clean,
             )
         )
         self.pager.open_space(Space(1, PT, 16, 32))
@@ -504,3 +507,108 @@ def test_transfers_of_a_space_that_is_closed_end_without_a_trace() -> None:
     rig.run()
 
     assert all(arena.num_free == arena.num_slabs for arena in rig.pager._mapping.arenas.values())
+
+
+# ---------------------------------------------------------------------------------------------------------------------- ahead of need
+
+
+def ahead(rig: DiskRig, max_bytes: int = 1 << 20) -> list[Transfer]:
+    """Let copies go to disk ahead of need, all the way."""
+    transfers = rig.pager.spill(1 << 20, max_bytes)
+    rig.settle(transfers)
+    return transfers
+
+
+def test_copies_go_to_disk_ahead_of_need_and_stay_on_the_host() -> None:
+    rig = DiskRig(clean=0.75)
+    cold, warm = rig.on_host(3), rig.on_host(2)  # 3 frames of 8 are free, and 6 are to cost nothing
+
+    transfers = ahead(rig)
+
+    assert [transfer.key for transfer in transfers] == [page.key for page in reversed(cold.pages[0])]
+    assert (cold.num_host, cold.num_saved, warm.num_saved) == ([3], [3], [0])
+    assert ahead(rig) == [], "each is written once"
+
+
+def test_a_host_tier_with_enough_free_frames_writes_nothing_ahead() -> None:
+    rig = DiskRig(clean=0.5)
+    rig.on_host(4)
+
+    assert ahead(rig) == []
+
+
+def test_nothing_goes_ahead_beyond_what_is_asked_for() -> None:
+    rig = DiskRig(clean=1.0)
+    rig.on_host(5)
+
+    assert (ahead(rig, 0), len(ahead(rig, 2 * HOST_FRAME))) == ([], 2)
+
+
+def test_what_goes_due_goes_before_what_goes_ahead() -> None:
+    rig = DiskRig(clean=1.0)
+    idle, buried = rig.on_host(3), rig.on_host(2)
+    rig.pager.bury(buried, 2 * PT, keys(2), b"")
+
+    assert len(ahead(rig)) == 2
+    assert rig.pager.is_buried(buried)
+    assert idle.num_saved == [0]
+
+
+def test_a_burst_takes_clean_copies_and_loses_no_page() -> None:
+    rig = DiskRig(device_slabs=2, low=0.0, high=0.0, clean=1.0)  # device: 8 frames
+    tables = []
+    for owner in ("lab/ann", "lab/bob"):
+        tables.append(rig.on_host(4, owner))
+        ahead(rig)
+
+    burst = [rig.grown(4, owner) for owner in ("guest", "lab/ann", "lab/bob")]
+
+    assert [table.counts().lost for table in [*tables, *burst]] == [0] * 5
+
+
+def test_a_partial_page_goes_ahead_only_with_a_suspended_context() -> None:
+    rig = DiskRig(clean=1.0)
+    table = rig.table()
+    rig.run((table, 0, PT + 2))
+    rig.pager.save(table, PT + 2, keys(1), b"p" * 16)
+    rig.run()
+
+    assert [transfer.num_tokens for transfer in ahead(rig)] == [PT]
+    rig.pager.suspend(table)
+    assert [transfer.num_tokens for transfer in ahead(rig)] == [2]
+
+
+def test_a_limit_on_disk_and_a_full_disk_end_what_goes_ahead_and_no_other_copy_goes_for_it() -> None:
+    rig = DiskRig(disk_slabs=4, low=0.0, high=0.25, clean=1.0)  # disk: 8 frames, of which 2 are left alone
+    rig.pager.ledger.set_limit("guest", Tier.DISK, 0, HOST_FRAME)
+    old = rig.far(4)
+    guest, table = rig.on_host(2, "guest"), rig.on_host(4)
+
+    assert len(ahead(rig)) == 2
+    assert ahead(rig) == []
+
+    assert (guest.num_saved, table.num_saved, old.counts()) == ([1], [1], counts(disk_only=4))
+
+
+def test_weights_in_the_host_tier_are_no_room_for_clean_copies() -> None:
+    rig = DiskRig(low=0.0, high=0.0, clean=0.5)
+    rig.pager.weights[Tier.HOST].place("m", "models", (2 * SLAB,))
+    rig.on_host(2)
+
+    assert ahead(rig) == [], "half of what is left is free"
+
+
+def test_no_page_of_whoever_holds_most_is_lost_while_anybody_has_clean_copies() -> None:
+    rig = DiskRig(device_slabs=2, low=0.0, high=0.0, clean=0.5)
+    clean = rig.on_host(2, "lab/bob")
+    rig.pager.bury(clean, 2 * PT, keys(2), b"")
+    rig.spilled()
+    rig.settle(rig.pager.fetch(clean, 2 * PT))
+    greedy = [rig.grown(count) for count in (4, 4, 4, 2)]  # with those two, all frames of device and host
+    rig.pager.unfetch(clean)
+    assert (clean.counts(), sum(table.counts().host_only for table in greedy)) == (counts(host_only=2), 6)
+
+    taker = rig.grown(2, "guest")
+
+    assert [table.counts().lost for table in (clean, *greedy, taker)] == [0] * 6
+    assert clean.counts() == counts(disk_only=2)

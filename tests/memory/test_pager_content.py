@@ -228,6 +228,7 @@ class PagerContent(RuleBasedStateMachine):
             device_high=0.8,
             host_low=0.3,
             host_high=0.6,
+            host_clean=(0.5, 1.0, 0.0)[disk % 3],
             prefix_cache_bytes=SLAB if host % 2 else 0,
         )
         self.pager = Pager(config)
@@ -451,13 +452,26 @@ class PagerContent(RuleBasedStateMachine):
 
     # ------------------------------------------------------------------------------------------------------------------ disk
 
-    @rule(max_bytes=st.sampled_from((48, 128, 1000)))
-    def spill(self, max_bytes: int) -> None:
-        transfers = self.pager.spill(max_bytes)
+    @rule(max_bytes=st.sampled_from((48, 128, 1000)), ahead_bytes=st.sampled_from((0, 100, 1000)))
+    def spill(self, max_bytes: int, ahead_bytes: int) -> None:
+        saved = self.saved_pages()
+        is_due = self.is_spill_due()
+        transfers = self.pager.spill(max_bytes, ahead_bytes)
+        assert is_due or self.saved_pages() == saved, "no copy goes for those that are made ahead of need"
         assert sum(transfer.size_bytes for transfer in transfers) <= max_bytes
         assert not any(transfer.is_fetch for transfer in transfers)
         self.transfers.extend((transfer, None) for transfer in transfers)
         self.num_changes += 1
+
+    def saved_pages(self) -> list[tuple[int | None, int | None]]:
+        """Where every page of a context is on host and disk."""
+        pages = [page for ctx in self.live() for pages in ctx.table.pages for page in pages]
+        return [(page.host_frame, page.disk_frame) for page in pages]
+
+    def is_spill_due(self) -> bool:
+        """Whether something has to go to disk, or to leave it, whatever may go ahead of need."""
+        disk = self.pager._disk
+        return disk._marks.missing() > 0 or bool(disk._burials()) or bool(self.pager.ledger.in_excess(Tier.DISK))
 
     @rule(number=st.integers(0, 9), whole=st.booleans())
     def fetch(self, number: int, whole: bool) -> None:
@@ -530,7 +544,7 @@ class PagerContent(RuleBasedStateMachine):
             if self.pager.has_backlog() and not self.flights:
                 self.try_plan([])
                 self.commit()
-            self.spill(1000)
+            self.spill(1000, 0)
             while self.transfers:
                 self.transferred(0, 1)
             self.punch()
@@ -823,7 +837,7 @@ WALK: tuple[tuple[str, int, dict[str, Sequence[object]]], ...] = (
     ("hold", 3, {"number": range(10)}),
     ("release", 3, {}),
     ("restore", 4, {"number": range(10), "count": range(1, 4)}),
-    ("spill", 8, {"max_bytes": (48, 128, 1000)}),
+    ("spill", 8, {"max_bytes": (48, 128, 1000), "ahead_bytes": (0, 100, 1000)}),
     ("fetch", 6, {"number": range(10), "whole": (False, True)}),
     ("unfetch", 2, {"number": range(10)}),
     ("carry", 6, {"which": range(10), "whole": (False, True, True)}),
