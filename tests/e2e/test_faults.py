@@ -237,8 +237,8 @@ def test_a_damaged_image_leaves_no_half_restored_context(rig: DaemonRig) -> None
         context = k.alloc("toy")
         tokens_of(context, 60)
         image = context.checkpoint()
-        page = next(path for path in (rig.state / "images" / "pages").rglob("*") if path.is_file())
-        spoil(page, 100)
+        manifest = next(path for path in (rig.state / "images").rglob(f"*{image.id}*") if path.is_file())
+        spoil(manifest, 100)
         with pytest.raises(errors.KerneldError) as refusal:
             k.restore(image)
         assert refusal.value.code.name == "DATA_LOSS"
