@@ -9,45 +9,23 @@
          '------ names it ------------  LIMBO
 
 A frame that a plan on its way may still name goes to limbo with the number of the newest plan, and is free once that plan has finished.
-A slab whose frames are all free goes back to the arena. Frames come from the fullest slab that has one (`memory.openslabs`).
+A slab whose frames are all free goes back to the arena; the pool remembers them, and goes on with them if it gets the slab again before
+anybody else did: at a border between two slabs, alloc and free cost no more than inside one. Frames come from the fullest slab that has one
+(`memory.openslabs`).
 
 Invariants
 1. Every frame of every slab held is free, used or in limbo: exactly one.
 2. Numbers in limbo do not fall, so `retire` looks only at what it frees.
 3. No slab is held whose frames are all free.
-4. The residue of a frame names every owner whose bytes may be in it; an empty residue means zeros.
+4. What is remembered of a slab is used only while the arena's stamp says that nobody had or wrote the slab since.
 """
 
 from __future__ import annotations
 
 from memory.errors import PagingError
 from memory.openslabs import OpenSlabs
+from memory.slabframes import SlabFrames
 from memory.slabs import CLEAN, Arena
-
-
-class SlabFrames:
-    """The frames of one slab, as a pool keeps them."""
-
-    __slots__ = ("first", "free", "inherited", "num_frames", "num_limbo", "residues", "slab", "tail")
-
-    def __init__(self, slab: int, first: int, num_frames: int, frame_granules: int, residue: frozenset[str]) -> None:
-        self.slab = slab
-        self.first = first
-        self.num_frames = num_frames
-        self.free = {first + idx * frame_granules: None for idx in range(num_frames)}  # an ordered set
-        self.num_limbo = 0
-        self.residues = dict.fromkeys(self.free, residue) if residue else {}
-        self.inherited = set(self.residues)  # frames nobody wrote or zeroed since the slab came from the arena
-        self.tail = residue  # of the waste behind the last frame
-
-    @property
-    def num_used(self) -> int:
-        """Frames neither free nor in limbo."""
-        return self.num_frames - len(self.free) - self.num_limbo
-
-    def residue(self) -> frozenset[str]:
-        """Owners whose bytes may be anywhere in the slab."""
-        return self.tail.union(*self.residues.values())
 
 
 class FramePool:
@@ -66,6 +44,7 @@ class FramePool:
         self._slabs: dict[int, SlabFrames] = {}
         self._open = OpenSlabs()
         self._limbo: dict[int, int] = {}  # frame -> newest plan that may name it; invariant 2
+        self._last: tuple[int, SlabFrames] | None = None  # the slab given back last, and the arena's stamp of it
 
     # ------------------------------------------------------------------------------------------------------------------ counts
 
@@ -161,6 +140,7 @@ class FramePool:
         slab.free[frame] = None
         if len(slab.free) == slab.num_frames:
             self._give_back(slab)
+            self._last = self._arena.stamp(slab.slab), slab
         else:
             self._open.note(slab)
 
@@ -195,7 +175,7 @@ class FramePool:
 
     def residue(self, frame: int) -> frozenset[str]:
         """Owners whose bytes may be in a frame."""
-        return self._slabs[self._arena.slab_of(frame)].residues.get(frame, CLEAN)
+        return self._slabs[self._arena.slab_of(frame)].residue_of(frame)
 
     def is_inherited(self, frame: int) -> bool:
         """Whether the bytes in a frame are of other spaces, so that a page need not cover all of them."""
@@ -204,10 +184,7 @@ class FramePool:
     def set_residue(self, frame: int, residue: frozenset[str], *, is_inherited: bool = False) -> None:
         """Say whose bytes may be in a frame."""
         slab = self._slabs[self._arena.slab_of(frame)]
-        if residue:
-            slab.residues[frame] = residue
-        else:
-            slab.residues.pop(frame, None)
+        slab.set_residue(frame, residue)
         if is_inherited:
             slab.inherited.add(frame)
         else:
@@ -234,8 +211,7 @@ class FramePool:
 
     def free_residues(self) -> list[tuple[int, frozenset[str]]]:
         """Free frames that are not known to be zero, with whose bytes may be in them."""
-        slabs = (self._slabs[number] for number in self._open)
-        return [(frame, slab.residues[frame]) for slab in slabs for frame in slab.free if frame in slab.residues]
+        return [each for number in self._open for each in self._slabs[number].free_residues()]
 
     # ------------------------------------------------------------------------------------------------------------------ whole slabs
 
@@ -262,14 +238,26 @@ class FramePool:
         self._slabs.clear()
         self._open.clear()
         self._limbo.clear()
+        self._last = None
 
-    def _add(self, number: int) -> SlabFrames:
+    def _add(self, number: int) -> None:
+        """Hold a slab that the arena lent."""
+        slab = self._remembered(number) or self._new(number)
+        self._slabs[number] = slab
+        self._open.note(slab)
+
+    def _remembered(self, number: int) -> SlabFrames | None:
+        """The slab, if it is the one given back last, and nobody had it since."""
+        if self._last is None or self._last[1].slab != number or self._last[0] != self._arena.stamp(number):
+            return None
+        (_stamp, slab), self._last = self._last, None
+        return slab
+
+    def _new(self, number: int) -> SlabFrames:
         residue = self._arena.residue(number)
         slab = SlabFrames(number, number * self._arena.slab_granules, self.frames_per_slab, self.frame_granules, residue)
         if not self._wastes:
             slab.tail = CLEAN
-        self._slabs[number] = slab
-        self._open.note(slab)
         return slab
 
     def _count_limbo(self, slab: SlabFrames, change: int) -> None:

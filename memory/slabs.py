@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import heapq
 from functools import lru_cache
+from itertools import count
 
 from memory.errors import PagingError
 
@@ -37,10 +38,12 @@ class Arena:
         self.slab_bytes = slab_bytes
         self.granule_bytes = granule_bytes
         self.slab_granules = slab_bytes // granule_bytes
+        self._stamp = count(1)
         self.reset()
 
     def reset(self) -> None:
         """Take every slab back; the memory behind them is new and zero."""
+        self._stamps: dict[int, int] = {}
         self._free = set(range(self.num_slabs))
         self._lowest = list(range(self.num_slabs))  # a heap over the free slabs; also holds some that were lent since
         self._residues: dict[int, frozenset[str]] = {}
@@ -74,8 +77,13 @@ class Arena:
         """Owners whose bytes may be in a free slab."""
         return self._residues.get(slab, CLEAN)
 
+    def stamp(self, slab: int) -> int:
+        """A number that changes whenever a slab is given back, or something else than its last holder writes it while it is free."""
+        return self._stamps.get(slab, 0)
+
     def set_residue(self, slab: int, residue: frozenset[str]) -> None:
         """Say whose bytes may be in a free slab."""
+        self._stamps[slab] = next(self._stamp)
         if residue:
             self._residues[slab] = residue
         else:

@@ -22,6 +22,7 @@ class FramePools(RuleBasedStateMachine):
         self.used: list[list[int]] = [[], []]
         self.limbo: list[dict[int, int]] = [{}, {}]
         self.seq = 0
+        self.bytes: list[set[str]] = [set() for _ in range(5 * 128 // 16)]  # whose, by granule
 
     @rule(which=st.integers(0, 1))
     def alloc(self, which: int) -> None:
@@ -33,6 +34,39 @@ class FramePools(RuleBasedStateMachine):
         assert frame not in self.used[which]
         assert frame not in self.limbo[which]
         self.used[which].append(frame)
+
+    @rule(which=st.integers(0, 1), number=st.integers(0, 99), owner=st.sampled_from(("ann", "bob", "")))
+    def write(self, which: int, number: int, owner: str) -> None:
+        """Somebody writes a part of a used frame, or all of it is zeroed."""
+        if not self.used[which]:
+            return
+        pool, frame = self.pools[which], self.used[which][number % len(self.used[which])]
+        for granule in range(frame, frame + pool.frame_granules):
+            self.bytes[granule] = {owner} | self.bytes[granule] if owner else set()
+        pool.set_residue(frame, pool.residue(frame) | {owner} if owner else frozenset())
+
+    @rule()
+    def use_for_weights(self) -> None:
+        slab = self.arena.lend_run(1)
+        if slab is not None:
+            for granule in range(slab * 8, slab * 8 + 8):
+                self.bytes[granule].add("models")
+            self.arena.give_back(slab, self.arena.residue(slab) | {"models"})
+
+    @rule(number=st.integers(0, 4))
+    def write_free_slab(self, number: int) -> None:
+        if self.arena.is_free(number):
+            self.bytes[number * 8].add("stray")
+            self.arena.set_residue(number, self.arena.residue(number) | {"stray"})
+
+    @invariant()
+    def residues_name_everybody(self) -> None:
+        for pool in self.pools:
+            for slab in pool.slabs():
+                for frame in pool.frames_of(slab):
+                    assert pool.residue(frame) >= set().union(*self.bytes[frame : frame + pool.frame_granules])
+        for slab in filter(self.arena.is_free, range(5)):
+            assert self.arena.residue(slab) >= set().union(*self.bytes[slab * 8 : slab * 8 + 8])
 
     @rule(which=st.integers(0, 1), number=st.integers(0, 99))
     def free(self, which: int, number: int) -> None:
@@ -172,3 +206,40 @@ def test_aborted_plans_are_not_waited_for() -> None:
 def test_a_frame_larger_than_a_slab_is_refused() -> None:
     with pytest.raises(ValueError, match="spans"):
         FramePool(Arena(1, 128, 16), 144)
+
+
+def test_a_pool_goes_on_with_the_slab_that_it_gave_back_last() -> None:
+    pool = FramePool(Arena(2, 64, 16), 32)
+    first = pool.alloc()
+    assert first is not None
+    pool.set_residue(first, frozenset({"ann"}))
+    pool.free(first)
+    assert (pool.num_slabs, pool.num_free) == (0, 0), "the arena has the slab"
+
+    pool.take(first)
+
+    assert [pool.residue(frame) for frame in pool.frames_of(0)] == [{"ann"} if frame == first else set() for frame in pool.frames_of(0)]
+
+
+@pytest.mark.parametrize("how", ["another pool", "weights", "zeros"])
+def test_a_slab_that_somebody_touched_is_not_the_one_that_was_given_back(how: str) -> None:
+    arena = Arena(1, 64, 16)
+    pool, other = FramePool(arena, 32), FramePool(arena, 16)
+    first = pool.alloc()
+    assert first is not None
+    pool.set_residue(first, frozenset({"ann"}))
+    pool.free(first)
+
+    if how == "another pool":
+        frame = other.alloc()
+        assert frame is not None
+        other.free(frame)
+    elif how == "weights":
+        arena.lend_run(1)
+        arena.give_back(0, arena.residue(0) | {"models"})
+    else:
+        arena.set_residue(0, frozenset())
+    pool.take(first)
+
+    expected = {"another pool": {"ann"}, "weights": {"ann", "models"}, "zeros": set()}[how]
+    assert [pool.residue(frame) for frame in pool.frames_of(0)] == [expected, expected]
