@@ -26,6 +26,7 @@ EOS_TOKEN = 2
 
 _MASK = (1 << 64) - 1
 Words = TypeVar("Words", int, np.ndarray)
+S = TypeVar("S", bound=msgspec.Struct)
 
 
 class FakeModel(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -42,17 +43,7 @@ class FakeModel(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     @classmethod
     def read(cls, directory: Path) -> FakeModel:
         """Raises: ModelCorrupt, if the directory or its JSON is broken; ModelUnsupported, naming the field."""
-        if not directory.is_dir():
-            raise ModelCorrupt(f"{directory} is not a directory.")
-        file = directory / "fake.json"
-        if not file.exists():
-            return cls()
-        try:
-            model = msgspec.json.decode(file.read_bytes(), type=cls)
-        except msgspec.ValidationError as error:
-            raise ModelUnsupported(f"fake.json: {error}.") from error
-        except (msgspec.DecodeError, OSError) as error:
-            raise ModelCorrupt(f"fake.json: {error}.") from error
+        model = _read(directory, cls)
         model.check()
         return model
 
@@ -83,17 +74,7 @@ class FakeAdapter(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     @classmethod
     def read(cls, directory: Path) -> FakeAdapter:
         """Raises: ModelCorrupt, if the directory or its JSON is broken; ModelUnsupported, naming the field."""
-        if not directory.is_dir():
-            raise ModelCorrupt(f"{directory} is not a directory.")
-        file = directory / "fake.json"
-        if not file.exists():
-            return cls()
-        try:
-            adapter = msgspec.json.decode(file.read_bytes(), type=cls)
-        except msgspec.ValidationError as error:
-            raise ModelUnsupported(f"fake.json: {error}.") from error
-        except (msgspec.DecodeError, OSError) as error:
-            raise ModelCorrupt(f"fake.json: {error}.") from error
+        adapter = _read(directory, cls)
         if adapter.weights_bytes < 1:
             raise ModelUnsupported("fake.json: weights_bytes is 1 or more.")
         return adapter
@@ -186,3 +167,17 @@ def continuation(
 
 def _logprob_of(rank: int) -> float:
     return -0.5 - 0.01 * rank
+
+
+def _read(directory: Path, kind: type[S]) -> S:
+    if not directory.is_dir():
+        raise ModelCorrupt(f"{directory} is not a directory.")
+    file = directory / "fake.json"
+    if not file.exists():
+        return kind()
+    try:
+        return msgspec.json.decode(file.read_bytes(), type=kind)
+    except msgspec.ValidationError as error:
+        raise ModelUnsupported(f"fake.json: {error}.") from error
+    except (msgspec.DecodeError, OSError) as error:
+        raise ModelCorrupt(f"fake.json: {error}.") from error
