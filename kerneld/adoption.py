@@ -5,7 +5,8 @@ Once in the life of a front, when its first worker is there and before anything 
     models that contexts live on get their ids  -->  pages are claimed by key  -->  the rest of both tiers is zeroed and punched out
 
 A page is known by its key, which is a link of its context's hash chain, so a page of other tokens, another tenant or another model is never
-taken. That of the last, partial page names the tokens in it. Space ids are those of the front that wrote the page: where the model has
+taken. All contexts whose chain has that link, as forks have, share what the first of them claimed, as they did before. That of the last,
+partial page names the tokens in it. Space ids are those of the front that wrote the page: where the model has
 others now, the KV groups are matched in the order of their ids; a page of the host tier is relabelled at once, one on disk when it is
 fetched. Payloads are not read here: every later read checks them.
 """
@@ -50,7 +51,7 @@ class Found:
             self.num_pages += 1
 
     def take(self, key: bytes, space_ids: tuple[int, ...]) -> list[Place] | None:
-        """A place for each group of one page; two contexts with the same past find a copy each, if there are two."""
+        """A place for each group of one page."""
         by_space = self._places.get(key)
         if by_space is None:
             return None
@@ -70,6 +71,7 @@ class Adoption:
     def __init__(self, machine: Machine) -> None:
         self._machine = machine
         self._found: dict[Tier, Found] = {}
+        self._adopted: dict[tuple[tuple[int, ...], bytes], tuple[PageTable, int]] = {}  # spaces and key -> a table that has it, and where
 
     async def run(self, device: Device, *, has_old_host: bool) -> None:
         """Adopt pages of both tiers, and clear the rest. A disk that fails leaves the disk tier unused. Raises: DeviceLost."""
@@ -149,12 +151,18 @@ class Adoption:
         return context.kv_valid
 
     def _claim(self, table: PageTable, page_idx: int, key: bytes) -> bool:
-        """Take over one page of every group, wherever it lies. Returns whether it is somewhere."""
+        """Take over one page of every group, wherever it lies, or share it. Returns whether it is somewhere."""
+        known = self._adopted.get((table.space_ids, key))
+        if known is not None:
+            self._machine.pager.sharing.join(table, *known)
+            return True
         is_there = False
         for tier, found in self._found.items():
             places = found.take(key, table.space_ids)
             if places is not None:
                 is_there |= self._claim_places(tier, found, table, page_idx, places)
+        if is_there:
+            self._adopted[table.space_ids, key] = table, page_idx
         return is_there
 
     def _claim_places(self, tier: Tier, found: Found, table: PageTable, page_idx: int, places: list[Place]) -> bool:

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from memory.errors import PagingError
 from memory.flights import Flights
 from memory.mapping import Mapping, frame_bytes, frame_of
 from memory.page import Tier
@@ -53,6 +54,20 @@ class Sharing:
         table.reach = max(table.reach, idx * table.page_tokens)
         table.num_filled = max(table.num_filled, idx)
         return idx * table.page_tokens
+
+    def join(self, table: PageTable, other: PageTable, page_idx: int) -> None:
+        """Take the pages of the next place, full ones or a partial one, from another table of the same spaces: all groups, as a fork does.
+
+        Raises: PagingError, if the other has nothing below in that place, or the table has something there; nothing is changed.
+        """
+        known = [pages[page_idx] for pages in other.pages if page_idx < len(pages) and pages[page_idx].is_below]
+        own = [pages[page_idx] for pages in table.pages if page_idx < len(pages)]
+        is_next = all(page_idx <= len(pages) for pages in table.pages) and all(page.is_lost for page in own)
+        if len(known) < len(table.pages) or table.space_ids != other.space_ids or not is_next:
+            raise PagingError(f"Place {page_idx} of one table is not to be had for another.")
+        for page in known:
+            self._take(table, page, is_kept=False)
+        table.reach = max(table.reach, page_idx * table.page_tokens + min(page.num_tokens for page in known))
 
     def retain(self, table: PageTable) -> None:
         """A context has ended: keep the full pages of its table as a cache of its owner, as far as that is allowed; the rest goes."""

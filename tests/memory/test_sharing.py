@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import pytest
+
 from memory.config import MemoryConfig
+from memory.errors import PagingError
 from memory.page import Space, Tier
 from memory.pager import Pager, Want
 from memory.prefix import HashChain
@@ -227,3 +230,43 @@ def test_the_cut_page_of_its_only_holder_is_known_no_more() -> None:
     rig.check()
 
     assert rig.share(rig.table(), 12) == 8
+
+
+def claimed(rig: Rig, num_tokens: int) -> PageTable:
+    """A table that adopted its pages from the host tier; the last may be partial."""
+    table = rig.table()
+    for idx in range(-(-num_tokens // PT)):
+        for group, _space_id in enumerate(rig.groups):
+            key = bytes([idx + 1]) * 16
+            frame = 2 * PAGE_BYTES // 16 * (idx + 4 * group)
+            rig.pager.claim_host(table, group, idx, frame, key, min(PT, num_tokens - idx * PT))
+    return table
+
+
+def test_a_table_joins_another_place_by_place_in_every_group_up_to_a_partial_page() -> None:
+    rig = Rig(groups=(1, 2))
+    first, second = claimed(rig, PT + 2), rig.table("lab/bob")
+
+    for idx in range(2):
+        rig.pager.sharing.join(second, first, idx)
+        rig.check()
+
+    assert second.pages == first.pages
+    assert (second.reach, second.counts().shared) == (PT + 2, 4)
+    rig.run(second, PT + 2, PT + 3)  # writes: the partial pages become its own
+    assert (second.counts().shared, first.counts().host_only) == (2, 2)
+
+
+def test_a_place_that_is_not_the_next_or_not_there_is_not_joined() -> None:
+    rig = Rig()
+    first, second = claimed(rig, 2 * PT), rig.table()
+
+    for idx in (1, 2):
+        with pytest.raises(PagingError, match="not to be had"):
+            rig.pager.sharing.join(second, first, idx)
+    rig.pager.sharing.join(second, first, 0)
+    with pytest.raises(PagingError, match="not to be had"):
+        rig.pager.sharing.join(second, first, 0)
+
+    rig.check()
+    assert second.pages == [first.pages[0][:1]]
