@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from cli.handle import find_context, short
-from cli.render import bytes_text, write_line
+from cli.render import bytes_text, count_of, write_line
 from cli.target import Shell, output_option, pass_shell
 
 if TYPE_CHECKING:
@@ -45,11 +45,10 @@ def lines_of(told: Explanation) -> Iterator[str]:
         yield ""
         yield "where its bytes are"
         for place in told.placements:
-            pages = f"{place.num_pages} pages" if place.num_pages else ""
-            if place.tier == "nowhere":
-                yield f"  {'nowhere':<8} {pages}, computed again when they are needed"
-            else:
-                yield f"  {place.tier:<8} {bytes_text(place.bytes):>9}  {pages}".rstrip()
+            pages = count_of(place.num_pages, "page") if place.num_pages else ""
+            size = bytes_text(place.bytes) if place.tier != "nowhere" else "-"
+            fate = ", computed again when needed" if place.tier == "nowhere" else ""
+            yield f"  {place.tier:<8} {size:>9}  {pages}{fate}".rstrip()
     if told.obstacles:
         yield ""
         yield "in its way"

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from cli.render import Printer, bytes_text, write_line
+from cli.render import Printer, bytes_text, count_of, write_line
 from cli.target import Shell, output_option, pass_shell
 
 EXIT_PROBLEMS = 1
@@ -37,10 +37,11 @@ def show_parts(printer: Printer, parts: Iterable[tuple[Any, int]]) -> int:
             printer.record(part)
             continue
         verdict = "ok" if not part.problems else f"{len(part.problems)} wrong"
-        read = f"{bytes_text(size_bytes)} read" if size_bytes else ""
-        write_line(f"{part.part:<10}  {verdict:<8}  {part.num_checked} {part.unit}" + (f", {read}" if read else ""))
+        checked = count_of(part.num_checked, part.unit.removesuffix("s"))
+        read = f", {bytes_text(size_bytes)} read" if size_bytes else ""
+        write_line(f"{part.part:<10}  {verdict:<8}  {checked}{read}")
         for problem in part.problems:
             write_line(f"            {problem}")
     if printer.is_for_people:
-        write_line("Everything holds." if not num_problems else f"{num_problems} problems.")
+        write_line("Everything holds." if not num_problems else f"{count_of(num_problems, 'problem')}.")
     return num_problems

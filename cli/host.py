@@ -115,9 +115,9 @@ def check_page_file(config: Config) -> Iterator[Finding]:
         yield Finding("page file", Level.FAIL, f"{place} cannot be written", f"Give yourself {place}, or set kerneld.page_file.")
         return
     taken = path.stat().st_blocks * 512 if path.exists() else 0
-    missing = most - taken + config.kerneld.disk_reserve_bytes - shutil.disk_usage(place).free
-    if missing > 0:
-        text = f"{bytes_text(missing)} short of {bytes_text(most)}"
+    free, reserve = shutil.disk_usage(place).free, config.kerneld.disk_reserve_bytes
+    if free < most - taken + reserve:
+        text = f"{bytes_text(free)} free, {bytes_text(most - taken)} wanted beside the reserve of {bytes_text(reserve)}"
         yield Finding("page file", Level.WARN, text, "Lower memory.page_file_bytes; pages that find no room on disk are computed again.")
     else:
         yield Finding("page file", Level.OK, f"up to {bytes_text(most)} in {path}")

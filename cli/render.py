@@ -162,6 +162,11 @@ def count_text(count: float) -> str:
     return _scaled(count, 1000, ("", "k", "M", "G", "T"))
 
 
+def count_of(count: int, noun: str) -> str:
+    """A count with its noun: 1 page, 2 pages."""
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
+
+
 def _scaled(value: float, base: int, suffixes: Sequence[str]) -> str:
     """The value in the largest unit that leaves it at least 1, with one decimal place."""
     power = 0

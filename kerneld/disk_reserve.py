@@ -9,6 +9,7 @@ from pathlib import Path
 
 from kerneld.errors import DiskFull
 from kerneld.state.files import disk_errors, free_bytes
+from memory.remedy import size_text
 
 
 class DiskReserve:
@@ -34,6 +35,7 @@ class DiskReserve:
             free = free_bytes(self._path)
         if free < self._reserve_bytes:
             raise DiskFull(
-                f"The disk under {self._path} is full: {free} bytes are free, and kerneld.disk_reserve_bytes keeps {self._reserve_bytes}.",
+                f"The disk under {self._path} is full: {size_text(free)} are free, {size_text(self._reserve_bytes)} are kept "
+                "(kerneld.disk_reserve_bytes).",
                 facts={"path": str(self._path), "needed_bytes": str(self._reserve_bytes), "free_bytes": str(free)},
             )

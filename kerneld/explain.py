@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from kerneld.calls import Caller, ContextState, ModelState
 from kerneld.context import Context
 from kerneld.holdings import Explanation, Holding, Obstacle, Placement, QueuePlace
-from kerneld.inventory import holdings_of, is_busy, missing_bytes, model_bytes, reclaimable_bytes, tier_bytes
+from kerneld.inventory import holdings_of, is_busy, missing_bytes, model_bytes, num_in, reclaimable_bytes, tier_bytes
 from kerneld.machine import Machine
 from kerneld.models import Model
 from kerneld.remedies import Needer, Shortage, remedies_of
@@ -60,25 +60,24 @@ class Explainer:
         if context.state is ContextState.FAILED:
             return f"It failed: {context.failure}"
         if request is None:
-            rests = "It is suspended" if context.state is ContextState.SUSPENDED else "It is idle"
-            return f"{rests}: no request runs or waits. Its pages give way when others need the room, and come back when it is used."
+            if context.state is ContextState.SUSPENDED:
+                return "It is suspended: its pages are the first to give way, and no request runs on it before it is resumed."
+            return "It is idle: no request runs or waits. Its pages give way when others need the room, and come back when it is used."
         if request.state is RequestState.RUNNING:
             return "Its request runs."
         return f"Its request waits: {obstacles[0].text}" if obstacles else "Its request waits for its turn: nothing else is in its way."
 
     def _placements(self, context: Context) -> Iterator[Placement]:
-        table = context.table
+        table, page_tokens = context.table, self._machine.pager.page_tokens
         if table is None:
+            if context.num_tokens:
+                yield Placement("nowhere", 0, -(-context.num_tokens // page_tokens))
             return
-        counts = table.counts()
         for tier in Tier:
-            size_bytes = tier_bytes(table, tier)
-            frames = sum(space.device_frame_bytes for space in table.spaces) // len(table.spaces)
-            num = {Tier.DEVICE: counts.device, Tier.HOST: sum(table.num_host)}.get(tier, size_bytes // max(frames, 1))
-            if size_bytes:
-                yield Placement(tier.name.lower(), size_bytes, num)
-        if counts.lost:
-            yield Placement("nowhere", 0, counts.lost)
+            if size_bytes := tier_bytes(table, tier):
+                yield Placement(tier.name.lower(), size_bytes, sum(num_in(pages, tier) for pages in table.pages))
+        if num_lost := table.counts().lost:
+            yield Placement("nowhere", 0, num_lost)
 
     def _obstacles(self, context: Context, request: Request | None) -> Iterator[Obstacle]:
         """What stands in the way of its request, the nearest first."""

@@ -194,6 +194,7 @@ class Lodging:
         machine.scheduler.set_resident(model.name, model.is_resident)
         machine.dispatcher.deadline.stream_s = sum(each.stream_s for each in machine.models if each.is_resident)
         if model.state is ModelState.FAILED:
+            told = f"The model {model.name!r} could not be loaded. {model.failure} `kernelctl explain {model.name}` tells more."
             for request in [request for request in machine.requests.values() if model.name in request.context.models]:
-                machine.dispatcher.end(request, FinishReason.ERROR, f"The model could not be loaded. {model.failure}")
+                machine.dispatcher.end(request, FinishReason.ERROR, told)
         machine.dispatcher.room_made()

@@ -44,16 +44,22 @@ class Reclaimer:
         """Let pages go to disk if some should."""
         mover = self._mover
         self._next_turn = self._clock() + TURN_S
-        num_bytes = BUSY_BYTES if mover.is_busy() else IDLE_BYTES
-        if mover.is_paused() or mover.num_spills or not self._has_room(num_bytes):
+        if mover.is_paused() or mover.num_spills or not self.has_room():
             mover.pump()
             return
-        transfers = self._pager.spill(num_bytes, self._ahead_bytes())
+        transfers = self._pager.spill(self._turn_bytes(), self._ahead_bytes())
         if not transfers:
             self._next_turn += REST_S
         elif mover.is_busy():
             self._next_ahead = self._clock() + AHEAD_REST_S
         mover.send(transfers)
+
+    def has_room(self) -> bool:
+        """Whether the file system has room for one more turn, beside the reserve."""
+        return self._has_room(self._turn_bytes())
+
+    def _turn_bytes(self) -> int:
+        return BUSY_BYTES if self._mover.is_busy() else IDLE_BYTES
 
     def _ahead_bytes(self) -> int:
         """What may be copied ahead of need now."""

@@ -2,7 +2,7 @@
 
     over a limit       raise it, or end what its tenant has running
     never fits         raise the limit; unload models; enlarge the tier; keep the context shorter
-    no room now        unload a model that nobody uses; end or suspend what cannot be reclaimed: it runs, or a guarantee keeps it
+    no room now        unload or unpin a model that nobody uses; end or suspend what cannot be reclaimed: it runs, or a guarantee keeps it
 
 They come smallest first: by what they cost others, in bytes. Contexts are named only to those who may know of them.
 """
@@ -17,6 +17,7 @@ from kerneld.inventory import freed_bytes, has_active, is_busy, model_bytes
 from kerneld.machine import Machine
 from memory.errors import NeverFits, OutOfFrames, OverLimit
 from memory.ledger import lineage
+from memory.mapping import frame_bytes
 from memory.page import Tier
 from memory.remedy import Action, Remedy
 
@@ -48,8 +49,8 @@ def remedies_of(machine: Machine, shortage: Shortage, needer: Needer) -> list[Re
     elif isinstance(shortage, NeverFits):
         found = list(_never_fits(machine, shortage, needer))
     else:
-        missing = max(shortage.needed_bytes - shortage.free_bytes, 1)
-        found = list(_no_room(machine, Tier[shortage.tier.upper()], missing, needer))
+        missing = max(shortage.needed_bytes, needer.more_bytes) - shortage.free_bytes
+        found = list(_no_room(machine, Tier[shortage.tier.upper()], max(missing, 1), needer))
     if found and found[0].is_part:
         return [remedy for remedy in found if remedy.is_part][:MOST_PARTS]
     return [remedy for remedy in found if not remedy.is_part][:MOST]
@@ -90,10 +91,12 @@ def _no_room(machine: Machine, tier: Tier, missing: int, needer: Needer) -> Iter
 
 
 def _idle_models(machine: Machine, tier: Tier, needer: Needer) -> Iterator[Remedy]:
-    """Models on the device on which nothing runs or waits."""
+    """Models on the device on which nothing runs or waits; of one that a pin keeps there, the model that is pinned."""
     for model in machine.models:
         if tier is Tier.DEVICE and model.is_resident and model.name != needer.model and not has_active(machine, model):
-            yield Remedy(Action.UNLOAD, "device", model_bytes(machine, model), "models", model.name)
+            pinned = next((each for each in machine.models if each.is_pinned and model.name in (each.name, each.base)), None)
+            action = Action.UNLOAD if pinned is None else Action.UNPIN
+            yield Remedy(action, "device", model_bytes(machine, model), "models", (pinned or model).name)
 
 
 def _of_contexts(machine: Machine, contexts: list[Context], tier: Tier, needer: Needer) -> Iterator[Remedy]:
@@ -120,7 +123,8 @@ def _enough(candidates: Iterator[Remedy], missing: int) -> list[Remedy]:
 
 
 def _is_kept(machine: Machine, context: Context, taker: str, tier: Tier) -> bool:
-    return machine.pager.ledger.is_guaranteed(context.tenant, taker, tier, machine.config.memory.granule_bytes)
+    page_bytes = max((frame_bytes(space, tier) for space in context.table.spaces), default=0) if context.table is not None else 0
+    return machine.pager.ledger.is_guaranteed(context.tenant, taker, tier, page_bytes)
 
 
 def _rounded(machine: Machine, size_bytes: int) -> int:

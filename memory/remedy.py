@@ -16,6 +16,7 @@ class Action(Enum):
     FREE = "free"  # the context `subject`
     CANCEL = "cancel"  # the request of the context `subject`, or wait for its end
     UNLOAD = "unload"  # the model `subject`
+    UNPIN = "unpin"  # the model `subject`: it, or its base, is idle and would leave for others
     SHORTEN = "shorten"  # the context to `size_bytes` of KV
     ENLARGE = "enlarge"  # the tier to `size_bytes`
 
@@ -46,6 +47,7 @@ class Remedy:
             Action.FREE: f"free {named} of {self.owner} ({size})",
             Action.CANCEL: f"cancel the request of {named} of {self.owner}, or wait for its end ({size})",
             Action.UNLOAD: f"unload the model {self.subject} ({size})",
+            Action.UNPIN: f"unpin the model {self.subject} ({size})",
             Action.SHORTEN: f"keep the context's KV within {size}",
             Action.ENLARGE: f"give the {self.tier} tier {size} (memory.{self.tier}_bytes)",
         }[self.action]

@@ -194,7 +194,7 @@ def check_idle(context: Context) -> None:
     if context.is_active:
         raise WrongState("A request is running on this context; wait for it, cancel it, or fork.", reason="CONTEXT_BUSY")
     if context.state is ContextState.SUSPENDED:
-        raise WrongState("The context is suspended; resume it first.", reason="CONTEXT_SUSPENDED")
+        raise WrongState("The context is suspended; resume it first (`kernelctl ctx resume`).", reason="CONTEXT_SUSPENDED")
     if not context.is_alive:
         raise (
             NotFound("context", context.id)

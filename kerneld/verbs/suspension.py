@@ -17,6 +17,7 @@ from kerneld.seating import cut_chain, name_pages
 from kerneld.verbs.contexts import ContextVerbs
 from kerneld.verbs.edits import EditVerbs
 from memory.page import Tier
+from memory.remedy import size_text
 from memory.table import Page, PageTable
 
 ROUNDS_WITHOUT_PROGRESS = 4
@@ -76,12 +77,22 @@ class SuspensionVerbs:
         held = f"{counts.device + counts.host_only} of its pages are still in memory"
         if tier.mover.is_paused():
             raise Unavailable(f"The context is suspended, but {held}: the disk tier failed.", reason="DISK_TIER_FAILED", facts=facts)
-        free_bytes = next((each.free_bytes for each in self._machine.pager.ledger.snapshot() if each.tier is Tier.DISK), 0)
-        raise DiskFull(
-            f"The context is suspended, but {held}: the disk tier has {free_bytes} bytes free, or your tenant is at its limit there. Free "
-            "contexts that are on disk, or ask an administrator to raise memory.page_file_bytes.",
-            reason="DISK_TIER_FULL",
-            facts=facts,
+        raise DiskFull(f"The context is suspended, but {held}: {self._lack(context, table, tier)}", reason="DISK_TIER_FULL", facts=facts)
+
+    def _lack(self, context: Context, table: PageTable, tier: DiskTier) -> str:
+        """What there is too little of, and what would help."""
+        ledger, page_bytes = self._machine.pager.ledger, max(space.host_frame_bytes for space in table.spaces)
+        capped = ledger.exceeded(context.tenant, Tier.DISK, page_bytes)
+        if capped is not None:
+            limit = size_text(ledger.limit(capped, Tier.DISK).limit_bytes)
+            return f"{capped} is at its limit of the disk tier, {limit}. Free contexts that are there, or ask an administrator to raise it."
+        if not tier.reclaimer.has_room():
+            reserve = size_text(self._machine.config.kerneld.disk_reserve_bytes)
+            return f"{tier.file.path.parent} is too full: {reserve} of it are kept free (kerneld.disk_reserve_bytes). Free some of it."
+        free_bytes = next((each.free_bytes for each in ledger.snapshot() if each.tier is Tier.DISK), 0)
+        return (
+            f"the disk tier has {size_text(free_bytes)} free. Free contexts that are there, or ask an administrator to raise "
+            "memory.page_file_bytes."
         )
 
 

@@ -30,7 +30,7 @@ context aaaaaaaaaaaa is ready
 
 where its bytes are
   host          3MiB  2 pages
-  nowhere  1 pages, computed again when they are needed
+  nowhere          -  1 page, computed again when needed
 
 in its way
   frames         it needs 12 MiB more of the device.
@@ -94,7 +94,7 @@ def test_fsck_says_what_holds_and_fails_where_something_does_not(kernelctl: Kern
 
     assert (well.exit_code, well.stdout) == (0, "books       ok        12 pages\nEverything holds.\n")
     assert ill.exit_code == 1
-    assert ill.stdout.splitlines()[1:] == ["journal     1 wrong   3 records, 2KiB read", "            it ends early", "1 problems."]
+    assert ill.stdout.splitlines()[1:] == ["journal     1 wrong   3 records, 2KiB read", "            it ends early", "1 problem."]
     assert json.loads(kernelctl("fsck", "-o", "json").stdout.splitlines()[0])["part"] == "books"
 
 

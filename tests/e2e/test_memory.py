@@ -221,6 +221,34 @@ def test_a_model_that_does_not_fit_says_who_holds_the_device_and_what_would_help
     assert account(k.memory(), "ann").used_bytes >= 7 * MIB, "what is guaranteed stays"
 
 
+def test_a_pinned_model_in_the_way_is_to_be_unpinned(rig: DaemonRig, k: Client) -> None:
+    k.pin("toy")
+    huge = fake_model(rig.folder, "huge", weights_bytes=14 * MIB)
+    with pytest.raises(errors.WrongState) as refusal:
+        k.load(huge, name="huge")
+    assert refusal.value.facts["remedy"] == "unpin the model toy (4 MiB)"
+    ended = k.alloc("huge").infer(tokens=[9] * 8, max_tokens=2).result()
+    assert "'huge' could not be loaded" in ended.detail
+    assert "kernelctl explain huge" in ended.detail
+
+
+def test_a_request_that_a_guarantee_leaves_no_room_is_told_whose_context_to_move_out(k: Client, tenant: Tenants) -> None:
+    ann, bob = tenant("ann", device_guarantee_bytes=8 * MIB - 200 * 1024), tenant("bob")
+    filled(ann, 2000)  # less than a page above its guarantee
+    ended = bob.alloc("toy").infer(tokens=[9] * 1500, max_tokens=2, ignore_eos=True).result()
+    assert str(ended.finish_reason) == "error"
+    assert "What would help: suspend a context of ann to disk (8000 KiB)." in ended.detail
+
+
+def test_explain_counts_pages_as_ps_does(k: Client, tenant: Tenants) -> None:
+    context = filled(tenant("ann"), 640)
+    context.suspend(to_disk=True)
+    told = k.explain(context_id=context.id)
+    assert [(place.tier, place.num_pages) for place in told.placements] == [("disk", 40)]
+    assert context.stat().pages.disk == 40
+    assert "before it is resumed" in told.summary
+
+
 def test_fsck_finds_everything_whole_and_then_what_was_damaged(rig: DaemonRig, k: Client, tenant: Tenants) -> None:
     image = filled(tenant("ann"), 200).checkpoint()
     online = run(rig, "fsck", "-o", "json")

@@ -11,8 +11,9 @@ import pytest
 
 from kerneld.calls import Caller, ContextState, FinishReason, ForkArgs
 from kerneld.diskevents import DiskPageCorrupt, DiskTierFailed, PagesFetched, PagesSpilled
-from kerneld.errors import Unavailable
+from kerneld.errors import DiskFull, Unavailable
 from kerneld.pagefile import SUPERBLOCK_BYTES
+from memory.page import Tier
 from tests.kerneld.conftest import FakeClock
 from tests.kerneld.frame_files import BrokenFile, GatedFile
 from tests.kerneld.rig import ANN, GRANULE, Output, Rig, Sizes, in_loop, oracle, prompt_of, running
@@ -128,6 +129,17 @@ async def test_a_disk_that_takes_nothing_is_left_alone_and_costs_nothing(tmp_pat
 
 
 # --------------------------------------------------------------------------------------------------------------------------- full tiers
+
+
+@in_loop
+async def test_a_context_that_its_tenants_limit_keeps_off_the_disk_says_so(tmp_path: Path) -> None:
+    async with running(Rig(tmp_path, SMALL)) as rig:
+        context = await rig.alloc()
+        await rig.infer(context, prompt_of(1, 98), 4)
+        rig.machine.pager.ledger.set_limit("lab", Tier.DISK, 0, 1)
+
+        with pytest.raises(DiskFull, match="26 of its pages are still in memory: lab is at its limit of the disk tier, 1 B"):
+            await rig.kernel.suspend_to_disk(ANN, context)
 
 
 @in_loop

@@ -30,6 +30,7 @@ def test_a_size_is_never_said_smaller_than_it_is(size: int, text: str) -> None:
             "cancel the request of context cccccccccccc of bob, or wait for its end (1 MiB)",
         ),
         (Remedy(Action.UNLOAD, "device", 4 << 20, "models", "toy"), "unload the model toy (4 MiB)"),
+        (Remedy(Action.UNPIN, "device", 4 << 20, "models", "toy"), "unpin the model toy (4 MiB)"),
         (Remedy(Action.SHORTEN, "device", 2 << 20, "bob"), "keep the context's KV within 2 MiB"),
         (Remedy(Action.ENLARGE, "device", 21 << 20), "give the device tier 21 MiB (memory.device_bytes)"),
     ],
