@@ -30,6 +30,7 @@ class PrefixIndex:
     def __init__(self) -> None:
         self._pages: dict[tuple[int, bytes], dict[Page, None]] = {}
         self._links: dict[Page, bytes] = {}
+        self.num_changes = 0
 
     def __len__(self) -> int:
         return len(self._links)
@@ -41,6 +42,7 @@ class PrefixIndex:
     def add(self, page: Page, link: bytes) -> None:
         """A page is whole, and holds what the link names; one that stands under a link already stays there (invariant 2)."""
         if page not in self._links:
+            self.num_changes += 1
             self._links[page] = link
             self._pages.setdefault((page.space_id, link), {})[page] = None
 
@@ -49,6 +51,7 @@ class PrefixIndex:
         link = self._links.pop(page, None)
         if link is None:
             return
+        self.num_changes += 1
         place = page.space_id, link
         del self._pages[place][page]
         if not self._pages[place]:
