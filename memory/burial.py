@@ -12,6 +12,7 @@ Invariants
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from functools import partial
 
 from memory.draft import Draft
@@ -30,7 +31,8 @@ class Burials:
         self._mapping = mapping
         self._flights = flights
         self._max_copies = max_copies
-        self._dirty: dict[Page, bytes] = {}  # on the device, without a copy that holds all; the name of the copy, where it is not named yet
+        # On the device, without a copy that holds all; the name of the copy, where it is not named yet.
+        self._dirty: OrderedDict[Page, bytes] = OrderedDict()
         self._late: dict[Page, None] = {}  # on disk, but a plan on its way names them
         self._stalled_at = -1  # changes of the mapping when no host frame was to be had
 

@@ -109,7 +109,7 @@ class Draft:
                 pool.recall(frame)  # the page died since
                 return
             if holder.is_parked:
-                mapping.forget_parked(holder)
+                mapping.parked.pop(holder)
             mapping.unmap(holder, tier)
 
         self._undo.append(undo)
@@ -135,7 +135,7 @@ class Draft:
         parked = mapping.park(page)
 
         def undo() -> None:
-            if page.holders and parked in mapping.parked(page):
+            if page.holders and parked in mapping.parked.of(page):
                 mapping.unpark(parked)
             else:  # its readers are done
                 put_back()

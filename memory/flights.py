@@ -75,7 +75,7 @@ class Flights:
     def free(self, page: Page, tier: Tier) -> None:
         """Take a page out of its frame for good (invariant 2)."""
         if page.is_parked:
-            self._mapping.forget_parked(page)
+            self._mapping.parked.pop(page)
         pool = self._mapping.pool(page.space_id, tier)
         frame = self._mapping.unmap(page, tier)
         if self._drafts and tier is not Tier.DISK:  # no plan names a frame there

@@ -40,7 +40,7 @@ class HostCopies:
 
     def hold(self, table: PageTable) -> None:
         """Keep the host copies of a table's pages as they are (invariant 1)."""
-        held = [page for pages in table.pages for page in pages]
+        held = {page: None for pages in table.pages for page in pages}
         for page in held:
             page.readers += 1
         table.holds.append(held)
@@ -49,7 +49,7 @@ class HostCopies:
         """Let the latest hold, if there is one, cover a page too."""
         if table.holds and page not in table.holds[-1]:
             page.readers += 1
-            table.holds[-1].append(page)
+            table.holds[-1][page] = None
 
     def release(self, table: PageTable) -> None:
         """End the latest hold. Raises: PagingError, if the table is not held."""
@@ -62,7 +62,7 @@ class HostCopies:
         """One reader of a page's host copy is done."""
         page.readers -= 1
         if not page.readers:
-            for parked in self._mapping.parked(page):
+            for parked in self._mapping.parked.of(page):
                 self._flights.free(parked, Tier.HOST)
 
     def reserve(self, table: PageTable, page: Page) -> int:

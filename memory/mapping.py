@@ -19,6 +19,7 @@ from memory.errors import NeverFits, PagingError, UnknownSpace
 from memory.frames import FramePool
 from memory.ledger import Ledger
 from memory.page import Space, Tier
+from memory.parked import ParkedCopies
 from memory.prefixindex import PrefixIndex
 from memory.retention import Retention
 from memory.slabs import Arena
@@ -36,7 +37,7 @@ class Mapping:
         self.arenas = {tier: Arena(sizes[tier] // config.slab_bytes, config.slab_bytes, config.granule_bytes) for tier in TIERS}
         has_disk = self.arenas[Tier.DISK].num_slabs > 0
         self.ledger = Ledger({tier: self.arenas[tier].total_bytes for tier in (TIERS if has_disk else WORKER_TIERS)})
-        self.num_changes = 0  # of pages, frames and holders
+        self.num_changes = 0  # of spaces, pages, frames and holders
         self.saved_bytes = 0  # of host copies that are on disk too
         self.spaces: dict[int, Space] = {}
         self.index = PrefixIndex()
@@ -44,7 +45,7 @@ class Mapping:
         self._pools: dict[Tier, dict[int, FramePool]] = {tier: {} for tier in TIERS}
         self._pages: dict[Tier, dict[int, Page]] = {tier: {} for tier in TIERS}
         self.departed: list[Page] = []  # from the device, since somebody looked and cleared it
-        self._parked: dict[Page, Page] = {}  # parked copy -> the page that it was of
+        self.parked = ParkedCopies()
 
     # ------------------------------------------------------------------------------------------------------------------ spaces
 
@@ -55,6 +56,7 @@ class Mapping:
         for tier, arena in self.arenas.items():
             if arena.num_slabs and frame_bytes(space, tier) > arena.slab_bytes:
                 raise NeverFits(tier.name.lower(), frame_bytes(space, tier), arena.slab_bytes, ())
+        self.num_changes += 1
         self.spaces[space.space_id] = space
         for tier, arena in self.arenas.items():
             if arena.num_slabs:
@@ -64,6 +66,7 @@ class Mapping:
     def close_space(self, space_id: int) -> None:
         """Forget a space none of whose pages is in a frame; its frames in limbo go back when they retire."""
         self.space(space_id)
+        self.num_changes += 1
         del self.spaces[space_id]
 
     def space(self, space_id: int) -> Space:
@@ -244,26 +247,18 @@ class Mapping:
         parked.owners[table.owner] = 1
         self.map(parked, Tier.HOST, frame)
         parked.key, parked.num_tokens = key, num_tokens
-        self._parked[parked] = page
+        self.parked.add(parked, page)
         return parked
 
     def unpark(self, parked: Page) -> None:
         """Undo a `park`."""
-        page, key, num_tokens = self._parked.pop(parked), parked.key, parked.num_tokens
+        page, key, num_tokens = self.parked.pop(parked), parked.key, parked.num_tokens
         self.map(page, Tier.HOST, self.unmap(parked, Tier.HOST))
         page.key, page.num_tokens = key, num_tokens
 
-    def forget_parked(self, parked: Page) -> None:
-        """A parked copy is about to go."""
-        del self._parked[parked]
-
-    def parked(self, page: Page) -> list[Page]:
-        """Copies of a page that are kept for its readers."""
-        return [parked for parked, of_page in self._parked.items() if of_page is page]
-
     def parked_frames(self) -> list[tuple[int, int]]:
         """Space and frame of every parked copy."""
-        return [(parked.space_id, parked.host_frame) for parked in self._parked if parked.host_frame is not None]
+        return self.parked.frames()
 
     def _spread_residue(self, page: Page, owner: str) -> None:
         """Bytes of another owner may be written into the page's frames from now on."""

@@ -196,7 +196,7 @@ class PageTable:
         self.num_lost = [0] * num_groups
         self.num_shared = [0] * num_groups
         self.num_relocated = 0  # how often a page of it moved to another frame of the device
-        self.holds: list[list[Page]] = []  # pages whose host copies somebody reads
+        self.holds: list[dict[Page, None]] = []  # pages whose host copies somebody reads
         self.pins = 0  # outstanding plans that want it
         self.num_pinned = 0  # leading pages that go last of its owner's
         self.is_cache = False  # its context has ended: it is kept as long as nobody needs the room

@@ -11,6 +11,7 @@ Invariants
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from functools import partial
 
@@ -24,7 +25,7 @@ class WriteBehind:
     """The queue of pages that should get a host copy."""
 
     def __init__(self) -> None:
-        self._full: dict[Page, None] = {}
+        self._full: OrderedDict[Page, None] = OrderedDict()  # a dict looks past everything that left its front before
         self._saves: dict[Page, tuple[bytes, int]] = {}  # key and number of tokens of the copy
 
     def __len__(self) -> int:
@@ -66,8 +67,7 @@ class WriteBehind:
             self._save(draft, sweep, page, *self._saves.pop(page))
         has_room = True
         while self._full and allowance.is_left:
-            page = next(iter(self._full))
-            del self._full[page]
+            page, _ = self._full.popitem(last=False)
             if not has_room or not self._is_due(page):
                 continue
             frame = sweep.host_frame(page, may_lose=False)
