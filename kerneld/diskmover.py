@@ -75,6 +75,11 @@ class DiskMover:
         return not (self._jobs or self._fetches or self._spills)
 
     @property
+    def has_transfers(self) -> bool:
+        """Whether a transfer waits or is under way: somebody will be told when it is settled."""
+        return bool(self._bytes_in_flight or self._fetches or self._spills)
+
+    @property
     def num_spills(self) -> int:
         """Spills that wait."""
         return len(self._spills)

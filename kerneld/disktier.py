@@ -59,6 +59,6 @@ class DiskTier:
         turn, self._turn = self._turn, None
         if turn is not None and not turn.done():
             turn.set_result(None)
+        self.reclaimer.now()  # first: who returns waits for its transfers, if there is no room
         if self.returns.settled():
             self.on_return()
-        self.reclaimer.now()

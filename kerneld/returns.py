@@ -5,11 +5,15 @@
                      '-- nothing far, dearer than computing, tried often enough, no room on the host
                              --> seated; what is not at hand is computed
 
+Where the host tier has no free frame and none whose page is elsewhere too, a request waits for those that are on their way to disk, rather
+than push out pages that are nowhere else; only the last round may do that.
+
 A parked request is in nobody's way, holds no row, and may be cancelled or run into its deadline like any other.
 
 Invariants
 1. A request that waits here is parked at the scheduler, and its context is BLOCKED; it is unparked once.
 2. A request waits at most `MAX_ROUNDS` times between two seats: pages that others push out of the host tier meanwhile are computed.
+3. Whoever waits, waits for a transfer that is under way: it ends, whatever the disk does.
 """
 
 from __future__ import annotations
@@ -25,7 +29,7 @@ from memory.pager import Pager
 from memory.table import PageTable
 
 MAX_FETCHING = 4  # requests that fetch at once: the host tier has to keep the pages of all of them until they are seated
-MAX_ROUNDS = 2
+MAX_ROUNDS = 4
 
 
 class Returns:
@@ -61,7 +65,7 @@ class Returns:
         """Transfers have ended: whose pages have all come, or will not, joins the line again. Returns whether anybody did."""
         num_parked = len(self._fetching) + len(self._waiting)
         for request in list(self._fetching.values()):
-            if request.is_finished or not self._is_on_way(request):
+            if request.is_finished or not self._is_on_way(request):  # of its own; it may have waited for room alone
                 self._fetching.pop(request.id, None)
                 self._scheduler.unpark(request)
         while self._waiting and len(self._fetching) < MAX_FETCHING:
@@ -83,9 +87,12 @@ class Returns:
 
     def _fetch(self, request: Request, table: PageTable) -> bool:
         """Have the pages of a request fetched. Returns whether any are on their way."""
-        transfers = self._pager.fetch(table, self._num_wanted(request, table))
-        if not transfers and not self._is_on_way(request):
-            return False
+        num_tokens, is_last = self._num_wanted(request, table), request.num_fetches >= MAX_ROUNDS
+        transfers = self._pager.fetch(table, num_tokens, may_lose=is_last)
+        if not transfers and not self._is_on_way(request) and (is_last or not self._mover.has_transfers):
+            transfers = self._pager.fetch(table, num_tokens)
+            if not transfers:
+                return False
         self._fetching[request.id] = request
         self._mover.send(transfers)
         return request.id in self._fetching  # else the mover refused, and all is settled already

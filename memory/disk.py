@@ -179,7 +179,7 @@ class Disk:
 
     # ------------------------------------------------------------------------------------------------------------------ disk to host
 
-    def fetch(self, table: PageTable, num_tokens: int) -> list[Transfer]:
+    def fetch(self, table: PageTable, num_tokens: int, *, may_lose: bool) -> list[Transfer]:
         """Transfers for the leading pages of a table that are far, as many as find a frame on the host."""
         if not any(table.num_disk):
             return []
@@ -189,7 +189,7 @@ class Disk:
             if not page.is_far or page in self._pages:
                 continue
             try:
-                host_frame = self._host.reserve(table, page)
+                host_frame = self._host.reserve(table, page, may_lose=may_lose)
             except (OutOfFrames, OverLimit):
                 break
             pool = self._mapping.pool(page.space_id, Tier.HOST)

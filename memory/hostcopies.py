@@ -65,8 +65,8 @@ class HostCopies:
             for parked in self._mapping.parked.of(page):
                 self._flights.free(parked, Tier.HOST)
 
-    def reserve(self, table: PageTable, page: Page) -> int:
-        """A host frame for a lost page. Raises: OverLimit, OutOfFrames; nothing is changed."""
+    def reserve(self, table: PageTable, page: Page, *, may_lose: bool = True) -> int:
+        """A host frame for a lost page, at the cost of colder ones if it must. Raises: OverLimit, OutOfFrames; nothing is changed."""
         space = self._mapping.space(page.space_id)
         size, ledger = frame_bytes(space, Tier.HOST), self._mapping.ledger
         capped = ledger.exceeded(table.owner, Tier.HOST, size)
@@ -75,7 +75,7 @@ class HostCopies:
             raise OverLimit(capped, "host", size, limit, ledger.used(capped, Tier.HOST))
         # A draft of its own, never issued: the frames that it finds are named by no plan on its way (invariant 2).
         draft = Draft(self._flights.newest + 1, self._mapping)
-        frame = Sweep(self._mapping, draft, self.order, Costs()).host_frame(page, may_lose=True)
+        frame = Sweep(self._mapping, draft, self.order, Costs()).host_frame(page, may_lose=may_lose)
         if frame is None:
             draft.undo()
             raise OutOfFrames("host", size, self._mapping.free_bytes(Tier.HOST), ledger.holders(Tier.HOST))

@@ -212,14 +212,14 @@ class Pager:
         called often: costs nothing where nothing is due."""
         return self._disk.spill(max_bytes, ahead_bytes)
 
-    def fetch(self, table: PageTable, num_tokens: int) -> list[Transfer]:
+    def fetch(self, table: PageTable, num_tokens: int, *, may_lose: bool = True) -> list[Transfer]:
         """Far pages among the first tokens of a table to be read from the page file now; each is outstanding until `transferred`.
 
-        As many as find a frame on the host, first ones first; what comes is kept for the table until the next plan that wants it, or
-        `unfetch`. Pages that come for somebody else already are not given again: `num_fetching` counts both.
+        As many as find a frame on the host (`may_lose`: colder ones may go for it), first ones first; what comes is kept for it until
+        the next plan that wants it, or `unfetch`. Pages that come for somebody else are not given again: `num_fetching` counts both.
         """
         self._tables.touch(table)
-        return self._disk.fetch(table, num_tokens)
+        return self._disk.fetch(table, num_tokens, may_lose=may_lose)
 
     def unfetch(self, table: PageTable) -> None:
         """Nobody waits for a table any more: pages that were fetched for it may go."""

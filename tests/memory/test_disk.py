@@ -289,6 +289,19 @@ def test_leading_pages_are_fetched_as_far_as_the_host_tier_has_room() -> None:
     assert [transfer.key for transfer in transfers] == [table.pages[0][0].key]
 
 
+def test_a_fetch_that_may_lose_nothing_takes_free_frames_and_clean_copies_alone() -> None:
+    rig = DiskRig(host_slabs=2, low=0.0, high=0.0)  # 4 frames on the host
+    table, clean, cold = rig.far(4), rig.far(2, "lab/bob"), rig.table("guest")
+    rig.settle(rig.pager.fetch(clean, 2 * PT))
+    rig.pager.unfetch(clean)
+    rig.pager.reserve_host(cold, 0, 0, b"c" * 16, PT)
+
+    assert len(rig.pager.fetch(table, 4 * PT, may_lose=False)) == 3
+    assert (cold.counts(), clean.counts()) == (counts(host_only=1), counts(disk_only=2))
+    assert len(rig.pager.fetch(table, 4 * PT)) == 1
+    assert cold.counts() == counts(lost=1)
+
+
 def test_fetched_pages_are_kept_until_they_are_wanted_or_nobody_waits() -> None:
     rig = DiskRig(device_slabs=1, host_slabs=2)
     table = rig.far(4)

@@ -473,14 +473,16 @@ class PagerContent(RuleBasedStateMachine):
         disk = self.pager._disk
         return disk._marks.missing() > 0 or bool(disk._burials()) or bool(self.pager.ledger.in_excess(Tier.DISK))
 
-    @rule(number=st.integers(0, 9), whole=st.booleans())
-    def fetch(self, number: int, whole: bool) -> None:
+    @rule(number=st.integers(0, 9), whole=st.booleans(), may_lose=st.booleans())
+    def fetch(self, number: int, whole: bool, may_lose: bool) -> None:
         """A context comes back; the front waits for its pages, or does something else first."""
         ctx = self.pick(number)
         if ctx is None or self.is_flying(ctx):
             return
         self.settle(ctx)
-        transfers = self.pager.fetch(ctx.table, ctx.valid)
+        num_lost = sum(other.table.counts().lost for other in self.live())
+        transfers = self.pager.fetch(ctx.table, ctx.valid, may_lose=may_lose)
+        assert may_lose or sum(other.table.counts().lost for other in self.live()) == num_lost
         assert all(transfer.is_fetch for transfer in transfers)
         assert len(transfers) <= self.pager.num_fetching(ctx.table, ctx.valid)
         self.transfers.extend((transfer, None) for transfer in transfers)
@@ -586,7 +588,7 @@ class PagerContent(RuleBasedStateMachine):
         if len(self.flights) == 2:
             self.commit()
         if more % 3:
-            self.fetch(number, True)
+            self.fetch(number, True, more % 2 > 0)
         self.try_plan([(number, more)])
 
     def try_plan(self, picks: list[tuple[int, int]]) -> None:
@@ -838,7 +840,7 @@ WALK: tuple[tuple[str, int, dict[str, Sequence[object]]], ...] = (
     ("release", 3, {}),
     ("restore", 4, {"number": range(10), "count": range(1, 4)}),
     ("spill", 8, {"max_bytes": (48, 128, 1000), "ahead_bytes": (0, 100, 1000)}),
-    ("fetch", 6, {"number": range(10), "whole": (False, True)}),
+    ("fetch", 6, {"number": range(10), "whole": (False, True), "may_lose": (False, True)}),
     ("unfetch", 2, {"number": range(10)}),
     ("carry", 6, {"which": range(10), "whole": (False, True, True)}),
     ("transferred", 10, {"which": range(10), "chance": range(5)}),
