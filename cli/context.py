@@ -36,7 +36,7 @@ def context_columns(printer: Printer) -> tuple[Column, ...]:
         Column("PRIORITY", lambda c: word(c.priority), is_wide=True),
         Column("NICE", lambda c: str(c.nice), is_wide=True, is_number=True),
         Column("DURABILITY", lambda c: word(c.durability), is_wide=True),
-        Column("MAX TOKENS", lambda c: str(c.max_tokens), is_wide=True, is_number=True),
+        Column("MAX TOKENS", lambda c: str(c.max_tokens or "-"), is_wide=True, is_number=True),
         Column("LOST", lambda c: str(c.pages.lost), is_wide=True, is_number=True),
         Column("SHARED", lambda c: str(c.pages.shared), is_wide=True, is_number=True),
         Column("GROUP", lambda c: c.sharing_group, is_wide=True),
@@ -194,7 +194,9 @@ def truncate(shell: Shell, context_id: str, num_tokens: int) -> None:
 
 @ctx.command()
 @click.argument("context_id", metavar="CTX")
-@click.option("--to", "tier", type=click.Choice(["disk"]), help="Move all its pages to this tier, and wait until they are there.")
+@click.option(
+    "--to", "tier", type=click.Choice(["disk"]), help="Move its pages there, but for those that other contexts share, and wait for it."
+)
 @output_option
 @pass_shell
 def suspend(shell: Shell, context_id: str, tier: str | None) -> None:

@@ -56,7 +56,7 @@ ADVICE = {
     "ALREADY_EXISTS": "Choose another name.",
     "ABORTED": "Nothing happened: repeat the command.",
     "DEADLINE_EXCEEDED": "Try again, or allow more time.",
-    "DATA_LOSS": "Restore an older image; `kernelctl ckpt verify` says which are whole.",
+    "DATA_LOSS": "`kernelctl ckpt verify` says which images are whole, `kernelctl fsck` what else is.",
     "INTERNAL": "This is a defect of the daemon: please report it with the error id.",
 }
 
@@ -97,7 +97,7 @@ def report(error: KerneldError) -> int:
     message = str(error).strip()
     write_note(f"error: {message}" + ("" if message.endswith((".", "?", "!")) else "."))
     holders: dict[str, int] = getattr(error, "holders", {})
-    if holders:
+    if holders and "Held by" not in message:
         write_note("held by: " + ", ".join(f"{owner} {bytes_text(size)}" for owner, size in holders.items()))
     retry_after_s = getattr(error, "retry_after_s", None)
     advice = f"Try again in {retry_after_s:.0f} s." if retry_after_s else advice_for(error)

@@ -222,8 +222,8 @@ def show_stream(printer: Printer, context: Context, stream: Any, cancels: bool =
 def usage_text(usage: Usage) -> str:
     """What a request used, in a line."""
     return (
-        f"{usage.input_tokens} input tokens; {usage.cached_tokens} of the context needed no computing, {usage.shared_tokens} of them taken "
-        f"from other contexts; {usage.output_tokens} output tokens; waited {usage.queue_s:.3f} s, computed {usage.compute_s:.3f} s"
+        f"{usage.input_tokens} tokens in, {usage.output_tokens} out; {usage.cached_tokens} of the context needed no computing "
+        f"({usage.shared_tokens} from other contexts); waited {usage.queue_s:.3f} s, computed {usage.compute_s:.3f} s"
     )
 
 

@@ -115,7 +115,7 @@ def show_decisions(shell: Shell, decisions: Iterable[PathDecision]) -> None:
     """Print decisions, newest first."""
     found = list(decisions)
     if not found and shell.printer.is_for_people:
-        write_line("Nothing was decided yet: no context had to have its pages brought back or computed again.")
+        write_line("Nothing was decided yet: no request has found pages of its context on host or disk.")
         return
     shell.printer.rows(found, DECISION_COLUMNS, name=lambda decision: str(decision.context_id))
 

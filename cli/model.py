@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,10 +22,10 @@ COLUMNS = (
     Column("NAME", lambda m: m.name),
     Column("STATE", lambda m: word(m.state)),
     Column("TIER", lambda m: m.tier),
-    Column("ARCHITECTURE", lambda m: m.architecture),
-    Column("PARAMETERS", lambda m: count_text(m.num_parameters), is_number=True),
-    Column("DTYPE", lambda m: m.dtype),
-    Column("SIZE", lambda m: bytes_text(m.bytes), is_number=True),
+    Column("ARCHITECTURE", lambda m: m.architecture or "-"),
+    Column("PARAMETERS", lambda m: count_text(m.num_parameters) if m.num_parameters else "-", is_number=True),
+    Column("DTYPE", lambda m: m.dtype or "-"),
+    Column("SIZE", lambda m: bytes_text(m.bytes) if m.bytes else "-", is_number=True),
     Column("CONTEXTS", lambda m: str(m.num_contexts), is_number=True),
     Column("BASE", lambda m: m.base),
     Column("STREAMED", lambda m: bytes_text(m.streamed_bytes) if m.streamed_bytes else "", is_wide=True, is_number=True),
@@ -43,6 +44,12 @@ COLUMNS = (
     Column("PATH", lambda m: m.path, is_wide=True),
     Column("FAILURE", lambda m: m.failure, is_wide=True),
 )
+
+
+def columns_for(models: Iterable[ModelInfo]) -> tuple[Column, ...]:
+    """How models are shown; pins have a column of their own as soon as there is one."""
+    has_pin = any(model.is_pinned for model in models)
+    return tuple(replace(column, is_wide=False) if has_pin and column.title == "PINNED" else column for column in COLUMNS)
 
 
 def name_of(model: ModelInfo) -> str:
@@ -139,7 +146,8 @@ def unload(shell: Shell, name: str) -> None:
 def pin(shell: Shell, name: str) -> None:
     """Keep a model on the device once it is there: it leaves for no other one."""
     with shell.connect() as client:
-        shell.printer.row(client.pin(name), COLUMNS, name_of)
+        pinned = client.pin(name)
+        shell.printer.row(pinned, columns_for([pinned]), name_of)
 
 
 @model.command()
@@ -158,7 +166,8 @@ def unpin(shell: Shell, name: str) -> None:
 def list_command(shell: Shell) -> None:
     """List models."""
     with shell.connect() as client:
-        shell.printer.rows(client.models(), COLUMNS, name_of)
+        models = client.models()
+        shell.printer.rows(models, columns_for(models), name_of)
 
 
 @model.command()

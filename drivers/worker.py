@@ -14,6 +14,7 @@ killed with its parent: under systemd the two are separate units, and elsewhere 
 from __future__ import annotations
 
 import argparse
+import json
 import logging
 import os
 import signal
@@ -26,7 +27,7 @@ from drivers.errors import DriverError
 from drivers.server import Ending, StopFlag
 from drivers.station import Hopeless, Station, StationOptions
 
-logger = logging.getLogger(__name__)
+logger = logging.getLogger("drivers.worker")
 
 SECRET_VARIABLE = "KERNELD_WORKER_SECRET"
 EXIT_DONE = 0
@@ -43,7 +44,7 @@ class LineFormatter(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         """Return the line; a traceback, if there is one, follows it."""
         line = super().format(record)
-        facts = " ".join(f"{name}={fact}" for name, fact in vars(record).items() if name not in self._STANDARD)
+        facts = " ".join(f"{name}={json.dumps(fact, default=str)}" for name, fact in vars(record).items() if name not in self._STANDARD)
         head, newline, rest = line.partition("\n")
         return f"{head} {facts}".rstrip() + newline + rest
 
@@ -86,7 +87,7 @@ def _parse(arguments: list[str] | None) -> StationOptions:
 
 def _log_to_stderr(device: str) -> None:
     handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(LineFormatter(f"%(asctime)s %(levelname)s {device} %(name)s: %(message)s"))
+    handler.setFormatter(LineFormatter(f"%(asctime)s %(levelname)s {device} %(name)s: %(message)s", "%Y-%m-%dT%H:%M:%S"))
     logging.basicConfig(level=logging.INFO, handlers=[handler])
 
 

@@ -47,7 +47,7 @@ class EventBus:
     def publish(self, event: Event) -> None:
         """Something happened."""
         name = type(event).__name__
-        facts = {item.name: getattr(event, item.name) for item in fields(event)}
+        facts = {item.name: _rounded(getattr(event, item.name)) for item in fields(event)}
         self._ring.append(EventRecord(self._next_sequence, self.clock(), name, {key: _text(fact) for key, fact in facts.items()}))
         self._next_sequence += 1
         for subscriber in self._subscribers:
@@ -91,6 +91,11 @@ class EventBus:
         for waiting in self._waiting:
             if not waiting.done():
                 waiting.set_result(None)
+
+
+def _rounded(fact: object) -> object:
+    """A fact as it is told: seconds to the microsecond."""
+    return round(fact, 6) if isinstance(fact, float) else fact
 
 
 def _text(fact: object) -> str:

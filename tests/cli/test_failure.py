@@ -47,6 +47,8 @@ def test_an_error_of_memory_names_the_holders(kernelctl: Kernelctl) -> None:
     kernelctl.client.error = errors.CannotFit("needs 2 GiB", facts={"holders": '{"lab": 1048576, "solo": 512}'})
 
     assert "held by: lab 1MiB, solo 512\n" in kernelctl("infer", "c1").stderr
+    kernelctl.client.error = errors.CannotFit("Held by lab (1 MiB).", facts={"holders": '{"lab": 1048576}'})
+    assert kernelctl("infer", "c1").stderr == "error: Held by lab (1 MiB).\n"
 
 
 def test_control_characters_in_an_error_are_shown_not_obeyed(kernelctl: Kernelctl) -> None:

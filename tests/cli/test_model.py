@@ -52,8 +52,9 @@ def test_an_adapter_is_named_with_its_base(kernelctl: Kernelctl) -> None:
 def test_pin_and_unpin(kernelctl: Kernelctl) -> None:
     pinned = kernelctl("model", "pin", "small", "-o", "json").stdout
     assert json.loads(pinned)["is_pinned"]
+    assert kernelctl("model", "pin", "small").stdout.splitlines()[0].endswith("PINNED")
     assert kernelctl("model", "unpin", "small").stdout == AS_TABLE
-    assert [verb for verb in kernelctl.client.verbs() if verb != "close"] == ["pin", "unpin"]
+    assert [verb for verb in kernelctl.client.verbs() if verb != "close"] == ["pin", "pin", "unpin"]
 
 
 def test_a_wide_list_shows_where_weights_lie(kernelctl: Kernelctl) -> None:

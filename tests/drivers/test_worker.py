@@ -613,10 +613,10 @@ def test_a_log_line_ends_with_its_facts_and_a_traceback_follows_it() -> None:
     try:
         raise ValueError("inside")
     except ValueError:
-        failed = logging.makeLogRecord({"levelname": "ERROR", "msg": "Failed", "error_id": "ab", "exc_info": sys.exc_info()})
+        failed = logging.makeLogRecord({"levelname": "ERROR", "msg": "Failed", "error_id": "a b", "exc_info": sys.exc_info()})
 
     assert formatter.format(plain) == "INFO Serving boot_generation=2 models_kept=0"
-    assert formatter.format(failed).splitlines()[:2] == ["ERROR Failed error_id=ab", "Traceback (most recent call last):"]
+    assert formatter.format(failed).splitlines()[:2] == ['ERROR Failed error_id="a b"', "Traceback (most recent call last):"]
 
 
 def copy_descriptor(pidfd: int, fd: int) -> int:

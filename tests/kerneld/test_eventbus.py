@@ -120,8 +120,9 @@ def test_events_are_logged_at_their_level_with_their_facts(bus: EventBus, caplog
     caplog.set_level(logging.INFO, logger="kerneld.events")
 
     bus.publish(WorkerLost("cpu", 42, "killed", 3))
-    bus.publish(ModelLoaded("m", 1, 0.5))
+    bus.publish(ModelLoaded("m", 1, 0.0532970070016745))
     bus.publish(RequestFinished("r", "c", "t", FinishReason.STOP, 1, 0, 2, 0.5, 1.5))
 
     assert [(record.levelname, record.getMessage()) for record in caplog.records] == [("WARNING", "WorkerLost"), ("INFO", "ModelLoaded")]
     assert vars(caplog.records[0])["num_requests"] == 3
+    assert vars(caplog.records[1])["seconds"] == 0.053297, "to the microsecond"
