@@ -100,9 +100,9 @@ class Arena:
 
     def unreserve(self) -> None:
         """Let `lend` give what was reserved."""
-        for slab in self._reserved & self._free:
-            heapq.heappush(self._lowest, slab)
-        self._reserved = set()
+        freed, self._reserved = self._reserved & self._free, set()
+        for slab in freed:
+            self._offer(slab)
 
     def lend(self) -> int | None:
         """Lend the lowest free slab that is not reserved, or None if there is none."""
@@ -156,5 +156,11 @@ class Arena:
             raise PagingError(f"Slab {slab} was not lent.")  # invariant 1
         self._free.add(slab)
         if slab not in self._reserved:
-            heapq.heappush(self._lowest, slab)
+            self._offer(slab)
         self.set_residue(slab, residue)  # invariant 2
+
+    def _offer(self, slab: int) -> None:
+        """Let `lend` give a free slab. Runs leave what they took in the heap: it is made anew before it outgrows the arena."""
+        heapq.heappush(self._lowest, slab)
+        if len(self._lowest) > 2 * self.num_slabs:
+            self._lowest = sorted(self._free - self._reserved)

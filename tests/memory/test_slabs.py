@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import tracemalloc
+
 import pytest
 
 from memory.errors import PagingError
@@ -102,3 +104,21 @@ def test_slabs_that_are_away_are_nobodys_until_they_come_back() -> None:
         slabs.come_back((3,))
     slabs.reset()
     assert (slabs.num_free, slabs.num_away) == (6, 0)
+
+
+def test_runs_that_come_and_go_leave_nothing_in_the_books() -> None:
+    """Models that take turns: what is kept of free slabs does not grow with the number of turns."""
+    slabs = Arena(64, 64, 16)
+    tracemalloc.start()
+    try:
+        for _ in range(2000):
+            first = slabs.lend_run(64)
+            assert first == 0
+            for slab in range(64):
+                slabs.give_back(slab, CLEAN)
+        held_bytes, _peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+
+    assert held_bytes < 100_000
+    assert [slabs.lend() for _ in range(65)] == [*range(64), None]
