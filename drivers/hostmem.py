@@ -192,7 +192,10 @@ class HostMemory:
         return self._bytes[start : start + size_bytes]
 
     def mark_weights(self, runs: list[tuple[int, int]]) -> None:
-        """Say where weights lie: runs of granules as (first, count), at most MAX_RUNS; done before they are written."""
+        """Say where weights lie, before they are written: runs of granules as (first, count), in order. The last of too many count as one."""
+        if len(runs) > MAX_RUNS:
+            first = runs[MAX_RUNS - 1][0]
+            runs = [*runs[: MAX_RUNS - 1], (first, sum(runs[-1]) - first)]  # a later front finds no pages between them
         at = self.size_bytes + _RUNS_OFFSET
         self._bytes[at : at + 4] = len(runs).to_bytes(4, "little")
         for idx, run in enumerate(runs):

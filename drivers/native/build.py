@@ -48,14 +48,26 @@ def library(name: str) -> ctypes.CDLL | None:
 
 
 def library_folder() -> Path:
-    """Where libraries are kept, made now if need be. Raises: BuildFailed, if others may write there (invariant 1); OSError."""
+    """Where libraries are kept, made now if need be.
+
+    Raises: BuildFailed, if others may write there (invariant 1), or nobody says where that is; OSError.
+    """
     own = os.environ.get("CACHE_DIRECTORY", "").partition(":")[0]
-    folder = Path(own or Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "kerneld") / "native"
+    folder = Path(own or _caches() / "kerneld") / "native"
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     found = folder.stat()
     if found.st_uid != os.geteuid() or stat.S_IMODE(found.st_mode) & 0o022:
         raise BuildFailed(f"{folder} belongs to user {found.st_uid} with mode {stat.S_IMODE(found.st_mode):#o}; others may write there")
     return folder
+
+
+def _caches() -> Path:
+    if found := os.environ.get("XDG_CACHE_HOME"):
+        return Path(found)
+    try:
+        return Path.home() / ".cache"
+    except RuntimeError as error:
+        raise BuildFailed(f"user {os.geteuid()} has no home folder; set XDG_CACHE_HOME") from error
 
 
 def compiled(source: Path, folder: Path) -> Path:

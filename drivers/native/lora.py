@@ -54,7 +54,7 @@ class NativeLora:
 
     def covers(self, y: Tensor, x: Tensor) -> bool:
         """Whether it can work on these."""
-        return y.dtype in self._functions and y.is_contiguous() and x.is_contiguous()
+        return y.dtype in self._functions and x.dtype == y.dtype and y.is_contiguous() and x.is_contiguous()
 
     def add(self, y: Tensor, x: Tensor, rows: Rows, records: Sequence[bytes]) -> None:
         """Add to `y [T, out]`, in place; there is a record for each adapter."""

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+import struct
 from collections.abc import Iterator
 
 import pytest
@@ -8,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from drivers.errors import HostPageCorrupt, HostTierInvalid
-from drivers.hostmem import HEADER_BYTES, HostMemory, host_frame_bytes
+from drivers.hostmem import HEADER_BYTES, MAX_RUNS, HostMemory, host_frame_bytes
 
 GRANULE = 256
 SIZE = 64 * GRANULE
@@ -228,3 +229,11 @@ def test_bytes_of_weights_lie_in_the_tier(tier: HostMemory) -> None:
     for start in (-1, tier.size_bytes - 2):
         with pytest.raises(ValueError, match="lie outside"):
             tier.span(start, 3)
+
+
+def test_more_runs_of_weights_than_the_trailer_holds_are_marked_as_fewer_and_longer_ones(tier: HostMemory) -> None:
+    runs = [(2 * idx, 1) for idx in range(MAX_RUNS + 3)]
+    tier.mark_weights(runs)
+    told = struct.iter_unpack("<II", os.pread(tier.fd, MAX_RUNS * 8, tier.size_bytes + 36))
+
+    assert list(told) == [*runs[: MAX_RUNS - 1], (2 * (MAX_RUNS - 1), 7)]

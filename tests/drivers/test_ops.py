@@ -107,6 +107,7 @@ def test_native_adapters_agree_with_wide_arithmetic(dtype: torch.dtype, toleranc
     native.add(y, x, LoraRows(torch.tensor([2, 0]), (2,)), [record_of(down, up, [(0, 5, 0, 131)])])
     assert float((y.double() - expected).abs().max() / expected.abs().max()) <= tolerance
     assert not native.covers(y.half(), x.half())
+    assert not native.covers(y.float(), x.bfloat16()), "it would read beyond x"
     assert record_of(down, up, [(0, 1, 0, 1)] * 4) == b""
 
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import ctypes
+import pwd
 from pathlib import Path
 
 import pytest
@@ -65,3 +66,12 @@ def test_a_folder_that_others_may_write_to_is_refused(tmp_path: Path, monkeypatc
 
 def test_every_source_of_the_folder_compiles(tmp_path: Path) -> None:
     assert [compiled(path, tmp_path).suffix for path in sorted(SOURCES.glob("*.c"))] == [".so"] * len(list(SOURCES.glob("*.c")))
+
+
+def test_a_user_without_a_home_gets_no_library(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    for name in ("HOME", "CACHE_DIRECTORY", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(pwd, "getpwuid", {}.__getitem__)  # as in a container whose user has no entry
+
+    with pytest.raises(BuildFailed, match="no home"):
+        library_folder()
