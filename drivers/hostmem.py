@@ -192,7 +192,7 @@ class HostMemory:
         return self._bytes[start : start + size_bytes]
 
     def mark_weights(self, runs: list[tuple[int, int]]) -> None:
-        """Say where weights lie, before they are written: runs of granules as (first, count), in order. The last of too many count as one."""
+        """Say where weights lie, before they are written: runs of granules as (first, count), in order; the last of too many as one."""
         if len(runs) > MAX_RUNS:
             first = runs[MAX_RUNS - 1][0]
             runs = [*runs[: MAX_RUNS - 1], (first, sum(runs[-1]) - first)]  # a later front finds no pages between them
