@@ -36,10 +36,9 @@ class Retention:
         """Every cached table, coldest first."""
         return list(self._sizes)
 
-    @property
-    def is_on(self) -> bool:
-        """Whether anything is kept at all."""
-        return self._max_bytes > 0
+    def most_tokens(self, table: PageTable) -> int:
+        """How many tokens of a table may be kept (invariant 1); 0 where nothing is."""
+        return self._max_bytes // sum(space.device_frame_bytes for space in table.spaces) * table.page_tokens
 
     def keep(self, table: PageTable) -> list[PageTable]:
         """Keep a table; returns those that have to be dropped for it, perhaps itself (invariant 1)."""

@@ -70,9 +70,9 @@ class Sharing:
         table.reach = max(table.reach, page_idx * table.page_tokens + min(page.num_tokens for page in known))
 
     def retain(self, table: PageTable) -> None:
-        """A context has ended: keep the full pages of its table as a cache of its owner, as far as that is allowed; the rest goes."""
+        """A context has ended: keep the first full pages of its table as a cache of its owner, as many as may be; the rest goes."""
         retention = self._mapping.retention
-        num_tokens = min(table.num_filled * table.page_tokens, table.intact_tokens()) if retention.is_on else 0
+        num_tokens = min(table.num_filled * table.page_tokens, table.intact_tokens(), retention.most_tokens(table))
         if not num_tokens:
             self._tables.drop(table)
             return

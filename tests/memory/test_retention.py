@@ -86,12 +86,13 @@ def test_the_coldest_leave_when_the_bound_is_passed() -> None:
     assert [rig.found(16, text) for text in (b"a", b"b", b"c")] == [16, 0, 16]
 
 
-def test_a_context_that_is_larger_than_the_bound_is_not_kept() -> None:
+def test_of_a_context_that_is_larger_than_the_bound_its_beginning_is_kept() -> None:
     rig = Rig(cached_pages=3)
 
     rig.end(rig.computed(16, b"a"))
 
-    assert rig.cached() == 0
+    assert rig.cached() == 3
+    assert rig.found(16, b"a") == 12
 
 
 def test_cached_pages_give_way_before_those_of_any_context_and_are_not_copied() -> None:
