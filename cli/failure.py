@@ -65,6 +65,7 @@ WHERE_TO_LOOK = {
     "image": "`kernelctl ckpt ls` lists your images.",
     "model": "`kernelctl model ls` lists models; `kernelctl model load FOLDER --name NAME` brings one in.",
     "tenant": "`kernelctl tenant ls` lists tenants.",
+    "sharing group": "`kernelctl share-group ls` lists those that you may use.",
     "token": "`kernelctl token ls` lists tokens.",
 }
 

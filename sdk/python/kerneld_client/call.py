@@ -51,7 +51,7 @@ def fill(message: M, fields: Mapping[str, object], called: str = "") -> M:
         if value is None:
             continue
         if name not in message.DESCRIPTOR.fields_by_name:
-            raise TypeError(f"There is no option {name!r}.")
+            raise TypeError(f"There is no option {name!r}; there are {', '.join(sorted(message.DESCRIPTOR.fields_by_name))}.")
         try:
             _set(message, name, value)
         except (AttributeError, TypeError, ValueError) as error:
