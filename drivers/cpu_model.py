@@ -18,7 +18,7 @@ from drivers.hostmem import HostMemory
 from drivers.models.adapter import LoraBatch
 from drivers.models.decoder import Decoder, DecoderWeights, StepBatch
 from drivers.models.layout import ALIGN_BYTES
-from drivers.models.loader import ModelFiles, PageShape, Target, frame_bytes, load_weights, read_segments, segment_views
+from drivers.models.loader import ModelFiles, PageShape, Target, frame_bytes, load_weights, segment_views
 from drivers.models.streaming import SegmentStream
 from drivers.ops.check import CheckShape, disagreements
 from drivers.ops.ragged import AttentionShape, HeadShape, RowSpan, plan_attention
@@ -121,10 +121,10 @@ def _bring(
         return load_weights(files, target, progress), 0, 0
     sizes = [segment.size_bytes for segment in files.segments]
     bad = bring_segments(ground.arena, ground.host, spec, sizes, (ground.copier, progress))
-    views = tuple(segment_views(segment, target, offset) for segment, offset in zip(files.segments, spec.offsets, strict=True))
     if bad:
         again = replace(files, segments=tuple(files.segments[idx] for idx in bad))
-        read_segments(again, [views[idx] for idx in bad], ground.copier, lambda _done, _total: None)
+        load_weights(again, replace(target, offsets=tuple(spec.offsets[idx] for idx in bad)), lambda _done, _total: None)
+    views = tuple(segment_views(segment, target, offset) for segment, offset in zip(files.segments, spec.offsets, strict=True))
     return views, sum(sizes) - sum(sizes[idx] for idx in bad), len(bad)
 
 

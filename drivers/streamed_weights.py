@@ -9,8 +9,7 @@ An image that does not hold its checksum is not used again: that segment comes f
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import NamedTuple
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
@@ -27,12 +26,15 @@ from drivers.models.streaming import SegmentStream
 from drivers.weight_image import PIECE_BYTES, Copied, check_images, copy_segments
 
 
-class Images(NamedTuple):
-    """Where the host tier has the segments of a model."""
+@dataclass(frozen=True, slots=True)
+class Images:
+    """Where the host tier has the segments of a model, and what is known of them."""
 
     host: HostMemory
     offsets: Sequence[int]  # of every segment, in bytes
     checksums: Sequence[int]
+    checked: set[int] = field(default_factory=set)  # segments whose image was read once and held
+    corrupt: set[int] = field(default_factory=set)  # segments whose image did not hold
 
 
 class SegmentSource:
@@ -46,15 +48,13 @@ class SegmentSource:
         self._streamed = streamed
         self._slots = slots
         self.images: Images | None = None
-        self._checked: set[int] = set()  # segments whose image was read once and held
-        self.corrupt: set[int] = set()  # segments whose image did not hold
 
     def fill(self, idx: int, slot: int, check: Callable[[], None]) -> int:
         """See `drivers.models.streaming.Fill`. Raises: ModelCorrupt, OSError; the slot is then half written."""
         segment, start = self._streamed[idx], self._slots[slot]
         size_bytes = self._files.segments[segment].size_bytes
         images = self.images
-        if images is None or segment in self.corrupt or not self._copy(images, segment, start, check):
+        if images is None or segment in images.corrupt or not self._copy(images, segment, start, check):
             self._read(segment, replace(self._target, offsets=(start,)), check)
         return size_bytes
 
@@ -72,10 +72,10 @@ class SegmentSource:
         size_bytes = self._files.segments[segment].size_bytes
         place: np.ndarray = self._target.arena[start : start + size_bytes].numpy()
         span = images.host.span(images.offsets[segment], size_bytes)
-        if segment not in self._checked:
+        if segment not in images.checked:
             (found,) = copy_segments([Copied(span, place.data)], self._target.copier, lambda _size: check())
-            (self._checked if found == images.checksums[segment] else self.corrupt).add(segment)
-            return segment in self._checked
+            (images.checked if found == images.checksums[segment] else images.corrupt).add(segment)
+            return segment in images.checked
         source = np.frombuffer(span, dtype=np.uint8)
         for first in range(0, size_bytes, PIECE_BYTES):
             check()
@@ -115,21 +115,21 @@ class StreamedWeights:
     source: SegmentSource
 
     def park(
-        self, arena: Arena, host: HostMemory, places: Sequence[tuple[int, int]], host_offsets: Sequence[int], _copier: Copier
+        self, arena: Arena, host: HostMemory, places: Sequence[tuple[int, int]], host_offsets: Sequence[int], copier: Copier
     ) -> tuple[int, ...]:
         """Write the image of every segment, and stream from there from now on; they stay what they are until the stream is closed.
 
         Answers their checksums. Raises: PlanRejected, ModelCorrupt, OSError; the files are then streamed from as before.
         """
         check_images([size for _, size in places], host_offsets, host)
-        checksums = []
+        checksums: list[int] = []
         for idx, ((offset, size), start) in enumerate(zip(places, host_offsets, strict=True)):
             span = host.span(start, size)
             if offset < 0:
                 self.source.write_image(idx, span)
+                checksums.append(crc32c(span))
             else:
-                span[:] = arena.span(offset, size)
-            checksums.append(crc32c(span))
+                checksums += copy_segments([Copied(arena.span(offset, size), span)], copier, lambda _size: None)
         self.source.images = Images(host, host_offsets, checksums)
         return tuple(checksums)
 

@@ -109,12 +109,6 @@ def load_weights(files: ModelFiles, target: Target, progress: Callable[[int, int
     views = tuple(segment_views(segment, target, offset) for segment, offset in zip(files.segments, target.offsets, strict=True))
     for segment, offset in zip(files.segments, target.offsets, strict=True):
         _clear_gaps(segment, target, offset)
-    read_segments(files, views, target.copier, progress)
-    return views
-
-
-def read_segments(files: ModelFiles, views: Sequence[Mapping[str, Tensor]], copier: Copier, progress: Callable[[int, int], None]) -> None:
-    """Read the segments of `files` from their files into place. Raises: ModelCorrupt; the place is then half written."""
     total = sum(view.nbytes for parts in views for view in parts.values())
     done = 0
     progress(0, total)
@@ -125,7 +119,8 @@ def read_segments(files: ModelFiles, views: Sequence[Mapping[str, Tensor]], copi
         progress(done, total)
 
     with Shards() as shards:
-        copier.run(sorted(_pieces(files, views, shards), key=lambda piece: piece.source), add)
+        target.copier.run(sorted(_pieces(files, views, shards), key=lambda piece: piece.source), add)
+    return views
 
 
 def segment_views(segment: Segment, target: Target, offset: int) -> dict[str, Tensor]:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+import torch
 
 from drivers.contract import InspectSpec, LoadedModel, LoadSpec, ModelSpec, OpenSpec, Plan, RowRun, RowStart, StepResult
 from drivers.cpu import CpuDriver
@@ -250,7 +251,8 @@ def test_a_model_comes_back_from_its_images(model: Path, texts: dict[int, list[i
     rig.load(1, model, range(1, 9), images=(images_of(rig), checksums))
     source = rig.driver._loaded.models[1].streamed.source  # type: ignore[union-attr]
     assert say(rig) == texts[0]
-    assert source.corrupt == set()
+    assert source.images is not None
+    assert source.images.corrupt == set()
 
 
 def test_an_image_that_does_not_hold_is_read_from_the_files(
@@ -266,4 +268,37 @@ def test_an_image_that_does_not_hold_is_read_from_the_files(
     rig.load(1, model, range(1, 9), images=(images, checksums))
     source = rig.driver._loaded.models[1].streamed.source  # type: ignore[union-attr]
     assert say(rig) == texts[0]
-    assert source.corrupt == {3}
+    assert source.images is not None
+    assert source.images.corrupt == {3}
+
+
+def test_what_a_damaged_image_has_between_the_parts_does_not_stay(tmp_path: Path, rigs: list[Rig], host_fd: int) -> None:
+    save_model(tmp_path, "Llama", hidden_size=36, intermediate_size=50, num_attention_heads=3, num_key_value_heads=3, head_dim=12)
+    rig = new_rig(rigs, 16, host_fd)
+    rig.load(1, tmp_path)
+    arena = rig.driver._opened().arena.bytes
+    weights, images = arena[: rig.end].clone(), images_of(rig)
+    checksums = rig.driver.park(1, images)
+    rig.driver.unload(1)
+    os.pwrite(host_fd, b"\xff" * rig.specs[1].segments[1].size_bytes, images[1])
+    rig.end = 0
+    assert rig.load(1, tmp_path, images=(images, checksums)).num_corrupt == 1
+    assert torch.equal(arena[: rig.end], weights)
+
+
+def test_a_model_that_is_parked_again_trusts_its_new_images(
+    model: Path, texts: dict[int, list[int]], rigs: list[Rig], host_fd: int
+) -> None:
+    rig = new_rig(rigs, 16, host_fd)
+    rig.load(1, model, range(1, 9))
+    images = images_of(rig)
+    checksums = rig.driver.park(1, images)
+    rig.driver.unload(1)
+    os.pwrite(host_fd, b"\xff" * 64, images[3])
+    rig.end = 0
+    rig.load(1, model, range(1, 9), images=(images, checksums))
+    assert say(rig) == texts[0]
+    source = rig.driver._loaded.models[1].streamed.source  # type: ignore[union-attr]
+    assert rig.driver.park(1, images) == checksums
+    assert source.images is not None
+    assert source.images.corrupt == set()
