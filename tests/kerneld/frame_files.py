@@ -46,3 +46,20 @@ class GatedFile:
     def _wait(self) -> None:
         self.num_waiting += 1
         assert self._gate.wait(30), "the test lets it"
+
+
+class SlowToWrite(GatedFile):
+    """A disk that reads at once, and writes when it is let."""
+
+    def read(self, frame: int, target: memoryview) -> None:
+        self._inner.read(frame, target)
+
+
+class FullFile(GatedFile):
+    """A disk that reads at once, and takes nothing more."""
+
+    def read(self, frame: int, target: memoryview) -> None:
+        self._inner.read(frame, target)
+
+    def write(self, frame: int, source: memoryview) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")

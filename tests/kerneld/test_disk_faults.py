@@ -15,7 +15,7 @@ from kerneld.errors import DiskFull, Unavailable
 from kerneld.pagefile import SUPERBLOCK_BYTES
 from memory.page import Tier
 from tests.kerneld.conftest import FakeClock
-from tests.kerneld.frame_files import BrokenFile, GatedFile
+from tests.kerneld.frame_files import BrokenFile, FullFile, GatedFile, SlowToWrite
 from tests.kerneld.rig import ANN, GRANULE, Output, Rig, Sizes, in_loop, oracle, prompt_of, running
 from tests.kerneld.test_disktier import SMALL, Tape, settled, tier_of
 
@@ -44,6 +44,14 @@ def recomputed(output: Output) -> tuple[int, int]:
     """Pages that came back, and pages that were computed again."""
     assert output.finished is not None
     return output.finished.usage.pages_restored, output.finished.usage.pages_recomputed
+
+
+def is_fetching(rig: Rig, context_id: str) -> bool:
+    """Whether pages of a context are on their way from disk."""
+    context = rig.machine.contexts.find(context_id)
+    assert context is not None
+    assert context.table is not None
+    return rig.machine.pager.num_fetching(context.table, context.num_tokens) > 0
 
 
 # ------------------------------------------------------------------------------------------------------------------------- bad bytes
@@ -361,3 +369,42 @@ async def test_pages_that_a_fork_uses_stay_when_the_other_goes_to_disk(tmp_path:
         assert (await running_on).tokens == oracle(before, 60)
         await rig.kernel.resume(ANN, parent)
         await wakes_as_ever(rig, parent)
+
+
+# ---------------------------------------------------------------------------------------------------------------------- room on the host
+
+
+@in_loop
+async def test_who_returns_waits_for_pages_on_their_way_to_disk_rather_than_have_others_lose_theirs(tmp_path: Path) -> None:
+    async with running(Rig(tmp_path, SMALL)) as rig:
+        context, tier = await asleep(rig), tier_of(rig)
+        gate = SlowToWrite(tier.file)
+        tier.mover.file = gate
+        others = [await rig.alloc() for _ in range(4)]
+        for idx, (other, num_tokens) in enumerate(zip(others, (96, 96, 96, 40), strict=True)):
+            await rig.infer(other, prompt_of(idx + 2, num_tokens), 4)
+        before = [rig.stat(other).pages.lost for other in others]
+
+        returning = asyncio.create_task(wakes_as_ever(rig, context))
+        await rig.until(lambda: rig.stat(context).state is ContextState.BLOCKED)
+        await rig.until(lambda: gate.num_waiting > 0 and not is_fetching(rig, context))
+        state, pages = rig.stat(context).state, rig.stat(context).pages
+        lost = [rig.stat(other).pages.lost for other in others]
+        gate.let()
+        output = await returning
+
+        assert (state, pages.disk > 0, lost) == (ContextState.BLOCKED, True, before), "it waits for room"
+        assert recomputed(output) == (NUM_PAGES, 0)
+
+
+@in_loop
+@pytest.mark.parametrize("fault", [FullFile, BrokenFile])
+async def test_a_disk_that_fails_under_a_burst_keeps_nobody_waiting(tmp_path: Path, fault: type[FullFile] | type[BrokenFile]) -> None:
+    async with running(Rig(tmp_path, replace(SMALL, disk_slabs=64))) as rig:
+        contexts, tier = [await asleep(rig, seed) for seed in range(8)], tier_of(rig)
+
+        tier.mover.file = FullFile(tier.file) if fault is FullFile else BrokenFile()
+        for _ in range(2):
+            await asyncio.gather(*(wakes_as_ever(rig, context) for context in contexts))
+
+        rig.machine.pager.check_integrity()

@@ -142,9 +142,9 @@ async def test_a_disk_tier_that_is_full_says_what_is_kept_in_memory(tmp_path: Pa
 async def touched_at_random(folder: Path, host_clean: float) -> tuple[int, Tape]:
     """Ten contexts of 90 tokens touched in random order, three at a time; returns how many pages were recomputed, and what was told.
 
-    Device: 4 of them, host: 5, disk: all. The mover gets its turns after every three.
+    Device: 4 of them, host: 4, disk: all. The mover gets its turns after every three.
     """
-    rig, draw, num_recomputed = Rig(folder, Sizes(device_slabs=6, host_slabs=16, disk_slabs=64)), random.Random(7), 0
+    rig, draw, num_recomputed = Rig(folder, Sizes(device_slabs=6, host_slabs=12, disk_slabs=64)), random.Random(7), 0
     rig.memory["host_clean"] = host_clean
     async with running(rig):
         tape, contexts = Tape(rig), [await rig.alloc() for _ in range(10)]
