@@ -10,6 +10,7 @@ Invariants
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -108,7 +109,7 @@ class Admission:
             wait_s = bucket.wait_s(amount, now) if bucket else 0.0
             if bucket and wait_s > 0:
                 raise QuotaExceeded(
-                    f"Tenant {path!r} may use {bucket.per_minute} {noun} per minute; try again in {wait_s:.3g} s.",
+                    f"Tenant {path!r} may use {bucket.per_minute} {noun} per minute; try again in {math.ceil(wait_s)} s.",
                     facts={"limit": f"{noun}_per_minute", "value": str(bucket.per_minute), "holder": path},
                     retry_after_s=wait_s,
                 )

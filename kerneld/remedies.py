@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
 from kerneld.context import Context
-from kerneld.inventory import freed_bytes, has_active, is_busy, model_bytes
+from kerneld.inventory import freed_bytes, has_active, is_busy, model_bytes, reclaimable_bytes
 from kerneld.machine import Machine
 from memory.errors import NeverFits, OutOfFrames, OverLimit
 from memory.ledger import lineage
@@ -49,11 +49,19 @@ def remedies_of(machine: Machine, shortage: Shortage, needer: Needer) -> list[Re
     elif isinstance(shortage, NeverFits):
         found = list(_never_fits(machine, shortage, needer))
     else:
-        missing = max(shortage.needed_bytes, needer.more_bytes) - shortage.free_bytes
-        found = list(_no_room(machine, Tier[shortage.tier.upper()], max(missing, 1), needer))
+        found = list(_no_room(machine, Tier[shortage.tier.upper()], _missing(machine, shortage, needer), needer))
     if found and found[0].is_part:
         return [remedy for remedy in found if remedy.is_part][:MOST_PARTS]
     return [remedy for remedy in found if not remedy.is_part][:MOST]
+
+
+def _missing(machine: Machine, shortage: OutOfFrames, needer: Needer) -> int:
+    """Bytes that are to come free: what the plan lacked when it stopped, or what is not to be had of all that will be needed."""
+    tier = Tier[shortage.tier.upper()]
+    available = sum(each.free_bytes for each in machine.pager.ledger.snapshot() if each.tier is tier)
+    if needer.more_bytes > available:
+        available += reclaimable_bytes(machine, tier, needer.tenant)
+    return max(shortage.needed_bytes - shortage.free_bytes, needer.more_bytes - available, 1)
 
 
 def _over_limit(machine: Machine, shortage: OverLimit, needer: Needer) -> Iterator[Remedy]:
