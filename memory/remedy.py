@@ -7,6 +7,9 @@ from dataclasses import dataclass
 from enum import Enum
 
 
+SETTINGS = {"disk": "page_file"}  # of a tier whose size is not set under its own name
+
+
 class Action(Enum):
     """What is to be done."""
 
@@ -49,7 +52,7 @@ class Remedy:
             Action.UNLOAD: f"unload the model {self.subject} ({size})",
             Action.UNPIN: f"unpin the model {self.subject} ({size})",
             Action.SHORTEN: f"keep the context's KV within {size}",
-            Action.ENLARGE: f"give the {self.tier} tier {size} (memory.{self.tier}_bytes)",
+            Action.ENLARGE: f"give the {self.tier} tier {size} (memory.{SETTINGS.get(self.tier, self.tier)}_bytes)",
         }[self.action]
 
 

@@ -33,6 +33,7 @@ def test_a_size_is_never_said_smaller_than_it_is(size: int, text: str) -> None:
         (Remedy(Action.UNPIN, "device", 4 << 20, "models", "toy"), "unpin the model toy (4 MiB)"),
         (Remedy(Action.SHORTEN, "device", 2 << 20, "bob"), "keep the context's KV within 2 MiB"),
         (Remedy(Action.ENLARGE, "device", 21 << 20), "give the device tier 21 MiB (memory.device_bytes)"),
+        (Remedy(Action.ENLARGE, "disk", 21 << 20), "give the disk tier 21 MiB (memory.page_file_bytes)"),
     ],
 )
 def test_every_remedy_is_an_order_that_a_person_can_follow(remedy: Remedy, text: str) -> None:
