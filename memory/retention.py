@@ -7,6 +7,7 @@ Invariants
 1. Cached tables together have pages for at most `max_bytes` of the device, each table counted in full.
 2. A cached page gives its frame away before any page of a context does, and before a plan fails; nothing is copied to keep it.
 3. A page that a context holds too is the context's: the cache's end changes nothing for it.
+4. A page that may not be given is passed once: it is looked at again only when what its table holds has changed.
 """
 
 from __future__ import annotations
@@ -30,6 +31,8 @@ class Retention:
     def __init__(self, max_bytes: int) -> None:
         self._max_bytes = max_bytes
         self._sizes: dict[PageTable, int] = {}  # bytes on the device if all of it were there
+        # By tier and group: where to go on from the end, as long as so many pages are there, and so many shared (invariant 4).
+        self._passed: dict[PageTable, dict[tuple[Tier, int], tuple[int, tuple[int, int]]]] = {}
 
     @property
     def tables(self) -> list[PageTable]:
@@ -52,15 +55,13 @@ class Retention:
             if other not in gone:
                 gone.append(other)
                 total -= size_bytes
-        for other in gone:
-            del self._sizes[other]
+        self._leave(gone)
         return gone
 
     def forget(self, owner: str) -> list[PageTable]:
         """Let go of everything of an owner; returns the tables, to be dropped."""
         gone = [table for table in self._sizes if table.owner == owner]
-        for table in gone:
-            del self._sizes[table]
+        self._leave(gone)
         return gone
 
     def touch(self, page: Page) -> None:
@@ -78,20 +79,42 @@ class Retention:
         taker.take_over(space_id, tier, frame)
         return frame
 
+    def _leave(self, tables: list[PageTable]) -> None:
+        for table in tables:
+            del self._sizes[table]
+            self._passed.pop(table, None)
+
     def _next(self, space_id: int, tier: Tier) -> Page | None:
         """The page that goes next: of the coldest table, from its end, and of nobody else (invariant 3)."""
         if tier is Tier.DISK:
             return None
         for table in self._sizes:
-            if space_id not in table.space_ids or table.pins:
-                continue
-            group = table.space_ids.index(space_id)
-            if not (table.num_device if tier is Tier.DEVICE else table.num_host)[group]:
-                continue
-            for page in reversed(table.pages[group]):
-                frame = page.device_frame if tier is Tier.DEVICE else page.host_frame
-                if frame is not None and len(page.holders) == 1 and not page.pins and not page.readers:
+            if space_id in table.space_ids and not table.pins:
+                page = self._last(table, tier, table.space_ids.index(space_id))
+                if page is not None:
                     return page
+        return None
+
+    def _last(self, table: PageTable, tier: Tier, group: int) -> Page | None:
+        """The last page of a group that may be given, and is about to be (invariant 4)."""
+        num_here = (table.num_device if tier is Tier.DEVICE else table.num_host)[group]
+        held = num_here, table.num_shared[group]
+        place, pages = (tier, group), table.pages[group]
+        passed = self._passed.setdefault(table, {})
+        end, seen = passed.pop(place, (len(pages), held))
+        is_blocked = False
+        for idx in range((end if seen == held else len(pages)) - 1 if num_here else -1, -1, -1):
+            page = pages[idx]
+            if (page.device_frame if tier is Tier.DEVICE else page.host_frame) is None or len(page.holders) > 1:
+                continue
+            if page.pins or page.readers:
+                is_blocked = True
+                continue
+            if not is_blocked:
+                passed[place] = idx, (num_here - 1, table.num_shared[group])  # as it is once the page is gone
+            return page
+        if not is_blocked:
+            passed[place] = 0, held
         return None
 
 

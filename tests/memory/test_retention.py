@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from typing import Any
+
 import pytest
 
 from memory.config import MemoryConfig
 from memory.page import PagePlan, Space, Tier
 from memory.pager import Pager, Want
 from memory.prefix import HashChain
-from memory.table import PageTable
+from memory.table import Page, PageTable
 
 PT = 4
 SLAB = 64  # four device frames
@@ -141,3 +144,46 @@ def test_what_is_cached_of_an_owner_goes_with_it(owner: str) -> None:
     rig.pager.check_integrity()
 
     assert rig.cached() == (0 if owner == "lab/ann" else 4)
+
+
+class CountedPages(list[Page]):
+    """The pages of a group, and how often one was looked at."""
+
+    num_looks = 0
+
+    def __getitem__(self, idx: Any) -> Any:
+        self.num_looks += isinstance(idx, int)
+        return super().__getitem__(idx)
+
+    def __reversed__(self) -> Iterator[Page]:
+        for page in super().__reversed__():
+            self.num_looks += 1
+            yield page
+
+
+def test_pages_of_the_cache_that_others_share_are_passed_once() -> None:
+    rig = Rig(cached_pages=1000, device_slabs=20, host_slabs=0)
+    base = rig.computed(40 * PT, b"a")
+    cached = [rig.pager.fork(base, 40 * PT) for _ in range(8)]
+    for idx, table in enumerate(cached):
+        rig.run(table, 42 * PT, 40 * PT)
+        rig.pager.fill(table, 42 * PT, links(40 * PT, b"a") + [bytes([idx, number]) * 8 for number in range(2)])
+        rig.end(table)
+    counted = [CountedPages(table.pages[0]) for table in cached]
+    for table, pages in zip(cached, counted, strict=True):
+        table.pages[0] = pages
+    taker = rig.pager.new_table("lab/bob", (1,))
+    num_free = 80 - 40 - 16
+    rig.run(taker, num_free * PT)
+    for pages in counted:
+        pages.num_looks = 0  # of the checks
+
+    for num_pages in range(num_free + 1, num_free + 17):  # every page that the cache alone holds
+        rig.seq += 1
+        rig.pager.plan(rig.seq, [Want(taker, (num_pages - 1) * PT, num_pages * PT)])
+        rig.pager.commit(rig.seq)
+
+    assert rig.cached() == 0
+    looks = [pages.num_looks for pages in counted]
+    assert max(looks) <= 2 * 42, looks
+    rig.pager.check_integrity()
