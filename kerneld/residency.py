@@ -106,7 +106,7 @@ class Residency:
             task.cancel()
         self._tasks.clear()
         for model in self._models:
-            if model.state is ModelState.RESIDENT:
+            if model.is_resident or (model.state is ModelState.REGISTERED and self.turns.demand(model)):  # evicted, and wanted again
                 model.state = ModelState.LOADING
                 self.on_change(model)
 
@@ -117,8 +117,7 @@ class Residency:
 
     async def inspect(self, model: Model) -> ModelSpec:
         """What the driver says of a model. Raises: Unavailable, DriverError."""
-        if model.spec is None:
-            model.spec = await (await self._await_device()).inspect(model.source)
+        model.spec = model.spec or await (await self._await_device()).inspect(model.source)
         return model.spec
 
     # ------------------------------------------------------------------------------------------------------------------- load, unload
@@ -178,10 +177,12 @@ class Residency:
         self._departures.park_and_leave(model)
         self._changed(model)
         self.preempt(model)
-        await self._departures.gone(model)
-        self._events.publish(ModelEvicted(model.name, model.size_bytes, num_requests, model.image is not None))
-        if self.turns.demand(model):
-            self.start(model)
+        try:
+            await self._departures.gone(model)
+        finally:  # whoever wanted its room may have given up meanwhile
+            self._events.publish(ModelEvicted(model.name, model.size_bytes, num_requests, model.image is not None))
+            if self._device is not None and self.turns.demand(model):
+                self.start(model)
 
     def fail(self, model_id: int, reason: str) -> None:
         """A resident model cannot be run any more: it leaves the device, and whoever waits for it is told why."""

@@ -65,8 +65,8 @@ class Turns:
             while not self._placement.fits(places):
                 now, demand = self._clock(), self.demand(model)
                 choice = choose(Wanted(since, demand), self._standings(model), now, self._rules, self._fits(places))
-                for name in choice.victims:
-                    await evict(self._models.get(name))
+                for victim in [self._models.get(name) for name in choice.victims]:  # its name may be removed while others leave
+                    await evict(victim)
                 if choice.victims:
                     return
                 # Where all that may leave is too little, others are on their way in or out, or rows of others have to end first.

@@ -144,7 +144,7 @@ class LocalWorker:
         return self.driver.park(model_id, host_offsets)
 
     async def unload(self, model_id: int) -> None:
-        while self._plan is not None or self._queue:
+        while not self._is_lost and (self._plan is not None or self._queue):
             await asyncio.sleep(0)
         await asyncio.sleep(0)
         self._check_alive()
@@ -153,7 +153,7 @@ class LocalWorker:
         self._held.pop(model_id, None)
 
     async def shift_slabs(self, gives: tuple[int, ...], takes: tuple[int, ...]) -> None:
-        while self._plan is not None or self._queue:
+        while not self._is_lost and (self._plan is not None or self._queue):
             await asyncio.sleep(0)
         await asyncio.sleep(0)
         self._check_alive()

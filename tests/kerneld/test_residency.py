@@ -12,7 +12,7 @@ from kerneld.calls import ModelState, RegisterArgs
 from kerneld.errors import Conflict, NotFound, WrongState
 from kerneld.models import Model
 from memory.page import Tier
-from tests.kerneld.rig import ADMIN, SLAB, Output, Rig, Sizes, in_loop, oracle, prompt_of, running
+from tests.kerneld.rig import ADMIN, ANN, SLAB, Output, Rig, Sizes, in_loop, oracle, prompt_of, running
 
 SPEECH = {name: FakeModel(weights_bytes=4 * SLAB, num_layers=4, seed=seed) for seed, name in enumerate(("ant", "bee", "cow"), start=1)}
 
@@ -311,3 +311,57 @@ async def test_loads_wanted_after_a_restart_do_not_push_each_other_out(tmp_path:
         assert {name for name, state in states(rig).items() if state is ModelState.RESIDENT} == {"bee"}, "pinned ones come first"
         await rig.kernel.unpin_model(ADMIN, "bee")
         await ask(rig, "cow", 1)
+
+
+@in_loop
+async def test_a_model_that_was_leaving_when_the_worker_died_comes_back_for_its_requests(tmp_path: Path) -> None:
+    clock = Clock()
+    rig = rig_for(tmp_path, clock)
+    rig.memory = {"min_residency_s": 10.0, "max_model_wait_s": 30.0}
+    async with running(rig, loads=False):
+        await register(rig, "ant", "bee")
+        assert rig.worker is not None
+        long = rig.begin(await rig.alloc(model="ant"), prompt_of(1, 9), 40)
+        await rig.until(lambda: rig.worker is not None and rig.worker.num_steps >= 5)
+        rig.worker.hold()
+        short = rig.begin(await rig.alloc(model="bee"), prompt_of(2, 9), 5)
+        await rig.until(lambda: model(rig, "bee").progress.stage == "wait")
+        clock.now += 30
+        rig.machine.residency.turns.look_again()
+        await rig.until(lambda: model(rig, "ant").state is not ModelState.RESIDENT)
+        rig.worker.die()
+
+        def are_answered() -> bool:
+            clock.now += 1
+            rig.machine.residency.turns.look_again()
+            return short.done() and long.done()
+
+        await rig.until(are_answered)
+        assert (await short).tokens == oracle(prompt_of(2, 9), 5, language=SPEECH["bee"])
+        assert (await long).tokens == oracle(prompt_of(1, 9), 40, language=SPEECH["ant"])
+
+
+@in_loop
+async def test_a_model_that_was_leaving_for_one_that_is_unloaded_comes_back_for_its_requests(tmp_path: Path) -> None:
+    clock = Clock()
+    rig = rig_for(tmp_path, clock)
+    rig.memory = {"min_residency_s": 10.0, "max_model_wait_s": 30.0}
+    async with running(rig, loads=False):
+        await register(rig, "ant", "bee")
+        assert rig.worker is not None
+        long = rig.begin(await rig.alloc(model="ant"), prompt_of(1, 9), 40)
+        await rig.until(lambda: rig.worker is not None and rig.worker.num_steps >= 5)
+        rig.worker.hold()
+        context = await rig.alloc(model="bee")
+        short = rig.begin(context, prompt_of(2, 9), 5)
+        await rig.until(lambda: model(rig, "bee").progress.stage == "wait")
+        clock.now += 30
+        rig.machine.residency.turns.look_again()
+        await rig.until(lambda: model(rig, "ant").state is not ModelState.RESIDENT)
+        await rig.kernel.cancel(ANN, context)
+        await short
+        unloading = asyncio.ensure_future(rig.kernel.unload_model(ADMIN, "bee"))
+        await asyncio.sleep(0)
+        rig.worker.release()
+        await unloading
+        assert (await long).tokens == oracle(prompt_of(1, 9), 40, language=SPEECH["ant"])
