@@ -96,7 +96,7 @@ class Disk:
         """Copies that stay on the host, coldest first, until enough of it costs nothing to have (invariant 4)."""
         missing, room = self._marks.unsaved() - self._spilling_bytes, self._marks.spare_disk()
         now = self._mapping.num_changes, self._flights.num_changes, self.num_changes
-        if missing <= 0 or now == self._idle_at:
+        if not max_bytes or missing <= 0 or now == self._idle_at:
             return []
         chosen: list[Transfer] = []
         full: set[tuple[int, str]] = set()  # space and owner for which there is no frame
@@ -114,7 +114,7 @@ class Disk:
                 continue
             max_bytes, missing, room = max_bytes - size, missing - size, room - size
             chosen.append(self._send(page, frame, size))
-        if not chosen and max_bytes:
+        if not chosen:
             self._idle_at = now
         return chosen
 
