@@ -18,7 +18,13 @@ class MemoryConfig:
         default=8 * GIB, metadata={"doc": "Disk space for checkpoint images, all tenants together; 0 is no limit.", "min": 0}
     )
     page_tokens: int = field(default=16, metadata={"doc": "Tokens of one page.", "min": 1, "max": 256})
-    slab_bytes: int = field(default=4 * MIB, metadata={"doc": "Unit in which memory is lent to weights and KV; what is left behind the last whole page of one lies idle.", "min": 64 << 10})
+    slab_bytes: int = field(
+        default=4 * MIB,
+        metadata={
+            "doc": "Unit in which memory is lent to weights and KV; what is left behind the last whole page of one lies idle.",
+            "min": 64 << 10,
+        },
+    )
     granule_bytes: int = field(
         default=4096, metadata={"doc": "Unit of frame addresses; frames and segments start on one.", "min": 512, "max": 64 << 10}
     )

@@ -6,7 +6,6 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import Enum
 
-
 SETTINGS = {"disk": "page_file"}  # of a tier whose size is not set under its own name
 
 
