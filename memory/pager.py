@@ -274,7 +274,7 @@ class Pager:
 
     def give_back_slabs(self) -> tuple[int, ...]:
         """Part with every free slab of the device; they are nobody's until they came back."""
-        return self._mapping.arenas[Tier.DEVICE].send_away(keep=0)
+        return self._mapping.arenas[Tier.DEVICE].send_away()
 
     def slabs_came_back(self, slabs: tuple[int, ...]) -> None:
         """Slabs are there again, with anybody's bytes in them. Raises: PagingError, if they were not away."""

@@ -135,9 +135,9 @@ class Arena:
             self._free.difference_update(range(first, first + num_slabs))
         return first
 
-    def send_away(self, keep: int) -> tuple[int, ...]:
-        """Part with free slabs but so many; they are nobody's until they come back. The highest go first."""
-        going = sorted(self._free - self._reserved)[max(keep, 0) :]
+    def send_away(self) -> tuple[int, ...]:
+        """Part with every free slab that is not reserved; they are nobody's until they come back."""
+        going = sorted(self._free - self._reserved)
         self._free.difference_update(going)
         self._away.update(going)
         return tuple(going)

@@ -23,7 +23,6 @@ from drivers.models.shards import PICKLES, StoredTensor, read_header
 
 CONFIG_FILE = "adapter_config.json"
 WEIGHTS_FILE = "adapter_model.safetensors"
-ALL_LINEAR = "all-linear"
 MAX_RANK = 1 << 12
 KEY = re.compile(r"base_model\.model\.(?P<module>[A-Za-z0-9_.]+)\.lora_(?P<side>[AB])\.weight")
 PLAIN_PATTERN = re.compile(r"\^?[A-Za-z0-9_.]+\$?")  # a name, perhaps anchored; a dot in it means a dot

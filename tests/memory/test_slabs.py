@@ -89,8 +89,11 @@ def test_slabs_that_are_away_are_nobodys_until_they_come_back() -> None:
     slabs = arena()
     assert slabs.lend() == 0
 
-    assert slabs.send_away(keep=2) == (3, 4, 5)
+    slabs.reserve({1, 2})
 
+    assert slabs.send_away() == (3, 4, 5)
+
+    slabs.unreserve()
     assert (slabs.num_free, slabs.num_away) == (2, 3)
     assert [slabs.lend(), slabs.lend(), slabs.lend(), slabs.lend_run(1)] == [1, 2, None, None]
     with pytest.raises(PagingError):
