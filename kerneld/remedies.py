@@ -38,8 +38,9 @@ class Needer:
 
     @classmethod
     def of(cls, context: Context, more_bytes: int = 0) -> Needer:
-        """A context that is short, for those of its own tenant."""
-        return cls(context.tenant, context.model, more_bytes, lambda other: other.tenant == context.tenant)
+        """A context that is short, for its owner, who may know of no other's in the same tenant either."""
+        owner = context.tenant, context.owner
+        return cls(context.tenant, context.model, more_bytes, lambda other: (other.tenant, other.owner) == owner)
 
 
 def remedies_of(machine: Machine, shortage: Shortage, needer: Needer) -> list[Remedy]:

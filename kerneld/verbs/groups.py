@@ -21,16 +21,21 @@ class GroupVerbs:
     def __init__(self, machine: Machine) -> None:
         self._machine = machine
         self._groups = machine.tenants.groups
+        self._adding: set[str] = set()  # names of groups that are being written
 
     async def add_sharing_group(self, caller: Caller, name: str, members: Sequence[str]) -> GroupInfo:
         """Add a group of tenants. Raises: AlreadyExists; NotFound, if a member is not there; DiskFull."""
         machine = self._machine
         if machine.effects.find(caller, "add_sharing_group") is not None:
             return self._info(self._groups.get(name))
-        if name in self._groups:
+        if name in self._groups or name in self._adding:
             raise AlreadyExists(f"There is a sharing group {name!r} already; change it with set.")
         row = GroupRow(name, self._checked(members), machine.clock(), new_secret())
-        return await self._put(caller, "add_sharing_group", row)
+        self._adding.add(name)
+        try:
+            return await self._put(caller, "add_sharing_group", row)
+        finally:
+            self._adding.discard(name)
 
     async def set_sharing_group(self, caller: Caller, name: str, members: Sequence[str]) -> GroupInfo:
         """Say who the members are from now on; contexts that live in the group stay in it. Raises: NotFound, DiskFull."""
@@ -48,9 +53,14 @@ class GroupVerbs:
         if num_contexts:
             problem = f"{num_contexts} contexts live in the sharing group {name!r}; empty it, and remove it when they are freed."
             raise WrongState(problem, reason="SHARING_GROUP_IN_USE", facts={"group": name, "num_contexts": str(num_contexts)})
+        row = self._groups.get(name)
         with machine.effects.done_by(caller, "remove_sharing_group") as effects:
-            self._groups.put(replace(self._groups.get(name), members=()))  # nobody begins in it while the disk is written
-            await machine.store.remove_group(name, effects)
+            self._groups.put(replace(row, members=()))  # nobody begins in it while the disk is written
+            try:
+                await machine.store.remove_group(name, effects)
+            except BaseException:
+                self._groups.put(row)
+                raise
         self._groups.remove(name)
         machine.events.publish(SharingGroupChanged(name, "removed", 0))
 

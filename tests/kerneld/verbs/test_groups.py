@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 from pathlib import Path
 
 import pytest
 
 from kerneld.calls import Access, Caller, CheckpointArgs, ForkArgs, Grant, ListArgs, Principal, Role
-from kerneld.errors import AlreadyExists, NotFound, WrongState
+from kerneld.errors import AlreadyExists, DiskFull, NotFound, Unavailable, WrongState
 from memory.page import Tier
+from tests.kerneld.disk import full_disk
 from tests.kerneld.rig import ADMIN, ANN, BOB, Output, Rig, in_loop, oracle, prompt_of, running, with_id
 
 PROMPT = prompt_of(1, 41)
@@ -165,3 +167,24 @@ async def test_a_granted_fork_is_not_found_by_the_rest_of_its_tenant(tmp_path: P
         await rig.kernel.fork(BOB, ForkArgs(parent))
 
         assert cached(await say(rig, carl)) == 0
+
+
+@in_loop
+async def test_of_two_who_add_the_same_group_at_once_one_is_refused(tmp_path: Path) -> None:
+    async with running(Rig(tmp_path)) as rig:
+        adding = [rig.kernel.add_sharing_group(ADMIN, "team", [member]) for member in ("lab/ann", "lab/bob")]
+        first, second = await asyncio.gather(*adding, return_exceptions=True)
+
+        assert isinstance(second, AlreadyExists)
+        assert [info.members for info in rig.kernel.list_sharing_groups(ADMIN, ListArgs()).items] == [("lab/ann",)]
+        assert not isinstance(first, BaseException)
+
+
+@in_loop
+async def test_a_group_whose_removal_fails_keeps_its_members(tmp_path: Path) -> None:
+    async with running(Rig(tmp_path)) as rig:
+        await rig.kernel.add_sharing_group(ADMIN, "team", ["lab/ann"])
+        with full_disk(), pytest.raises((DiskFull, Unavailable)):
+            await rig.kernel.remove_sharing_group(ADMIN, "team")
+        assert [info.members for info in rig.kernel.list_sharing_groups(ADMIN, ListArgs()).items] == [("lab/ann",)]
+        await rig.alloc(ANN, sharing_group="team")

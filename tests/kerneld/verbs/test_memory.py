@@ -8,8 +8,10 @@ from pathlib import Path
 import pytest
 
 from drivers.fake_model import FakeModel
-from kerneld.calls import Limits, RegisterArgs, SetArgs
+from kerneld.calls import Access, Limits, RegisterArgs, SetArgs
 from kerneld.errors import NotFound, QuotaExceeded
+from kerneld.remedies import Needer, remedies_of
+from memory.errors import OverLimit
 from memory.remedy import Action
 from tests.kerneld.rig import ADMIN, ANN, BOB, PAGE_TOKENS, SLAB, Rig, Sizes, in_loop, prompt_of, running
 
@@ -152,3 +154,20 @@ async def test_a_request_that_waits_for_a_prefix_on_its_way_says_so(tmp_path: Pa
         assert told.obstacles[0].code == "PREFIX"
         await leading
         await following
+
+
+@in_loop
+async def test_an_error_names_no_context_of_somebody_else_in_the_same_tenant(tmp_path: Path) -> None:
+    amy = replace(ANN, principal=replace(ANN.principal, name="amy"))
+    async with running(Rig(tmp_path)) as rig:
+        hers, other = await rig.alloc(amy), await rig.alloc(ANN)
+        await rig.infer(hers, prompt_of(1, 41), 4, caller=amy)
+        await rig.infer(other, prompt_of(2, 41), 4)
+        context = rig.machine.contexts.get(amy, hers, Access.READ)
+        with pytest.raises(NotFound):
+            rig.machine.contexts.look(amy, other)
+
+        shortage = OverLimit("lab/ann", "device", FRAME, 8 * FRAME, 8 * FRAME)
+        named = {remedy.subject for remedy in remedies_of(rig.machine, shortage, Needer.of(context)) if remedy.action is Action.FREE}
+
+        assert named == {"", hers}
