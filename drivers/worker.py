@@ -1,6 +1,6 @@
 """The main program of a worker: one process per device group, expendable, and patient with fronts that come and go.
 
-    python -P -m drivers.worker --socket PATH --device cpu0 --driver cpu [--orphan-grace-s 15]
+    python -P -m drivers.worker --socket PATH --device cpu0 --driver cpu [--orphan-grace-s 15] [--log-level info] [--log-json]
 
     exit code   0   the front said so, SIGTERM, or the front stayed away for longer than the grace
                 1   the driver broke, or no front was ever there
@@ -36,23 +36,47 @@ EXIT_HOPELESS = 3
 OOM_SCORE_ADJ = 500  # the front, at 0, is to outlive its workers
 
 
+_STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
+
+
+def facts_of(record: logging.LogRecord) -> dict[str, object]:
+    """What was given as `extra`."""
+    return {name: fact for name, fact in vars(record).items() if name not in _STANDARD}
+
+
+class JsonFormatter(logging.Formatter):
+    """One JSON object a line, as the front writes them."""
+
+    def __init__(self, device: str) -> None:
+        super().__init__()
+        self._device = device
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Return the record's time, level, device, logger, message, facts, and traceback."""
+        line = {"at": record.created, "level": record.levelname, "device": self._device, "logger": record.name}
+        line |= {"message": record.getMessage(), **facts_of(record)}
+        if record.exc_info:
+            line["traceback"] = self.formatException(record.exc_info)
+        return json.dumps(line, default=str)
+
+
 class LineFormatter(logging.Formatter):
     """One line per record: the message, then its facts as name=value."""
-
-    _STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
 
     def format(self, record: logging.LogRecord) -> str:
         """Return the line; a traceback, if there is one, follows it."""
         line = super().format(record)
-        facts = " ".join(f"{name}={json.dumps(fact, default=str)}" for name, fact in vars(record).items() if name not in self._STANDARD)
+        facts = " ".join(f"{name}={json.dumps(fact, default=str)}" for name, fact in facts_of(record).items())
         head, newline, rest = line.partition("\n")
         return f"{head} {facts}".rstrip() + newline + rest
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Run a worker until it is done, and return its exit code."""
-    options = _parse(arguments)
-    _log_to_stderr(options.device)
+    parsed = _parse(arguments)
+    secret = os.environ.pop(SECRET_VARIABLE, "")
+    options = StationOptions(parsed.socket, parsed.device, parsed.driver, parsed.orphan_grace_s, secret)
+    _log_to_stderr(options.device, parsed.log_level, is_json=parsed.log_json)
     _prefer_to_die()
     stop = StopFlag()
 
@@ -74,21 +98,22 @@ def main(arguments: list[str] | None = None) -> int:
     return EXIT_BROKEN if ending is Ending.BROKEN or is_never_served else EXIT_DONE
 
 
-def _parse(arguments: list[str] | None) -> StationOptions:
+def _parse(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="drivers.worker", description="Serve one device to the kerneld front behind a socket.")
     parser.add_argument("--socket", required=True, help="unix socket of the front")
     parser.add_argument("--device", required=True, help="name of the device group, such as cpu0")
     parser.add_argument("--driver", required=True, help=f"one of: {', '.join(name for name, _ in registry.available())}")
     parser.add_argument("--orphan-grace-s", type=float, default=15.0, help="how long to wait for a front before exiting")
-    parsed = parser.parse_args(arguments)
-    secret = os.environ.pop(SECRET_VARIABLE, "")
-    return StationOptions(parsed.socket, parsed.device, parsed.driver, parsed.orphan_grace_s, secret)
+    parser.add_argument("--log-level", default="info", choices=("debug", "info", "warning", "error"), help="least severe lines to write")
+    parser.add_argument("--log-json", action="store_true", help="write lines as JSON objects")
+    return parser.parse_args(arguments)
 
 
-def _log_to_stderr(device: str) -> None:
+def _log_to_stderr(device: str, level: str, *, is_json: bool) -> None:
+    line = LineFormatter(f"%(asctime)s %(levelname)s {device} %(name)s: %(message)s", "%Y-%m-%dT%H:%M:%S")
     handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(LineFormatter(f"%(asctime)s %(levelname)s {device} %(name)s: %(message)s", "%Y-%m-%dT%H:%M:%S"))
-    logging.basicConfig(level=logging.INFO, handlers=[handler])
+    handler.setFormatter(JsonFormatter(device) if is_json else line)
+    logging.basicConfig(level=level.upper(), handlers=[handler])
 
 
 def _prefer_to_die() -> None:

@@ -240,6 +240,8 @@ class Daemon:
             runtime_dir=kernel.runtime_dir,
             orphan_grace_s=kernel.worker_orphan_grace_s,
             spawn=kernel.start_workers,
+            log_level=kernel.log_level,
+            log_json=kernel.log_json,
         )
 
     # ---------------------------------------------------------------------------------------------------------- what parts are told of

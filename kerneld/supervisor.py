@@ -63,6 +63,8 @@ class WorkerCommand:
     runtime_dir: Path
     orphan_grace_s: float
     spawn: bool = True
+    log_level: str = "info"
+    log_json: bool = False
 
     @property
     def pid_file(self) -> Path:
@@ -80,6 +82,8 @@ class WorkerCommand:
             f"--device={self.device}",
             f"--driver={self.driver}",
             f"--orphan-grace-s={self.orphan_grace_s}",
+            f"--log-level={self.log_level}",
+            *(["--log-json"] if self.log_json else []),
         ]
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import ctypes
+import json
 import logging
 import os
 import signal
@@ -25,7 +26,7 @@ from drivers.fake_model import FakeModel, continuation
 from drivers.hostmem import HostMemory
 from drivers.listener import Admission, WorkerListener
 from drivers.wire import NO_STEP, Hello, PlanFailed
-from drivers.worker import LineFormatter
+from drivers.worker import JsonFormatter, LineFormatter
 from memory.page import Move, Tier
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -616,6 +617,9 @@ def test_a_log_line_ends_with_its_facts_and_a_traceback_follows_it() -> None:
         failed = logging.makeLogRecord({"levelname": "ERROR", "msg": "Failed", "error_id": "a b", "exc_info": sys.exc_info()})
 
     assert formatter.format(plain) == "INFO Serving boot_generation=2 models_kept=0"
+    as_json = json.loads(JsonFormatter("cpu0").format(failed))
+    assert (as_json["device"], as_json["message"], as_json["error_id"]) == ("cpu0", "Failed", "a b")
+    assert "ValueError: inside" in as_json["traceback"]
     assert formatter.format(failed).splitlines()[:2] == ['ERROR Failed error_id="a b"', "Traceback (most recent call last):"]
 
 
