@@ -16,6 +16,7 @@ Invariants
 1. Counters are integers, and exact: what a division leaves over is carried to the next charge.
 2. Lift: a node that becomes active is raised to the least counter among its active siblings; if none is active, to the counter of the
    sibling that was active last. A lift never lowers. (Without it, a tenant that slept would be owed the service it never asked for.)
+   A tenant with a request that is held out of the line is not asleep: neither it nor anybody above it is lifted until `release`.
 3. A refund lowers a node no further than the least counter of its active siblings, and never raises it. What is left of it is credit that
    the next charges use up, so that nothing is lost (dropping it would let service drift apart without bound); a lift that raises ends it.
 4. A node is active if and only if it is open and has an active child; the hidden child is active while requests wait in it.
@@ -78,7 +79,7 @@ class FairShare:
     def remove(self, path: str) -> None:
         """Forget a tenant that has no children and nothing waiting. Raises: NotFound, WrongState."""
         node = self._get(path)
-        if node.num_active or any(name != OWN for name in node.children):
+        if node.num_active or node.num_held or any(name != OWN for name in node.children):
             raise WrongState(f"Tenant {path!r} still has children or waiting requests.", facts={"tenant": path})
         assert node.parent is not None, "the root is not a tenant"
         del node.parent.children[node.name]
@@ -118,6 +119,17 @@ class FairShare:
         assert node.num_active > 0, "nothing waits in this tenant"
         node.num_active -= 1
         node.refresh()
+
+    def hold(self, path: str) -> None:
+        """A request of this tenant is out of the line for a while, through no doing of its own (invariant 2)."""
+        for node in self._touch(path).lineage:
+            node.num_held += 1
+
+    def release(self, path: str) -> None:
+        """A request that was held is in the line again, or has ended."""
+        for node in self._touch(path).lineage:
+            assert node.num_held > 0, "nothing is held in this tenant"
+            node.num_held -= 1
 
     def charge(self, path: str, cost: int) -> None:
         """Charge `cost` to a tenant and everybody above it."""
@@ -230,7 +242,7 @@ class FairShare:
             path = node.path
             values[_COUNTER + path], values[_REMAINDER + path] = node.counter, node.remainder
             values[_CREDIT + path], values[_SERVICE + path] = node.credit, node.service
-            values[_ACTIVE + path] = int(node.is_active)
+            values[_ACTIVE + path] = int(node.is_active or node.num_held > 0)
             values[_LAST_ACTIVE + path] = node.last_active.counter if node.last_active else 0
         return values
 

@@ -98,6 +98,7 @@ class Scheduler:
 
     def park(self, request: Request) -> None:
         """A waiting request needs something that is on its way: it is in nobody's way until `unpark`, and keeps its place."""
+        self.shares.hold(request.tenant)
         self._leave_queue(request)
         request.is_parked = True
         self._wait(request)
@@ -107,6 +108,7 @@ class Scheduler:
         if request.is_parked:
             request.is_parked = False
             self.reorder(request)
+            self.shares.release(request.tenant)
 
     def finish(self, request: Request) -> int:
         """The request has ended, wherever it was. Returns what is given back of the charges."""
@@ -114,6 +116,9 @@ class Scheduler:
             self._stop_running(request)
         elif request.ticket:
             self._leave_queue(request)
+        if request.is_parked:
+            request.is_parked = False
+            self.shares.release(request.tenant)
         request.state = RequestState.FINISHED
         return self._charging.end(request)
 

@@ -39,6 +39,7 @@ class ShareNode:
         "lineage",
         "name",
         "num_active",
+        "num_held",
         "parent",
         "path",
         "remainder",
@@ -62,6 +63,7 @@ class ShareNode:
         self.is_active = False
         self.keeps_counter = False  # it was active when the accounts were kept: the next lift is left out
         self.num_active = 0  # active children; in a hidden child: requests that wait
+        self.num_held = 0  # requests at it and below that are out of the line for a while: it is not lifted meanwhile
         self.last_active: ShareNode | None = None  # the child that was active last
         self._heap: list[_Entry] = []
         self._entry: _Entry | None = None  # the live one in the parent's heap
@@ -112,7 +114,7 @@ class ShareNode:
     def lift(self) -> None:
         """Invariant 2, for a node that is about to be active."""
         assert self.parent is not None, "the root is not lifted"
-        if self.keeps_counter:
+        if self.keeps_counter or self.num_held:
             return
         reference = self.parent.least_child() or self.parent.last_active
         if reference is not None and reference.counter > self.counter:
@@ -138,7 +140,7 @@ class ShareNode:
 
     def rebase_children(self, at: int) -> bool:
         """Move the children's counters back together if all that matter have passed `at`; whether they were moved."""
-        active = [child.counter for child in self.children.values() if child.is_active or child.keeps_counter]
+        active = [child.counter for child in self.children.values() if child.is_active or child.keeps_counter or child.num_held]
         last = self.last_active
         base = min(active) if active else (last.counter if last else 0)
         if base < at:

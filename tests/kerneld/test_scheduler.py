@@ -14,6 +14,7 @@ from kerneld.context import Context
 from kerneld.fairshare import FairShare
 from kerneld.request import Request, RequestState
 from kerneld.scheduler import Scheduler, SchedulerPolicy
+from kerneld.sharenode import SCALE
 from kerneld.step import RowNeed
 from kerneld.stream import OutputLog
 from kerneld.transcript import Transcript
@@ -117,6 +118,26 @@ def test_a_request_that_waits_for_its_pages_stops_nobody_and_keeps_its_place(sch
 
     assert meanwhile == (second, 0, 2)
     assert scheduler.next_candidate() is first
+
+
+def test_a_tenant_whose_only_request_waits_for_its_pages_is_owed_what_others_are_served_meanwhile(
+    scheduler: Scheduler, make_request: MakeRequest
+) -> None:
+    held, ended, late = make_request("lab/ann"), make_request("lab/ann"), make_request("lab/bob")
+    for request in (held, ended):
+        scheduler.enqueue(request)
+        scheduler.park(request)
+    scheduler.enqueue(late)
+    scheduler.shares.charge("lab/bob", 1000)
+
+    scheduler.finish(ended)
+    scheduler.unpark(held)
+    owed = scheduler.shares.lag("lab/bob", "lab/ann")
+    scheduler.finish(held)
+    scheduler.enqueue(make_request("lab/ann"))
+
+    assert owed == 1000 * SCALE
+    assert scheduler.shares.lag("lab/bob", "lab/ann") == 0, "who asked for nothing is lifted"
 
 
 def test_a_preempted_request_keeps_its_place(scheduler: Scheduler, make_request: MakeRequest) -> None:
