@@ -97,7 +97,7 @@ class Explainer:
             yield Obstacle("ROWS", f"all {seats} rows of the device are taken (kerneld.max_rows).")
         position = machine.scheduler.queue_position(request)
         if position > 1:
-            yield Obstacle("QUEUE", f"{position - 1} requests of {context.tenant} are before it.")
+            yield Obstacle("QUEUE", f"it is number {position} in the line of {context.tenant}.")
 
     @staticmethod
     def _parked_obstacle(context: Context) -> Obstacle:
@@ -112,7 +112,7 @@ class Explainer:
         for path in ancestors(request.tenant):
             most = machine.tenants.get(path).limits.max_running if path in machine.tenants else 0
             if most and machine.scheduler.running.of(path) >= most:
-                yield Obstacle("RUNNING_LIMIT", f"{path} runs {most} requests, as many as it may (max_running).", owner=path)
+                yield Obstacle("RUNNING_LIMIT", f"{path} is at its limit of {most} running (max_running).", owner=path)
 
     def _frame_obstacles(self, context: Context, request: Request) -> Iterator[Obstacle]:
         """Whether all its pages could be on the device now: within the limits of its tenant, and in what is free or may be reclaimed."""
