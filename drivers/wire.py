@@ -248,11 +248,6 @@ class Decoder:
         self._max_bytes = max_bytes
         self._pending = bytearray()
 
-    @property
-    def has_partial(self) -> bool:
-        """Whether bytes of an unfinished message are waiting for the rest."""
-        return bool(self._pending)
-
     def feed(self, chunk: bytes) -> list[Message]:
         """Take the next bytes of the stream, and return the messages that are complete now. Raises: WireError."""
         self._pending += chunk

@@ -13,6 +13,9 @@ Invariants
 
 from __future__ import annotations
 
+from collections import OrderedDict
+from itertools import islice
+
 from memory.errors import PagingError
 from memory.frames import FramePool
 from memory.slabs import Arena
@@ -23,7 +26,7 @@ class DiskPool(FramePool):
 
     def __init__(self, arena: Arena, frame_bytes: int) -> None:
         super().__init__(arena, frame_bytes)
-        self._stale: dict[int, None] = {}
+        self._stale: OrderedDict[int, None] = OrderedDict()
         self._punching: set[int] = set()
         self._held: set[int] = set()
 
@@ -34,11 +37,6 @@ class DiskPool(FramePool):
     def stale(self) -> set[int]:
         """All frames that wait to be punched."""
         return self._punching.union(self._stale)
-
-    @property
-    def num_stale(self) -> int:
-        """Frames that wait to be punched."""
-        return len(self._stale) + len(self._punching)
 
     def free(self, frame: int) -> None:
         """Give up a used frame; it is free when it was punched. Raises: PagingError, if it is not used."""
@@ -57,7 +55,7 @@ class DiskPool(FramePool):
 
     def take_stale(self, max_frames: int) -> list[int]:
         """Frames to be punched now, at most so many."""
-        taken = [frame for frame in self._stale if frame not in self._held][:max_frames]
+        taken = list(islice((frame for frame in self._stale if frame not in self._held), max_frames))
         for frame in taken:
             del self._stale[frame]
         self._punching.update(taken)

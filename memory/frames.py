@@ -22,6 +22,8 @@ Invariants
 
 from __future__ import annotations
 
+from collections import OrderedDict
+
 from memory.errors import PagingError
 from memory.openslabs import OpenSlabs
 from memory.slabframes import SlabFrames
@@ -43,7 +45,8 @@ class FramePool:
         self._wastes = arena.slab_granules % self.frame_granules != 0
         self._slabs: dict[int, SlabFrames] = {}
         self._open = OpenSlabs()
-        self._limbo: dict[int, int] = {}  # frame -> newest plan that may name it; invariant 2
+        # Frame -> newest plan that may name it; invariant 2. A plain dict looks for its first item past all that were deleted.
+        self._limbo: OrderedDict[int, int] = OrderedDict()
         self._last: tuple[int, SlabFrames] | None = None  # the slab given back last, and the arena's stamp of it
 
     # ------------------------------------------------------------------------------------------------------------------ counts
