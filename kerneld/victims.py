@@ -9,6 +9,9 @@ A pinned one never goes.
     in use    |---- stays ----------|--stays--|------ may go ---------------------->
                                               wanted + max_wait_s, if requests wait
 
+One in use stays in any case for as long as reading it takes, and for `MIN_TURN_S`: else models whose figures are 0 would push each other
+out before anybody was served, and an adapter would find its base gone whenever it came.
+
 So of two models that do not both fit, each serves for `min_residency_s` at least before the other comes, and neither waits for ever.
 Of those that may go, the cheapest to have again go first: the time that reading them takes, for each second since they were used.
 """
@@ -20,6 +23,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 NEVER = math.inf
+MIN_TURN_S = 0.1
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +82,8 @@ def may_go_at(standing: Standing, wanted: Wanted, rules: Rules) -> float:
     at = standing.resident_since + (rules.min_residency_s if is_used else 0.0)
     if not standing.num_requests:
         return at
-    return max(at, wanted.since + rules.max_wait_s) if wanted.num_requests else NEVER
+    turn_ends_at = standing.resident_since + max(MIN_TURN_S, standing.reload_s)
+    return max(at, turn_ends_at, wanted.since + rules.max_wait_s) if wanted.num_requests else NEVER
 
 
 def _worth(standing: Standing, now: float) -> tuple[int, float, str]:

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kerneld.victims import NEVER, Choice, Rules, Standing, Wanted, choose, may_go_at
+from kerneld.victims import MIN_TURN_S, NEVER, Choice, Rules, Standing, Wanted, choose, may_go_at
 
 RULES = Rules(min_residency_s=10.0, max_wait_s=30.0)
 NOW = 1000.0
@@ -44,6 +44,13 @@ def test_nobody_goes_who_is_not_needed_for_the_room() -> None:
 
 def test_a_pinned_model_never_goes() -> None:
     assert ask(4, replace(IDLE, is_pinned=True)) == Choice(is_hopeless=True)
+
+
+def test_a_model_in_use_has_a_turn_even_where_the_figures_are_nothing() -> None:
+    busy, wanted = replace(IDLE, num_requests=1, resident_since=NOW), replace(WANTED, since=0.0)
+    assert may_go_at(busy, wanted, Rules(0.0, 0.0)) == NOW + busy.reload_s
+    assert may_go_at(replace(busy, reload_s=0.0), wanted, Rules(0.0, 0.0)) == NOW + MIN_TURN_S
+    assert may_go_at(replace(busy, num_requests=0), wanted, Rules(0.0, 0.0)) == NOW
 
 
 def test_a_model_in_use_goes_when_others_waited_long_enough() -> None:

@@ -329,10 +329,11 @@ async def test_a_pinned_adapter_keeps_its_base(tmp_path: Path) -> None:
         await rig.load("other")
 
 
+@pytest.mark.parametrize("min_residency_s", [0.3, 0.0])
 @in_loop
-async def test_adapters_of_two_bases_that_do_not_both_fit_all_get_their_turn(tmp_path: Path) -> None:
+async def test_adapters_of_two_bases_that_do_not_both_fit_all_get_their_turn(tmp_path: Path, min_residency_s: float) -> None:
     rig = Rig(tmp_path, Sizes(device_slabs=16, host_slabs=64))
-    rig.memory = {"min_residency_s": 0.3, "max_model_wait_s": 0.0}
+    rig.memory = {"min_residency_s": min_residency_s, "max_model_wait_s": 0.0}
     bases = {name: FakeModel(weights_bytes=8 * SLAB, seed=seed) for name, seed in (("m", 1), ("other", 2))}
     async with running(rig, loads=False):
         expected, contexts = [], []
