@@ -9,7 +9,6 @@ One task per model loads it, whoever asks and however often; everybody waits for
     place      the pager finds slabs for the weights, evicting idle pages where it must
     wait       other models leave for it, or it waits for its turn (`kerneld.turns`)
     copy       the driver copies weights, builds kernels and warms up, beside running steps
-    open       spaces for its KV are opened, once in the life of this front
 
 A worker that dies takes the weights with it, not the wish: `attach` brings back what was resident. A load waits for a worker as long as it
 takes, because requests that were accepted wait behind it; who only watches is told after `DEVICE_WAIT_S`.
@@ -21,7 +20,6 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
-from contextlib import aclosing
 from functools import partial
 
 from drivers.client import Device
@@ -142,7 +140,7 @@ class Residency:
         worker: the load then goes on when there is one.
         """
         self.start(model)
-        async with aclosing(self._followers.follow(model, self._await_device)) as progress:
+        async with contextlib.aclosing(self._followers.follow(model, self._await_device)) as progress:
             async for step in progress:
                 yield step
         if model.state is ModelState.FAILED:
@@ -279,6 +277,8 @@ class Residency:
             return
         if failure is None:
             model.state, model.resident_since, model.num_loads = ModelState.RESIDENT, self._events.clock(), model.num_loads + 1
+        elif isinstance(failure, DriverError) and model.base and not self._models.get(model.base).is_resident:
+            self.start(model)  # its base had to leave while it was copied: both come again
         elif model.name in self._ahead and isinstance(failure, OutOfFrames):  # it comes when somebody needs it
             model.state = ModelState.REGISTERED
         else:

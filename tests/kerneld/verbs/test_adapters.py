@@ -314,6 +314,21 @@ async def test_an_adapter_comes_back_from_the_host_tier(tmp_path: Path) -> None:
 
 
 @in_loop
+async def test_an_adapter_whose_base_leaves_while_it_is_copied_comes_with_it_again(tmp_path: Path) -> None:
+    async with running(Rig(tmp_path, Sizes())) as rig:
+        await register(rig)
+        context = await rig.alloc(adapter="a")
+        assert rig.worker is not None
+        before, gate = rig.worker.num_loads, asyncio.Event()
+        rig.worker.load_gate = gate
+        waiting = rig.begin(context, PROMPT, 5)
+        await rig.until(lambda: rig.worker is not None and rig.worker.num_loads > before)
+        await rig.machine.residency.evict(rig.machine.models.get("m"))
+        gate.set()
+        assert (await waiting).tokens == speak(A, PROMPT, 5)
+
+
+@in_loop
 async def test_a_pinned_adapter_keeps_its_base(tmp_path: Path) -> None:
     rig = Rig(tmp_path, Sizes(device_slabs=8, host_slabs=32))
     rig.memory = {"min_residency_s": 0.0, "max_model_wait_s": 0.0}
