@@ -47,7 +47,7 @@ def lines_of(told: Explanation) -> Iterator[str]:
         for place in told.placements:
             pages = count_of(place.num_pages, "page") if place.num_pages else ""
             size = bytes_text(place.bytes) if place.tier != "nowhere" else "-"
-            fate = ", computed again when needed" if place.tier == "nowhere" else ""
+            fate = ", computed when needed" if place.tier == "nowhere" else ""
             yield f"  {place.tier:<8} {size:>9}  {pages}{fate}".rstrip()
     if told.obstacles:
         yield ""

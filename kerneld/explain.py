@@ -68,15 +68,15 @@ class Explainer:
         return f"Its request waits: {obstacles[0].text}" if obstacles else "Its request waits for its turn: nothing else is in its way."
 
     def _placements(self, context: Context) -> Iterator[Placement]:
-        table, page_tokens = context.table, self._machine.pager.page_tokens
-        if table is None:
-            if context.num_tokens:
-                yield Placement("nowhere", 0, -(-context.num_tokens // page_tokens))
-            return
-        for tier in Tier:
-            if size_bytes := tier_bytes(table, tier):
-                yield Placement(tier.name.lower(), size_bytes, sum(num_in(pages, tier) for pages in table.pages))
-        if num_lost := table.counts().lost:
+        table, num_known, num_lost = context.table, 0, 0
+        if table is not None:
+            for tier in Tier:
+                if size_bytes := tier_bytes(table, tier):
+                    yield Placement(tier.name.lower(), size_bytes, sum(num_in(pages, tier) for pages in table.pages))
+            num_known, num_lost = max(map(len, table.pages), default=0), table.counts().lost
+        num_pages = -(-(context.num_tokens - 1) // self._machine.pager.page_tokens)  # the last token is computed with those to come
+        num_lost += max(num_pages - num_known, 0)
+        if num_lost:
             yield Placement("nowhere", 0, num_lost)
 
     def _obstacles(self, context: Context, request: Request | None) -> Iterator[Obstacle]:

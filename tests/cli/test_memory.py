@@ -30,7 +30,7 @@ context aaaaaaaaaaaa is ready
 
 where its bytes are
   host          3MiB  2 pages
-  nowhere          -  1 page, computed again when needed
+  nowhere          -  1 page, computed when needed
 
 in its way
   frames         it needs 12 MiB more of the device.

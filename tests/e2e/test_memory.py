@@ -240,13 +240,19 @@ def test_a_request_that_a_guarantee_leaves_no_room_is_told_whose_context_to_move
     assert "What would help: suspend a context of ann to disk (8000 KiB)." in ended.detail
 
 
-def test_explain_counts_pages_as_ps_does(k: Client, tenant: Tenants) -> None:
-    context = filled(tenant("ann"), 640)
+def test_explain_counts_pages_as_ps_does(rig: DaemonRig, k: Client, tenant: Tenants) -> None:
+    context, other = filled(tenant("ann"), 640), filled(tenant("bob"), 641)
+    assert [(place.tier, place.num_pages) for place in k.explain(context_id=k.alloc("toy").id).placements] == []
     context.suspend(to_disk=True)
     told = k.explain(context_id=context.id)
     assert [(place.tier, place.num_pages) for place in told.placements] == [("disk", 40)]
     assert context.stat().pages.disk == 40
     assert "before it is resumed" in told.summary
+    rig.stop()
+    rig.start()
+    with rig.connect() as again:
+        lost = sum(place.num_pages for place in again.explain(context_id=other.id).placements if place.tier in ("disk", "nowhere"))
+    assert lost == 40, "none is forgotten, wherever it is"
 
 
 def test_fsck_finds_everything_whole_and_then_what_was_damaged(rig: DaemonRig, k: Client, tenant: Tenants) -> None:
