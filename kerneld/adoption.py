@@ -23,7 +23,7 @@ from drivers.errors import DeviceLost, DriverError, HostPageCorrupt
 from drivers.hostmem import HostMemory, PageHeader, host_frame_bytes
 from kerneld.calls import ContextState
 from kerneld.context import Context
-from kerneld.diskevents import DiskTierFailed
+from kerneld.disk.events import DiskTierFailed
 from kerneld.machine import Machine
 from kerneld.seating import cut_chain
 from memory.errors import PagingError

@@ -25,8 +25,9 @@ from kerneld.config import Config
 from kerneld.contexts import ContextTable
 from kerneld.deadline import StepDeadline
 from kerneld.delivery import Delivery
+from kerneld.disk.pagefile import PageFile
+from kerneld.disk.tier import DiskTier
 from kerneld.disk_reserve import DiskReserve
-from kerneld.disktier import DiskTier
 from kerneld.dispatcher import Dispatcher
 from kerneld.effects import Effects
 from kerneld.eventbus import EventBus
@@ -39,13 +40,11 @@ from kerneld.lodging import Lodging
 from kerneld.machine import Machine
 from kerneld.metrics import Gauges, Metrics
 from kerneld.models import ModelTable
-from kerneld.pagefile import PageFile
 from kerneld.pagereports import PageReports
 from kerneld.recovery import recover
 from kerneld.remedies import Needer, remedies_of
 from kerneld.renderer import TemplateRenderer
 from kerneld.request import Request
-from kerneld.residency import Residency
 from kerneld.rows import Flight
 from kerneld.scheduler import Scheduler, SchedulerPolicy
 from kerneld.seating import Seating
@@ -60,6 +59,7 @@ from kerneld.supervisor import Supervisor, WorkerCommand
 from kerneld.tenants import TenantTable
 from kerneld.throughput import Throughput
 from kerneld.verbs.admin import drain_requests
+from kerneld.weights.residency import Residency
 from memory.errors import OutOfFrames, OverLimit
 from memory.page import Tier
 from memory.pager import Pager

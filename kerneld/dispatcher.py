@@ -32,8 +32,8 @@ from kerneld.composer import Composed, Composer
 from kerneld.deadline import StepDeadline
 from kerneld.delivery import Delivery
 from kerneld.request import Request
-from kerneld.rooms import Rooms, RoomWanted
 from kerneld.rows import Flight, Row
+from kerneld.weights.rooms import Rooms, RoomWanted
 from memory.page import Move, Tier
 from memory.pager import Pager
 

@@ -23,10 +23,10 @@ from crc32c import crc32c
 from drivers.errors import HostPageCorrupt
 from drivers.hostmem import HEADER_BYTES, HostMemory, host_frame_bytes, parse_header
 from kerneld.checkpoint import ImageStore
+from kerneld.disk.pagefile import PageFile, granule_of
 from kerneld.errors import KernelError
 from kerneld.holdings import PartChecked
 from kerneld.machine import Machine
-from kerneld.pagefile import PageFile, granule_of
 from kerneld.state.checks import MOST_PROBLEMS, check_audit, check_database, check_journal
 from memory.errors import PagingError
 from memory.table import HostPage

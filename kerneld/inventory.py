@@ -8,7 +8,7 @@ from kerneld.context import Context
 from kerneld.holdings import Holding
 from kerneld.machine import Machine
 from kerneld.models import Model
-from kerneld.placement import WEIGHTS_OWNER, kind_of
+from kerneld.weights.placement import WEIGHTS_OWNER, kind_of
 from memory.kept import kept_pages
 from memory.ledger import Kind, lineage
 from memory.mapping import frame_bytes, frame_of

@@ -17,8 +17,8 @@ from kerneld.config import Config
 from kerneld.context import Context
 from kerneld.contexts import ContextTable
 from kerneld.delivery import Delivery
+from kerneld.disk.tier import DiskTier
 from kerneld.disk_reserve import DiskReserve
-from kerneld.disktier import DiskTier
 from kerneld.dispatcher import Dispatcher
 from kerneld.effects import Effects
 from kerneld.eventbus import EventBus
@@ -28,7 +28,6 @@ from kerneld.models import ModelTable
 from kerneld.pins import Pins
 from kerneld.renderer import TemplateRenderer
 from kerneld.request import Request
-from kerneld.residency import Residency
 from kerneld.scheduler import Scheduler
 from kerneld.seating import Seating
 from kerneld.security.identity import Authenticator
@@ -39,6 +38,7 @@ from kerneld.supervisor import Supervisor
 from kerneld.tenants import TenantTable
 from kerneld.throughput import Throughput
 from kerneld.tierlimits import TierLimits
+from kerneld.weights.residency import Residency
 from memory.pager import Pager
 
 

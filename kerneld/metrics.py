@@ -17,7 +17,7 @@ from prometheus_client.core import GaugeMetricFamily, HistogramMetricFamily
 from prometheus_client.metrics_core import CounterMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from kerneld.diskevents import DiskPageCorrupt, DiskTierFailed, PagesFetched, PagesSpilled
+from kerneld.disk.events import DiskPageCorrupt, DiskTierFailed, PagesFetched, PagesSpilled
 from kerneld.events import (
     ContextFailed,
     Event,

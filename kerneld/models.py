@@ -4,7 +4,7 @@
                             |
                             +--refused--> FAILED --load--> LOADING
 
-`kerneld.residency` alone moves a model between these states. Invariants:
+`kerneld.weights.residency` alone moves a model between these states. Invariants:
 1. A path is real, is a directory, and lies under a configured model root, whatever links say; so do the files in it.
 2. `weights_hash` names the bytes: files that changed since are another model, and old pages and images do not fit it.
 3. `model_id` and the space ids of a model are given once and stay for the life of this front, so that pages in the host tier outlive
@@ -54,7 +54,7 @@ class Model:
     template: ChatTemplate | None
     base: str = ""  # of an adapter: the name of the model that it changes
     base_path: str = ""
-    # moved by kerneld.residency
+    # moved by kerneld.weights.residency
     state: ModelState = ModelState.REGISTERED
     spec: ModelSpec | None = None
     model_id: int = 0

@@ -19,8 +19,8 @@ from dataclasses import dataclass, field
 
 from drivers.contract import FramePatch, RowStart
 from kerneld.request import Request
-from kerneld.rooms import RoomWanted
 from kerneld.step import RowNeed
+from kerneld.weights.rooms import RoomWanted
 from memory.decisions import Decision
 from memory.page import Eviction, Move
 from memory.pager import Want

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from kerneld.calls import Caller, ContextInfo, ContextState
 from kerneld.context import Context
-from kerneld.disktier import DiskTier
+from kerneld.disk.tier import DiskTier
 from kerneld.errors import Conflict, DiskFull, Unavailable, WrongState
 from kerneld.machine import Machine
 from kerneld.seating import cut_chain, name_pages

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 from kerneld.calls import ContextState, ForkArgs
-from kerneld.diskevents import PagesFetched
+from kerneld.disk.events import PagesFetched
+from tests.kerneld.disk.test_tier import Tape, settled, tier_of
 from tests.kerneld.rig import ANN, BOB, Rig, Sizes, in_loop, oracle, prompt_of, running
-from tests.kerneld.test_disktier import Tape, settled, tier_of
 
 SIZES = Sizes(device_slabs=16, host_slabs=16, disk_slabs=32)
 

@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, initialize, invariant, multiple, rule
 
 from kerneld.calls import CheckpointArgs, ContextState, Durability, ForkArgs
+from kerneld.disk.pagefile import SUPERBLOCK_BYTES
 from kerneld.errors import DiskFull
-from kerneld.pagefile import SUPERBLOCK_BYTES
 from tests.kerneld.local_worker import Script
 from tests.kerneld.rig import ANN, SLAB, Output, Rig, Sizes, oracle, prompt_of
 

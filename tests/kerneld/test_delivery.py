@@ -13,8 +13,8 @@ from drivers.fake_model import FakeModel
 from kerneld.calls import Durability, FinishReason
 from kerneld.state.journal import Journal
 from kerneld.state.replay import LogState
-from tests.kerneld.disk import full_disk
 from tests.kerneld.rig import ANN, GREEDY, LANGUAGE, Rig, in_loop, oracle, prompt_of, running
+from tests.kerneld.small_disk import full_disk
 
 
 def journaled(rig: Rig) -> LogState:

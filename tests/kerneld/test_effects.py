@@ -23,8 +23,8 @@ from kerneld.calls import (
     TokenInput,
 )
 from kerneld.errors import Conflict, KernelError
-from tests.kerneld.disk import full_disk
 from tests.kerneld.rig import ADMIN, ANN, GREEDY, Output, Rig, in_loop, oracle, prompt_of, read_all, running, with_id
+from tests.kerneld.small_disk import full_disk
 
 Call = Callable[[Rig, Caller, str], Awaitable[Any]]
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from drivers.hostmem import HostMemory, host_frame_bytes
+from kerneld.disk.pagefile import SUPERBLOCK_BYTES, PageFile, granule_of
 from kerneld.fsck import check_page_file
-from kerneld.pagefile import SUPERBLOCK_BYTES, PageFile, granule_of
 
 GRANULE = 512
 PAYLOAD = 1000

@@ -10,8 +10,8 @@ import pytest
 from kerneld.calls import Caller, CheckpointArgs, Limits, ListArgs, Principal, Role
 from kerneld.errors import NotFound, WrongState
 from memory.page import Tier
-from tests.kerneld.disk import full_disk
 from tests.kerneld.rig import ADMIN, ANN, BOB, Rig, in_loop, oracle, prompt_of, running
+from tests.kerneld.small_disk import full_disk
 
 
 @in_loop

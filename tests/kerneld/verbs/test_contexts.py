@@ -11,8 +11,8 @@ import pytest
 from kerneld.calls import Access, AllocArgs, ContextState, Durability, ForkArgs, Grant, ListArgs, SetArgs
 from kerneld.errors import DiskFull, KernelError, NotFound, OutOfRange, PermissionDenied, QuotaExceeded, Unavailable, WrongState
 from memory.page import Tier
-from tests.kerneld.disk import full_disk
 from tests.kerneld.rig import ADMIN, ANN, BOB, Rig, in_loop, oracle, prompt_of, running
+from tests.kerneld.small_disk import full_disk
 
 
 @in_loop

@@ -10,8 +10,8 @@ import pytest
 from kerneld.calls import Access, Caller, CheckpointArgs, ForkArgs, Grant, ListArgs, Principal, Role
 from kerneld.errors import AlreadyExists, DiskFull, NotFound, Unavailable, WrongState
 from memory.page import Tier
-from tests.kerneld.disk import full_disk
 from tests.kerneld.rig import ADMIN, ANN, BOB, Output, Rig, in_loop, oracle, prompt_of, running, with_id
+from tests.kerneld.small_disk import full_disk
 
 PROMPT = prompt_of(1, 41)
 

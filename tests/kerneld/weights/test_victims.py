@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kerneld.victims import MIN_TURN_S, NEVER, Choice, Rules, Standing, Wanted, choose, may_go_at
+from kerneld.weights.victims import MIN_TURN_S, NEVER, Choice, Rules, Standing, Wanted, choose, may_go_at
 
 RULES = Rules(min_residency_s=10.0, max_wait_s=30.0)
 NOW = 1000.0

@@ -14,8 +14,8 @@ from typing import Any
 from drivers.client import Device
 from drivers.errors import DeviceLost
 from kerneld.models import Model, ModelTable
-from kerneld.parking import Parking
-from kerneld.placement import Placement
+from kerneld.weights.parking import Parking
+from kerneld.weights.placement import Placement
 
 
 class Departures:

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from kerneld.calls import ContextState, PageCounts
-from kerneld.diskevents import DiskPageCorrupt, DiskTierFailed, PagesFetched, PagesSpilled
-from kerneld.disktier import DiskTier
+from kerneld.disk.events import DiskPageCorrupt, DiskTierFailed, PagesFetched, PagesSpilled
+from kerneld.disk.tier import DiskTier
 from kerneld.errors import DiskFull, WrongState
 from kerneld.events import Event
 from tests.kerneld.rig import ANN, Rig, Sizes, in_loop, oracle, prompt_of, running

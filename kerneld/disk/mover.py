@@ -23,8 +23,8 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
 from drivers.hostmem import HostMemory
-from kerneld.carrier import Carried, FrameFile, Outcome, carry
-from kerneld.diskevents import DiskPageCorrupt, DiskTierFailed, PagesFetched, PagesSpilled
+from kerneld.disk.carrier import Carried, FrameFile, Outcome, carry
+from kerneld.disk.events import DiskPageCorrupt, DiskTierFailed, PagesFetched, PagesSpilled
 from kerneld.eventbus import EventBus
 from memory.page import Transfer
 from memory.pager import Pager

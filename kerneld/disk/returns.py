@@ -22,7 +22,7 @@ from collections import deque
 from collections.abc import Callable
 
 from kerneld.calls import ContextState
-from kerneld.diskmover import DiskMover
+from kerneld.disk.mover import DiskMover
 from kerneld.request import Request
 from kerneld.scheduler import Scheduler
 from memory.pager import Pager

@@ -12,13 +12,13 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 
-from kerneld.carrier import Carried
+from kerneld.disk.carrier import Carried
+from kerneld.disk.mover import DiskMover
+from kerneld.disk.pagefile import PageFile
+from kerneld.disk.reclaimer import Reclaimer
+from kerneld.disk.returns import Returns
 from kerneld.disk_reserve import DiskReserve
-from kerneld.diskmover import DiskMover
 from kerneld.eventbus import EventBus
-from kerneld.pagefile import PageFile
-from kerneld.reclaimer import Reclaimer
-from kerneld.returns import Returns
 from kerneld.scheduler import Scheduler
 from memory.costs import Link
 from memory.pager import Pager

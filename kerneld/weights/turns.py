@@ -1,6 +1,6 @@
 """Turns: a model that does not fit waits here until others have left, or until there is no hope.
 
-One at a time decides who leaves (`kerneld.victims` says who), in the order in which they came; who is behind looks again then.
+One at a time decides who leaves (`kerneld.weights.victims` says who), in the order in which they came; who is behind looks again then.
 Whoever waits looks again when a model came or went, when a request ended, and when the time has come that the choice named.
 """
 
@@ -11,9 +11,9 @@ import contextlib
 from collections.abc import Awaitable, Callable, Iterable
 
 from kerneld.models import Model, ModelTable
-from kerneld.parking import Parking
-from kerneld.placement import Placement
-from kerneld.victims import NEVER, Rules, Standing, Wanted, choose
+from kerneld.weights.parking import Parking
+from kerneld.weights.placement import Placement
+from kerneld.weights.victims import NEVER, Rules, Standing, Wanted, choose
 from memory.config import MemoryConfig
 from memory.errors import OutOfFrames
 

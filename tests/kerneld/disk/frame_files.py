@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import threading
 
-from kerneld.carrier import FrameFile
+from kerneld.disk.carrier import FrameFile
 
 
 class BrokenFile:

@@ -8,21 +8,21 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 from drivers.hostmem import HostMemory, host_frame_bytes
-from kerneld import diskmover
-from kerneld import reclaimer as reclaimer_module
-from kerneld.carrier import Carried, Outcome
-from kerneld.diskevents import DiskTierFailed, PagesSpilled
-from kerneld.diskmover import DiskMover
+from kerneld.disk import mover
+from kerneld.disk import reclaimer as reclaimer_module
+from kerneld.disk.carrier import Carried, Outcome
+from kerneld.disk.events import DiskTierFailed, PagesSpilled
+from kerneld.disk.mover import DiskMover
+from kerneld.disk.pagefile import PageFile
+from kerneld.disk.reclaimer import Reclaimer
 from kerneld.eventbus import EventBus
 from kerneld.events import Event
-from kerneld.pagefile import PageFile
-from kerneld.reclaimer import Reclaimer
 from memory.config import MemoryConfig
 from memory.page import Space
 from memory.pager import Pager
 from memory.table import PageTable
 from tests.kerneld.conftest import FakeClock
-from tests.kerneld.frame_files import BrokenFile, GatedFile
+from tests.kerneld.disk.frame_files import BrokenFile, GatedFile
 from tests.kerneld.rig import in_loop
 
 MIB = 1 << 20
@@ -109,7 +109,7 @@ async def test_bytes_in_flight_are_bounded(tmp_path: Path) -> None:
         await turns()
 
         in_flight = 24 - bench.mover.num_spills
-        assert in_flight * FRAME <= diskmover.MAX_BYTES_IN_FLIGHT + diskmover.JOB_BYTES
+        assert in_flight * FRAME <= mover.MAX_BYTES_IN_FLIGHT + mover.JOB_BYTES
         assert bench.mover.num_spills > 0
 
 
@@ -129,7 +129,7 @@ async def test_while_rows_run_one_job_spills_and_then_rests(tmp_path: Path) -> N
         bench.clock.advance(60)
         bench.mover.pump()
 
-        assert first * FRAME <= diskmover.JOB_BYTES
+        assert first * FRAME <= mover.JOB_BYTES
         assert after_first == first, "it rests"
         assert 24 - bench.mover.num_spills > first
 
@@ -166,7 +166,7 @@ async def test_a_disk_that_failed_is_tried_again_when_the_pause_is_over(tmp_path
         paused = bench.mover.is_idle
         bench.mover.file = bench.gate
         bench.gate.let()
-        bench.clock.advance(diskmover.PAUSE_S)
+        bench.clock.advance(mover.PAUSE_S)
         for _ in range(2):  # frames that the disk did not take are punched before they are used again
             reclaimer.now()
             await bench.idle()

@@ -1,13 +1,13 @@
 """Residency: which models are on the device, and the moves that bring them there and away.
 
     REGISTERED --load--> LOADING --done--> RESIDENT --unload, evict--> REGISTERED
-                                              '-- on the way out it is parked in the host tier, if there is room (`kerneld.parking`)
+                                              '-- on the way out it is parked in the host tier, if there is room (`kerneld.weights.parking`)
 
 One task per model loads it, whoever asks and however often; everybody waits for that task. The steps of a load:
 
     inspect    the driver says what the model needs; refused here, nothing has changed
     place      the pager finds slabs for the weights, evicting idle pages where it must
-    wait       other models leave for it, or it waits for its turn (`kerneld.turns`)
+    wait       other models leave for it, or it waits for its turn (`kerneld.weights.turns`)
     copy       the driver copies weights, builds kernels and warms up, beside running steps
 
 A worker that dies takes the weights with it, not the wish: `attach` brings back what was resident. A load waits for a worker as long as it
@@ -27,17 +27,17 @@ from drivers.contract import LoadSpec, ModelSpec
 from drivers.errors import DeviceLost, DriverError
 from drivers.wire import HeldModel
 from kerneld.calls import LoadProgress, ModelState
-from kerneld.claims import Claims
-from kerneld.departures import Departures
 from kerneld.errors import Conflict, KernelError, Unavailable, WrongState
 from kerneld.eventbus import EventBus
 from kerneld.events import ModelEvicted, ModelFailed, ModelLoaded, ModelUnloaded
-from kerneld.followers import Followers
-from kerneld.identities import Identities
 from kerneld.models import HostImage, Model, ModelTable
-from kerneld.parking import Parking
-from kerneld.placement import Placement
-from kerneld.turns import Turns
+from kerneld.weights.claims import Claims
+from kerneld.weights.departures import Departures
+from kerneld.weights.followers import Followers
+from kerneld.weights.identities import Identities
+from kerneld.weights.parking import Parking
+from kerneld.weights.placement import Placement
+from kerneld.weights.turns import Turns
 from memory.config import MemoryConfig
 from memory.errors import OutOfFrames, PagingError
 from memory.page import Tier

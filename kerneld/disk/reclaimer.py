@@ -10,7 +10,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
-from kerneld.diskmover import DiskMover
+from kerneld.disk.mover import DiskMover
 from memory.pager import Pager
 
 TURN_S = 0.02  # between two turns: asking costs a look at all tables

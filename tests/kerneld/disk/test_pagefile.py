@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from drivers.hostmem import HostMemory
+from kerneld.disk.pagefile import SUPERBLOCK_BYTES, PageFile
 from kerneld.errors import Unavailable
-from kerneld.pagefile import SUPERBLOCK_BYTES, PageFile
 
 GRANULE, SLAB, SIZE = 4096, 64 << 10, 1 << 20
 FRAME = 2 * GRANULE  # of a page with PAYLOAD bytes

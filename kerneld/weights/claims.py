@@ -12,9 +12,9 @@ from drivers.client import Device
 from drivers.errors import DriverError
 from drivers.wire import HeldModel
 from kerneld.calls import ModelState
-from kerneld.identities import Identities
 from kerneld.models import Model, ModelTable
-from kerneld.placement import Placement
+from kerneld.weights.identities import Identities
+from kerneld.weights.placement import Placement
 from memory.costs import Costs
 from memory.errors import PagingError
 

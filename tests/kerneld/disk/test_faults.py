@@ -10,14 +10,14 @@ from pathlib import Path
 import pytest
 
 from kerneld.calls import Caller, ContextState, FinishReason, ForkArgs
-from kerneld.diskevents import DiskPageCorrupt, DiskTierFailed, PagesFetched, PagesSpilled
+from kerneld.disk.events import DiskPageCorrupt, DiskTierFailed, PagesFetched, PagesSpilled
+from kerneld.disk.pagefile import SUPERBLOCK_BYTES
 from kerneld.errors import DiskFull, Unavailable
-from kerneld.pagefile import SUPERBLOCK_BYTES
 from memory.page import Tier
 from tests.kerneld.conftest import FakeClock
-from tests.kerneld.frame_files import BrokenFile, FullFile, GatedFile, SlowToWrite
+from tests.kerneld.disk.frame_files import BrokenFile, FullFile, GatedFile, SlowToWrite
+from tests.kerneld.disk.test_tier import SMALL, Tape, settled, tier_of
 from tests.kerneld.rig import ANN, GRANULE, Output, Rig, Sizes, in_loop, oracle, prompt_of, running
-from tests.kerneld.test_disktier import SMALL, Tape, settled, tier_of
 
 NUM_PAGES = 26  # of a context as `asleep` makes it
 

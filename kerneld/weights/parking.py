@@ -24,7 +24,7 @@ from kerneld.calls import ModelState
 from kerneld.eventbus import EventBus
 from kerneld.events import ModelParked
 from kerneld.models import HostImage, Model, ModelTable
-from kerneld.placement import WEIGHTS_OWNER, kind_of
+from kerneld.weights.placement import WEIGHTS_OWNER, kind_of
 from memory.config import MemoryConfig
 from memory.errors import OutOfFrames, PagingError
 from memory.page import Tier

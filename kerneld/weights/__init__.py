@@ -1,0 +1,1 @@
+"""Models on the device: which are there, and how they come and go."""
