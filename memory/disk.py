@@ -18,7 +18,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from itertools import count
 
-from memory.diskroom import DiskRoom, tail_first
+from memory.diskroom import DiskRoom, Walk, head_first, leading, tail_first
 from memory.errors import OutOfFrames, OverLimit, PagingError
 from memory.flights import Flights
 from memory.hostcopies import HostCopies
@@ -100,7 +100,7 @@ class Disk:
             return []
         chosen: list[Transfer] = []
         full: set[tuple[int, str]] = set()  # space and owner for which there is no frame
-        for page in self._coldest(self._host.order()):
+        for page in self._coldest(self._host.order(), head_first):  # what a restart finds on disk should be a beginning
             size, place = frame_bytes(self._mapping.space(page.space_id), Tier.DISK), (page.space_id, page.holders[0].owner)
             if missing <= 0 or size > min(max_bytes, room):
                 break
@@ -126,15 +126,15 @@ class Disk:
         """Host copies that are not on disk, in the order in which they go, and whether they belong to a buried table."""
         for table in burials:
             yield from ((page, True) for page in tail_first(table) if self._may_spill(page))
-        yield from ((page, False) for page in self._coldest(tables))
+        yield from ((page, False) for page in self._coldest(tables, tail_first))
 
-    def _coldest(self, tables: list[PageTable]) -> Iterator[Page]:
+    def _coldest(self, tables: list[PageTable], walk: Walk) -> Iterator[Page]:
         """Host copies that are not on disk and that nobody needs now: of the coldest tables first, pinned prefixes last."""
         pinned: list[Page] = []
         met: set[Page] = set()  # a page that many share is looked at once
         for table in tables:
             is_hot = table.pins or table.is_awaited or table.is_buried or table.is_cache
-            for page in tail_first(table) if _has_unsaved(table) and not is_hot else ():
+            for page in walk(table) if _has_unsaved(table) and not is_hot else ():
                 if page not in met and self._may_spill(page):
                     met.add(page)
                     if page.is_pinned:
@@ -282,12 +282,6 @@ class Disk:
 def _has_unsaved(table: PageTable) -> bool:
     """Whether a table has host copies that are not on disk."""
     return any(num_host > num_saved for num_host, num_saved in zip(table.num_host, table.num_saved, strict=True))
-
-
-def leading(table: PageTable, num_tokens: int) -> Iterator[Page]:
-    """The pages of the first tokens of a table, all groups, first ones first."""
-    for idx in range(-(-num_tokens // table.page_tokens)):
-        yield from (pages[idx] for pages in table.pages if idx < len(pages))
 
 
 def _is_settled(page: Page) -> bool:

@@ -17,6 +17,8 @@ from memory.mapping import Mapping
 from memory.page import Tier
 from memory.table import Page, PageTable
 
+Walk = Callable[[PageTable], Iterator[Page]]
+
 
 class DiskRoom:
     """Gives up copies in the disk tier."""
@@ -76,4 +78,15 @@ class DiskRoom:
 def tail_first(table: PageTable) -> Iterator[Page]:
     """Every page of a table, all groups, last ones first."""
     for idx in range(max(map(len, table.pages), default=0) - 1, -1, -1):
+        yield from (pages[idx] for pages in table.pages if idx < len(pages))
+
+
+def head_first(table: PageTable) -> Iterator[Page]:
+    """Every page of a table, all groups, first ones first."""
+    return leading(table, max(map(len, table.pages), default=0) * table.page_tokens)
+
+
+def leading(table: PageTable, num_tokens: int) -> Iterator[Page]:
+    """The pages of the first tokens of a table, all groups, first ones first."""
+    for idx in range(-(-num_tokens // table.page_tokens)):
         yield from (pages[idx] for pages in table.pages if idx < len(pages))

@@ -17,6 +17,7 @@ TURN_S = 0.02  # between two turns: asking costs a look at all tables
 REST_S = 0.1  # after one in which nothing could go
 BUSY_BYTES = 8 << 20  # that leave in one turn while rows run
 IDLE_BYTES = 64 << 20
+SMALLEST_BYTES = 4 << 20  # that a turn is worth: a page of a large model has half of it
 AHEAD_BYTES = 8 << 20  # that are copied in one turn ahead of need: one job of the mover
 AHEAD_REST_S = 0.4  # between two such turns while rows run: 20 MiB/s, some percent of one core
 
@@ -44,10 +45,11 @@ class Reclaimer:
         """Let pages go to disk if some should."""
         mover = self._mover
         self._next_turn = self._clock() + TURN_S
-        if mover.is_paused() or mover.num_spills or not self.has_room():
+        room = self._room()
+        if mover.is_paused() or mover.num_spills or not room:
             mover.pump()
             return
-        transfers = self._pager.spill(self._turn_bytes(), self._ahead_bytes())
+        transfers = self._pager.spill(room, min(self._ahead_bytes(), room))
         if not transfers:
             self._next_turn += REST_S
         elif mover.is_busy():
@@ -55,11 +57,15 @@ class Reclaimer:
         mover.send(transfers)
 
     def has_room(self) -> bool:
-        """Whether the file system has room for one more turn, beside the reserve."""
-        return self._has_room(self._turn_bytes())
+        """Whether the file system has room for one more turn, however small, beside the reserve."""
+        return self._room() > 0
 
-    def _turn_bytes(self) -> int:
-        return BUSY_BYTES if self._mover.is_busy() else IDLE_BYTES
+    def _room(self) -> int:
+        """Bytes that may leave in this turn: fewer where the file system is nearly full."""
+        size = BUSY_BYTES if self._mover.is_busy() else IDLE_BYTES
+        while size > SMALLEST_BYTES and not self._has_room(size):
+            size //= 2
+        return size if self._has_room(size) else 0
 
     def _ahead_bytes(self) -> int:
         """What may be copied ahead of need now."""

@@ -188,6 +188,19 @@ async def test_a_disk_that_is_almost_full_for_others_takes_nothing(tmp_path: Pat
 
 
 @in_loop
+async def test_a_nearly_full_disk_takes_smaller_turns(tmp_path: Path) -> None:
+    async with bench_in(tmp_path) as bench:
+        table, room = bench.buried(4), reclaimer_module.SMALLEST_BYTES
+        bench.gate.let()
+        reclaimer = Reclaimer(bench.pager, bench.mover, lambda num_bytes: num_bytes <= room, bench.clock)
+        for _ in range(6):  # small turns; and a page leaves the host when its copy on disk is there
+            reclaimer.now()
+            await bench.idle()
+
+        assert table.counts().disk_only == 4
+
+
+@in_loop
 async def test_copies_ahead_of_need_rest_while_rows_run_and_are_made_at_once_when_none_does(tmp_path: Path) -> None:
     async with bench_in(tmp_path) as bench:
         table, _keys = bench.on_host(28)  # of 32 frames; half of them are to cost nothing
