@@ -12,6 +12,7 @@ from kerneld.calls import ModelState, RegisterArgs
 from kerneld.errors import Conflict, NotFound, WrongState
 from kerneld.models import Model
 from memory.page import Tier
+from tests.kerneld.local_worker import LocalWorker
 from tests.kerneld.rig import ADMIN, ANN, SLAB, Output, Rig, Sizes, in_loop, oracle, prompt_of, running
 
 SPEECH = {name: FakeModel(weights_bytes=4 * SLAB, num_layers=4, seed=seed) for seed, name in enumerate(("ant", "bee", "cow"), start=1)}
@@ -61,6 +62,17 @@ async def ask(rig: Rig, name: str, seed: int, num_tokens: int = 5) -> Output:
     output = await rig.infer(await rig.alloc(model=name), prompt_of(seed, 9), num_tokens)
     assert output.tokens == oracle(prompt_of(seed, 9), num_tokens, language=SPEECH[name])
     return output
+
+
+async def held_at_work(rig: Rig) -> tuple[LocalWorker, asyncio.Task[Output]]:
+    """The worker, held between two steps of a long request on ant; bee is registered and wants in."""
+    await register(rig, "ant", "bee")
+    worker = rig.worker
+    assert worker is not None
+    long = rig.begin(await rig.alloc(model="ant"), prompt_of(1, 9), 40)
+    await rig.until(lambda: worker.num_steps >= 5)
+    worker.hold()
+    return worker, long
 
 
 @in_loop
@@ -162,29 +174,25 @@ async def test_running_rows_give_way_after_the_longest_wait_and_lose_nothing(tmp
     rig = rig_for(tmp_path, clock)
     rig.memory = {"min_residency_s": 10.0, "max_model_wait_s": 30.0}
     async with running(rig, loads=False):
-        await register(rig, "ant", "bee")
-        assert rig.worker is not None
-        long = rig.begin(await rig.alloc(model="ant"), prompt_of(1, 9), 40)
-        await rig.until(lambda: rig.worker is not None and rig.worker.num_steps >= 5)
-        rig.worker.hold()
+        worker, long = await held_at_work(rig)
         short = rig.begin(await rig.alloc(model="bee"), prompt_of(2, 9), 5)
         await rig.until(lambda: model(rig, "bee").progress.stage == "wait")
         clock.now += 29
         rig.machine.residency.turns.look_again()
-        rig.worker.let(3)
+        worker.let(3)
         for _ in range(100):
             await asyncio.sleep(0)
         assert model(rig, "ant").state is ModelState.RESIDENT, "it has been in use for less than the longest wait"
         clock.now += 1
         rig.machine.residency.turns.look_again()
         await rig.until(lambda: model(rig, "ant").state is not ModelState.RESIDENT)
-        rig.worker.release()
+        worker.release()
         assert (await short).tokens == oracle(prompt_of(2, 9), 5, language=SPEECH["bee"])
         await rig.until(lambda: model(rig, "ant").progress.stage == "wait")
         clock.now += 10
         rig.machine.residency.turns.look_again()
         assert (await long).tokens == oracle(prompt_of(1, 9), 40, language=SPEECH["ant"])
-        assert rig.worker.num_loads == 3
+        assert worker.num_loads == 3
 
 
 @in_loop
@@ -211,18 +219,14 @@ async def test_a_load_ahead_of_need_gives_up_after_the_longest_wait(tmp_path: Pa
     rig = rig_for(tmp_path, clock)
     rig.memory = {"min_residency_s": 10.0, "max_model_wait_s": 30.0}
     async with running(rig, loads=False):
-        await register(rig, "ant", "bee")
-        assert rig.worker is not None
-        busy = rig.begin(await rig.alloc(model="ant"), prompt_of(1, 9), 40)
-        await rig.until(lambda: rig.worker is not None and rig.worker.num_steps >= 5)
-        rig.worker.hold()
+        worker, busy = await held_at_work(rig)
         loading = asyncio.ensure_future(rig.load("bee"))
         await rig.until(lambda: model(rig, "bee").progress.stage == "wait")
         clock.now += 30
         rig.machine.residency.turns.look_again()
         with pytest.raises(WrongState, match="models"):
             await loading
-        rig.worker.release()
+        worker.release()
         assert (await busy).tokens == oracle(prompt_of(1, 9), 40, language=SPEECH["ant"])
 
 
@@ -319,17 +323,13 @@ async def test_a_model_that_was_leaving_when_the_worker_died_comes_back_for_its_
     rig = rig_for(tmp_path, clock)
     rig.memory = {"min_residency_s": 10.0, "max_model_wait_s": 30.0}
     async with running(rig, loads=False):
-        await register(rig, "ant", "bee")
-        assert rig.worker is not None
-        long = rig.begin(await rig.alloc(model="ant"), prompt_of(1, 9), 40)
-        await rig.until(lambda: rig.worker is not None and rig.worker.num_steps >= 5)
-        rig.worker.hold()
+        worker, long = await held_at_work(rig)
         short = rig.begin(await rig.alloc(model="bee"), prompt_of(2, 9), 5)
         await rig.until(lambda: model(rig, "bee").progress.stage == "wait")
         clock.now += 30
         rig.machine.residency.turns.look_again()
         await rig.until(lambda: model(rig, "ant").state is not ModelState.RESIDENT)
-        rig.worker.die()
+        worker.die()
 
         def are_answered() -> bool:
             clock.now += 1
@@ -347,11 +347,7 @@ async def test_a_model_that_was_leaving_for_one_that_is_unloaded_comes_back_for_
     rig = rig_for(tmp_path, clock)
     rig.memory = {"min_residency_s": 10.0, "max_model_wait_s": 30.0}
     async with running(rig, loads=False):
-        await register(rig, "ant", "bee")
-        assert rig.worker is not None
-        long = rig.begin(await rig.alloc(model="ant"), prompt_of(1, 9), 40)
-        await rig.until(lambda: rig.worker is not None and rig.worker.num_steps >= 5)
-        rig.worker.hold()
+        worker, long = await held_at_work(rig)
         context = await rig.alloc(model="bee")
         short = rig.begin(context, prompt_of(2, 9), 5)
         await rig.until(lambda: model(rig, "bee").progress.stage == "wait")
@@ -362,6 +358,6 @@ async def test_a_model_that_was_leaving_for_one_that_is_unloaded_comes_back_for_
         await short
         unloading = asyncio.ensure_future(rig.kernel.unload_model(ADMIN, "bee"))
         await asyncio.sleep(0)
-        rig.worker.release()
+        worker.release()
         await unloading
         assert (await long).tokens == oracle(prompt_of(1, 9), 40, language=SPEECH["ant"])
