@@ -26,26 +26,15 @@ from __future__ import annotations
 import heapq
 import itertools
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
 
-from kerneld.charging import Charging, CostWeights
 from kerneld.fairshare import FairShare
+from kerneld.policy import SchedulerPolicy
+from kerneld.pricing.charging import Charging, CostWeights
 from kerneld.request import Request, RequestState
 from kerneld.sharenode import SCALE
 from kerneld.step import RowNeed, StepShape, longest_quantum, share_budget
 from kerneld.tally import Tally, ancestors
 from kerneld.tenantqueue import TenantQueue, class_rank
-
-
-@dataclass(frozen=True, slots=True)
-class SchedulerPolicy:
-    """The numbers that the scheduler decides by."""
-
-    max_step_tokens: int = 512  # of one step, all rows together
-    max_steps: int = 8  # of a quantum, when nobody waits
-    min_service_tokens: int = 64  # that a request generates before it may be preempted for another
-    preempt_lag: int = 10_000  # cost by which the victim's tenant must be ahead of the waiting one's
-    cost: CostWeights = field(default_factory=CostWeights)
 
 
 class Scheduler:
@@ -56,7 +45,7 @@ class Scheduler:
         self.policy = policy or SchedulerPolicy()
         self.waiting = Tally()  # parked ones included
         self.running = Tally()
-        self._charging = Charging(shares, self.policy.cost)
+        self._charging = Charging(shares, CostWeights())
         self._queues: dict[str, TenantQueue] = {}
         self._parked: dict[str, dict[int, Request]] = {}  # by model, by ticket
         self._resident: set[str] = set()
@@ -204,7 +193,7 @@ class Scheduler:
                 return None
             served = [row for row in rows if self._is_served(row)]
             return max(served or rows, key=self._dispensability)
-        lag = self.policy.preempt_lag * SCALE
+        lag = self.policy.preempt_lag_us * SCALE
         ahead = [row for row in rows if self._is_served(row) and self.shares.lag(row.tenant, candidate.tenant) > lag]
         return max(ahead, key=self._dispensability, default=None)
 

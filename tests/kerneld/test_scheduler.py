@@ -12,8 +12,9 @@ from drivers.contract import Sampling
 from kerneld.calls import InferArgs, Priority
 from kerneld.context import Context
 from kerneld.fairshare import FairShare
+from kerneld.policy import SchedulerPolicy
 from kerneld.request import Request, RequestState
-from kerneld.scheduler import Scheduler, SchedulerPolicy
+from kerneld.scheduler import Scheduler
 from kerneld.sharenode import SCALE
 from kerneld.step import RowNeed
 from kerneld.stream import OutputLog
@@ -370,7 +371,7 @@ def test_a_waiting_request_preempts_only_who_is_far_ahead(scheduler: Scheduler, 
     waiting = make_request("other")
     scheduler.enqueue(waiting)
 
-    scheduler.shares.charge("lab/ann", scheduler.policy.preempt_lag)
+    scheduler.shares.charge("lab/ann", scheduler.policy.preempt_lag_us)
     at_the_lag = scheduler.victim([rich], waiting)
     scheduler.shares.charge("lab/ann", 1)
 

@@ -1,0 +1,15 @@
+"""The numbers that the scheduler decides by. Times of service are microseconds of device time, as the tariffs count it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class SchedulerPolicy:
+    """Figures of the configuration, in the scheduler's units."""
+
+    max_step_tokens: int = 512  # of one step, all rows together
+    max_steps: int = 8  # of a quantum, when nobody waits
+    min_service_tokens: int = 64  # that a request generates before it may be preempted for another
+    preempt_lag_us: int = 250_000  # service by which the victim's tenant must be ahead of the waiting one's

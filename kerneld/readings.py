@@ -1,0 +1,26 @@
+"""Readings: what the machine's gauges show at one moment, for whoever scrapes the metrics."""
+
+from __future__ import annotations
+
+from kerneld.machine import Machine
+from kerneld.metrics import Gauges
+from memory.page import Tier
+
+
+def gauges_of(machine: Machine) -> Gauges:
+    """Read every gauge of a machine."""
+    tiers = machine.pager.ledger.snapshot()
+    device = next(tier for tier in tiers if tier.tier is Tier.DEVICE)
+    kv_bytes = sum(device.kv_bytes.values())
+    return Gauges(
+        running=machine.scheduler.running.total,
+        waiting=machine.scheduler.waiting.total,
+        contexts=len(machine.contexts),
+        kv_usage=kv_bytes / max(1, kv_bytes + device.free_bytes),
+        service={tenant.path: machine.scheduler.shares.service(tenant.path) for tenant in machine.tenants},
+        tier_bytes={
+            (tier.tier.name.lower(), kind): size
+            for tier in tiers
+            for kind, size in (("weights", tier.weights_bytes), ("kv", sum(tier.kv_bytes.values())), ("free", tier.free_bytes))
+        },
+    )
