@@ -175,7 +175,7 @@ class Delivery:
         context, now = request.context, self._clock()
         if request.ticket:
             request.queue_s += now - request.queued_at
-        self._scheduler.finish(request)
+        self._scheduler.finish(request, reason)
         usage = request.usage()
         finished = context.last_finished = Finished(reason, usage, detail)
         self._write_end(request, finished, now)

@@ -189,6 +189,7 @@ def _request_of(machine: Machine, context: Context, admit: Admit) -> Request:
         detach_grace_s=admit.detach_grace_s,
         queued_at=machine.clock(),
         is_charged=True,
+        num_charged=context.num_tokens - admit.output_start,
     )
 
 

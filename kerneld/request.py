@@ -22,6 +22,7 @@ from enum import Enum
 from drivers.contract import Sampling, TokenLogprob
 from kerneld.calls import FinishReason, InferArgs, Priority, Usage
 from kerneld.context import Context
+from kerneld.pricing.tariff import Tariff
 from kerneld.stream import OutputLog
 from kerneld.transcript import Transcript
 
@@ -59,7 +60,9 @@ class Request:
     ticket: int = 0  # its entry in a queue; 0: in none
     is_parked: bool = False  # it waits for something that is on its way, beside the line
     is_charged: bool = False  # its input was paid for
-    num_prepaid: int = 0  # output tokens that were paid for before they came
+    tariff: Tariff | None = None  # that it was admitted by
+    num_prepaid: int = 0  # output tokens that are paid for and have not come
+    num_charged: int = 0  # output tokens that came and are paid for; a request that is recovered was charged for all that it has
 
     # Written by the dispatcher.
     slot: int | None = None

@@ -27,9 +27,10 @@ import heapq
 import itertools
 from collections.abc import Iterable, Sequence
 
+from kerneld.calls import FinishReason
 from kerneld.fairshare import FairShare
 from kerneld.policy import SchedulerPolicy
-from kerneld.pricing.charging import Charging, CostWeights
+from kerneld.pricing.charging import Charging
 from kerneld.request import Request, RequestState
 from kerneld.sharenode import SCALE
 from kerneld.step import RowNeed, StepShape, longest_quantum, share_budget
@@ -45,7 +46,7 @@ class Scheduler:
         self.policy = policy or SchedulerPolicy()
         self.waiting = Tally()  # parked ones included
         self.running = Tally()
-        self._charging = Charging(shares, CostWeights())
+        self.charging = Charging(shares)
         self._queues: dict[str, TenantQueue] = {}
         self._parked: dict[str, dict[int, Request]] = {}  # by model, by ticket
         self._resident: set[str] = set()
@@ -72,7 +73,7 @@ class Scheduler:
         self.running.add(request.tenant)
         self._num_alone += request.is_alone
         self._close_at_limit(request.tenant)
-        return self._charging.admission(request, num_cached)
+        return self.charging.admission(request, num_cached)
 
     def preempt(self, request: Request) -> None:
         """A running request waits again, at its old place; for want of frames, or because its worker is gone. It is not charged for it."""
@@ -99,7 +100,7 @@ class Scheduler:
             self.reorder(request)
             self.shares.release(request.tenant)
 
-    def finish(self, request: Request) -> int:
+    def finish(self, request: Request, reason: FinishReason = FinishReason.STOP) -> int:
         """The request has ended, wherever it was. Returns what is given back of the charges."""
         if request.state is RequestState.RUNNING:
             self._stop_running(request)
@@ -109,7 +110,7 @@ class Scheduler:
             request.is_parked = False
             self.shares.release(request.tenant)
         request.state = RequestState.FINISHED
-        return self._charging.end(request)
+        return self.charging.end(request, reason)
 
     def acquit(self, request: Request) -> None:
         """A running request that was to be tried alone is harmless: others may run beside it again."""
@@ -118,7 +119,7 @@ class Scheduler:
 
     def charge_output(self, request: Request, num_tokens: int) -> int:
         """The request generated tokens. Returns what it was charged, which is nothing as long as they are prepaid."""
-        return self._charging.output(request, num_tokens)
+        return self.charging.output(request, num_tokens)
 
     def set_resident(self, model: str, is_resident: bool) -> None:
         """A model came or went: what waits for it joins the line, or is parked until it comes back."""
@@ -154,7 +155,7 @@ class Scheduler:
     def remove_tenant(self, path: str) -> None:
         """Forget a tenant that has no children and nothing waiting. Raises: NotFound, WrongState."""
         self.shares.remove(path)
-        self._charging.forget(path)
+        self.charging.forget(path)
         for known in (self._queues, self._max_running):
             known.pop(path, None)
 

@@ -1,82 +1,141 @@
-"""Charging: what requests cost their tenants in the fair-share accounts.
+"""Charging: what requests cost their tenants in the fair-share accounts, in microseconds of device time.
+
+    output_start       + num_charged            + num_prepaid
+    |---- came, paid for ----|---- paid for ahead ----|---- charged as they come ---->
 
     admission          input, and the output that the tenant's last requests lead one to expect
-    as tokens come     nothing while they are prepaid, then each its price
+    as tokens come     nothing while they are prepaid, then each its price at its position
     the end            what was prepaid and did not come is given back
 
 Invariants
-1. A request is charged for its input once, however often it is preempted or admitted again.
+1. A request is charged for its input once, however often it is preempted or admitted again; a cancelled one is not given it back.
+2. A request keeps the tariff that it was admitted by. Its charges less its refund are `input_us + output_us` of what came, exactly.
 """
 
 from __future__ import annotations
 
-from collections import deque
-from dataclasses import dataclass
-from typing import Final
+from collections.abc import Callable, Iterable
 
+from kerneld.accounts import Accounts
+from kerneld.calls import FinishReason
 from kerneld.fairshare import FairShare
+from kerneld.pricing.forecast import Forecast
+from kerneld.pricing.tariff import Tariff
+from kerneld.pricing.tariffs import Tariffs
 from kerneld.request import Request
-
-_OUTPUTS_REMEMBERED: Final = 5
-
-
-@dataclass(frozen=True, slots=True)
-class CostWeights:
-    """What a token costs, in tenths of an input token.
-
-    Source: Sheng et al. (OSDI 2024) take 1 for input and 2 for output; a cached token saves nine tenths.
-    """
-
-    uncached_input: int = 10
-    cached_input: int = 1
-    output: int = 20
 
 
 class Charging:
     """Charges requests to the accounts of their tenants."""
 
-    def __init__(self, shares: FairShare, cost: CostWeights) -> None:
+    def __init__(self, shares: FairShare) -> None:
         self._shares = shares
-        self._cost = cost
-        self._outputs: dict[str, deque[int]] = {}  # lengths of a tenant's last outputs
+        self.tariffs = Tariffs()
+        self.forecast = Forecast()
+        # Told of every charge: the request, and what it is charged. Returns what it is charged on top, which is not given back.
+        self.surcharge: Callable[[Request, int], int] = lambda _request, _cost: 0
+
+    # -------------------------------------------------------------------------------------------------------------------- charging
 
     def admission(self, request: Request, num_cached: int) -> int:
         """Charge a request that runs; `num_cached` leading tokens need no computing. Returns what it was charged (invariant 1)."""
         if request.is_charged:
             return 0
         request.is_charged = True
+        request.tariff = self.tariffs.get(request.context.model)
         request.num_prepaid = self._expected_output(request)
-        cost = self._cost
-        charge = cost.cached_input * num_cached + cost.uncached_input * (request.output_start - num_cached)
-        charge += cost.output * request.num_prepaid
-        self._shares.charge(request.tenant, charge)
-        return charge
+        cost = self._price(request, request.tariff, num_cached, request.num_prepaid)
+        cost += self.surcharge(request, cost)
+        self._shares.charge(request.tenant, cost)
+        return cost
+
+    def expected_cost(self, request: Request, num_cached: int) -> int:
+        """What is to be charged until the end of a request that waits, were it admitted now; changes nothing.
+
+        For one that runs or ran already, the price of the output that is still expected and not paid for.
+        """
+        tariff = self._tariff(request)
+        expected = self._expected_output(request)
+        if not request.is_charged:
+            return self._price(request, tariff, num_cached, expected)
+        num_paid = request.num_charged + request.num_prepaid
+        return tariff.output_us(request.output_start + num_paid, max(expected - num_paid, 0))
 
     def output(self, request: Request, num_tokens: int) -> int:
         """Charge tokens that a request generated. Returns what it was charged, which is nothing as long as they are prepaid."""
-        prepaid = min(request.num_prepaid, num_tokens)
-        request.num_prepaid -= prepaid
-        cost = self._cost.output * (num_tokens - prepaid)
+        cost = self._output_cost(request, num_tokens)
         if cost:
             self._shares.charge(request.tenant, cost)
         return cost
 
-    def end(self, request: Request) -> int:
+    def outputs(self, generated: Iterable[tuple[Request, int]]) -> int:
+        """Charge the tokens that a step generated, each tenant in one go. Returns what was charged, all together."""
+        costs: dict[str, int] = {}
+        for request, num_tokens in generated:
+            cost = self._output_cost(request, num_tokens)
+            if cost:
+                costs[request.tenant] = costs.get(request.tenant, 0) + cost
+        for tenant, cost in costs.items():
+            self._shares.charge(tenant, cost)
+        return sum(costs.values())
+
+    def end(self, request: Request, reason: FinishReason) -> int:
         """A request has ended. Returns what is given back of its charges."""
         if not request.is_charged:
             return 0
-        if request.num_generated:  # a cancelled or scoring request says nothing of how long outputs are
-            self._outputs.setdefault(request.tenant, deque(maxlen=_OUTPUTS_REMEMBERED)).append(request.num_generated)
-        refund = self._cost.output * request.num_prepaid
+        self.forecast.ended(request.tenant, request.num_generated, is_cut_off=reason is not FinishReason.STOP)
+        refund = self._tariff(request).output_us(request.output_start + request.num_charged, request.num_prepaid)
         request.num_prepaid = 0
         self._shares.refund(request.tenant, refund)
         return refund
 
     def forget(self, tenant: str) -> None:
         """A tenant is gone."""
-        self._outputs.pop(tenant, None)
+        self.forecast.forget(tenant)
+
+    # ----------------------------------------------------------------------------------------------------------- keeping and restoring
+
+    def accounts(self) -> Accounts:
+        """Everything that is to be kept, but for the shares."""
+        return Accounts(outputs=self.forecast.snapshot(), tariffs=self.tariffs.snapshot())
+
+    def changes(self) -> Accounts:
+        """What changed of it since the last call."""
+        return Accounts(outputs=self.forecast.changes(), tariffs=self.tariffs.changes())
+
+    def unkept(self, accounts: Accounts) -> None:
+        """Changes could not be written: they count as changed again."""
+        self.forecast.unkept(accounts.outputs)
+        self.tariffs.unkept(accounts.tariffs)
+
+    def restore(self, accounts: Accounts) -> None:
+        """Put back what was kept."""
+        self.forecast.restore(accounts.outputs)
+        self.tariffs.restore(accounts.tariffs)
+
+    # ---------------------------------------------------------------------------------------------------------------------- inside
+
+    def _tariff(self, request: Request) -> Tariff:
+        """The tariff that a request was admitted by; before that, the one that it would be."""
+        return request.tariff or self.tariffs.get(request.context.model)
 
     def _expected_output(self, request: Request) -> int:
-        """The mean of the tenant's last outputs, as far as this request could be that long; 0 where nothing is known."""
-        outputs = self._outputs.get(request.tenant)
-        return min(request.num_remaining, sum(outputs) // len(outputs)) if outputs else 0
+        """Tokens that the request is expected to generate, all together."""
+        return 0 if request.is_scoring else min(request.max_tokens, self.forecast.of(request.tenant))
+
+    @staticmethod
+    def _price(request: Request, tariff: Tariff, num_cached: int, num_output: int) -> int:
+        """The price of a request's whole input and its first `num_output` tokens of output."""
+        input_us = tariff.input_us(min(num_cached, request.output_start), request.output_start)
+        return input_us + tariff.output_us(request.output_start, num_output)
+
+    def _output_cost(self, request: Request, num_tokens: int) -> int:
+        """What tokens that came cost that were not paid for ahead."""
+        num_unpaid = num_tokens - request.num_prepaid
+        request.num_charged += num_tokens
+        if num_unpaid <= 0:
+            request.num_prepaid = -num_unpaid
+            return 0
+        request.num_prepaid = 0
+        cost = self._tariff(request).output_us(request.output_start + request.num_charged - num_unpaid, num_unpaid)
+        return cost + self.surcharge(request, cost)
