@@ -9,6 +9,7 @@ import os
 import time
 from collections.abc import Callable
 
+from drivers.contract import StepResult
 from kerneld.admission import Admission
 from kerneld.bounds import Bounds
 from kerneld.checkpoint import ImageStore
@@ -69,10 +70,15 @@ class Assembly:
         config, clock = self._config, self._clock
         kernel, memory = config.kerneld, config.memory
         events = EventBus(clock)
-        policy = SchedulerPolicy(max_step_tokens=kernel.max_step_tokens, max_steps=kernel.max_steps)
+        policy = SchedulerPolicy(
+            max_step_tokens=kernel.max_step_tokens,
+            max_steps=kernel.max_steps,
+            gap_factor=kernel.token_gap_factor,
+            token_gap_s=kernel.token_gap_s,
+        )
         scheduler = Scheduler(FairShare(), policy)
         pager, tenants, models = Pager(memory), TenantTable(), ModelTable(str(root) for root in kernel.model_roots)
-        admission = Admission(scheduler.waiting, kernel.max_queued, kernel.max_contexts)
+        admission = Admission(scheduler.waiting, scheduler.running, kernel.max_queued, kernel.max_contexts)
         seating = Seating(pager, models, tenants, events)
         throughput = Throughput(time.monotonic)
         delivery = Delivery(journal, scheduler, seating, events, clock)
@@ -123,7 +129,7 @@ class Assembly:
         machine.delivery.on_finished = self._request_finished
         machine.delivery.on_unsynced = machine.dispatcher.end
         machine.authenticator.on_tenant_seen = self._tenant_seen
-        machine.dispatcher.on_result = machine.seating.meter.heard
+        machine.dispatcher.on_result = self._result_heard
         machine.dispatcher.on_landed = self._landed
         machine.dispatcher.on_corrupt = self._reports.corrupt
         if machine.disk_tier is not None:
@@ -155,6 +161,7 @@ class Assembly:
     def _request_finished(self, request: Request) -> None:
         machine, context = self._machine, request.context
         machine.requests.pop(request.id, None)
+        machine.endings.note(request, machine.clock())
         machine.residency.turns.note_used(context.models)
         if machine.disk_tier is not None:
             machine.disk_tier.returns.forget(request)
@@ -165,6 +172,10 @@ class Assembly:
             machine.tenants.use(request.tenant, request.num_input, request.num_generated)
         if not request.is_scoring and machine.contexts.find(context.id) is not None:
             machine.last_logs[context.id] = request
+
+    def _result_heard(self, flight: Flight, step_idx: int, is_last: bool, result: StepResult) -> None:
+        self._machine.scheduler.sizer.costs.heard(flight, step_idx, is_last, result)
+        self._machine.seating.meter.heard(flight, step_idx, is_last, result)
 
     def _landed(self, flight: Flight) -> None:
         self._reports.landed(flight)

@@ -77,6 +77,13 @@ class KerneldConfig:
     max_rows: int = field(default=32, metadata={"doc": "Most requests that run at once on a device.", "min": 1, "max": 1024})
     max_step_tokens: int = field(default=512, metadata={"doc": "Most tokens of one step, all requests together.", "min": 1, "max": 65536})
     max_steps: int = field(default=8, metadata={"doc": "Most steps of one quantum, made when nobody waits.", "min": 1, "max": 64})
+    token_gap_factor: float = field(
+        default=1.8,
+        metadata={"doc": "A step in which input is read may take this many times what its generating requests alone take.", "min": 1.05},
+    )
+    token_gap_s: float = field(
+        default=0.0, metadata={"doc": "Seconds that such a step may take at most, as far as is known; 0: no bound.", "min": 0}
+    )
     max_queued: int = field(default=1024, metadata={"doc": "Most requests that wait, all tenants together.", "min": 1})
     max_contexts: int = field(default=10_000, metadata={"doc": "Most contexts, all tenants together.", "min": 1})
     max_text_bytes: int = field(default=MIB, metadata={"doc": "Most bytes of text in one call's input.", "min": 1})

@@ -192,6 +192,7 @@ class Lodging:
     def _residency_changed(self, model: Model) -> None:
         machine = self.machine
         machine.scheduler.set_resident(model.name, model.is_resident)
+        machine.scheduler.sizer.costs.know(model.name, model.prefill_s)
         machine.dispatcher.deadline.stream_s = sum(each.stream_s for each in machine.models if each.is_resident)
         if model.state is ModelState.FAILED:
             told = f"The model {model.name!r} could not be loaded. {model.failure} `kernelctl explain {model.name}` tells more."

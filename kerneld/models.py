@@ -64,6 +64,7 @@ class Model:
     failure: str = ""
     streamed_bytes: int = 0  # that every forward pass reads again
     stream_rate: float = 0.0  # bytes per second at which that began
+    prefill_s: float = 0.0  # per token, of a short input when it was loaded; 0: the driver does not say
     image: HostImage | None = None  # in the host tier
     resident_since: float = 0.0
     num_loads: int = 0
@@ -105,7 +106,7 @@ class Model:
 
     def note_loaded(self, loaded: LoadedModel) -> None:
         """What the device said of its load."""
-        self.streamed_bytes, self.stream_rate = loaded.streamed_bytes, loaded.stream_rate
+        self.streamed_bytes, self.stream_rate, self.prefill_s = loaded.streamed_bytes, loaded.stream_rate, loaded.prefill_s
 
     @property
     def stream_s(self) -> float:

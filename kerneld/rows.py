@@ -59,7 +59,7 @@ class Row:
         left = self.max_output - self.samples_planned
         if self.is_over or (pending <= 0 and left <= 0):
             return None
-        return RowNeed(self.request, max(pending, 1), max(left, 1))
+        return RowNeed(self.request, max(pending, 1), max(left, 1), self.reach)
 
     def part(self, num_tokens: int, num_steps: int) -> Part:
         """What a plan of `num_steps` does to it whose first step computes `num_tokens` of its pending tokens."""

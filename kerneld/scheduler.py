@@ -31,6 +31,8 @@ from kerneld.calls import FinishReason
 from kerneld.fairshare import FairShare
 from kerneld.policy import SchedulerPolicy
 from kerneld.pricing.charging import Charging
+from kerneld.pricing.stepcost import StepCosts
+from kerneld.pricing.stepsize import StepSizer
 from kerneld.request import Request, RequestState
 from kerneld.sharenode import SCALE
 from kerneld.step import RowNeed, StepShape, longest_quantum, share_budget
@@ -47,6 +49,7 @@ class Scheduler:
         self.waiting = Tally()  # parked ones included
         self.running = Tally()
         self.charging = Charging(shares)
+        self.sizer = StepSizer(StepCosts(), self.policy)
         self._queues: dict[str, TenantQueue] = {}
         self._parked: dict[str, dict[int, Request]] = {}  # by model, by ticket
         self._resident: set[str] = set()
@@ -174,11 +177,13 @@ class Scheduler:
     def plan_step(self, rows: Sequence[RowNeed]) -> StepShape:
         """The next quantum of these rows, which are in the order of their admission.
 
-        It has one step while somebody waits or a prefill is unfinished, else twice as many as the last one, up to the policy's limit.
+        It has one step while somebody waits or a prefill is unfinished, else twice as many as the last one, up to the policy's limits.
         """
-        shares = share_budget(rows, self.policy.max_step_tokens)
+        shares = share_budget(rows, self.sizer.budget(rows))
         longest = 1 if self._num_runnable else longest_quantum(rows, shares)
-        self._last_num_steps = min(longest, 2 * self._last_num_steps, self.policy.max_steps)
+        if longest > 1:
+            longest = min(longest, self.sizer.most_steps(rows))
+        self._last_num_steps = min(longest, 2 * self._last_num_steps)
         return StepShape(shares, self._last_num_steps)
 
     def victim(self, running: Iterable[Request], candidate: Request | None = None) -> Request | None:

@@ -15,6 +15,7 @@ class RowNeed(NamedTuple):
     request: Request
     num_pending: int  # tokens that it has to compute, those included that steps on their way will sample; a decoding row has 1
     max_steps: int  # tokens that it may still sample, and for which it has or can get frames; at least 1
+    position: int = 0  # of the first of them: the tokens that it has to look back at
 
 
 class RowShare(NamedTuple):
