@@ -41,7 +41,12 @@ def lines_of(told: Explanation) -> Iterator[str]:
     noun, _, name = told.subject.partition(" ")
     yield f"{noun} {short(name) if noun == 'context' else name} is {told.state}"
     yield f"  {capital(told.summary)}"
-    if told.placements:
+    yield from body_lines(told)
+
+
+def body_lines(told: Explanation, *, has_places: bool = True) -> Iterator[str]:
+    """What follows the summary: where its bytes are and its place in line (`has_places`), what is in its way, what would help."""
+    if told.placements and has_places:
         yield ""
         yield "where its bytes are"
         for place in told.placements:
@@ -54,7 +59,7 @@ def lines_of(told: Explanation) -> Iterator[str]:
         yield "in its way"
         for obstacle in told.obstacles:
             yield f"  {obstacle.code.lower().replace('_', ' '):<14} {obstacle.text}"
-    if told.queue is not None and told.state != "running":
+    if told.queue is not None and told.state != "running" and has_places:
         queue = told.queue
         yield ""
         yield f"in line: number {queue.position or '-'} of its tenant's {queue.tenant_waiting}; {queue.waiting} wait, {queue.running} run"

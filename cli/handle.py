@@ -18,6 +18,11 @@ def short(whole_id: str) -> str:
     return whole_id[:SHORT_ID]
 
 
+def is_whole_id(typed: str) -> bool:
+    """Whether somebody typed all of an id."""
+    return _WHOLE_ID.fullmatch(typed) is not None
+
+
 def find_context(client: Client, typed: str) -> Context:
     """The context that a person means, among those that the caller may see. Raises: KerneldError."""
     if _WHOLE_ID.fullmatch(typed):

@@ -29,6 +29,7 @@ COMMANDS = {
     "top": ("cli.machine:top", "Watch the machine."),
     "mem": ("cli.memory:mem", "Show who holds the memory."),
     "explain": ("cli.explain:explain", "Say why something waits, and what would help."),
+    "why": ("cli.why:why", "Say when a request has its turn, and why not before."),
     "model": ("cli.model:model", "Load, unload and list models."),
     "ctx": ("cli.context:ctx", "Allocate, fork, change and free contexts."),
     "infer": ("cli.infer:infer", "Append input to a context and generate."),

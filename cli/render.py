@@ -184,6 +184,13 @@ def duration_text(seconds: float) -> str:
     return "".join(f"{count}{unit}" for unit, count in units[:2] if count or len(units) == 1)
 
 
+def seconds_text(seconds: float) -> str:
+    """A duration at a glance: 40 ms, 4.2 s, 3m5s."""
+    if seconds >= 60:
+        return duration_text(seconds)
+    return f"{seconds:.1f} s" if seconds >= 1 else f"{seconds * 1000:.0f} ms"
+
+
 def bar_text(parts: Sequence[tuple[str, int]], total: int, width: int) -> str:
     """A bar of `width` characters, each part drawn with its own, the smallest once; what is left is drawn as dots."""
     drawn = "".join(mark * max(1, round(width * size / total)) for mark, size in parts if size) if total else ""
@@ -222,6 +229,16 @@ def table_of(items: Sequence[object], columns: Sequence[Column]) -> Table:
     for item in items:
         table.add_row(*[Text(shown(column.show(item)).replace("\n", " ")) for column in columns])
     return table
+
+
+def table_lines(items: Sequence[object], columns: Sequence[Column]) -> list[str]:
+    """A table as plain lines."""
+    from rich.console import Console
+
+    console = Console(highlight=False, width=UNCUT_WIDTH, color_system=None)
+    with console.capture() as captured:
+        console.print(table_of(items, columns))
+    return [line.rstrip() for line in captured.get().splitlines()]
 
 
 def write_table(table: Table, stream: IO[str] | None = None) -> None:

@@ -78,8 +78,8 @@ class NotFound(KernelError):
 
     reason = "NOT_FOUND"
 
-    def __init__(self, noun: str, name: str) -> None:
-        super().__init__(f"There is no {noun} {name!r}.", facts={"noun": noun, "name": name})
+    def __init__(self, noun: str, name: str, hint: str = "") -> None:
+        super().__init__(f"There is no {noun} {name!r}. {hint}".rstrip(), facts={"noun": noun, "name": name})
 
 
 class AlreadyExists(KernelError):

@@ -1,4 +1,4 @@
-"""Explain: why a context or a model is where it is, why it waits, and the smallest change that would let it go on.
+"""Explain: why a request, a context or a model is where it is, why it waits, and the smallest change that would let it go on.
 
     context    its request:  none | runs | waits: for its model, its tenant's limits, frames, pages on disk, its turn
     model      resident | on its way | not wanted | failed: what it needed, and who holds that
@@ -9,11 +9,13 @@ It reads live parts and changes nothing. What another tenant has is named by ten
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 from kerneld.calls import Caller, ContextState, ModelState
 from kerneld.context import Context
-from kerneld.holdings import Explanation, Holding, Obstacle, Placement, QueuePlace
+from kerneld.holdings import Explanation, Holding, Obstacle, Outlook, Placement, QueuePlace
 from kerneld.inventory import holdings_of, is_busy, missing_bytes, model_bytes, num_in, reclaimable_bytes, tier_bytes
+from kerneld.lookout import Lookout
 from kerneld.machine import Machine
 from kerneld.models import Model
 from kerneld.remedies import Needer, Shortage, remedies_of
@@ -34,13 +36,27 @@ class Explainer:
         self._machine = machine
         self._caller = caller
         self._ledger = machine.pager.ledger
+        self._lookout = Lookout(machine, caller)
+
+    # ------------------------------------------------------------------------------------------------------------------ requests
+
+    def request(self, request_id: str) -> Explanation:
+        """Why a request waits, or how it went if it ended lately. Raises: NotFound."""
+        found = self._lookout.find(request_id)
+        if isinstance(found, Outlook):
+            return Explanation(f"request {request_id}", found.state, _ending_text(found), outlook=found)
+        told = self._context(found.context, found)
+        assert told.outlook is not None, "it has not ended"
+        return replace(told, subject=f"request {request_id}", state=told.outlook.state)
 
     # ------------------------------------------------------------------------------------------------------------------ contexts
 
     def context(self, context_id: str) -> Explanation:
         """Why a context is where it is. Raises: NotFound."""
         context = self._machine.contexts.look(self._caller, context_id)
-        request = self._machine.requests.get(context.active_request)
+        return self._context(context, self._machine.requests.get(context.active_request))
+
+    def _context(self, context: Context, request: Request | None) -> Explanation:
         obstacles = list(self._obstacles(context, request))
         shortage = self._shortage(obstacles)
         remedies = self.remedies(shortage, context.tenant, context.model) if shortage is not None else []
@@ -54,6 +70,7 @@ class Explainer:
             holders=tuple(self.holders(Tier.DEVICE)) if is_short else (),
             remedies=tuple(remedies),
             queue=self._place(request) if request is not None else None,
+            outlook=self._lookout.outlook(request) if request is not None else None,
         )
 
     def _summary(self, context: Context, request: Request | None, obstacles: list[Obstacle]) -> str:
@@ -234,3 +251,10 @@ class Explainer:
     def _may_name(self, context: Context) -> bool:
         grants = context.grants.values()
         return may_see(self._caller.principal, context.owner, context.tenant, grants, self._machine.clock())
+
+
+def _ending_text(ended: Outlook) -> str:
+    """How a request went, in a sentence."""
+    preempted = f", was preempted {ended.num_preemptions} x" if ended.num_preemptions else ""
+    detail = f" ({ended.detail.rstrip('.')})" if ended.detail else ""
+    return f"It ended: {ended.reason}{detail}. It waited {ended.queue_s:.1f} s{preempted}, and gave {ended.output_tokens} tokens."

@@ -104,7 +104,8 @@ class Placement:
 
 @dataclass(frozen=True, slots=True)
 class Obstacle:
-    """One thing that stands in the way. `code` is stable, for programs: MODEL, FETCH, PREFIX, RUNNING_LIMIT, LIMIT, FRAMES, ROWS, QUEUE."""
+    """One thing that stands in the way. `code` is stable, for programs: MODEL, FETCH, PREFIX, RUNNING_LIMIT,
+    LIMIT, FRAMES, ROWS, DEFERRED, QUEUE."""
 
     code: str
     text: str
@@ -123,12 +124,63 @@ class QueuePlace:
     tenant_waiting: int
     waiting: int
     running: int
-    service: int = 0  # what its tenant was charged, in cost units
+    service: int = 0  # what its tenant was charged, in microseconds of device time
+
+
+@dataclass(frozen=True, slots=True)
+class Contender:
+    """A tenant on the level of the tree where the ways of a request and of those ahead of it part."""
+
+    tenant: str  # path; "others" where it is not the caller's to know
+    is_own: bool  # the request's own, or one above it
+    weight: int = 1
+    factor_milli: int = 1000  # its weight is multiplied by this / 1000
+    lag_us: int = 0  # device time, over its weight, by which it is ahead of the least served one that waits
+    service_us: int = 0  # device time charged to it, ever
+    num_waiting: int = 0
+    num_running: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class StartEstimate:
+    """When a request starts, and how far the last such estimates were off."""
+
+    seconds: float | None = None  # from now; None: unknown
+    error: float | None = None  # median of how far they were off, as a part of the wait; None: none was judged yet
+    num_judged: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Outlook:
+    """How a request stands: its places in line, who is ahead, and when it starts; of one that ended, how it went."""
+
+    request: str
+    context_id: str
+    tenant: str
+    model: str
+    state: str  # "waiting", "parked", "deferred", "running" or "finished"
+    priority: str
+    nice: int
+    arrived_at: float
+    queue_s: float = 0.0  # all its waits together, so far
+    position: int = 0  # in the whole line, from 1; 0: it is in none
+    is_position_least: bool = False  # nobody looked further: it is that far behind at least
+    tenant_position: int = 0  # in the line of its own tenant
+    contenders: tuple[Contender, ...] = ()
+    estimate: StartEstimate = StartEstimate()
+    deferred_until: float = 0.0
+    deadline: float = 0.0  # 0: none
+    num_preemptions: int = 0
+    output_tokens: int = 0
+    first_token_s: float | None = None  # from its arrival
+    reason: str = ""  # why it ended
+    detail: str = ""
+    ended_at: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
 class Explanation:
-    """Why a context or a model is where it is, and what would change that."""
+    """Why a request, a context or a model is where it is, and what would change that."""
 
     subject: str
     state: str
@@ -138,6 +190,7 @@ class Explanation:
     holders: tuple[Holding, ...] = ()
     remedies: tuple[Remedy, ...] = ()
     queue: QueuePlace | None = None
+    outlook: Outlook | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -55,6 +55,7 @@ class Kernel:
         self.remove_sharing_group, self.list_sharing_groups = groups.remove_sharing_group, groups.list_sharing_groups
         self.read_memory, self.fsck = memory.read_memory, memory.fsck
         self.explain_context, self.explain_model = memory.explain_context, memory.explain_model
+        self.explain_request, self.list_requests = memory.explain_request, memory.list_requests
 
     def is_ready(self) -> bool:
         """Whether requests would be served now."""

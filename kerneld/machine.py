@@ -21,6 +21,7 @@ from kerneld.disk.tier import DiskTier
 from kerneld.disk_reserve import DiskReserve
 from kerneld.dispatcher import Dispatcher
 from kerneld.effects import Effects
+from kerneld.endings import Endings
 from kerneld.eventbus import EventBus
 from kerneld.holdings import LimitChange
 from kerneld.idleslabs import IdleSlabs
@@ -78,9 +79,11 @@ class Machine:
     throughput: Throughput
     requests: dict[str, Request] = field(default_factory=dict)  # unfinished, by request id
     last_logs: dict[str, Request] = field(default_factory=dict)  # the latest finished request of each context, by context id
+    endings: Endings = field(default_factory=Endings)
     limits: TierLimits = field(init=False)
     pins: Pins = field(init=False)
     idle_slabs: IdleSlabs = field(init=False)
+    calibration: Calibration = field(init=False)
     # written by drain and stop
     is_recovered: bool = False
     is_draining: bool = False
@@ -90,6 +93,7 @@ class Machine:
         self.limits = TierLimits(self.pager.ledger, self.events.publish)
         self.pins = Pins(self.pager, self.contexts, self.models, self.config.memory.device_bytes)
 
+        self.calibration = Calibration(self.scheduler.sizer.costs, self.scheduler.charging.tariffs, self.events.publish)
         self.idle_slabs = IdleSlabs(self.pager, self.dispatcher, self.config.memory.idle_return_s, self.clock)
 
     def num_visible(self, context: Context) -> int:

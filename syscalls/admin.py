@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from typing import Protocol
 
-from kerneld.calls import Caller
+from kerneld.calls import Caller, ListArgs
 from kerneld.errors import InvalidArgument
 from kerneld_client.pb import syscalls_pb2 as pb
-from syscalls import answers, convert, memory_answers
+from syscalls import answers, convert, memory_answers, request_answers
 from syscalls.streams import closing
 from syscalls.verbs import AdminVerbs, MemoryVerbs
 
@@ -103,13 +103,20 @@ class Admin:
         return memory_answers.memory(self._kernel.read_memory(caller, request.num_decisions))
 
     async def Explain(self, request: pb.ExplainRequest, caller: Caller) -> pb.Explanation:
-        """Say why a context or a model is where it is, and what would change that."""
+        """Say why a request, a context or a model is where it is, and what would change that."""
         kind = request.WhichOneof("subject")
         if kind is None:
-            raise InvalidArgument("subject", "name a context or a model.")
+            raise InvalidArgument("subject", "name a request, a context or a model.")
         if kind == "model":
             return memory_answers.explanation(self._kernel.explain_model(caller, request.model))
+        if kind == "request":
+            return memory_answers.explanation(self._kernel.explain_request(caller, request.request))
         return memory_answers.explanation(self._kernel.explain_context(caller, request.context_id))
+
+    async def ListRequests(self, request: pb.ListRequestsRequest, caller: Caller) -> pb.ListRequestsResponse:
+        """Show one page of the requests that wait or run."""
+        args = ListArgs(request.page_size, request.page_token, everybody=request.all, tenant=request.tenant)
+        return request_answers.requests(self._kernel.list_requests(caller, args))
 
     async def Fsck(self, request: pb.FsckRequest, caller: Caller) -> AsyncIterator[pb.PartChecked]:
         """Check all that the daemon keeps, part by part."""

@@ -106,6 +106,7 @@ BOUNDS: dict[str, Bound | Given] = {
     "revision": Text(64, 0, re.compile(r"[0-9a-f]*"), "what the tenant's revision was"),
     "num_decisions": Number(0, 1000),
     "ExplainRequest.model": NAME,
+    "ExplainRequest.request": ID,
     "max_contexts": Number(0, 1 << 30),
     "max_running": Number(0, 1 << 30),
     "max_queued": Number(0, 1 << 30),

@@ -5,6 +5,7 @@ from __future__ import annotations
 from kerneld.calls import GroupInfo
 from kerneld.holdings import Explanation, Holding, LimitChange, MemoryReport, Outcome, PartChecked, PathDecision, TierAccount, TierTotal
 from kerneld_client.pb import syscalls_pb2 as pb
+from syscalls.request_answers import outlook
 
 OUTCOMES = {Outcome.APPLIED: pb.LIMIT_OUTCOME_APPLIED, Outcome.DEFERRED: pb.LIMIT_OUTCOME_DEFERRED}
 
@@ -119,6 +120,7 @@ def explanation(item: Explanation) -> pb.Explanation:
             running=place.running,
             service=place.service,
         ),
+        outlook=None if item.outlook is None else outlook(item.outlook),
     )
 
 

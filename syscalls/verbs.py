@@ -43,7 +43,7 @@ from kerneld.calls import (
     TopFrame,
     Verified,
 )
-from kerneld.holdings import Explanation, MemoryReport, PartChecked
+from kerneld.holdings import Explanation, MemoryReport, Outlook, PartChecked
 
 
 class ContextVerbs(Protocol):
@@ -116,11 +116,13 @@ class AdminVerbs(Protocol):
 
 
 class MemoryVerbs(Protocol):
-    """Verbs on memory as a whole."""
+    """Verbs on memory as a whole, and on what waits for it."""
 
     def read_memory(self, caller: Caller, num_decisions: int = 0) -> MemoryReport: ...
     def explain_context(self, caller: Caller, context_id: str) -> Explanation: ...
     def explain_model(self, caller: Caller, name: str) -> Explanation: ...
+    def explain_request(self, caller: Caller, request_id: str) -> Explanation: ...
+    def list_requests(self, caller: Caller, args: ListArgs) -> ListPage[Outlook]: ...
     def fsck(self, caller: Caller) -> AsyncIterator[PartChecked]: ...
 
 

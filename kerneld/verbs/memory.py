@@ -5,10 +5,11 @@ from __future__ import annotations
 import itertools
 from collections.abc import AsyncIterator
 
-from kerneld.calls import Caller
+from kerneld.calls import Caller, ListArgs, ListPage
 from kerneld.explain import Explainer
 from kerneld.fsck import Fsck
-from kerneld.holdings import Explanation, MemoryReport, PartChecked, PathDecision, TierAccount, TierTotal
+from kerneld.holdings import Explanation, MemoryReport, Outlook, PartChecked, PathDecision, TierAccount, TierTotal
+from kerneld.lookout import Lookout
 from kerneld.machine import Machine
 from kerneld.security.acl import may_see_everything, may_see_tenant
 from memory.ledger import Account, Kind
@@ -42,6 +43,14 @@ class MemoryVerbs:
     def explain_model(self, caller: Caller, name: str) -> Explanation:
         """Why a model is where it is. Raises: NotFound."""
         return Explainer(self._machine, caller).model(name)
+
+    def explain_request(self, caller: Caller, request_id: str) -> Explanation:
+        """Why a request waits, and when it starts; of one that ended lately, how it went. Raises: NotFound."""
+        return Explainer(self._machine, caller).request(request_id)
+
+    def list_requests(self, caller: Caller, args: ListArgs) -> ListPage[Outlook]:
+        """One page of the requests that wait or run: the caller's own, or everybody's for operators. Raises: InvalidArgument."""
+        return Lookout(self._machine, caller).page(args)
 
     async def fsck(self, caller: Caller) -> AsyncIterator[PartChecked]:
         """Check books, pages, images and journal while the daemon runs; one answer per part."""

@@ -90,6 +90,33 @@ EXPLANATION = memory_values.Explanation(
     remedies=(memory_values.Remedy("unload", "device", 14 << 20, "models", "small", "unload the model small (14 MiB)", False),),
     queue=memory_values.QueuePlace(2, 3, 5, 1, 700),
 )
+OUTLOOK = memory_values.Outlook(
+    request="b" * 32,
+    context_id="a" * 32,
+    tenant="lab/ana",
+    model="small",
+    state="waiting",
+    priority="batch",
+    nice=2,
+    arrived_at=LONG_AGO,
+    queue_s=3.25,
+    position=5,
+    is_position_least=False,
+    tenant_position=2,
+    contenders=(
+        memory_values.Contender("others", False, 1, 1000, 0, 1_500_000, 1, 4),
+        memory_values.Contender("lab/ana", True, 2, 500, 4_200, 2_500_000, 3, 2),
+    ),
+    estimate=memory_values.StartEstimate(4.21, 0.312, 64),
+    deferred_until=0.0,
+    deadline=0.0,
+    num_preemptions=1,
+    output_tokens=7,
+    first_token_s=0.5,
+    reason="",
+    detail="",
+    ended_at=0.0,
+)
 BOOKS = memory_values.PartChecked("books", 12, "pages", 0, ())
 JOURNAL = memory_values.PartChecked("journal", 3, "records", 2048, ("it ends early",))
 TENANT = values.TenantInfo("lab", 2, LIMITS, 1, 1, 0, 12_345, 2 << 20, 0, LONG_AGO, 100, 50, 1 << 20, "ab12", (CHANGE,))
@@ -129,6 +156,7 @@ class FakeClient:
     interrupted: bool = False
     finish: values.FinishReason = values.FinishReason.LENGTH
     problems: tuple[str, ...] = ()
+    explanation: memory_values.Explanation = EXPLANATION
 
     def __enter__(self) -> FakeClient:
         return self
@@ -162,7 +190,8 @@ class FakeClient:
             "drain": values.Drained(3, 1),
             "top": FRAME,
             "memory": MEMORY,
-            "explain": EXPLANATION,
+            "explain": self.explanation,
+            "requests": [OUTLOOK, replace(OUTLOOK, request="c" * 32, state="running", position=0, tenant_position=0)],
             "fsck": iter((BOOKS, JOURNAL) if self.problems else (BOOKS,)),
             "top_stream": iter([FRAME, replace(FRAME, running=2)]),
             "events": iter([EVENT]),

@@ -58,6 +58,7 @@ from kerneld.holdings import (
     Holding,
     MemoryReport,
     Obstacle,
+    Outlook,
     PartChecked,
     PathDecision,
     Placement,
@@ -68,6 +69,7 @@ from kerneld.holdings import (
 from memory.remedy import Action, Remedy
 
 INPUT_TOKENS = 5
+OUTLOOK = Outlook("2" * 32, "1" * 32, "lab/ann", "m", "waiting", "batch", 3, 4.0, position=2)
 PAGE = 2  # items of a page of a list
 
 
@@ -434,6 +436,14 @@ class FakeKernel:
     def explain_model(self, caller: Caller, name: str) -> Explanation:
         self.note("explain_model", caller, name)
         return self._explanation(f"model {name}", None)
+
+    def explain_request(self, caller: Caller, request_id: str) -> Explanation:
+        self.note("explain_request", caller, request_id)
+        return replace(self._explanation(f"request {request_id}", None), outlook=OUTLOOK)
+
+    def list_requests(self, caller: Caller, args: ListArgs) -> ListPage[Outlook]:
+        self.note("list_requests", caller, args)
+        return ListPage((OUTLOOK,))
 
     @staticmethod
     def _explanation(subject: str, queue: QueuePlace | None) -> Explanation:

@@ -12,20 +12,18 @@ Everything is safe to use from several threads; a stream is read by one. `kernel
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, TypeVar, Unpack
+from typing import Any, Unpack
 
 from kerneld_client import calls, machine_calls, memory_values, values
-from kerneld_client.call import Call, Page
 from kerneld_client.context import Context
 from kerneld_client.errors import Unavailable
 from kerneld_client.options import AllocOptions
 from kerneld_client.retry import RECONNECT_S
 from kerneld_client.target import Tls, resolve
+from kerneld_client.tenancy import Tenancy
 from kerneld_client.wire import Wire
-
-T = TypeVar("T")
 
 TIMEOUT_S = 60.0
 
@@ -53,11 +51,8 @@ def connect(
     return Client(wire)
 
 
-class Client:
+class Client(Tenancy):
     """A connection to one daemon."""
-
-    def __init__(self, wire: Wire) -> None:
-        self._wire = wire
 
     def __repr__(self) -> str:
         return f"Client({self._wire.target.address!r})"
@@ -177,55 +172,6 @@ class Client:
         """Whether the daemon says that it serves (grpc.health.v1)."""
         return self._wire.is_serving(timeout_s)
 
-    def add_tenant(self, path: str, *, weight: int = 1, limits: values.Limits | None = None) -> values.TenantInfo:
-        """Make a tenant."""
-        return self._wire.invoke(machine_calls.add_tenant(path, weight, limits))
-
-    def set_tenant(
-        self, path: str, *, weight: int | None = None, limits: values.Limits | None = None, revision: str = ""
-    ) -> values.TenantInfo:
-        """Change a tenant's weight, or all its limits at once; `changes` of the answer say which hold already.
-
-        With the `revision` that one saw, nothing is changed that somebody else changed meanwhile: Conflict.
-        """
-        return self._wire.invoke(machine_calls.set_tenant(path, weight, limits, revision))
-
-    def tenants(self) -> list[values.TenantInfo]:
-        """Show the tenants."""
-        return self._all(machine_calls.tenants)
-
-    def remove_tenant(self, path: str, *, force: bool = False) -> int:
-        """Remove a tenant; with force its contexts too. Says how many were freed."""
-        return self._wire.invoke(machine_calls.remove_tenant(path, force))
-
-    def add_sharing_group(self, name: str, members: Sequence[str] = ()) -> values.SharingGroup:
-        """Make a group of tenants whose contexts may compute equal beginnings once: those that `alloc` puts into it."""
-        return self._wire.invoke(machine_calls.add_sharing_group(name, members))
-
-    def set_sharing_group(self, name: str, members: Sequence[str]) -> values.SharingGroup:
-        """Say who the members are from now on; contexts that live in the group stay in it."""
-        return self._wire.invoke(machine_calls.set_sharing_group(name, members))
-
-    def sharing_groups(self) -> list[values.SharingGroup]:
-        """Show the sharing groups that one's tenant may opt into; admins see all."""
-        return self._all(machine_calls.sharing_groups)
-
-    def remove_sharing_group(self, name: str) -> None:
-        """Remove a sharing group in which no context lives."""
-        self._wire.invoke(machine_calls.remove_sharing_group(name))
-
-    def add_token(self, tenant: str, *, name: str = "", roles: Sequence[str] = ("user",), lifetime_s: float = 0.0) -> values.NewToken:
-        """Make an API token; a lifetime of 0 is for ever."""
-        return self._wire.invoke(machine_calls.add_token(tenant, name, roles, lifetime_s))
-
-    def tokens(self, *, tenant: str = "") -> list[values.TokenInfo]:
-        """Show API tokens, without secrets."""
-        return self._all(lambda token: machine_calls.tokens(token, tenant))
-
-    def remove_token(self, token_id: str) -> None:
-        """Make an API token worthless."""
-        self._wire.invoke(machine_calls.remove_token(token_id))
-
     def drain(self, *, timeout_s: float = 30.0) -> values.Drained:
         """Refuse new requests, wait for those that run, stop the daemon."""
         return self._wire.invoke(machine_calls.drain(timeout_s))
@@ -251,9 +197,13 @@ class Client:
         """Who holds what, by tier; with `num_decisions`, the latest choices between bringing pages back and computing them again."""
         return self._wire.invoke(machine_calls.read_memory(num_decisions))
 
-    def explain(self, *, context_id: str | None = None, model: str | None = None) -> memory_values.Explanation:
-        """Why a context or a model is where it is, why it waits, and the smallest change that would help."""
-        return self._wire.invoke(machine_calls.explain(context_id, model))
+    def explain(self, *, context_id: str | None = None, model: str | None = None, request: str | None = None) -> memory_values.Explanation:
+        """Why a request, a context or a model is where it is, why it waits, and the smallest change that would help."""
+        return self._wire.invoke(machine_calls.explain(context_id, model, request))
+
+    def requests(self, *, all: bool = False, tenant: str = "") -> list[memory_values.Outlook]:
+        """The requests that wait or run, one's own or (operators) everybody's, in the order of their ids."""
+        return self._all(lambda token: machine_calls.requests(token, all, tenant))
 
     def fsck(self) -> Iterator[memory_values.PartChecked]:
         """Check books, pages, images and journal of the running daemon, part by part."""
@@ -263,16 +213,6 @@ class Client:
         """A path that means the same to a daemon on this machine, which has a working directory of its own."""
         here = Path(path)
         return str(here.absolute()) if self._wire.target.is_local and not here.is_absolute() and here.exists() else os.fspath(path)
-
-    def _all(self, page: Callable[[str], Call[Page[T]]]) -> list[T]:
-        items: list[T] = []
-        token = ""
-        while True:
-            part = self._wire.invoke(page(token))
-            items += part.items
-            token = part.next_page_token
-            if not token:
-                return items
 
     def __reduce__(self) -> tuple[Any, ...]:
         raise TypeError("A client is a live connection and cannot be pickled; connect again in the other process.")

@@ -164,10 +164,16 @@ def read_memory(num_decisions: int) -> Call[memory_values.Memory]:
     return unary("Admin/ReadMemory", fill(pb.ReadMemoryRequest(), {"num_decisions": num_decisions}), pb.Memory, reading.memory)
 
 
-def explain(context_id: str | None, model: str | None) -> Call[memory_values.Explanation]:
-    """Why a context or a model is where it is."""
-    request = fill(pb.ExplainRequest(), {"context_id": context_id, "model": model})
-    return unary("Admin/Explain", request, pb.Explanation, reading.explanation)
+def explain(context_id: str | None, model: str | None, request: str | None) -> Call[memory_values.Explanation]:
+    """Why a request, a context or a model is where it is."""
+    asked = fill(pb.ExplainRequest(), {"context_id": context_id, "model": model, "request": request})
+    return unary("Admin/Explain", asked, pb.Explanation, reading.explanation)
+
+
+def requests(page_token: str, everybodys: bool, tenant: str) -> Call[Page[memory_values.Outlook]]:
+    """One page of the requests that wait or run."""
+    request = fill(pb.ListRequestsRequest(), {"page_token": page_token, "all": everybodys, "tenant": tenant})
+    return unary("Admin/ListRequests", request, pb.ListRequestsResponse, page_of("requests", reading.outlook))
 
 
 def fsck() -> Call[memory_values.PartChecked]:

@@ -139,8 +139,59 @@ class QueuePlace:
 
 
 @dataclass(frozen=True, slots=True)
+class Contender:
+    """A tenant on the level of the tree where the ways of a request and of those ahead of it part."""
+
+    tenant: str  # path; "others" where it is not the caller's to know
+    is_own: bool
+    weight: int
+    factor_milli: int  # its weight is multiplied by this / 1000
+    lag_us: int  # device time, over its weight, by which it is ahead of the least served one that waits
+    service_us: int
+    num_waiting: int
+    num_running: int
+
+
+@dataclass(frozen=True, slots=True)
+class StartEstimate:
+    """When a request starts, and how far the last such estimates were off, as a part of the wait. None: unknown."""
+
+    seconds: float | None
+    error: float | None
+    num_judged: int
+
+
+@dataclass(frozen=True, slots=True)
+class Outlook:
+    """How a request stands: its places in line, who is ahead, and when it starts; of one that ended, how it went."""
+
+    request: str
+    context_id: str
+    tenant: str
+    model: str
+    state: str  # "waiting", "parked", "deferred", "running" or "finished"
+    priority: str
+    nice: int
+    arrived_at: float
+    queue_s: float
+    position: int  # in the whole line, from 1; 0: it is in none
+    is_position_least: bool  # nobody looked further: it is that far behind at least
+    tenant_position: int
+    contenders: tuple[Contender, ...]
+    estimate: StartEstimate
+    deferred_until: float
+    deadline: float
+    num_preemptions: int
+    output_tokens: int
+    first_token_s: float | None
+    reason: str
+    detail: str
+    ended_at: float
+
+
+@dataclass(frozen=True, slots=True)
 class Explanation:
-    """Why a context or a model is where it is, what is in its way, and what would help, the smallest change first."""
+    """Why a request, a context or a model is where it is, what is in its way, and what would help, the smallest change first."""
 
     subject: str
     state: str
@@ -150,6 +201,7 @@ class Explanation:
     holders: tuple[Holding, ...]
     remedies: tuple[Remedy, ...]
     queue: QueuePlace | None
+    outlook: Outlook | None = None
 
 
 @dataclass(frozen=True, slots=True)

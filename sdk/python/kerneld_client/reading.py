@@ -6,17 +6,20 @@ from enum import Enum
 from typing import Any, TypeVar
 
 from kerneld_client.memory_values import (
+    Contender,
     Explanation,
     Holding,
     LimitChange,
     LimitOutcome,
     Memory,
     Obstacle,
+    Outlook,
     PartChecked,
     PathDecision,
     Placement,
     QueuePlace,
     Remedy,
+    StartEstimate,
     TierAccount,
     TierTotal,
 )
@@ -227,6 +230,19 @@ def explanation(message: pb.Explanation) -> Explanation:
         holders=tuple(_plain(Holding, item) for item in message.holders),
         remedies=tuple(_plain(Remedy, item) for item in message.remedies),
         queue=_plain(QueuePlace, message.queue) if message.HasField("queue") else None,
+        outlook=outlook(message.outlook) if message.HasField("outlook") else None,
+    )
+
+
+def outlook(message: pb.Outlook) -> Outlook:
+    """Read how a request stands."""
+    guess = message.estimate
+    return _plain(
+        Outlook,
+        message,
+        contenders=tuple(_plain(Contender, item) for item in message.contenders),
+        estimate=_plain(StartEstimate, guess, seconds=_optional(guess, "seconds"), error=_optional(guess, "error")),
+        first_token_s=_optional(message, "first_token_s"),
     )
 
 

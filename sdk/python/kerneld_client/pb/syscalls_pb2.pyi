@@ -1349,12 +1349,14 @@ class Memory(_message.Message):
     def __init__(self, tiers: _Optional[_Iterable[_Union[TierTotal, _Mapping]]] = ..., accounts: _Optional[_Iterable[_Union[TierAccount, _Mapping]]] = ..., decisions: _Optional[_Iterable[_Union[PathDecision, _Mapping]]] = ...) -> None: ...
 
 class ExplainRequest(_message.Message):
-    __slots__ = ("context_id", "model")
+    __slots__ = ("context_id", "model", "request")
     CONTEXT_ID_FIELD_NUMBER: _ClassVar[int]
     MODEL_FIELD_NUMBER: _ClassVar[int]
+    REQUEST_FIELD_NUMBER: _ClassVar[int]
     context_id: str
     model: str
-    def __init__(self, context_id: _Optional[str] = ..., model: _Optional[str] = ...) -> None: ...
+    request: str
+    def __init__(self, context_id: _Optional[str] = ..., model: _Optional[str] = ..., request: _Optional[str] = ...) -> None: ...
 
 class Placement(_message.Message):
     __slots__ = ("tier", "bytes", "num_pages")
@@ -1417,7 +1419,7 @@ class QueuePlace(_message.Message):
     def __init__(self, position: _Optional[int] = ..., tenant_waiting: _Optional[int] = ..., waiting: _Optional[int] = ..., running: _Optional[int] = ..., service: _Optional[int] = ...) -> None: ...
 
 class Explanation(_message.Message):
-    __slots__ = ("subject", "state", "summary", "placements", "obstacles", "holders", "remedies", "queue")
+    __slots__ = ("subject", "state", "summary", "placements", "obstacles", "holders", "remedies", "queue", "outlook")
     SUBJECT_FIELD_NUMBER: _ClassVar[int]
     STATE_FIELD_NUMBER: _ClassVar[int]
     SUMMARY_FIELD_NUMBER: _ClassVar[int]
@@ -1426,6 +1428,7 @@ class Explanation(_message.Message):
     HOLDERS_FIELD_NUMBER: _ClassVar[int]
     REMEDIES_FIELD_NUMBER: _ClassVar[int]
     QUEUE_FIELD_NUMBER: _ClassVar[int]
+    OUTLOOK_FIELD_NUMBER: _ClassVar[int]
     subject: str
     state: str
     summary: str
@@ -1434,7 +1437,106 @@ class Explanation(_message.Message):
     holders: _containers.RepeatedCompositeFieldContainer[Holding]
     remedies: _containers.RepeatedCompositeFieldContainer[Remedy]
     queue: QueuePlace
-    def __init__(self, subject: _Optional[str] = ..., state: _Optional[str] = ..., summary: _Optional[str] = ..., placements: _Optional[_Iterable[_Union[Placement, _Mapping]]] = ..., obstacles: _Optional[_Iterable[_Union[Obstacle, _Mapping]]] = ..., holders: _Optional[_Iterable[_Union[Holding, _Mapping]]] = ..., remedies: _Optional[_Iterable[_Union[Remedy, _Mapping]]] = ..., queue: _Optional[_Union[QueuePlace, _Mapping]] = ...) -> None: ...
+    outlook: Outlook
+    def __init__(self, subject: _Optional[str] = ..., state: _Optional[str] = ..., summary: _Optional[str] = ..., placements: _Optional[_Iterable[_Union[Placement, _Mapping]]] = ..., obstacles: _Optional[_Iterable[_Union[Obstacle, _Mapping]]] = ..., holders: _Optional[_Iterable[_Union[Holding, _Mapping]]] = ..., remedies: _Optional[_Iterable[_Union[Remedy, _Mapping]]] = ..., queue: _Optional[_Union[QueuePlace, _Mapping]] = ..., outlook: _Optional[_Union[Outlook, _Mapping]] = ...) -> None: ...
+
+class Contender(_message.Message):
+    __slots__ = ("tenant", "is_own", "weight", "factor_milli", "lag_us", "service_us", "num_waiting", "num_running")
+    TENANT_FIELD_NUMBER: _ClassVar[int]
+    IS_OWN_FIELD_NUMBER: _ClassVar[int]
+    WEIGHT_FIELD_NUMBER: _ClassVar[int]
+    FACTOR_MILLI_FIELD_NUMBER: _ClassVar[int]
+    LAG_US_FIELD_NUMBER: _ClassVar[int]
+    SERVICE_US_FIELD_NUMBER: _ClassVar[int]
+    NUM_WAITING_FIELD_NUMBER: _ClassVar[int]
+    NUM_RUNNING_FIELD_NUMBER: _ClassVar[int]
+    tenant: str
+    is_own: bool
+    weight: int
+    factor_milli: int
+    lag_us: int
+    service_us: int
+    num_waiting: int
+    num_running: int
+    def __init__(self, tenant: _Optional[str] = ..., is_own: _Optional[bool] = ..., weight: _Optional[int] = ..., factor_milli: _Optional[int] = ..., lag_us: _Optional[int] = ..., service_us: _Optional[int] = ..., num_waiting: _Optional[int] = ..., num_running: _Optional[int] = ...) -> None: ...
+
+class StartEstimate(_message.Message):
+    __slots__ = ("seconds", "error", "num_judged")
+    SECONDS_FIELD_NUMBER: _ClassVar[int]
+    ERROR_FIELD_NUMBER: _ClassVar[int]
+    NUM_JUDGED_FIELD_NUMBER: _ClassVar[int]
+    seconds: float
+    error: float
+    num_judged: int
+    def __init__(self, seconds: _Optional[float] = ..., error: _Optional[float] = ..., num_judged: _Optional[int] = ...) -> None: ...
+
+class Outlook(_message.Message):
+    __slots__ = ("request", "context_id", "tenant", "model", "state", "priority", "nice", "arrived_at", "queue_s", "position", "is_position_least", "tenant_position", "contenders", "estimate", "deferred_until", "deadline", "num_preemptions", "output_tokens", "first_token_s", "reason", "detail", "ended_at")
+    REQUEST_FIELD_NUMBER: _ClassVar[int]
+    CONTEXT_ID_FIELD_NUMBER: _ClassVar[int]
+    TENANT_FIELD_NUMBER: _ClassVar[int]
+    MODEL_FIELD_NUMBER: _ClassVar[int]
+    STATE_FIELD_NUMBER: _ClassVar[int]
+    PRIORITY_FIELD_NUMBER: _ClassVar[int]
+    NICE_FIELD_NUMBER: _ClassVar[int]
+    ARRIVED_AT_FIELD_NUMBER: _ClassVar[int]
+    QUEUE_S_FIELD_NUMBER: _ClassVar[int]
+    POSITION_FIELD_NUMBER: _ClassVar[int]
+    IS_POSITION_LEAST_FIELD_NUMBER: _ClassVar[int]
+    TENANT_POSITION_FIELD_NUMBER: _ClassVar[int]
+    CONTENDERS_FIELD_NUMBER: _ClassVar[int]
+    ESTIMATE_FIELD_NUMBER: _ClassVar[int]
+    DEFERRED_UNTIL_FIELD_NUMBER: _ClassVar[int]
+    DEADLINE_FIELD_NUMBER: _ClassVar[int]
+    NUM_PREEMPTIONS_FIELD_NUMBER: _ClassVar[int]
+    OUTPUT_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    FIRST_TOKEN_S_FIELD_NUMBER: _ClassVar[int]
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    DETAIL_FIELD_NUMBER: _ClassVar[int]
+    ENDED_AT_FIELD_NUMBER: _ClassVar[int]
+    request: str
+    context_id: str
+    tenant: str
+    model: str
+    state: str
+    priority: str
+    nice: int
+    arrived_at: float
+    queue_s: float
+    position: int
+    is_position_least: bool
+    tenant_position: int
+    contenders: _containers.RepeatedCompositeFieldContainer[Contender]
+    estimate: StartEstimate
+    deferred_until: float
+    deadline: float
+    num_preemptions: int
+    output_tokens: int
+    first_token_s: float
+    reason: str
+    detail: str
+    ended_at: float
+    def __init__(self, request: _Optional[str] = ..., context_id: _Optional[str] = ..., tenant: _Optional[str] = ..., model: _Optional[str] = ..., state: _Optional[str] = ..., priority: _Optional[str] = ..., nice: _Optional[int] = ..., arrived_at: _Optional[float] = ..., queue_s: _Optional[float] = ..., position: _Optional[int] = ..., is_position_least: _Optional[bool] = ..., tenant_position: _Optional[int] = ..., contenders: _Optional[_Iterable[_Union[Contender, _Mapping]]] = ..., estimate: _Optional[_Union[StartEstimate, _Mapping]] = ..., deferred_until: _Optional[float] = ..., deadline: _Optional[float] = ..., num_preemptions: _Optional[int] = ..., output_tokens: _Optional[int] = ..., first_token_s: _Optional[float] = ..., reason: _Optional[str] = ..., detail: _Optional[str] = ..., ended_at: _Optional[float] = ...) -> None: ...
+
+class ListRequestsRequest(_message.Message):
+    __slots__ = ("page_size", "page_token", "all", "tenant")
+    PAGE_SIZE_FIELD_NUMBER: _ClassVar[int]
+    PAGE_TOKEN_FIELD_NUMBER: _ClassVar[int]
+    ALL_FIELD_NUMBER: _ClassVar[int]
+    TENANT_FIELD_NUMBER: _ClassVar[int]
+    page_size: int
+    page_token: str
+    all: bool
+    tenant: str
+    def __init__(self, page_size: _Optional[int] = ..., page_token: _Optional[str] = ..., all: _Optional[bool] = ..., tenant: _Optional[str] = ...) -> None: ...
+
+class ListRequestsResponse(_message.Message):
+    __slots__ = ("requests", "next_page_token")
+    REQUESTS_FIELD_NUMBER: _ClassVar[int]
+    NEXT_PAGE_TOKEN_FIELD_NUMBER: _ClassVar[int]
+    requests: _containers.RepeatedCompositeFieldContainer[Outlook]
+    next_page_token: str
+    def __init__(self, requests: _Optional[_Iterable[_Union[Outlook, _Mapping]]] = ..., next_page_token: _Optional[str] = ...) -> None: ...
 
 class FsckRequest(_message.Message):
     __slots__ = ()

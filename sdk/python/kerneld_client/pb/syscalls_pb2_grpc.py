@@ -1508,6 +1508,11 @@ class AdminStub:
                 request_serializer=kerneld__client_dot_pb_dot_syscalls__pb2.ExplainRequest.SerializeToString,
                 response_deserializer=kerneld__client_dot_pb_dot_syscalls__pb2.Explanation.FromString,
                 _registered_method=True)
+        self.ListRequests = channel.unary_unary(
+                '/kerneld.v1.Admin/ListRequests',
+                request_serializer=kerneld__client_dot_pb_dot_syscalls__pb2.ListRequestsRequest.SerializeToString,
+                response_deserializer=kerneld__client_dot_pb_dot_syscalls__pb2.ListRequestsResponse.FromString,
+                _registered_method=True)
         self.Fsck = channel.unary_stream(
                 '/kerneld.v1.Admin/Fsck',
                 request_serializer=kerneld__client_dot_pb_dot_syscalls__pb2.FsckRequest.SerializeToString,
@@ -1622,6 +1627,12 @@ class AdminServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ListRequests(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def Fsck(self, request, context):
         """Missing associated documentation comment in .proto file."""
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -1715,6 +1726,11 @@ def add_AdminServicer_to_server(servicer, server):
                     servicer.Explain,
                     request_deserializer=kerneld__client_dot_pb_dot_syscalls__pb2.ExplainRequest.FromString,
                     response_serializer=kerneld__client_dot_pb_dot_syscalls__pb2.Explanation.SerializeToString,
+            ),
+            'ListRequests': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListRequests,
+                    request_deserializer=kerneld__client_dot_pb_dot_syscalls__pb2.ListRequestsRequest.FromString,
+                    response_serializer=kerneld__client_dot_pb_dot_syscalls__pb2.ListRequestsResponse.SerializeToString,
             ),
             'Fsck': grpc.unary_stream_rpc_method_handler(
                     servicer.Fsck,
@@ -2183,6 +2199,33 @@ class Admin:
             '/kerneld.v1.Admin/Explain',
             kerneld__client_dot_pb_dot_syscalls__pb2.ExplainRequest.SerializeToString,
             kerneld__client_dot_pb_dot_syscalls__pb2.Explanation.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListRequests(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/kerneld.v1.Admin/ListRequests',
+            kerneld__client_dot_pb_dot_syscalls__pb2.ListRequestsRequest.SerializeToString,
+            kerneld__client_dot_pb_dot_syscalls__pb2.ListRequestsResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -1,0 +1,100 @@
+"""why: when a request has its turn, who is ahead of it, and what is in its way."""
+
+from __future__ import annotations
+
+import json
+import time
+from dataclasses import replace
+
+import pytest
+
+from cli.why import estimate_text
+from kerneld_client.memory_values import StartEstimate
+from tests.cli.fake_client import EXPLANATION, OUTLOOK, Kernelctl
+
+WHY = """\
+request bbbbbbbbbbbb of lab/ana, on context aaaaaaaaaaaa, is waiting
+  Its request waits: it needs 12 MiB more of the device.
+  It starts in about 4.2 s; estimates of the last 64 requests were off by 31% (median).
+  In line: number 5 of all, number 2 of its tenant's.
+  Class batch, nice 2, waited 3.2 s, preempted 1 time, 7 output tokens.
+
+who shares with it, the least served first (*: its own tenant, or one above it)
+     TENANT    WEIGHT  AHEAD BY  SERVED  WAITING  RUNNING
+     others         1    0.0 ms   1.5 s        1        4
+  *  lab/ana  2 x 0.5    4.2 ms   2.5 s        3        2
+
+in its way
+  frames         it needs 12 MiB more of the device.
+
+who holds the device
+      14MiB  context cccccccccccc of lab/ana (running)
+      14MiB  model small
+       1MiB  a context of lab/ana (running)
+
+what would help, the smallest change first
+  - unload the model small (14 MiB)
+"""
+LIST = """\
+REQUEST       CONTEXT       TENANT   STATE    PLACE  STARTS IN  WAITED  TOKENS  MODEL
+bbbbbbbbbbbb  aaaaaaaaaaaa  lab/ana  waiting      5     ~4.2 s   3.2 s       7  small
+cccccccccccc  aaaaaaaaaaaa  lab/ana  running                     3.2 s       7  small
+"""
+WAITS = replace(EXPLANATION, outlook=OUTLOOK)
+
+
+def test_a_request_is_told_when_it_starts_and_who_is_ahead(kernelctl: Kernelctl) -> None:
+    kernelctl.client.explanation = WAITS
+
+    assert kernelctl("why", "bbb").stdout == WHY
+    assert kernelctl.client.arguments_of("explain") == ((), {"request": "b" * 32})
+    assert json.loads(kernelctl("why", "bbb", "-o", "json").stdout)["outlook"]["estimate"] == {
+        "seconds": 4.21,
+        "error": 0.312,
+        "num_judged": 64,
+    }
+
+
+def test_a_context_is_taken_for_its_request(kernelctl: Kernelctl) -> None:
+    kernelctl.client.explanation = replace(EXPLANATION, state="idle", summary="it is idle.")
+
+    shown = kernelctl("why", "c1").stdout
+
+    assert shown == "context aaaaaaaaaaaa is idle, and no request waits or runs on it\n  It is idle.\n"
+    assert kernelctl.client.arguments_of("explain") == ((), {"context_id": "c1"})
+
+
+def test_without_a_subject_the_requests_are_listed_with_their_places(kernelctl: Kernelctl) -> None:
+    assert kernelctl("why").stdout == LIST
+    assert kernelctl.client.arguments_of("requests") == ((), {"all": False})
+    assert kernelctl("why", "-o", "name").stdout == f"{'b' * 32}\n{'c' * 32}\n"
+    assert json.loads(kernelctl("why", "--all", "-o", "json").stdout)[0]["position"] == 5
+
+
+def test_one_that_ended_says_how_it_went(kernelctl: Kernelctl) -> None:
+    ended = replace(OUTLOOK, state="finished", reason="stop", arrived_at=time.time() - 70, ended_at=time.time() - 60)
+    kernelctl.client.explanation = replace(EXPLANATION, summary="It ended: stop.", outlook=ended)
+
+    lines = kernelctl("why", "b" * 32).stdout.splitlines()
+
+    assert lines[0].endswith("is finished")
+    assert lines[1:] == ["  It ended: stop.", "  It ended 1m ago, 10s after its arrival; first token after 500 ms."]
+
+
+def test_nobody_with_that_id_is_not_found(kernelctl: Kernelctl) -> None:
+    missing = kernelctl("why", "ffff")
+
+    assert missing.exit_code == 3
+    assert "There is no request or context 'ffff'." in missing.stderr
+
+
+@pytest.mark.parametrize(
+    ("estimate", "text"),
+    [
+        (StartEstimate(None, None, 0), "When it starts is unknown as yet."),
+        (StartEstimate(0.0, 0.1, 1), "It starts with the next step; estimates of the last 1 request were off by 10% (median)."),
+        (StartEstimate(90.0, None, 0), "It starts in about 1m30s; no such estimate was judged yet."),
+    ],
+)
+def test_an_estimate_says_what_it_is_worth(estimate: StartEstimate, text: str) -> None:
+    assert estimate_text(estimate) == text
