@@ -284,6 +284,17 @@ class ModelUnloaded(Event):
 
 
 @dataclass(frozen=True, slots=True)
+class TariffChanged(Event):
+    """A model was measured: requests that are admitted from now on pay other prices, in nanoseconds of device time per token."""
+
+    model: str
+    input_ns: int
+    cached_ns: int
+    output_ns: int
+    context_ns: int  # per token that stands before a computed one
+
+
+@dataclass(frozen=True, slots=True)
 class ModelFailed(Action):
     """A model could not be loaded."""
 

@@ -41,6 +41,7 @@ class Housekeeping:
             (TICK_S, self._reclaim),
             (ACCOUNTS_S, self._journal_counters),
             (ACCOUNTS_S, self._give_back),
+            (ACCOUNTS_S, self._machine.calibration.look),
         ]
         if self._watchdog_s is not None:
             self._duties.append((self._watchdog_s, Notifier().alive))

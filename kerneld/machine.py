@@ -27,6 +27,7 @@ from kerneld.holdings import LimitChange
 from kerneld.idleslabs import IdleSlabs
 from kerneld.models import ModelTable
 from kerneld.pins import Pins
+from kerneld.pricing.calibration import Calibration
 from kerneld.renderer import TemplateRenderer
 from kerneld.request import Request
 from kerneld.scheduler import Scheduler
@@ -84,6 +85,7 @@ class Machine:
     pins: Pins = field(init=False)
     idle_slabs: IdleSlabs = field(init=False)
     calibration: Calibration = field(init=False)
+    calibration: Calibration = field(init=False)
     # written by drain and stop
     is_recovered: bool = False
     is_draining: bool = False
@@ -93,6 +95,7 @@ class Machine:
         self.limits = TierLimits(self.pager.ledger, self.events.publish)
         self.pins = Pins(self.pager, self.contexts, self.models, self.config.memory.device_bytes)
 
+        self.calibration = Calibration(self.scheduler.sizer.costs, self.scheduler.charging.tariffs, self.events.publish)
         self.calibration = Calibration(self.scheduler.sizer.costs, self.scheduler.charging.tariffs, self.events.publish)
         self.idle_slabs = IdleSlabs(self.pager, self.dispatcher, self.config.memory.idle_return_s, self.clock)
 

@@ -61,6 +61,10 @@ class Charging:
         num_paid = request.num_charged + request.num_prepaid
         return tariff.output_us(request.output_start + num_paid, max(expected - num_paid, 0))
 
+    def prepaid_us(self, request: Request) -> int:
+        """What a request has paid ahead for output that has not come."""
+        return self._tariff(request).output_us(request.output_start + request.num_charged, request.num_prepaid)
+
     def output(self, request: Request, num_tokens: int) -> int:
         """Charge tokens that a request generated. Returns what it was charged, which is nothing as long as they are prepaid."""
         cost = self._output_cost(request, num_tokens)
@@ -84,7 +88,7 @@ class Charging:
         if not request.is_charged:
             return 0
         self.forecast.ended(request.tenant, request.num_generated, is_cut_off=reason is not FinishReason.STOP)
-        refund = self._tariff(request).output_us(request.output_start + request.num_charged, request.num_prepaid)
+        refund = self.prepaid_us(request)
         request.num_prepaid = 0
         self._shares.refund(request.tenant, refund)
         return refund

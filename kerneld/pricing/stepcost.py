@@ -24,7 +24,8 @@ class StepCosts:
 
     def know(self, model: str, prefill_s: float) -> None:
         """A model was loaded, and took so many seconds per token in its first prefill; 0: its driver does not say."""
-        self._get_or_add(model).note_trial(prefill_s)
+        if prefill_s > 0:
+            self._get_or_add(model).note_trial(prefill_s)
 
     def forget(self, model: str) -> None:
         """A model was removed."""

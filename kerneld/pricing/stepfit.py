@@ -81,7 +81,7 @@ class StepFit:
 
     def note_trial(self, token_s: float) -> None:
         """A load tried a short input, which took so long per token. It counts until real inputs have told more."""
-        if self._has_trial or self.num_prefills or token_s <= 0:
+        if self._has_trial or self.num_prefills:
             return
         self._has_trial = True
         for num_tokens in TRIAL_TOKENS:

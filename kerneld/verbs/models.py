@@ -109,6 +109,7 @@ class ModelVerbs:
             raise
         machine.residency.forget(model)
         machine.pager.costs.forget_model(name)
+        machine.calibration.forget(name)
 
     def stat_model(self, caller: Caller, name: str) -> ModelInfo:
         """A model as it stands. Raises: NotFound."""
