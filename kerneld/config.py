@@ -108,6 +108,14 @@ class KerneldConfig:
     journal_segment_bytes: int = field(default=64 * MIB, metadata={"doc": "Size at which the journal starts another file.", "min": 4 * KIB})
     disk_reserve_bytes: int = field(default=64 * MIB, metadata={"doc": "Free disk space below which no new work is admitted.", "min": 0})
     login_lifetime_s: float = field(default=3600.0, metadata={"doc": "Seconds that a login on the local socket is good for.", "min": 1})
+    usage_days: int = field(default=400, metadata={"doc": "Days for which hours of usage are kept.", "min": 1})
+    usage_half_life_days: float = field(
+        default=7.0, metadata={"doc": "Days after which half of what a tenant used counts no more against its share.", "min": 0.01}
+    )
+    long_term_shares: bool = field(
+        default=True, metadata={"doc": "Whether tenants that used less than their share of late get more for a while, and others less."}
+    )
+    share_update_s: float = field(default=300.0, metadata={"doc": "Seconds between two updates of those factors.", "min": 1})
     users: Mapping[str, str] = field(
         default_factory=dict,
         metadata={

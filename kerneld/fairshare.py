@@ -94,6 +94,11 @@ class FairShare:
         """Cost charged to a tenant and all below it, refunds taken off. Raises: NotFound."""
         return self._get(path).service
 
+    def own_service(self, path: str) -> int:
+        """Cost charged to a tenant itself, without those below it, refunds taken off; 0 where nothing was."""
+        own = self._owns.get(path) or self._nodes.get(_own_path(path))
+        return own.service if own is not None else 0
+
     def counters(self, path: str) -> tuple[int, ...]:
         """The counters from the root down to a tenant's own requests: of two running requests, the greater is the more served one."""
         return tuple(node.counter for node in reversed(self._own(path).lineage))

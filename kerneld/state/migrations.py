@@ -13,6 +13,7 @@ from sqlalchemy import Connection, Table, func, insert, inspect, select, text
 from kerneld.errors import WrongState
 from kerneld.failpoints import hit
 from kerneld.state.tables import metadata, models, schema_versions, sharing_groups
+from kerneld.state.usagetables import decayed, usage_clock, usage_hours
 
 Migration = Callable[[Connection], None]
 
@@ -30,13 +31,18 @@ def made_anew(table: Table) -> Migration:
     return step
 
 
-def made(table: Table) -> Migration:
-    """The step that adds a table."""
-    return table.create
+def made(*tables: Table) -> Migration:
+    """The step that adds tables."""
+
+    def step(connection: Connection) -> None:
+        for table in tables:
+            table.create(connection)
+
+    return step
 
 
 # MIGRATIONS[i] brings a database from version i + 1 to version i + 2. A released one is never changed.
-MIGRATIONS: tuple[Migration, ...] = (made_anew(models), made(sharing_groups))
+MIGRATIONS: tuple[Migration, ...] = (made_anew(models), made(sharing_groups), made(usage_hours, decayed, usage_clock))
 
 
 def migrate(connection: Connection, now: float, migrations: Sequence[Migration] = MIGRATIONS) -> int:

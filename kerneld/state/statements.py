@@ -11,7 +11,7 @@ from sqlalchemy.exc import IntegrityError
 from kerneld.errors import AlreadyExists
 from kerneld.state.records import Effect
 from kerneld.state.replay import EFFECT_LIFETIME_S
-from kerneld.state.tables import PrincipalRow, UsageRow, effects, principals, roles_json, usage
+from kerneld.state.tables import PrincipalRow, effects, principals, roles_json
 
 
 def key_of(table: Table) -> Column[Any]:
@@ -48,15 +48,3 @@ def put_principal(connection: Connection, principal: PrincipalRow) -> None:
     """Insert a principal, or change it."""
     values = {"tenant": principal.tenant, "roles": roles_json(principal.roles), "is_local": principal.is_local}
     put_row(connection, principals, {"name": principal.name}, values)
-
-
-def add_usage(connection: Connection, tenant: str, more: UsageRow) -> None:
-    """Add to what a tenant has used."""
-    row = connection.execute(select(usage).where(usage.c.tenant == tenant)).first()
-    old = UsageRow(row.input_tokens, row.output_tokens, row.service) if row else UsageRow()
-    values = {
-        "input_tokens": old.input_tokens + more.input_tokens,
-        "output_tokens": old.output_tokens + more.output_tokens,
-        "service": old.service + more.service,
-    }
-    put_row(connection, usage, {"tenant": tenant}, values)

@@ -19,14 +19,13 @@ from kerneld.errors import NotFound, WrongState
 from kerneld.state.commits import Commits
 from kerneld.state.database import Database
 from kerneld.state.records import Effect
-from kerneld.state.statements import add_usage, insert_row, key_of, put_principal, put_row, remember
+from kerneld.state.statements import insert_row, key_of, put_principal, put_row, remember
 from kerneld.state.tables import (
     GroupRow,
     ModelRow,
     PrincipalRow,
     TenantRow,
     TokenRow,
-    UsageRow,
     api_tokens,
     boots,
     effects,
@@ -43,8 +42,8 @@ from kerneld.state.tables import (
     tenants,
     token_of,
     token_values,
-    usage,
 )
+from kerneld.state.usagestore import UsageStore, forget_tenant
 
 BUSY_TIMEOUT_S = 5.0
 
@@ -58,6 +57,7 @@ class Store:
     def __init__(self, database: Database) -> None:
         self._database = database
         self._commits = Commits(database.writer, database.explain)
+        self.usage = UsageStore(self._commits, self._read)
 
     @classmethod
     def open(cls, url: str, clock: Callable[[], float] = time.time, busy_timeout_s: float = BUSY_TIMEOUT_S) -> Store:
@@ -113,8 +113,9 @@ class Store:
                 if path in row.members:
                     members = members_json(tuple(member for member in row.members if member != path))
                     connection.execute(update(sharing_groups).where(sharing_groups.c.name == row.name).values(members=members))
-            for table in (api_tokens, principals, usage):
+            for table in (api_tokens, principals):
                 connection.execute(delete(table).where(table.c.tenant == path))
+            forget_tenant(connection, path)
             if not connection.execute(delete(tenants).where(tenants.c.path == path)).rowcount:
                 raise NotFound("tenant", path)
             remember(connection, made_by)
@@ -236,7 +237,7 @@ class Store:
         """Forget an image; its files go after this. Raises: NotFound."""
         await self._remove(images, "image", image_id, made_by)
 
-    # ------------------------------------------------------------------------------------------------------------------ effects and usage
+    # --------------------------------------------------------------------------------------------------------------------------- effects
 
     async def load_effects(self, since: float) -> list[Effect]:
         """The effects of calls made since a time, oldest first."""
@@ -248,20 +249,6 @@ class Store:
     async def forget_effects(self, before: float) -> None:
         """Drop the effects of calls made before a time."""
         await self._commits.commit(lambda connection: connection.execute(delete(effects).where(effects.c.at < before)).rowcount)
-
-    async def load_usage(self) -> dict[str, UsageRow]:
-        """What every tenant has used, by path."""
-        rows = await self._load(usage, "tenant", lambda row: (row.tenant, UsageRow(row.input_tokens, row.output_tokens, row.service)))
-        return dict(rows)
-
-    async def add_usage(self, used: Mapping[str, UsageRow]) -> None:
-        """Add what tenants used since the last time."""
-
-        def change(connection: Connection) -> None:
-            for tenant, more in used.items():
-                add_usage(connection, tenant, more)
-
-        await self._commits.commit(change)
 
     # ----------------------------------------------------------------------------------------------------------------------------- common
 

@@ -6,7 +6,7 @@ models                                   what was registered, and what should be
 images                                   what checkpoint left; the pages are files (kerneld.checkpoint)
 sharing_groups                           which tenants may compute equal beginnings once, together
 effects                                  answers to calls with a request id, kept for a day
-usage         1 --- 1  tenants           what a tenant has used, added up
+usage         1 --- 1  tenants           what a tenant has used, added up; hours and half-lives are in usagetables
 boots                                    one row: how often a daemon has started here
 schema_versions                          see kerneld.state.migrations
 
@@ -190,7 +190,7 @@ class GroupRow:
 
 @dataclass(frozen=True, slots=True)
 class UsageRow:
-    """What a tenant used, since the beginning or since the last time it was written down."""
+    """What a tenant has used, ever; `service` is that of its fair-share account when this was written."""
 
     input_tokens: int = 0
     output_tokens: int = 0

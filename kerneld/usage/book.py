@@ -1,0 +1,206 @@
+"""UsageBook: the accounts of usage of one daemon: what they are fed by, what is written of them, and the long-term factors.
+
+    steps       -> DeviceTime --.
+    requests that ended --------+-> UsageAccounts --- every 15 s, in one transaction ---> database (kerneld.state.usagestore)
+    the ledger  -> PageSeconds -+        ^
+    fair shares -> settle ------+--------'-> DecayedUsage --- every 5 minutes ---> FairShare.set_factor
+    loads ----------------------'
+
+Service is not counted but read: the difference of what a share account shows and what it showed when it was looked at last. Accounts are
+durable with every step, so that difference is exact after a kill -9 too; everything else loses what the last 15 seconds brought.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from drivers.contract import StepResult
+from kerneld.fairshare import FairShare
+from kerneld.pricing.tariff import Tariff
+from kerneld.request import Request
+from kerneld.rows import Flight
+from kerneld.state.tables import TenantRow
+from kerneld.state.usagestore import UsageBatch, UsageKept, UsageQuery, UsageStore
+from kerneld.usage.accounts import UsageAccounts
+from kerneld.usage.amounts import SYSTEM, Amounts, Bucket, hour_of
+from kerneld.usage.decay import DAY_S, DecayedUsage, UsageClock, own_node
+from kerneld.usage.devicetime import DeviceTime
+from kerneld.usage.longterm import ONE_MILLI, factors
+from kerneld.usage.pageseconds import PageSeconds
+from memory.ledger import Ledger
+from memory.page import Tier
+
+
+@dataclass(frozen=True, slots=True)
+class UsagePolicy:
+    """What an administrator may set."""
+
+    half_life_days: float = 7.0
+    keep_days: int = 400
+    has_factors: bool = True  # whether long-term factors follow from usage; all are 1 else
+
+
+@dataclass(frozen=True, slots=True)
+class UsageClocks:
+    """The two clocks: hours and half-lives go by the time of day, what is held for how long by one that nobody sets."""
+
+    unix: Callable[[], float]
+    monotonic: Callable[[], float]
+
+
+class UsageBook:
+    """Event-loop thread only."""
+
+    def __init__(
+        self, policy: UsagePolicy, clocks: UsageClocks, shares: FairShare, ledger: Ledger, tariff_of: Callable[[str], Tariff]
+    ) -> None:
+        self._policy, self._clocks, self._shares = policy, clocks, shares
+        self.accounts = UsageAccounts(clocks.unix)
+        self.decayed = DecayedUsage(UsageClock(clocks.unix), policy.half_life_days * DAY_S)
+        self._device_time = DeviceTime(tariff_of, self._give_device)
+        self._page_seconds = PageSeconds(ledger, clocks.monotonic)
+        self._weights: dict[str, dict[str, int]] = {}  # of the children of every node, by their paths
+        self.on_factor: Callable[[str, int], None] = lambda _path, _milli: None
+        self._writing = asyncio.Lock()  # no batch is between memory and database while somebody reads both
+
+    # ------------------------------------------------------------------------------------------------------------------- tenants
+
+    def know(self, tenant: TenantRow) -> None:
+        """A tenant is there, or its weight changed."""
+        self.accounts.know(tenant.path, tenant.created_at)
+        self._weights.setdefault(_parent(tenant.path), {})[tenant.path] = tenant.weight
+
+    def forget(self, path: str) -> None:
+        """A tenant was removed."""
+        self.accounts.forget(path)
+        self.decayed.forget(path)
+        self._weights.get(_parent(path), {}).pop(path, None)
+
+    def restore(self, kept: UsageKept) -> None:
+        """Take over what was written, when all tenants are known and their share accounts are restored: what is in those and was not
+        written is used now."""
+        self.accounts.restore(kept.totals)
+        self.decayed.restore(UsageClock(self._clocks.unix, kept.clock), kept.decayed)
+        for path in self.accounts:
+            self.accounts.begin_service(path, self._shares.own_service(path))
+        self.settle()
+        self.update_factors()
+
+    # ------------------------------------------------------------------------------------------------------------------ what is told
+
+    def heard(self, flight: Flight, step_idx: int, result: StepResult) -> None:
+        """A step of a plan is done, or a plan of no steps; positions of rows have not moved yet."""
+        self._device_time.heard(flight, step_idx, result)
+
+    def ended(self, request: Request) -> None:
+        """A request has ended."""
+        self._device_time.ended(request)
+        self.accounts.note_request(request.tenant, request.usage())
+
+    def loaded(self, path: str, num_loads: int, load_us: int) -> None:
+        """Loads of models were begun for a tenant, or it was charged for some."""
+        amounts = self.accounts.of(path)
+        amounts.loads += num_loads
+        amounts.load_us += load_us
+
+    def _give_device(self, path: str, device_us: int) -> None:
+        self.accounts.of(path).device_us += device_us
+
+    # ------------------------------------------------------------------------------------------------------------- from time to time
+
+    def sample(self) -> None:
+        """Count the pages that were held since the last time. About once a second."""
+        for owner, tier, page_ms in self._page_seconds.sample():
+            amounts = self.accounts.of(owner)
+            if tier is Tier.DEVICE:
+                amounts.device_page_ms += page_ms
+            elif tier is Tier.HOST:
+                amounts.host_page_ms += page_ms
+            else:
+                amounts.disk_page_ms += page_ms
+
+    def settle(self) -> None:
+        """See what was charged since the last time."""
+        for path in self.accounts:
+            charged_us = self.accounts.note_service(path, self._shares.own_service(path))
+            if charged_us:
+                self.decayed.charge(path, charged_us)
+
+    def update_factors(self) -> None:
+        """Set every node's factor by what it and its siblings used of late. Every few minutes: a factor is a policy, not a control loop."""
+        self.settle()
+        for parent in self._weights:
+            for path, milli in self._factors(parent).items():
+                self.on_factor(path, milli)
+
+    def used_us(self, parent: str) -> dict[str, float]:
+        """What the competitors under a node have used, decayed: its children, and its own requests once there were some."""
+        paths = list(self._weights.get(parent, {}))
+        if parent and self.decayed.value_us(own_node(parent)):
+            paths.append(own_node(parent))
+        return {path: self.decayed.value_us(path) for path in paths}
+
+    def weights(self, parent: str) -> dict[str, int]:
+        """The weights of the same."""
+        known = self._weights.get(parent, {})
+        return {path: known.get(path, 1) for path in self.used_us(parent)}
+
+    def _factors(self, parent: str) -> dict[str, int]:
+        weights = self.weights(parent)
+        found = factors(weights, self.used_us(parent)) if self._policy.has_factors else dict.fromkeys(weights, ONE_MILLI)
+        return {path: milli for path, milli in found.items() if path in self._shares}
+
+    # ---------------------------------------------------------------------------------------------------------- reading and writing
+
+    async def read(self, store: UsageStore, query: UsageQuery) -> list[tuple[Bucket, Amounts]]:
+        """The first amounts that a query asks for, as if all that was used had been written. Raises: what a store raises."""
+        self.settle()
+        async with self._writing:
+            found = await store.read(query)
+        for bucket, amounts in self.accounts.unwritten().items():
+            span = Bucket(bucket.tenant, bucket.born, query.span_of(bucket.hour))
+            if query.since <= bucket.hour < query.until and _key(span) > _key(query.after) and self._is_asked(query, bucket):
+                found.setdefault(span, Amounts()).add(amounts)
+        return sorted(found.items(), key=lambda item: _key(item[0]))[: query.limit]
+
+    async def write(self, store: UsageStore) -> None:
+        """Write what was used since the last time. Raises: what a store raises; then it counts as not written."""
+        self.settle()
+        async with self._writing:
+            amounts, totals = self.accounts.take()
+            changed, clock = self.decayed.take_changed()
+            batch = UsageBatch(amounts, totals, changed, clock)
+            if not batch:
+                return
+            try:
+                await store.write(batch)
+            except BaseException:
+                self.accounts.put_back(amounts)
+                self.decayed.put_back(changed)
+                raise
+
+    async def forget_old(self, store: UsageStore) -> None:
+        """Drop hours that are too old. Raises: what a store raises."""
+        await store.forget(hour_of(self._clocks.unix() - self._policy.keep_days * DAY_S))
+
+    def _is_asked(self, query: UsageQuery, bucket: Bucket) -> bool:
+        """What `kerneld.state.usagestore` asks of a row, asked of an amount that is not written."""
+        path, viewer = bucket.tenant, query.viewer
+        if query.tenant and not _is_within(path, query.tenant):
+            return False
+        is_living = path != SYSTEM and self.accounts.born(path) == bucket.born
+        return viewer is None or (is_living and (_is_within(path, viewer) or _is_within(viewer, path)))
+
+
+def _key(bucket: Bucket) -> tuple[int, str, float]:
+    return bucket.hour, bucket.tenant, bucket.born
+
+
+def _is_within(path: str, ancestor: str) -> bool:
+    return path == ancestor or path.startswith(ancestor + "/")
+
+
+def _parent(path: str) -> str:
+    return path.rpartition("/")[0]

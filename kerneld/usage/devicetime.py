@@ -1,0 +1,89 @@
+"""Device time: the measured time of every step, split among those for whom it computed.
+
+    step of 12 ms:   row of ann: 96 tokens of input   row of bob: 1 token of output   row of eve: 40 tokens, 30 of them again
+                          worth 7 by the tariff            worth 2                          worth 3, 2 of them again
+                          7 ms to ann                      2 ms to bob                      1 ms to eve, 2 ms to the system
+
+Computed again is what a request has computed before and lost with its row: it was preempted, or its worker died, and that is not its
+tenant's doing. The time of page copies is the system's too.
+
+Invariants
+1. What is handed out adds up to what was measured; fractions of a microsecond are carried on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+from drivers.contract import StepResult
+from kerneld.pricing.tariff import Tariff
+from kerneld.request import Request
+from kerneld.rows import Flight, Row
+from kerneld.usage.amounts import SYSTEM
+
+_US_PER_S = 1_000_000
+
+
+class DeviceTime:
+    """Splits steps."""
+
+    def __init__(self, tariff_of: Callable[[str], Tariff], give: Callable[[str, int], None]) -> None:
+        """`tariff_of` gives that of a model by name; `give` is told who gets how many microseconds."""
+        self._tariff_of = tariff_of
+        self._give = give
+        self._computed: dict[str, int] = {}  # tokens of its context that a request has computed, or found, by request id
+        self._rest_us = 0.0
+        self._heard_seq = 0
+
+    def heard(self, flight: Flight, step_idx: int, result: StepResult) -> None:
+        """A step of a plan is done, or a plan of no steps; positions of rows have not moved yet."""
+        if flight.seq != self._heard_seq:  # its copies went before its first step
+            self._heard_seq = flight.seq
+            if copies_us := self._whole_us(result.copies.up_s + result.copies.down_s):
+                self._give(SYSTEM, copies_us)
+        parts = [flight.parts[item.slot] for item in result.rows if not item.error]
+        worth = [item for part in parts for item in self._worth(part.row, part.num_first if step_idx == 0 else 1)]
+        self._split(self._whole_us(result.compute_s), worth)
+
+    def ended(self, request: Request) -> None:
+        """A request has ended."""
+        self._computed.pop(request.id, None)
+
+    def _worth(self, row: Row, num_tokens: int) -> Iterator[tuple[str, int]]:
+        """What the tokens of a row in this step are worth, and to whom."""
+        request, start, end = row.request, row.position, row.position + num_tokens
+        computed = min(max(self._computed.get(request.id, 0), start), end)
+        self._computed[request.id] = max(self._computed.get(request.id, 0), end)
+        tariff = self._tariff_of(request.context.model)
+        if computed > start:
+            yield SYSTEM, _cost_us(tariff, row, start, computed)
+        if end > computed:
+            yield request.tenant, _cost_us(tariff, row, computed, end)
+
+    def _split(self, total_us: int, worth: list[tuple[str, int]]) -> None:
+        whole = sum(cost for _tenant, cost in worth)
+        if not whole:
+            if total_us:
+                self._give(SYSTEM, total_us)  # every row of it failed
+            return
+        reached = given = 0
+        for tenant, cost in worth:
+            reached += cost
+            part = total_us * reached // whole - given
+            given += part
+            self._give(tenant, part)
+
+    def _whole_us(self, seconds: float) -> int:
+        self._rest_us += seconds * _US_PER_S
+        whole = int(self._rest_us)
+        self._rest_us -= whole
+        return whole
+
+
+def _cost_us(tariff: Tariff, row: Row, start: int, end: int) -> int:
+    """What computing tokens [start, end) of a row costs by the tariff; never nothing."""
+    num_input = max(min(end, row.total) - start, 0)
+    cost = tariff.input_us(0, start + num_input) - tariff.input_us(0, start) if num_input else 0
+    if end > start + num_input:
+        cost += tariff.output_us(start + num_input, end - start - num_input)
+    return max(cost, 1)
