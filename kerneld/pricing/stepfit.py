@@ -4,7 +4,8 @@
 
 Steps that read input and steps that only generate are forgotten separately, so that what prefill costs is still known after an hour
 without any. Each step counts by how far it is off in proportion, and no further than a few times what steps are usually off: one that
-something else held up moves nothing, and a device that has become slower is believed after a few dozen steps.
+something else held up moves little. Where steps go on being off, what was before is forgotten faster, so that a device that has changed
+is believed after some dozens of them.
 """
 
 from __future__ import annotations
@@ -20,7 +21,8 @@ FORGET_DECODE: Final = 1 - 1 / 256
 FORGET_ERROR: Final = 1 - 1 / 32
 MIN_ERROR: Final = 0.05
 CLIP_ERRORS: Final = 4.0  # a step that is off by more than so many usual errors counts as one that is off by so much
-MIN_STEPS: Final = 4
+HASTE: Final = 4.0  # the most times faster that is forgotten where steps are off more than `MIN_ERROR`
+MIN_STEPS: Final = 4  # of a kind
 TRIAL_TOKENS: Final = (16, 64)  # inputs whose cost the trial of a load tells
 
 _SIZE: Final = 4
@@ -92,17 +94,18 @@ class StepFit:
         """A step took so long; one that took no time says nothing."""
         if seconds <= 0:
             return
-        expected = self.terms.seconds(work) if self.is_measured else seconds
-        if self.is_measured and expected > 0:
+        num_before = self.num_prefills if work.is_prefill else self.num_steps - self.num_prefills
+        expected = self.terms.seconds(work) if num_before >= MIN_STEPS else 0.0
+        if expected > 0:
             seconds = self._clip(expected, seconds)
+        sums = self._prefill if work.is_prefill else self._decode
+        sums.note(work, seconds, expected or seconds, min(self.error / MIN_ERROR, HASTE))
         self.num_steps += 1
         if work.is_prefill:
             self.num_prefills += 1
-            self._prefill.note(work, seconds, expected or seconds)
         else:
-            self.mean_rows += (work.num_rows - self.mean_rows) * max(1 - FORGET_DECODE, 1 / (self.num_steps - self.num_prefills))
-            self._decode.note(work, seconds, expected or seconds)
-        if self._is_due(self.num_prefills if work.is_prefill else self.num_steps):
+            self.mean_rows += (work.num_rows - self.mean_rows) * max(1 - FORGET_DECODE, 1 / (num_before + 1))
+        if self._is_due(num_before + 1):
             self.terms = self._fit()
 
     def _clip(self, expected: float, seconds: float) -> float:
@@ -125,16 +128,16 @@ class StepFit:
 class _Sums:
     """Normal equations over observations that slowly lose weight."""
 
-    __slots__ = ("_cells", "_keep", "moments")
+    __slots__ = ("_cells", "_loses", "moments")
 
     def __init__(self, keep: float) -> None:
-        self._keep = keep
+        self._loses = 1 - keep
         self._cells = [0.0] * (_SIZE * (_SIZE + 1) // 2)  # the lower triangle, row by row
         self.moments: Sequence[float] = [0.0] * _SIZE
 
-    def note(self, work: StepWork, seconds: float, scale: float) -> None:
-        """An observation, weighed so that it counts by its error in proportion to `scale`."""
-        keep, aim = self._keep, seconds / scale
+    def note(self, work: StepWork, seconds: float, scale: float, haste: float = 1.0) -> None:
+        """An observation, weighed so that it counts by its error in proportion to `scale`; `haste` is how much faster old ones are forgotten."""
+        keep, aim = 1 - self._loses * haste, seconds / scale
         step, token, row, context = 1 / scale, work.num_tokens / scale, work.num_rows / scale, work.context_tokens / scale
         fresh = (
             *(step * step, token * step, token * token),
