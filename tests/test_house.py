@@ -26,7 +26,7 @@ MAX_FUNCTION_LINES = 50
 LONGER_FILES = {"drivers/contract.py": 340, "kerneld/calls.py": 560, "kerneld/events.py": 440, "kerneld_client/values.py": 420}
 
 # The files of `kernelctl` know only what any user's program knows; the others of cli/ may see the tower.
-DAEMON_COMMANDS = {"cli/daemon.py", "cli/serve.py", "cli/doctor.py", "cli/host.py", "cli/state.py"}
+DAEMON_COMMANDS = {"cli/daemon.py", "cli/serve.py", "cli/doctor.py", "cli/host.py", "cli/sim.py", "cli/state.py"}
 KERNELCTL_MAY_IMPORT = {"kerneld_client", "click", "rich", "yaml", "cli"}
 # What a floor may take from one below, where that is less than all of it. The host tier is mapped by the front too; the configuration is
 # composed of every floor's section.
@@ -35,6 +35,7 @@ DOORS = {
     ("kerneld", "drivers"): {
         "drivers.contract",
         "drivers.client",
+        "drivers.sim",
         "drivers.listener",
         "drivers.wire",
         "drivers.registry",
@@ -55,6 +56,8 @@ DOORS = {
         "kerneld.metrics",
         "kerneld.security.acl",
         "kerneld.security.identity",
+        "kerneld.usage.amounts",
+        "kerneld.usage.report",
         "kerneld.state.audit",
     },
 }

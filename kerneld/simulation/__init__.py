@@ -1,0 +1,1 @@
+"""Simulation: the daemon's own scheduling under virtual time, and what is measured of it."""
