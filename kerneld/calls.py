@@ -189,6 +189,7 @@ class InferArgs:
     ignore_eos: bool = False
     deadline_s: float = 0.0
     detach_grace_s: float | None = None
+    max_queue_s: float = 0.0  # 0: it waits as long as its deadline lets it
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,12 +6,16 @@
 
 Who gives way when there are too few frames, or a tenant is at its limit (then only those of that tenant are asked):
 
-    the newest newcomer        it waits again. The line stops behind it, or its tenant is held back, until something was given up;
+    the newer half of the      they wait at the front, and are seated one by one with the next plans
+    newcomers
+    the only newcomer          it waits at the front. The line stops behind it, or its tenant is held back, until something was given up;
                                somebody whose tenant is far ahead of it is preempted for it
     nobody, for now            while plans are on their way: what they pin and what left with them comes free when they land
     the scheduler's victim     of those who run
     weights that nobody uses   the last one waits until they have left
     the last one               it does not fit alone, and ends with an error that names the holders
+
+Where all row slots are taken, somebody whose tenant is far ahead of who is next is preempted for it in the same way.
 
 Invariants
 1. A composed plan wants the pages of every seated row, so no page that the device's tables name is ever moved away under them.
@@ -59,8 +63,13 @@ class Composer:
         self._scheduler = scheduler
         self._seating = seating
         self._delivery = delivery
+        self._max_rows = max_rows
+        self._most_newcomers = max_rows  # of the next plan (invariant 4)
         self._is_line_stopped = False
         self._opens_at = 0  # > 0: the line opens when this plan has landed
+        self._blocked_by = 0  # > 0: those who run find no frames before this plan has landed
+        self._has_preempted = False  # for a waiting one, in this plan (invariant 3)
+        self.num_attempts = 0  # plans asked of the pager
         self.on_misfit: Callable[[Request, FinishReason, str], None] = delivery.settle
         self.relieve: Callable[[Request], bool] = lambda _request: False  # has idle weights leave for pages; says whether any will
         self.advise: Callable[[OutOfFrames | OverLimit, Request], None] = lambda _shortage, _request: None  # says what would help
@@ -73,11 +82,20 @@ class Composer:
     def open_line(self, last_seq: int = 0) -> None:
         """Something was given up: who did not fit may fit now, or once plan `last_seq` has landed (0: none is on its way)."""
         self._is_line_stopped = False
-        self._opens_at = last_seq
+        self._opens_at, self._blocked_by = last_seq, 0
         self._scheduler.let_in()
+
+    def row_ended(self, last_seq: int) -> None:
+        """A row has ended: what it had is free once plan `last_seq` has landed (0: none is on its way)."""
+        if last_seq:
+            self._opens_at, self._blocked_by = last_seq, 0
+        else:
+            self.open_line()
 
     def landed(self, seq: int) -> None:
         """A plan has landed (invariant 2)."""
+        if self._blocked_by and seq >= self._blocked_by:
+            self._blocked_by = 0
         if self._opens_at and (seq >= self._opens_at or not len(self.seats)):
             self.open_line()
 
@@ -98,12 +116,18 @@ class Composer:
 
         `last_on_way` is the number of the last plan that is on its way, 0 if there is none.
         """
+        if self._blocked_by:
+            return None
+        self._has_preempted = False
+        self._free_a_row()
         clears = self.seats.take_clears()
-        self._seat_candidates()
+        num_newcomers = self._seat_candidates()
         found = self._find_pages(seq, last_on_way)
         if found is None:
             return None
         pages, parts = found
+        if num_newcomers and sum(not row.is_told for row in self.seats.rows) == num_newcomers:
+            self._most_newcomers = min(2 * self._most_newcomers, self._max_rows)
         if not (clears or parts or pages.moves or pages.zeros or pages.late_zeros):
             self._pager.abort(pages.seq)
             return self.compose(seq, last_on_way) if self._has_candidate() else None  # who sat did not fit, and somebody waited for it
@@ -125,18 +149,36 @@ class Composer:
     def _has_candidate(self) -> bool:
         return self.seats.has_free and not self._is_line_stopped and self._scheduler.next_candidate() is not None
 
-    def _seat_candidates(self) -> None:
-        """Seat who is next, while there are slots and the line is not stopped."""
-        while self.seats.has_free and not self._is_line_stopped:
+    def _free_a_row(self) -> None:
+        """Where all slots are taken, take one from somebody whose tenant is far ahead of who is next."""
+        if self._is_line_stopped or not self.seats.is_full:
+            return
+        candidate = self._scheduler.next_candidate()
+        if candidate is None:
+            return
+        victim = self._scheduler.victim([row.request for row in self.seats.rows], candidate)
+        if victim is not None and not self._must_wait(candidate):
+            self._has_preempted = True
+            self._preempt(victim, "rows")
+
+    def _seat_candidates(self) -> int:
+        """Seat who is next, while there are slots and the line is not stopped. Returns how many were seated."""
+        num_seated = 0
+        while self.seats.has_free and not self._is_line_stopped and num_seated < self._most_newcomers:
             request = self._scheduler.next_candidate()
             if request is None:
-                return
-            if any(must_wait(request) for must_wait in self.waits):
+                break
+            if self._must_wait(request):
                 continue
             row = self._seating.seat(request, self.seats.next_slot())
             self.seats.seat(row)
             self.prefixes.seated(row)
             self._delivery.seated(request, row.position)
+            num_seated += 1
+        return num_seated
+
+    def _must_wait(self, request: Request) -> bool:
+        return any(must_wait(request) for must_wait in self.waits)
 
     def _find_pages(self, seq: int, last_on_way: int) -> tuple[PagePlan, list[Part]] | None:
         """Choose the steps of the plan and find the pages for them, sending rows back until they fit; None if it is better to wait."""
@@ -144,6 +186,7 @@ class Composer:
             parts = self._choose_steps()
             computed = {part.row.request.id: part.num_computed for part in parts}
             wants = [row.want(computed.get(row.request.id, 0)) for row in self.seats.rows]
+            self.num_attempts += 1
             try:
                 return self._pager.plan(seq, wants), parts
             except (OutOfFrames, OverLimit) as shortage:
@@ -166,23 +209,26 @@ class Composer:
         is_last = len(rows) == 1 and not last_on_way
         newcomers = [row.request for row in rows if not row.is_told]
         if newcomers and not is_last:
-            self._wait_for_room(newcomers[-1], shortage, last_on_way)
-            victim = self._scheduler.victim([row.request for row in rows if row.is_told], newcomers[-1])
-            if victim is not None:
-                self._preempt(victim)
-                if not last_on_way:
-                    self.open_line()
+            self._most_newcomers = 1
+            if len(newcomers) > 1:
+                for newcomer in reversed(newcomers[len(newcomers) // 2 :]):
+                    self._turn_back(newcomer)
+            else:
+                self._wait_for_room(newcomers[0], rows, shortage, last_on_way)
             return True
         if last_on_way:
-            self._opens_at = last_on_way
+            self._opens_at = self._blocked_by = last_on_way
             return False
         victim = self._scheduler.victim([row.request for row in rows])
         if victim is not None:
-            self._preempt(victim)
+            self._preempt(victim, _cause(shortage))
             self._stop_line(shortage)
             return True
         if isinstance(shortage, OutOfFrames) and self.relieve(rows[0].request):
-            (self._preempt if rows[0].is_told else self._turn_back)(rows[0].request)
+            if rows[0].is_told:
+                self._preempt(rows[0].request, _cause(shortage))
+            else:
+                self._turn_back(rows[0].request)
             self._stop_line(shortage)
             return True
         self.advise(shortage, rows[0].request)
@@ -196,10 +242,17 @@ class Composer:
         self.unseat(newcomer)
         self._delivery.turn_back(newcomer)
 
-    def _wait_for_room(self, newcomer: Request, shortage: OutOfFrames | OverLimit, last_on_way: int) -> None:
+    def _wait_for_room(self, newcomer: Request, rows: list[Row], shortage: OutOfFrames | OverLimit, last_on_way: int) -> None:
+        """A newcomer is next, and does not fit: the line stops, and somebody who is far ahead of it gives way."""
         self._turn_back(newcomer)
         self._opens_at = last_on_way
         self._stop_line(shortage)
+        victim = None if self._has_preempted else self._scheduler.victim([row.request for row in rows if row.is_told], newcomer)
+        if victim is not None:
+            self._has_preempted = True
+            self._preempt(victim, _cause(shortage))
+            if not last_on_way:
+                self.open_line()
 
     def _stop_line(self, shortage: OutOfFrames | OverLimit) -> None:
         if isinstance(shortage, OverLimit):
@@ -207,11 +260,16 @@ class Composer:
         else:
             self._is_line_stopped = True
 
-    def _preempt(self, victim: Request) -> None:
+    def _preempt(self, victim: Request, cause: str) -> None:
         self.unseat(victim)
-        self._delivery.requeue(victim, is_preempted=True)
+        self._delivery.preempted(victim, cause)
 
 
 def _concerns(shortage: OutOfFrames | OverLimit, row: Row) -> bool:
     """Whether a row's leaving could end a shortage: any row's that of frames, only the capped owner's that of its limit."""
     return isinstance(shortage, OutOfFrames) or shortage.owner in ancestors(row.request.tenant)
+
+
+def _cause(shortage: OutOfFrames | OverLimit) -> str:
+    """Why somebody is preempted, in a word."""
+    return "frames" if isinstance(shortage, OutOfFrames) else "limit"

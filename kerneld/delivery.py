@@ -69,8 +69,8 @@ class Delivery:
         request.context.move(ContextState.RUNNING)
 
     def turn_back(self, request: Request) -> None:
-        """There were no pages for it: it waits on, at its old place."""
-        self._scheduler.preempt(request)
+        """There were no pages for it: it waits on, before anybody who is picked later."""
+        self._scheduler.interrupt(request)
         request.context.move(ContextState.BLOCKED)
 
     def started(self, request: Request) -> None:
@@ -82,13 +82,19 @@ class Delivery:
         request.scores.clear()  # a row that scores begins at its first token again
         self._events.publish(RequestAdmitted(request.id, request.tenant, request.queue_s, request.num_cached))
 
-    def requeue(self, request: Request, *, is_preempted: bool = False) -> None:
-        """A request lost its row and waits again at its old place."""
+    def requeue(self, request: Request) -> None:
+        """A request lost its row with its worker, or with a page that did not hold: it has it again before anybody else is picked."""
         request.queued_at = self._clock()
         self.turn_back(request)
-        if is_preempted:
-            request.num_preemptions += 1
-            self._events.publish(RequestPreempted(request.id, request.tenant, "frames"))
+
+    def preempted(self, request: Request, cause: str) -> None:
+        """A request gave its row up for others, and waits again at its old place."""
+        request.queued_at = self._clock()
+        request.num_preemptions += 1
+        request.preempted_for = cause
+        self._scheduler.preempt(request)
+        request.context.move(ContextState.BLOCKED)
+        self._events.publish(RequestPreempted(request.id, request.tenant, cause))
 
     def note_crash(self, request: Request) -> None:
         """A request was aboard a worker that died: after the second time it is tried alone, after the third it is quarantined."""
@@ -97,7 +103,7 @@ class Delivery:
             self._events.publish(RequestQuarantined(request.id, request.context.id, request.tenant, request.num_crashes))
             self.settle(request, FinishReason.ERROR, "Quarantined: the request was aboard every one of three workers that died.")
         elif request.num_crashes == CRASHES_BEFORE_ALONE:
-            request.is_alone = True
+            self._scheduler.suspect(request)
 
     # ------------------------------------------------------------------------------------------------------------------- output
 

@@ -110,7 +110,7 @@ class Dispatcher:
         self.pump()
 
     def _void_flights(self) -> list[Row]:
-        """No plan on its way counts any more; everybody who ran waits again. Returns the rows that ran."""
+        """No plan on its way counts any more; everybody who ran is to be seated again, first of all. Returns the rows that ran."""
         self.deadline.stop()
         if self._flights:
             self._pager.abort(self._flights[0].seq)
@@ -254,7 +254,7 @@ class Dispatcher:
                 for row, reason, detail in self._delivery.deliver(flight, result):
                     self.unseat(row.request)
                     self._delivery.settle(row.request, reason, detail)
-                    self.composer.open_line(self._last_on_way)
+                    self.composer.row_ended(self._last_on_way)
             if is_last:
                 self._land(flight)
             for model_id, failure in result.failed_models.items():  # not tried again; their rows have ended

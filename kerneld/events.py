@@ -164,7 +164,7 @@ class RequestPreempted(Detail):
 
     request: str
     tenant: str
-    cause: str  # "frames", "share", "worker"
+    cause: str  # "frames", "rows", "limit", "model"
 
 
 @dataclass(frozen=True, slots=True)

@@ -93,10 +93,12 @@ class Housekeeping:
     # -------------------------------------------------------------------------------------------------------------------------- duties
 
     def _end_late(self) -> None:
-        """End requests whose deadline passed, and those that nobody reads any more."""
+        """End requests that ran out of time or that nobody reads any more; deferred ones join the line when their time has come."""
         machine = self._machine
-        for request in machine.scheduler.expired(machine.clock()):
-            machine.dispatcher.end(request, FinishReason.DEADLINE, "The deadline passed.")
+        for request, detail in machine.scheduler.expired(machine.clock(), time.monotonic()):
+            machine.dispatcher.end(request, FinishReason.DEADLINE, detail)
+        if machine.scheduler.undefer(machine.clock()):
+            machine.dispatcher.arrived()
         for request in [request for request in machine.requests.values() if request.is_abandoned() and not request.is_scoring]:
             machine.dispatcher.end(request, FinishReason.CANCELLED, "Nobody read the stream any more.")
 

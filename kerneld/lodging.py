@@ -186,7 +186,7 @@ class Lodging:
         machine = self.machine
         for row in [row for row in machine.dispatcher.composer.seats.rows if model.name in row.request.context.models]:
             machine.dispatcher.unseat(row.request)
-            machine.delivery.requeue(row.request, is_preempted=True)
+            machine.delivery.preempted(row.request, "model")
         machine.dispatcher.room_made()
 
     def _residency_changed(self, model: Model) -> None:

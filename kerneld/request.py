@@ -35,6 +35,17 @@ class RequestState(Enum):
     FINISHED = "finished"
 
 
+class Place(Enum):
+    """Where a request waits; the places are drawn in `kerneld.waiting`."""
+
+    NOWHERE = "nowhere"
+    LINE = "line"
+    FRONT = "front"
+    PARKED = "parked"
+    ABSENT = "absent"
+    DEFERRED = "deferred"
+
+
 @dataclass(slots=True, eq=False)
 class Request:
     """One infer in flight."""
@@ -51,14 +62,22 @@ class Request:
     log: OutputLog
     transcript: Transcript
     deadline: float | None = None  # Unix seconds
+    queue_until: float | None = None  # Unix seconds; by then it is seated for the first time, or ends
     detach_grace_s: float = 10.0
     reserved_bytes: int = 0  # of the journal, given back at the end
     score_from: int = -1  # >= 0: nothing is sampled, the input from here on is scored
 
     # Written by the scheduler.
     state: RequestState = RequestState.QUEUED
-    ticket: int = 0  # its entry in a queue; 0: in none
+    ticket: int = 0  # its entry where it waits; 0: it does not wait
+    place: Place = Place.NOWHERE  # where it waits
+    missing: str = ""  # the model that it waits for, where that is why it waits
     is_parked: bool = False  # it waits for something that is on its way, beside the line
+    is_interrupted: bool = False  # it lost its row through no decision, and has none since
+    defer_until: float = 0.0  # Unix seconds; > 0: it waits beside the line because of a soft limit
+    turn: int = 0  # its number among admissions; kept while it is interrupted
+    rank: int = 0  # its class, as the shares know it while it waits
+    num_passed: int = 0  # times that one behind it in its own queue was admitted before it
     is_charged: bool = False  # its input was paid for
     tariff: Tariff | None = None  # that it was admitted by
     num_prepaid: int = 0  # output tokens that are paid for and have not come
@@ -70,6 +89,7 @@ class Request:
     admitted_at: float = 0.0  # last time that it became RUNNING
     num_since_admission: int = 0  # tokens generated since then
     num_preemptions: int = 0
+    preempted_for: str = ""  # why it was, as long as what that costs is not known
     num_fetches: int = 0  # times that it waited for pages from the disk tier since it was last seated
 
     # Written by the dispatcher; what the caller is told in the end.

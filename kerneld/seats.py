@@ -35,6 +35,11 @@ class Seats:
         return bool(self._free)
 
     @property
+    def is_full(self) -> bool:
+        """Whether nobody can be seated with the next plan, even once those that leave have left."""
+        return not self._free and not self._leaving
+
+    @property
     def rows(self) -> list[Row]:
         """All seated rows, oldest first."""
         return list(self._rows.values())

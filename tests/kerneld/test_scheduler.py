@@ -370,8 +370,9 @@ def test_a_waiting_request_preempts_only_who_is_far_ahead(scheduler: Scheduler, 
     rich = run(scheduler, make_request("lab/ann"), 70)
     waiting = make_request("other")
     scheduler.enqueue(waiting)
+    missing = scheduler.policy.preempt_lag_us - scheduler.shares.lag("lab/ann", "other") // SCALE
 
-    scheduler.shares.charge("lab/ann", scheduler.policy.preempt_lag_us)
+    scheduler.shares.charge("lab/ann", missing + scheduler.charging.expected_cost(waiting, 0))
     at_the_lag = scheduler.victim([rich], waiting)
     scheduler.shares.charge("lab/ann", 1)
 
@@ -397,9 +398,9 @@ def test_each_expired_request_is_told_of_once(scheduler: Scheduler, make_request
     scheduler.admit(running, 0)
     scheduler.finish(ended)
 
-    told = [scheduler.expired(2.0), scheduler.expired(5.0), scheduler.expired(6.0)]
+    told = [[late.request for late in scheduler.expired(now)] for now in (2.0, 5.0, 6.0)]
 
-    assert told == [(), (running, waiting), ()]
+    assert told == [[], [running, waiting], []]
 
 
 # ----------------------------------------------------------------------------------------------------------------------- random lives

@@ -1,0 +1,62 @@
+"""Closures: which tenants are closed in the accounts, because they are at a limit, and when they open again.
+
+A closed tenant neither stops the line nor is served, and nothing below it is.
+"""
+
+from __future__ import annotations
+
+from kerneld.fairshare import FairShare
+from kerneld.tally import Tally, ancestors
+
+
+class Closures:
+    """Limits of running requests, and tenants that wait for memory of their own."""
+
+    def __init__(self, shares: FairShare, running: Tally) -> None:
+        self._shares = shares
+        self._running = running
+        self._max_running: dict[str, int] = {}
+        self._held_back: set[str] = set()  # tenants that wait for memory of their own
+
+    def set_max_running(self, path: str, limit: int) -> None:
+        """How many requests of a tenant, and of all below it, may run at once; 0: any number. Raises: NotFound."""
+        self._max_running[path] = limit
+        self._shares.set_open(path, self._has_room(path))
+
+    def hold_back(self, path: str) -> None:
+        """A tenant is at its limit of memory: it is closed until `let_in`. Raises: NotFound."""
+        self._held_back.add(path)
+        self._shares.set_open(path, False)
+
+    def let_in(self) -> None:
+        """Memory was given up: tenants that were held back may be next again."""
+        if not self._held_back:
+            return
+        held_back, self._held_back = self._held_back, set()
+        for path in held_back:
+            if path in self._shares:
+                self._shares.set_open(path, self._has_room(path))
+
+    def admitted(self, tenant: str) -> None:
+        """A request of a tenant runs: those that are at their limit now close."""
+        for path in ancestors(tenant):
+            if not self._has_room(path):
+                self._shares.set_open(path, False)
+
+    def left(self, tenant: str) -> None:
+        """A request of a tenant runs no more: those that were at their limit open."""
+        for path in ancestors(tenant):
+            if path in self._max_running and path in self._shares:
+                self._shares.set_open(path, self._has_room(path))
+
+    def is_open(self, tenant: str) -> bool:
+        """Whether neither a tenant nor anybody above it is closed."""
+        return all(self._has_room(path) for path in ancestors(tenant))
+
+    def forget(self, path: str) -> None:
+        """A tenant is gone."""
+        self._max_running.pop(path, None)
+
+    def _has_room(self, path: str) -> bool:
+        limit = self._max_running.get(path, 0)
+        return path not in self._held_back and (not limit or self._running.of(path) < limit)
