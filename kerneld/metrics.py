@@ -1,15 +1,13 @@
 """Metrics in Prometheus format, fed by events and by one call per step.
 
-Names that mean what vLLM's mean keep its names behind the prefix `kerneld_`, so that its dashboards need only another prefix. The tenant
-label is capped: the first tenants get their own series, the rest shares "other". Gauges are read when somebody asks for the page.
-All on the event-loop thread.
+Names that mean what vLLM's mean keep its names behind the prefix `kerneld_`, so that its dashboards need only another prefix. What is
+about tenants and fairness is in `kerneld.service_metrics`. Gauges are read when somebody asks for the page. All on the event-loop thread.
 """
 
 from __future__ import annotations
 
-from bisect import bisect_left
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 from typing import Final
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
@@ -31,32 +29,20 @@ from kerneld.events import (
     PagesEvicted,
     PagesRestored,
     PrefixLooked,
-    QuotaRefused,
     RequestAdmitted,
     RequestFinished,
     RequestPreempted,
     WorkerLost,
     WorkerRecovered,
 )
+from kerneld.gauges import Gauges
+from kerneld.histogram import BatchHistogram
+from kerneld.service_metrics import ServiceMetrics
 
-OTHER: Final = "other"
-MAX_TENANTS: Final = 64
 CONTENT_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"
 
 _LATENCY_S: Final = (0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0, 20.0, 40.0, 80.0, 160.0)
 _TOKEN_S: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.75, 1.0, 2.5, 5.0)
-
-
-@dataclass(frozen=True, slots=True)
-class Gauges:
-    """The machine at one moment, as the kernel reads it off."""
-
-    running: int = 0
-    waiting: int = 0
-    contexts: int = 0
-    kv_usage: float = 0.0  # 0 to 1
-    service: Mapping[str, int] = field(default_factory=dict)  # by tenant, in cost units
-    tier_bytes: Mapping[tuple[str, str], int] = field(default_factory=dict)  # by (tier, kind)
 
 
 @dataclass(slots=True)
@@ -69,46 +55,6 @@ class StepCounts:
     compute_s: float = 0.0
 
 
-class BatchHistogram:
-    """A histogram that takes one value many times in one go: all rows of a step have the same step time."""
-
-    def __init__(self, bounds: Iterable[float]) -> None:
-        self._bounds = tuple(bounds)
-        self._counts = [0] * (len(self._bounds) + 1)
-        self._sum = 0.0
-
-    def observe(self, value: float, times: int) -> None:
-        """Count `value`, `times` times."""
-        self._counts[bisect_left(self._bounds, value)] += times
-        self._sum += value * times
-
-    def family(self, name: str, text: str) -> HistogramMetricFamily:
-        """The histogram as Prometheus takes it."""
-        total = 0
-        buckets: list[tuple[str, float]] = []
-        for bound, count in zip((*map(str, self._bounds), "+Inf"), self._counts, strict=True):
-            total += count
-            buckets.append((bound, total))
-        return HistogramMetricFamily(name, text, buckets=buckets, sum_value=self._sum)
-
-
-class TenantLabels:
-    """Which tenants have series of their own."""
-
-    def __init__(self, limit: int = MAX_TENANTS) -> None:
-        self._limit = limit
-        self._known: set[str] = set()
-
-    def label(self, tenant: str) -> str:
-        """The tenant, or "other" when there are too many already."""
-        if tenant in self._known:
-            return tenant
-        if len(self._known) >= self._limit:
-            return OTHER
-        self._known.add(tenant)
-        return tenant
-
-
 class Metrics(Collector):
     """All series of the daemon. Subscribe `on_event` to the event bus."""
 
@@ -116,7 +62,7 @@ class Metrics(Collector):
         self.steps = StepCounts()
         self.registry = CollectorRegistry()
         self._gauges = gauges
-        self._tenants = TenantLabels()
+        self.service = ServiceMetrics()
         self._inter_token = BatchHistogram(_TOKEN_S)
         self._make_series()
         self._handlers = self._make_handlers()
@@ -137,7 +83,6 @@ class Metrics(Collector):
         self._prefix_queries = counter("prefix_cache_queries", "Input tokens for which known pages were looked up.")
         self._prefix_hits = counter("prefix_cache_hits", "Of these, tokens whose pages were known, and were not computed again.")
         self._preemptions = counter("num_preemptions", "Requests that ran and had to wait again, by cause.", "cause")
-        self._quota = counter("quota_rejections", "Calls that a limit refused.", "tenant", "limit")
         self._evicted = counter("pages_evicted", "Pages that left the device, dropped ones included.")
         self._restored = counter("pages_restored", "Pages that came back to the device.")
         self._recomputed = counter("pages_recomputed", "Pages that were lost and computed again.")
@@ -162,7 +107,6 @@ class Metrics(Collector):
             RequestAdmitted: lambda event: self._cached.inc(event.cached_tokens),
             FirstTokenSampled: lambda event: self._first_token.observe(event.seconds),
             RequestPreempted: lambda event: self._preemptions.labels(event.cause).inc(),
-            QuotaRefused: lambda event: self._quota.labels(self._tenants.label(event.tenant), event.limit).inc(),
             PagesEvicted: self._on_evicted,
             PagesRestored: self._on_restored,
             PrefixLooked: self._on_prefix_looked,
@@ -183,6 +127,7 @@ class Metrics(Collector):
 
     def on_event(self, event: Event) -> None:
         """Take an event of the bus."""
+        self.service.on_event(event)
         handler = self._handlers.get(type(event))
         if handler is not None:
             handler(event)
@@ -203,8 +148,11 @@ class Metrics(Collector):
     def collect(self) -> Iterator[Metric]:
         """Series that are read off when asked for; called by the registry."""
         yield from self._step_families()
-        yield self._inter_token.family("kerneld_inter_token_latency_seconds", "Between two output tokens of a request.")
-        yield from self._gauge_families(self._gauges())
+        text, gaps = "Between two output tokens of a request.", self._inter_token
+        yield HistogramMetricFamily("kerneld_inter_token_latency_seconds", text, buckets=gaps.buckets(), sum_value=gaps.total)
+        gauges = self._gauges()
+        yield from self._gauge_families(gauges)
+        yield from self.service.families(gauges.fair)
 
     def describe(self) -> Iterable[Metric]:
         """Nothing to say in advance: the names of `collect` are no other's."""
@@ -249,18 +197,7 @@ class Metrics(Collector):
         yield GaugeMetricFamily("kerneld_num_requests_waiting", "Requests that wait.", value=gauges.waiting)
         yield GaugeMetricFamily("kerneld_num_contexts", "Contexts that live.", value=gauges.contexts)
         yield GaugeMetricFamily("kerneld_kv_cache_usage_perc", "Share of the device's KV memory in use, 0 to 1.", value=gauges.kv_usage)
-        service = CounterMetricFamily("kerneld_tenant_service", "Cost charged, by tenant.", labels=["tenant"])
-        for tenant, cost in self._capped(gauges.service).items():
-            service.add_metric([tenant], cost)
-        yield service
         memory = GaugeMetricFamily("kerneld_memory_bytes", "Bytes in use, by tier and kind.", labels=["tier", "kind"])
         for (tier, kind), size in gauges.tier_bytes.items():
             memory.add_metric([tier, kind], size)
         yield memory
-
-    def _capped(self, by_tenant: Mapping[str, int]) -> dict[str, int]:
-        capped: dict[str, int] = {}
-        for tenant, amount in by_tenant.items():
-            label = self._tenants.label(tenant)
-            capped[label] = capped.get(label, 0) + amount
-        return capped

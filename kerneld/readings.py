@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from kerneld.gauges import FairGauges, Gauges, StepGauges
 from kerneld.machine import Machine
-from kerneld.metrics import Gauges
 from memory.page import Tier
 
 
@@ -17,10 +17,22 @@ def gauges_of(machine: Machine) -> Gauges:
         waiting=machine.scheduler.waiting.total,
         contexts=len(machine.contexts),
         kv_usage=kv_bytes / max(1, kv_bytes + device.free_bytes),
-        service={tenant.path: machine.scheduler.shares.service(tenant.path) for tenant in machine.tenants},
+        fair=_fair_gauges(machine),
         tier_bytes={
             (tier.tier.name.lower(), kind): size
             for tier in tiers
             for kind, size in (("weights", tier.weights_bytes), ("kv", sum(tier.kv_bytes.values())), ("free", tier.free_bytes))
         },
+    )
+
+
+def _fair_gauges(machine: Machine) -> FairGauges:
+    scheduler = machine.scheduler
+    tariffs, costs = scheduler.charging.tariffs, scheduler.sizer.costs
+    fits = dict(costs)
+    names = [model.name for model in machine.models if model.is_resident]
+    errors = {name: fits[name].error if name in fits and fits[name].is_measured else None for name in names}
+    return FairGauges(
+        service_us={tenant.path: scheduler.shares.service(tenant.path) for tenant in machine.tenants},
+        models={name: StepGauges(tariffs.get(name), errors[name]) for name in names},
     )

@@ -21,7 +21,8 @@ from kerneld.events import (
     RequestPreempted,
     WorkerLost,
 )
-from kerneld.metrics import MAX_TENANTS, OTHER, Gauges, Metrics
+from kerneld.gauges import Gauges
+from kerneld.metrics import Metrics
 
 # The names of vLLM that its dashboards draw and that mean the same here.
 VLLM_NAMES = [
@@ -127,17 +128,6 @@ def test_gauges_are_read_when_the_page_is_asked_for() -> None:
 
     assert (first["kerneld_num_requests_running", ()], second["kerneld_num_requests_running", ()]) == (1, 2)
     assert second["kerneld_memory_bytes", (("kind", "kv"), ("tier", "device"))] == 64
-
-
-def test_tenants_past_the_cap_share_one_series() -> None:
-    service = {f"t{i:03d}": 10 for i in range(MAX_TENANTS + 5)}
-    metrics = Metrics(lambda: Gauges(service=service))
-
-    samples = samples_of(metrics)
-
-    series = {labels: value for (name, labels), value in samples.items() if name == "kerneld_tenant_service_total"}
-    assert len(series) == MAX_TENANTS + 1
-    assert series[(("tenant", OTHER),)] == 50
 
 
 def test_weights_are_counted_by_where_they_came_from() -> None:
