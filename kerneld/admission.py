@@ -1,10 +1,12 @@
 """Admission: what a tenant's limits, its own and those above it, allow to come in.
 
-Limits guard against abuse; they are not the fairness. `max_running` refuses nothing: requests above it wait (see `kerneld.scheduler`).
+Limits guard against abuse; they are not the fairness. Which of them refuse (hard) and which let wait (soft) is in `kerneld.limitmodes`. A
+soft `max_running` is the scheduler's: it closes the tenant in the accounts. A soft rate says here for how long a request is held back.
 
 Invariants
-1. Every check asks the tenant and everybody above it; the first limit that is reached is named, with the tenant whose it is.
-2. A refused call took nothing from any bucket.
+1. Every check asks the tenant and everybody above it. Of the rates that refuse, the one with the longest wait is named, with the tenant
+   whose it is: who waits that long and asks again is not refused by another.
+2. A refused call took nothing from any bucket. One that a soft rate holds back took its part: who comes next is held back behind it.
 3. Tokens that a request generates are taken from the buckets as they come, and may leave a debt: it delays the next request, not this one.
 """
 
@@ -12,48 +14,94 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Container, Iterator
 from dataclasses import dataclass
+from typing import Final, NamedTuple
 
-from kerneld.bucket import RateBucket
-from kerneld.calls import Limits
+from kerneld.bucket import HOUR_US, MINUTE_US, SECOND_US, RateBucket
+from kerneld.calls import LimitMode, Limits
 from kerneld.errors import QueueFull, QuotaExceeded
+from kerneld.limitmodes import mode_of
 from kerneld.tally import Tally, ancestors
 
-# Nobody knows when a place in a queue will be free, or a context freed: what is said then is when it is worth asking again.
-RETRY_QUEUE_S = 1.0
+# An estimate: nobody knows when a place in a queue will be free, or a request end. It is when it is worth asking again.
+RETRY_QUEUE_S: Final = 1.0
+
+REQUESTS: Final = "requests_per_minute"
+TOKENS: Final = "tokens_per_minute"
+LOADS: Final = "loads_per_hour"
+# The limits that are rates: their period, and how a message says what they count.
+RATES: Final = {
+    REQUESTS: (MINUTE_US, "use {} requests per minute"),
+    TOKENS: (MINUTE_US, "use {} tokens per minute"),
+    LOADS: (HOUR_US, "start {} loads of models per hour"),
+}
 
 
-@dataclass(slots=True)
-class _Tenant:
+@dataclass(frozen=True, slots=True)
+class Demand:
+    """What a request takes of the rates before it runs."""
+
+    num_tokens: int  # of its input
+    num_loads: int = 0  # of models that would begin for it
+
+    def of(self, rate: str) -> int:
+        """Its part of one rate."""
+        if rate == TOKENS:
+            return max(self.num_tokens, 1)
+        return self.num_loads if rate == LOADS else 1
+
+
+class HeldBack(NamedTuple):
+    """Seconds for which soft limits hold back a request that came in; 0: not at all."""
+
+    request_s: float = 0.0
+    load_s: float = 0.0  # the loads that would begin for it
+
+
+class _Tenant(NamedTuple):
     """A tenant's limits, and what is left of those that are rates."""
 
     limits: Limits
-    requests: RateBucket | None = None
-    tokens: RateBucket | None = None
+    buckets: dict[str, RateBucket]
+
+
+class _Short(NamedTuple):
+    """A rate that has no room for a request yet."""
+
+    path: str
+    rate: str
+    amount: int
+    wait_us: int
 
 
 class Admission:
     """Limits of all tenants, and what is left of them."""
 
-    def __init__(self, waiting: Tally, max_queued: int, max_contexts: int, clock: Callable[[], float] = time.monotonic) -> None:
-        """`waiting` counts the requests that wait (the scheduler keeps it); the two limits are those of the whole daemon."""
+    def __init__(
+        self, waiting: Tally, running: Tally, max_queued: int, max_contexts: int, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        """The scheduler counts who waits and who runs; the two limits are those of the whole daemon. `clock` must not jump."""
         self.contexts = Tally()
         self._waiting = waiting
+        self._running = running
         self._max_queued = max_queued
         self._max_contexts = max_contexts
         self._clock = clock
         self._tenants: dict[str, _Tenant] = {}
 
     def set_limits(self, path: str, limits: Limits) -> None:
-        """A tenant's limits are these from now on; what it used of an unchanged rate stays used."""
-        now = self._clock()
+        """A tenant's limits are these from now on. A rate that it had keeps the time until it is full, whatever its new amount."""
+        now_us = self._now_us()
         old = self._tenants.get(path)
-        self._tenants[path] = _Tenant(
-            limits,
-            _bucket(limits.requests_per_minute, old.requests if old else None, now),
-            _bucket(limits.tokens_per_minute, old.tokens if old else None, now),
-        )
+        buckets = {}
+        for rate, (period_us, _words) in RATES.items():
+            amount: int = getattr(limits, rate)
+            if amount:
+                bucket = buckets[rate] = RateBucket(amount, period_us, now_us)
+                if old is not None and rate in old.buckets:
+                    bucket.set_full_in(old.buckets[rate].full_in_us(now_us), now_us)
+        self._tenants[path] = _Tenant(limits, buckets)
 
     def remove(self, path: str) -> None:
         """Forget a tenant."""
@@ -63,65 +111,94 @@ class Admission:
         """Whether a tenant may have one more context. Raises: QuotaExceeded."""
         if self.contexts.total >= self._max_contexts:
             raise _count_error("contexts", "", self._max_contexts)
-        for path in ancestors(tenant):
-            limit = self._limits(path).max_contexts
+        for path, known in self._limited(tenant):
+            limit = known.limits.max_contexts
             if limit and self.contexts.of(path) >= limit:
                 raise _count_error("contexts", path, limit)
 
-    def check_request(self, tenant: str, num_input: int) -> None:
-        """Whether a request with so many input tokens may wait now. Raises: QueueFull, QuotaExceeded; nothing is taken."""
+    def check_request(self, tenant: str, demand: Demand) -> None:
+        """Whether a request may come in now. Raises: QueueFull, QuotaExceeded; nothing is taken."""
         if self._waiting.total >= self._max_queued:
             raise _queue_error("", self._max_queued)
-        for path in ancestors(tenant):
-            limit = self._limits(path).max_queued
-            if limit and self._waiting.of(path) >= limit:
-                raise _queue_error(path, limit)
-        now = self._clock()
-        for path in ancestors(tenant):
-            self._check_rates(path, num_input, now)
+        for path, known in self._limited(tenant):
+            limits = known.limits
+            if limits.max_queued and self._waiting.of(path) >= limits.max_queued:
+                raise _queue_error(path, limits.max_queued)
+            is_hard = limits.max_running and mode_of(limits, "max_running") is LimitMode.HARD
+            if is_hard and self._waiting.of(path) + self._running.of(path) >= limits.max_running:
+                raise _running_error(path, limits.max_running)
+        short = self._longest(tenant, demand, LimitMode.HARD)
+        if short.wait_us:
+            raise _rate_error(short)
 
-    def take_request(self, tenant: str, num_input: int) -> None:
-        """A request that was checked comes in: its rates are used."""
-        now = self._clock()
-        for path in ancestors(tenant):
-            known = self._tenants.get(path)
-            if known is not None and known.requests is not None:
-                known.requests.take(1, now)
-        self.take_tokens(tenant, num_input)
+    def take_request(self, tenant: str, demand: Demand) -> HeldBack:
+        """A request that was checked comes in: its rates are used. Returns for how long soft ones hold it back, and its loads."""
+        load_us = self._longest(tenant, demand, LimitMode.SOFT, (LOADS,)).wait_us
+        request_us = self._longest(tenant, demand, LimitMode.SOFT, (REQUESTS, TOKENS)).wait_us
+        now_us = self._now_us()
+        for _path, rate, bucket in self._buckets(tenant):
+            bucket.take(demand.of(rate), now_us)
+        return HeldBack(request_us / SECOND_US, load_us / SECOND_US)
+
+    def give_back(self, tenant: str, demand: Demand) -> None:
+        """A request that came in ended before it ever ran: what it took is there again."""
+        now_us = self._now_us()
+        for _path, rate, bucket in self._buckets(tenant):
+            bucket.give_back(demand.of(rate), now_us)
 
     def take_tokens(self, tenant: str, num_tokens: int) -> None:
-        """A request of this tenant read or generated tokens (invariant 3)."""
-        now = self._clock()
+        """A request of this tenant generated tokens (invariant 3)."""
+        now_us = self._now_us()
+        for _path, rate, bucket in self._buckets(tenant):
+            if rate == TOKENS:
+                bucket.take(num_tokens, now_us)
+
+    # ------------------------------------------------------------------------------------------------------------------- inside
+
+    def _now_us(self) -> int:
+        return int(self._clock() * SECOND_US)
+
+    def _limited(self, tenant: str) -> Iterator[tuple[str, _Tenant]]:
+        """The tenant and those above it, as far as they are known."""
         for path in ancestors(tenant):
             known = self._tenants.get(path)
-            if known is not None and known.tokens is not None:
-                known.tokens.take(num_tokens, now)
+            if known is not None:
+                yield path, known
 
-    def _limits(self, path: str) -> Limits:
-        known = self._tenants.get(path)
-        return known.limits if known else _NO_LIMITS
+    def _buckets(self, tenant: str) -> Iterator[tuple[str, str, RateBucket]]:
+        """Every rate that counts what a tenant uses, with the tenant whose it is."""
+        for path, known in self._limited(tenant):
+            for rate, bucket in known.buckets.items():
+                yield path, rate, bucket
 
-    def _check_rates(self, path: str, num_input: int, now: float) -> None:
-        known = self._tenants.get(path)
-        if known is None:
-            return
-        for noun, bucket, amount in (("requests", known.requests, 1), ("tokens", known.tokens, max(num_input, 1))):
-            wait_s = bucket.wait_s(amount, now) if bucket else 0.0
-            if bucket and wait_s > 0:
-                raise QuotaExceeded(
-                    f"Tenant {path!r} may use {bucket.per_minute} {noun} per minute; try again in {math.ceil(wait_s)} s.",
-                    facts={"limit": f"{noun}_per_minute", "value": str(bucket.per_minute), "holder": path},
-                    retry_after_s=wait_s,
-                )
-
-
-_NO_LIMITS = Limits()
+    def _longest(self, tenant: str, demand: Demand, mode: LimitMode, rates: Container[str] = RATES) -> _Short:
+        """Of the rates of a mode that are short of room for a request, the one that takes longest (invariant 1)."""
+        now_us, longest = self._now_us(), _Short("", "", 0, 0)
+        for path, rate, bucket in self._buckets(tenant):
+            if rate in rates and demand.of(rate) and mode_of(self._tenants[path].limits, rate) is mode:
+                wait_us = bucket.wait_us(demand.of(rate), now_us)
+                if wait_us > longest.wait_us:
+                    longest = _Short(path, rate, bucket.amount, wait_us)
+        return longest
 
 
-def _bucket(per_minute: int, old: RateBucket | None, now: float) -> RateBucket | None:
-    if not per_minute:
-        return None
-    return old if old is not None and old.per_minute == per_minute else RateBucket(per_minute, now)
+def _rate_error(short: _Short) -> QuotaExceeded:
+    # A microsecond more than that: the caller's clock and ours cut the present one off at different places.
+    retry_after_s = (short.wait_us + 1) / SECOND_US
+    allowed = RATES[short.rate][1].format(short.amount)
+    return QuotaExceeded(
+        f"Tenant {short.path!r} may {allowed}; try again in {math.ceil(retry_after_s)} s.",
+        facts={"limit": short.rate, "value": str(short.amount), "holder": short.path, "retry": "exact"},
+        retry_after_s=retry_after_s,
+    )
+
+
+def _running_error(path: str, limit: int) -> QuotaExceeded:
+    return QuotaExceeded(
+        f"Tenant {path!r} has {limit} requests, as many as may run or wait; one has to end first.",
+        facts={"limit": "max_running", "value": str(limit), "holder": path, "retry": "estimate"},
+        retry_after_s=RETRY_QUEUE_S,
+    )
 
 
 def _count_error(noun: str, path: str, limit: int) -> QuotaExceeded:
@@ -136,6 +213,6 @@ def _queue_error(path: str, limit: int) -> QueueFull:
     who = f"tenant {path!r}" if path else "this daemon"
     return QueueFull(
         f"The queue of {who} is full: {limit} requests wait.",
-        facts={"limit": "max_queued", "value": str(limit), "holder": path},
+        facts={"limit": "max_queued", "value": str(limit), "holder": path, "retry": "estimate"},
         retry_after_s=RETRY_QUEUE_S,
     )

@@ -32,6 +32,13 @@ class Priority(Enum):
     IDLE = "idle"
 
 
+class LimitMode(Enum):
+    """What a limit does with a request that is above it."""
+
+    SOFT = "soft"  # it is accepted, and waits until it is within the limit
+    HARD = "hard"  # it is refused, and told when to come again
+
+
 class ContextState(Enum):
     """The states of a context; legal moves are in `kerneld.context`."""
 
@@ -422,6 +429,8 @@ class Limits:
     host_guarantee_bytes: int = 0
     disk_bytes: int = 0  # of KV pages on disk; images have a limit of their own
     disk_guarantee_bytes: int = 0
+    loads_per_hour: int = 0  # of models that were not on the device
+    modes: Mapping[str, LimitMode] = field(default_factory=dict)  # by limit, where it is not the one of `kerneld.limitmodes`
 
 
 @dataclass(frozen=True, slots=True)

@@ -58,6 +58,9 @@ class Lodging:
         machine.residency.on_change = self._residency_changed
         machine.residency.preempt = self._preempt
         machine.residency.turns.demand = self._demand
+        machine.residency.turns.is_idle = self._is_idle
+        machine.residency.debts.charge = machine.scheduler.shares.charge
+        machine.scheduler.charging.surcharge = machine.residency.debts.surcharge
         machine.dispatcher.composer.relieve = self._relieve
         machine.residency.parking.host = lambda: machine.host
         machine.residency.before_use = self._adopt_pages
@@ -164,6 +167,11 @@ class Lodging:
     def _demand(self, model: Model) -> int:
         """Requests that run on a model or wait for it."""
         return sum(model.name in request.context.models for request in self.machine.requests.values())
+
+    def _is_idle(self) -> bool:
+        """Whether nothing runs, and nothing waits that could."""
+        scheduler = self.machine.scheduler
+        return not scheduler.running.total and scheduler.next_candidate() is None
 
     def _relieve(self, request: Request) -> bool:
         """Let the model or adapter that was not used for longest, and that nobody uses now, leave for the pages of a request."""

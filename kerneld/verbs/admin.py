@@ -31,6 +31,7 @@ from kerneld.events import DaemonDraining, TenantChanged, TokenAdded, TokenRemov
 from kerneld.fairshare import MAX_WEIGHT
 from kerneld.holdings import LimitChange, Outcome
 from kerneld.inventory import holdings_of
+from kerneld.limitmodes import check_modes
 from kerneld.machine import Machine
 from kerneld.security.acl import may_see_everything, may_see_tenant
 from kerneld.security.identity import TokenArgs
@@ -64,9 +65,10 @@ class AdminVerbs:
         _check_weight(weight)
         if path in machine.tenants:
             raise AlreadyExists(f"There is a tenant {path!r} already; change it with set.")
+        check_modes(limits)
         machine.limits.check(path, limits)
         names = path.split("/")
-        row = TenantRow(path, weight or 1, limits, machine.clock(), new_secret())
+        row = TenantRow(path, weight, limits, machine.clock(), new_secret())
         with machine.effects.done_by(caller, "add_tenant") as effects:
             for depth in range(1, len(names)):
                 above = "/".join(names[:depth])
@@ -96,10 +98,11 @@ class AdminVerbs:
         if weight is not None:
             _check_weight(weight)
         if limits is not None:
+            check_modes(limits)
             machine.limits.check(path, limits)
         with machine.effects.done_by(caller, "set_tenant") as effects:
             await machine.store.set_tenant(path, weight, limits, effects)
-        row = TenantRow(path, weight or old.weight, old.limits if limits is None else limits, old.created_at, old.secret)
+        row = replace(old, weight=old.weight if weight is None else weight, limits=old.limits if limits is None else limits)
         changes = machine.know_tenant(row)
         machine.events.publish(TenantChanged(path, "set"))
         machine.dispatcher.room_made()
@@ -287,5 +290,6 @@ async def drain_requests(machine: Machine, timeout_s: float) -> None:
 
 
 def _check_weight(weight: int) -> None:
-    if not 0 <= weight <= MAX_WEIGHT:
-        raise InvalidArgument("weight", f"use 1 to {MAX_WEIGHT}.")
+    if not 1 <= weight <= MAX_WEIGHT:
+        problem = f"use 1 to {MAX_WEIGHT}; it is {weight}. Who is to get only what others leave uses contexts of the class idle."
+        raise InvalidArgument("weight", problem)

@@ -12,6 +12,7 @@ import secrets
 import msgspec
 
 from drivers.contract import Sampling
+from kerneld.admission import Demand
 from kerneld.bounds import check_tokens
 from kerneld.calls import Caller, ChatInput, ContextState, Durability, InferArgs, InferInput, TextInput, TokenInput
 from kerneld.context import Context
@@ -42,15 +43,14 @@ class Intake:
             raise Draining("The daemon is draining and takes no new requests.", retry_after_s=1.0)
 
     async def model_of(self, context: Context) -> Model:
-        """The context's model with what the driver says of it, on its way to the device. Raises: NotFound, WrongState, Unavailable."""
+        """The context's model with what the driver says of it. Raises: NotFound, WrongState, Unavailable."""
         machine = self._machine
         model = machine.models.get(context.model)
         if machine.models.weights_of(context.models) != context.fingerprint:
             names = " or ".join(map(repr, context.models))
             raise WrongState(f"The files of model {names} have changed since this context began; make a new one.", reason="MODEL_CHANGED")
         for name in context.models:
-            await machine.residency.inspect(machine.models.get(name))
-            machine.residency.start(machine.models.get(name))
+            await machine.residency.know(machine.models.get(name))
         return model
 
     async def tokenize(self, context: Context, model: Model, given: InferInput) -> tuple[int, ...]:
@@ -85,22 +85,26 @@ class Intake:
 
     def check_fits(self, context: Context, model: Model, num_more: int) -> None:
         """Whether the context could ever be wholly on the device with so many more tokens. Raises: NeverFits."""
-        if model.spaces:  # else its first load is on its way; what cannot be placed then ends with an error that says so
-            try:
-                staying = self._machine.models.pinned().union(context.models)
-                self._machine.pager.fits(model.space_ids, context.num_tokens + num_more, context.tenant, staying)
-            except NeverFits as error:
-                error.advise(remedies_of(self._machine, error, Needer.of(context)))
-                raise
+        try:
+            staying = self._machine.models.pinned().union(context.models)
+            self._machine.pager.fits(model.space_ids, context.num_tokens + num_more, context.tenant, staying)
+        except NeverFits as error:
+            error.advise(remedies_of(self._machine, error, Needer.of(context)))
+            raise
 
     def check_limits(self, context: Context, num_input: int) -> None:
         """Whether the tenant may have another request now. Raises: QueueFull, QuotaExceeded."""
         try:
-            self._machine.admission.check_request(context.tenant, num_input)
+            self._machine.admission.check_request(context.tenant, self._demand(context, num_input))
         except QuotaExceeded as error:
             facts = error.facts
             self._machine.events.publish(QuotaRefused(context.tenant, facts.get("limit", ""), facts.get("holder", "")))
             raise
+
+    def _demand(self, context: Context, num_input: int) -> Demand:
+        """What a request takes of its tenant's rates; a load is its own if nobody else has asked for that model."""
+        machine = self._machine
+        return Demand(num_input, sum(machine.residency.would_load(machine.models.get(name), context.tenant) for name in context.models))
 
     def make(
         self, context: Context, args: InferArgs, sampling: Sampling, num_input: int, max_tokens: int, *, score_from: int = -1
@@ -151,14 +155,18 @@ class Intake:
     def enqueue(self, request: Request) -> None:
         """Let a request wait for its turn, and for its model: a load that failed meanwhile is tried again, and ends it if that fails."""
         machine, context = self._machine, request.context
-        for name in context.models:
-            machine.residency.start(machine.models.get(name))
-        machine.admission.take_request(context.tenant, request.num_input)
+        held_back = machine.admission.take_request(context.tenant, self._demand(context, request.num_input))
+        for model in [machine.models.get(name) for name in context.models]:
+            if machine.residency.would_load(model, context.tenant):
+                machine.residency.hold_back(model, context.tenant, held_back.load_s)
+            machine.residency.start(model)
         context.move(ContextState.READY)
         context.active_request, context.last_used_at = request.id, request.arrival
         machine.last_logs.pop(context.id, None)
         machine.requests[request.id] = request
         machine.events.publish(RequestArrived(request.id, context.id, context.tenant, request.num_input))
+        if held_back.request_s:
+            machine.scheduler.defer(request, request.arrival + held_back.request_s)
         machine.scheduler.enqueue(request)
         machine.idle_slabs.wake()
         machine.dispatcher.arrived()

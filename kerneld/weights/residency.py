@@ -3,12 +3,7 @@
     REGISTERED --load--> LOADING --done--> RESIDENT --unload, evict--> REGISTERED
                                               '-- on the way out it is parked in the host tier, if there is room (`kerneld.weights.parking`)
 
-One task per model loads it, whoever asks and however often; everybody waits for that task. The steps of a load:
-
-    inspect    the driver says what the model needs; refused here, nothing has changed
-    place      the pager finds slabs for the weights, evicting idle pages where it must
-    wait       other models leave for it, or it waits for its turn (`kerneld.weights.turns`)
-    copy       the driver copies weights, builds kernels and warms up, beside running steps
+One task per model loads it, whoever asks and however often; everybody waits for that task. Its steps are in `kerneld.weights.loading`.
 
 A worker that dies takes the weights with it, not the wish: `attach` brings back what was resident. A load waits for a worker as long as it
 takes, because requests that were accepted wait behind it; who only watches is told after `DEVICE_WAIT_S`.
@@ -20,21 +15,22 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
-from functools import partial
 
 from drivers.client import Device
-from drivers.contract import LoadSpec, ModelSpec
+from drivers.contract import ModelSpec
 from drivers.errors import DeviceLost, DriverError
 from drivers.wire import HeldModel
 from kerneld.calls import LoadProgress, ModelState
 from kerneld.errors import Conflict, KernelError, Unavailable, WrongState
 from kerneld.eventbus import EventBus
-from kerneld.events import ModelEvicted, ModelFailed, ModelLoaded, ModelUnloaded
-from kerneld.models import HostImage, Model, ModelTable
+from kerneld.events import ModelEvicted, ModelFailed, ModelUnloaded
+from kerneld.models import Model, ModelTable
 from kerneld.weights.claims import Claims
+from kerneld.weights.debts import LoadDebts
 from kerneld.weights.departures import Departures
 from kerneld.weights.followers import Followers
 from kerneld.weights.identities import Identities
+from kerneld.weights.loading import Loading
 from kerneld.weights.parking import Parking
 from kerneld.weights.placement import Placement
 from kerneld.weights.turns import Turns
@@ -59,6 +55,7 @@ class Residency:
         self._adoption: asyncio.Task[None] | None = None
         self._claimed: set[str] = set()  # models whose weights the worker had already
         self._ahead: set[str] = set()  # models that are loaded ahead of need, and only beside those that are there
+        self._returning: set[str] = set()  # models that a dead worker took with it
         self._placement = Placement(memory, pager)
         self._identities = Identities(memory, pager, boot_generation)
         self._claims = Claims(models, self._placement, self._identities, pager.costs)
@@ -66,6 +63,22 @@ class Residency:
         self.parking = Parking(memory, models, pager, events)
         self._departures = Departures(models, self._placement, self.parking)
         self.turns = Turns(memory, models, self._placement, self.parking, events.clock)
+        self.debts = LoadDebts(events)
+        self._loading = Loading(
+            models=models,
+            pager=pager,
+            events=events,
+            placement=self._placement,
+            followers=self._followers,
+            parking=self.parking,
+            departures=self._departures,
+            turns=self.turns,
+            debts=self.debts,
+            start=self.start,
+            evict=self.evict,
+            is_ahead=lambda model: model.name in self._ahead,
+            is_system=lambda model: model.name in self._ahead | self._returning,
+        )
         self.preempt: Callable[[Model], None] = lambda _model: None  # lets the rows of a model that leaves wait again
         self.on_change: Callable[[Model], None] = lambda _model: None
         self.before_use: Callable[[Device], Awaitable[None]] = lambda _device: asyncio.sleep(0)  # before anything is placed there
@@ -104,7 +117,9 @@ class Residency:
             task.cancel()
         self._tasks.clear()
         for model in self._models:
+            self.debts.end(model.name)
             if model.is_resident or (model.state is ModelState.REGISTERED and self.turns.demand(model)):  # evicted, and wanted again
+                self._returning.update([model.name] if model.is_resident else [])
                 model.state = ModelState.LOADING
                 self.on_change(model)
 
@@ -119,6 +134,21 @@ class Residency:
         return model.spec
 
     # ------------------------------------------------------------------------------------------------------------------- load, unload
+
+    async def know(self, model: Model) -> None:
+        """Have what the driver says of a model, and its spaces, so that one can tell what would fit. Raises: Unavailable, DriverError."""
+        self._identities.give(model, await self.inspect(model))
+
+    def would_load(self, model: Model, tenant: str) -> bool:
+        """Whether a request of a tenant would be the one that begins a load of a model: it is not there, and nobody else may have it."""
+        if model.state in (ModelState.REGISTERED, ModelState.FAILED):
+            return not self.turns.demand(model)
+        return self.turns.held.holds_others(model.name, tenant)
+
+    def hold_back(self, model: Model, tenant: str, seconds: float) -> None:
+        """A tenant begins the load of a model, for which a limit makes it wait so long (0: not at all) while others need the device."""
+        self.turns.held.hold(model.name, tenant, seconds)
+        self.turns.look_again()
 
     def start(self, model: Model, *, is_ahead: bool = False) -> None:
         """Begin to load a model unless it is there or on its way; `is_ahead`: only beside those that are there, until somebody needs it."""
@@ -139,7 +169,9 @@ class Residency:
         Raises: WrongState, what the load failed with; Conflict, if it was unloaded or removed meanwhile; Unavailable, if there is no
         worker: the load then goes on when there is one.
         """
+        self.turns.held.release(model.name)
         self.start(model)
+        self.turns.look_again()
         async with contextlib.aclosing(self._followers.follow(model, self._await_device)) as progress:
             async for step in progress:
                 yield step
@@ -158,6 +190,8 @@ class Residency:
         if model.is_resident:
             self._departures.park_and_leave(model)
         model.state = ModelState.REGISTERED
+        self._returning.discard(model.name)
+        self.turns.settled(model)
         self._changed(model)
         if task is not None:
             await asyncio.wait([task])
@@ -206,58 +240,8 @@ class Residency:
         if model.name in self._claimed:
             self._claimed.discard(model.name)
             return
-        self._identities.give(model, await self.inspect(model))
-        offsets, slots = await self._place(model, device)
-        image, base_id = model.image or HostImage((), ()), self._models.get(model.base).model_id if model.base else 0
-        order = LoadSpec(model.model_id, model.source, model.space_ids, offsets, slots, image.offsets, image.checksums, base_id)
-        copying = asyncio.get_running_loop().create_task(self._copy(model, device, order))
-        try:
-            await asyncio.shield(copying)
-        except asyncio.CancelledError:  # the device goes on with what it has begun: the room is its own until it has ended
-            self._departures.abandon(model, device, copying)
-            raise
-
-    async def _place(self, model: Model, device: Device) -> tuple[tuple[int, ...], tuple[int, ...]]:
-        """Offsets and slots for a model, once others have left for it where they must. Raises: PagingError."""
-        may_stream = device.capabilities.streams
-        while True:
-            await self._await_base(model)  # after every wait: it may have had to leave meanwhile
-            self._followers.tell(model, "place", 0, model.size_bytes)
-            try:
-                return await self._placement.place(model, may_stream=may_stream)
-            except OutOfFrames as shortage:
-                if model.name in self._ahead and not self.turns.demand(model):
-                    raise
-                self._followers.tell(model, "wait", 0, model.size_bytes)
-                await self.turns.make_way(model, self._placement.places(model, may_stream=may_stream), shortage, self.evict)
-
-    async def _await_base(self, model: Model) -> None:
-        """Have the base of an adapter resident. Raises: WrongState, what its load failed with."""
-        if not model.base:
-            return
-        self.start(base := self._models.get(model.base))
-        while not base.is_resident:
-            if base.state is ModelState.FAILED or (base.state is ModelState.REGISTERED and not self.turns.demand(model)):
-                raise WrongState(f"Its base {base.name!r} is not there. {base.failure}".strip())
-            self.start(base)
-            await self._followers.moved()
-
-    async def _copy(self, model: Model, device: Device, order: LoadSpec) -> None:
-        source = "host" if order.host_offsets else "disk"
-        tell = partial(self._followers.tell, model, "copy", source=source)
-        try:
-            with self.parking.reading(model):
-                loaded = await device.load(order, tell, model.weights_key)
-        except BaseException:
-            self._placement.release(model)
-            raise
-        model.note_loaded(loaded)
-        if loaded.num_corrupt:
-            self.parking.drop(model)
-        self.turns.note_rate(source, loaded.bytes_loaded, loaded.copy_s)
-        self._pager.costs.know_model(model.name, model.space_ids, loaded.prefill_s)
-        figures = loaded.bytes_loaded, loaded.seconds, loaded.host_bytes, loaded.copy_s, loaded.num_corrupt
-        self._events.publish(ModelLoaded(model.name, *figures))
+        await self.know(model)
+        await self._loading.run(model, device)
 
     async def _await_device(self) -> Device:
         try:
@@ -273,8 +257,10 @@ class Residency:
         if self._tasks.get(model.name) is task:
             del self._tasks[model.name]
         if task.cancelled() or isinstance(failure := task.exception(), DeviceLost):  # the next device loads it
+            self.turns.placed(model)
             self._followers.wake()
             return
+        self.turns.settled(model)
         if failure is None:
             model.state, model.resident_since, model.num_loads = ModelState.RESIDENT, self._events.clock(), model.num_loads + 1
         elif isinstance(failure, DriverError) and model.base and not self._models.get(model.base).is_resident:
@@ -284,6 +270,7 @@ class Residency:
         else:
             self._note_failure(model, failure)
         self._ahead.discard(model.name)
+        self._returning.discard(model.name)
         self._changed(model)
 
     def _note_failure(self, model: Model, failure: BaseException) -> None:
@@ -295,6 +282,8 @@ class Residency:
 
     def _changed(self, model: Model) -> None:
         """A model came, went or failed."""
+        if not model.is_resident:
+            self.debts.end(model.name)
         self.on_change(model)
         self._followers.wake()
         self.turns.look_again()

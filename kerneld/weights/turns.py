@@ -1,7 +1,14 @@
 """Turns: a model that does not fit waits here until others have left, or until there is no hope.
 
-One at a time decides who leaves (`kerneld.weights.victims` says who), in the order in which they came; who is behind looks again then.
-Whoever waits looks again when a model came or went, when a request ended, and when the time has come that the choice named.
+One at a time decides who leaves (`kerneld.weights.victims` says who), in the order of `kerneld.weights.line`; who is behind looks again
+then. Whoever waits looks again when a model came or went, when a request ended, when another one waits for it, and when the time has come
+that the choice named.
+
+    held back ---> joins the line ---> is first ---> others leave ---> places its weights ---> settled
+
+Invariants
+1. From the moment that others have left for a model until it has placed its weights, or cannot, nobody else places any: room that was made
+   for one is taken by no other.
 """
 
 from __future__ import annotations
@@ -11,13 +18,16 @@ import contextlib
 from collections.abc import Awaitable, Callable, Iterable
 
 from kerneld.models import Model, ModelTable
+from kerneld.weights.heldloads import HeldLoads
+from kerneld.weights.line import Line, Waiter
 from kerneld.weights.parking import Parking
 from kerneld.weights.placement import Placement
-from kerneld.weights.victims import NEVER, Rules, Standing, Wanted, choose
+from kerneld.weights.victims import NEVER, Choice, Rules, Standing, Wanted, choose
 from memory.config import MemoryConfig
 from memory.errors import OutOfFrames
 
 GUESSED_RATES = {"host": 8e9, "disk": 1e9}  # bytes per second, until a load has told
+_BEHIND_S = 1.0  # who is not first looks again after so long, because urgencies change without a word
 
 
 class Turns:
@@ -32,9 +42,13 @@ class Turns:
         self._clock = clock
         self._rules = Rules(memory.min_residency_s, memory.max_model_wait_s)
         self._rates = dict(GUESSED_RATES)
-        self._line = asyncio.Lock()
+        self.line = Line(clock, memory.max_model_wait_s)
+        self._decider: Waiter | None = None  # others leave for it just now
+        self._placing = ""  # for whom room was made (invariant 1)
+        self.held = HeldLoads(clock)
         self._changed = asyncio.Event()
         self.demand: Callable[[Model], int] = lambda _model: 0  # requests that run on a model or wait for it
+        self.is_idle: Callable[[], bool] = lambda: True  # nobody runs, and nobody waits who could
 
     def look_again(self) -> None:
         """Something changed that may let a model go."""
@@ -60,20 +74,75 @@ class Turns:
 
         Raises: the shortage, if nobody can leave for it, or nobody could for `max_model_wait_s` and no request waits.
         """
-        since = self._clock()
-        async with self._line:
-            while not self._placement.fits(places):
-                now, demand = self._clock(), self.demand(model)
-                choice = choose(Wanted(since, demand), self._standings(model), now, self._rules, self._fits(places))
-                for victim in [self._models.get(name) for name in choice.victims]:  # its name may be removed while others leave
-                    await evict(victim)
-                if choice.victims:
-                    return
+        waiter = self.line.join(model)
+        self.look_again()  # another one may not be first any more
+        try:
+            while not await self._make_way(waiter, places, evict):
+                now = self._clock()
                 # Where all that may leave is too little, others are on their way in or out, or rows of others have to end first.
-                gives_up_at = NEVER if demand else since + self._rules.max_wait_s
+                gives_up_at = NEVER if self.demand(model) else waiter.since + self._rules.max_wait_s
                 if now >= gives_up_at or not self._could_ever(places):
                     raise shortage
-                await self._wait(min(choice.until, gives_up_at) - now)
+                await self._wait(min(self._next_look(waiter, places, now), gives_up_at) - now)
+        finally:
+            self.line.leave(waiter)
+            if self._decider is waiter:
+                self._decider = None
+            self.look_again()
+
+    async def _make_way(self, waiter: Waiter, places: tuple[int, ...], evict: Callable[[Model], Awaitable[None]]) -> bool:
+        """Have others leave for a model, if it is first in the line. Returns whether it is worth another try."""
+        model = waiter.model
+        if self._decider is not None or self._is_kept_from(model) or self.line.first() is not waiter:
+            return False
+        victims: tuple[str, ...] = ()
+        if not self._placement.fits(places):
+            victims = self._choose(waiter, places, self._clock()).victims
+            if not victims:
+                return False
+        self._decider, self._placing = waiter, model.name
+        for victim in [self._models.get(name) for name in victims]:  # its name may be removed while others leave
+            await evict(victim)
+        return True
+
+    def _choose(self, waiter: Waiter, places: tuple[int, ...], now: float) -> Choice:
+        wanted = Wanted(waiter.since, self.demand(waiter.model))
+        return choose(wanted, self._standings(waiter.model), now, self._rules, self._fits(places))
+
+    def _next_look(self, waiter: Waiter, places: tuple[int, ...], now: float) -> float:
+        """When a model that waits has to look again though nobody tells it to."""
+        is_next = self._decider is None and not self._is_kept_from(waiter.model) and self.line.first() is waiter
+        return self._choose(waiter, places, now).until if is_next else now + _BEHIND_S
+
+    def _is_kept_from(self, model: Model) -> bool:
+        """Whether room is being made for somebody else (invariant 1)."""
+        return self._placing not in ("", model.name)
+
+    def may_place(self, model: Model) -> bool:
+        """Whether a model may take room that there is: it was not made for somebody else (invariant 1)."""
+        return not self._is_kept_from(model)
+
+    async def changed(self) -> None:
+        """Wait until something changes."""
+        await self._changed.wait()
+
+    def placed(self, model: Model) -> None:
+        """A model has its room, or does not try for it now: the next one may."""
+        if self._placing == model.name:
+            self._placing = ""
+            self.look_again()
+
+    def settled(self, model: Model) -> None:
+        """A load ended, however."""
+        self.placed(model)
+        self.line.forget(model)
+        self.held.release(model.name)
+
+    async def held_back(self, model: Model) -> None:
+        """Wait while a soft limit holds the load of a model back and somebody else needs the device."""
+        while (seconds := self.held.seconds_left(model.name)) and not self.is_idle():
+            await self._wait(seconds)
+        self.held.release(model.name)
 
     async def _wait(self, seconds: float) -> None:
         with contextlib.suppress(TimeoutError):

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from typing import NamedTuple
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from kerneld.admission import Admission
-from kerneld.calls import Limits
-from kerneld.errors import QueueFull, QuotaExceeded
+from kerneld.admission import Admission, Demand, HeldBack
+from kerneld.calls import LimitMode, Limits
+from kerneld.errors import InvalidArgument, QueueFull, QuotaExceeded
+from kerneld.limitmodes import check_modes
 from kerneld.tally import Tally
+from tests.kerneld.conftest import FakeClock
 
 
 @pytest.fixture
@@ -18,13 +22,18 @@ def waiting() -> Tally:
 
 
 @pytest.fixture
-def admission(waiting: Tally, clock: Callable[[], float]) -> Admission:
-    return Admission(waiting, max_queued=5, max_contexts=10, clock=clock)
+def running() -> Tally:
+    return Tally()
+
+
+@pytest.fixture
+def admission(waiting: Tally, running: Tally, clock: FakeClock) -> Admission:
+    return Admission(waiting, running, max_queued=5, max_contexts=10, clock=clock)
 
 
 def test_without_limits_everything_comes_in(admission: Admission) -> None:
     admission.check_context("lab/ann")
-    admission.check_request("lab/ann", 1_000_000)
+    admission.check_request("lab/ann", Demand(1_000_000))
 
 
 def test_contexts_are_limited_by_everybody_above(admission: Admission) -> None:
@@ -54,36 +63,36 @@ def test_queues_are_bounded_by_tenant_and_by_the_daemon(admission: Admission, wa
         waiting.add(path)
 
     with pytest.raises(QueueFull) as caught:
-        admission.check_request("lab/ann", 1)
+        admission.check_request("lab/ann", Demand(1))
     for path in ("a", "b", "c"):
         waiting.add(path)
     with pytest.raises(QueueFull, match="this daemon"):
-        admission.check_request("d", 1)
+        admission.check_request("d", Demand(1))
 
     assert (caught.value.facts["holder"], caught.value.retry_after_s) == ("lab", 1.0)
 
 
-def test_requests_per_minute_say_when_the_next_may_come(admission: Admission, clock: Callable[[], float]) -> None:
+def test_requests_per_minute_say_when_the_next_may_come(admission: Admission, clock: FakeClock) -> None:
     admission.set_limits("lab", Limits(requests_per_minute=2))
     for path in ("lab/ann", "lab/bob"):
-        admission.check_request(path, 1)
-        admission.take_request(path, 1)
+        admission.check_request(path, Demand(1))
+        admission.take_request(path, Demand(1))
 
     with pytest.raises(QuotaExceeded) as caught:
-        admission.check_request("lab/ann", 1)
+        admission.check_request("lab/ann", Demand(1))
 
     assert caught.value.retry_after_s == pytest.approx(30.0)
-    assert caught.value.facts == {"limit": "requests_per_minute", "value": "2", "holder": "lab"}
+    assert caught.value.facts == {"limit": "requests_per_minute", "value": "2", "holder": "lab", "retry": "exact"}
 
 
 def test_output_is_taken_from_the_rate_and_delays_the_next_request(admission: Admission) -> None:  # invariant 3
     admission.set_limits("lab", Limits(tokens_per_minute=100))
-    admission.check_request("lab", 40)
-    admission.take_request("lab", 40)
+    admission.check_request("lab", Demand(40))
+    admission.take_request("lab", Demand(40))
     admission.take_tokens("lab", 90)
 
     with pytest.raises(QuotaExceeded) as caught:
-        admission.check_request("lab", 10)
+        admission.check_request("lab", Demand(10))
 
     assert caught.value.retry_after_s == pytest.approx(24.0)
 
@@ -91,24 +100,24 @@ def test_output_is_taken_from_the_rate_and_delays_the_next_request(admission: Ad
 def test_a_refused_request_took_nothing(admission: Admission) -> None:  # invariant 2
     admission.set_limits("lab", Limits(requests_per_minute=1))
     admission.set_limits("lab/ann", Limits(tokens_per_minute=60))
-    admission.take_request("lab/bob", 1)
+    admission.take_request("lab/bob", Demand(1))
 
     for _ in range(5):
         with pytest.raises(QuotaExceeded):
-            admission.check_request("lab/ann", 60)
+            admission.check_request("lab/ann", Demand(60))
     admission.set_limits("lab", Limits())
 
-    admission.check_request("lab/ann", 60)
+    admission.check_request("lab/ann", Demand(60))
 
 
 def test_setting_the_same_rate_again_gives_nothing_back(admission: Admission) -> None:
     admission.set_limits("lab", Limits(requests_per_minute=1))
-    admission.take_request("lab", 1)
+    admission.take_request("lab", Demand(1))
 
     admission.set_limits("lab", Limits(requests_per_minute=1, max_contexts=3))
 
     with pytest.raises(QuotaExceeded):
-        admission.check_request("lab", 1)
+        admission.check_request("lab", Demand(1))
 
 
 def test_a_removed_tenant_has_no_limits(admission: Admission) -> None:
@@ -119,3 +128,192 @@ def test_a_removed_tenant_has_no_limits(admission: Admission) -> None:
     admission.remove("lab")
 
     admission.check_context("lab")
+
+
+# ------------------------------------------------------------------------------------------------------------------------ soft and hard
+
+
+def test_a_soft_rate_refuses_nothing_and_says_when_each_has_room(admission: Admission) -> None:
+    admission.set_limits("lab", Limits(requests_per_minute=2, modes={"requests_per_minute": LimitMode.SOFT}))
+    held_back = []
+    for _ in range(4):
+        admission.check_request("lab/ann", Demand(1))
+        held_back.append(admission.take_request("lab/ann", Demand(1)))
+
+    assert held_back == [HeldBack(0, 0), HeldBack(0, 0), HeldBack(30.0, 0), HeldBack(60.0, 0)]
+
+
+def test_a_hard_limit_above_a_soft_one_refuses(admission: Admission) -> None:
+    admission.set_limits("lab", Limits(requests_per_minute=3))
+    admission.set_limits("lab/ann", Limits(requests_per_minute=1, modes={"requests_per_minute": LimitMode.SOFT}))
+    for _ in range(3):
+        admission.check_request("lab/ann", Demand(1))
+        admission.take_request("lab/ann", Demand(1))
+
+    with pytest.raises(QuotaExceeded, match="'lab' may use 3 requests per minute"):
+        admission.check_request("lab/ann", Demand(1))
+
+
+def test_of_two_rates_the_one_that_takes_longer_is_named(admission: Admission, clock: FakeClock) -> None:  # invariant 1
+    admission.set_limits("lab", Limits(requests_per_minute=1, tokens_per_minute=60))
+    admission.take_request("lab", Demand(60))
+    admission.take_tokens("lab", 60)
+
+    with pytest.raises(QuotaExceeded) as caught:
+        admission.check_request("lab", Demand(60))
+    assert caught.value.facts["limit"] == "tokens_per_minute"
+    assert caught.value.retry_after_s is not None
+    clock.advance(caught.value.retry_after_s)
+    admission.check_request("lab", Demand(60))
+
+
+def test_loads_are_counted_by_the_hour_and_only_where_one_begins(admission: Admission) -> None:
+    admission.set_limits("lab", Limits(loads_per_hour=2))
+    for _ in range(2):
+        admission.check_request("lab/ann", Demand(1, num_loads=1))
+        admission.take_request("lab/ann", Demand(1, num_loads=1))
+
+    with pytest.raises(QuotaExceeded) as caught:
+        admission.check_request("lab/bob", Demand(1, num_loads=1))
+    admission.check_request("lab/bob", Demand(1, num_loads=0))
+
+    assert caught.value.message == "Tenant 'lab' may start 2 loads of models per hour; try again in 1801 s."
+    assert caught.value.retry_after_s == pytest.approx(1800)
+
+
+def test_soft_loads_hold_back_the_load_and_not_the_request(admission: Admission) -> None:
+    admission.set_limits("lab", Limits(loads_per_hour=1, modes={"loads_per_hour": LimitMode.SOFT}))
+    admission.take_request("lab", Demand(1, num_loads=1))
+
+    assert admission.take_request("lab", Demand(1, num_loads=1)) == HeldBack(0, 3600.0)
+
+
+def test_a_hard_limit_of_running_requests_counts_those_that_wait(admission: Admission, waiting: Tally, running: Tally) -> None:
+    admission.set_limits("lab", Limits(max_running=2, modes={"max_running": LimitMode.HARD}))
+    admission.set_limits("guest", Limits(max_running=1))
+    for tally in (waiting, running):
+        tally.add("lab/ann")
+        tally.add("guest")
+
+    with pytest.raises(QuotaExceeded) as caught:
+        admission.check_request("lab/bob", Demand(1))
+    admission.check_request("guest", Demand(1))
+
+    assert caught.value.facts == {"limit": "max_running", "value": "2", "holder": "lab", "retry": "estimate"}
+    assert caught.value.message == "Tenant 'lab' has 2 requests, as many as may run or wait; one has to end first."
+
+
+def test_a_request_that_never_ran_is_given_back(admission: Admission) -> None:
+    admission.set_limits("lab", Limits(requests_per_minute=1))
+    admission.take_request("lab", Demand(1))
+    admission.give_back("lab", Demand(1))
+
+    admission.check_request("lab", Demand(1))
+
+
+def test_another_rate_does_not_forgive_what_was_used(admission: Admission) -> None:
+    admission.set_limits("lab", Limits(requests_per_minute=1))
+    admission.take_request("lab", Demand(1))
+
+    for requests_per_minute in (60, 1, 5):
+        admission.set_limits("lab", Limits(requests_per_minute=requests_per_minute))
+
+    with pytest.raises(QuotaExceeded):
+        admission.check_request("lab", Demand(1))
+
+
+def test_ten_thousand_waiting_requests_of_one_tenant_are_a_full_queue(waiting: Tally, running: Tally, clock: FakeClock) -> None:
+    admission = Admission(waiting, running, max_queued=1_000_000, max_contexts=1, clock=clock)
+    admission.set_limits("lab", Limits(max_queued=10_000))
+    for _ in range(10_000):
+        admission.check_request("lab/ann", Demand(1))
+        waiting.add("lab/ann")
+
+    with pytest.raises(QueueFull, match="queue of tenant 'lab' is full: 10000 requests"):
+        admission.check_request("lab/ann", Demand(1))
+    admission.check_request("other", Demand(1))
+
+
+@pytest.mark.parametrize(
+    ("name", "told"),
+    [
+        ("max_contexts", "is always hard; soft or hard can be requests_per_minute, tokens_per_minute, loads_per_hour, max_running."),
+        ("device_bytes", "is always hard"),
+        ("requests_per_second", "is no limit"),
+        ("modes", "is no limit"),
+    ],
+)
+def test_a_limit_that_can_have_no_mode_is_named(name: str, told: str) -> None:
+    with pytest.raises(InvalidArgument) as caught:
+        check_modes(Limits(modes={"max_running": LimitMode.HARD, name: LimitMode.SOFT}))
+    assert f"limits.modes['{name}']: {told}" in caught.value.message
+
+
+# --------------------------------------------------------------------------------------------------------------------- exact, always
+
+
+class Stream(NamedTuple):
+    """Requests of two tenants beneath one, with pauses between them."""
+
+    limits: Limits
+    calls: list[tuple[str, float, int, int]]  # tenant, pause in seconds, tokens of input, loads
+
+
+streams = st.builds(
+    Stream,
+    st.builds(Limits, requests_per_minute=st.integers(0, 9), tokens_per_minute=st.integers(0, 900), loads_per_hour=st.integers(0, 3)),
+    st.lists(st.tuples(st.sampled_from(["lab/ann", "lab/bob"]), st.floats(0, 100), st.integers(0, 90), st.integers(0, 1)), max_size=40),
+)
+
+
+@given(streams, st.floats(0, 1e7))
+def test_who_waits_as_long_as_told_comes_in(stream: Stream, start: float) -> None:
+    clock = FakeClock()
+    clock.now = start
+    admission = Admission(Tally(), Tally(), max_queued=1, max_contexts=1, clock=clock)
+    admission.set_limits("lab", stream.limits)
+    for tenant, pause, num_tokens, num_loads in stream.calls:
+        clock.advance(pause)
+        try:
+            admission.check_request(tenant, Demand(num_tokens, num_loads))
+        except QuotaExceeded as refusal:
+            clock.advance(refusal.retry_after_s or 0.0)
+            admission.check_request(tenant, Demand(num_tokens, num_loads))
+        admission.take_request(tenant, Demand(num_tokens, num_loads))
+
+
+@given(streams)
+def test_no_stretch_of_time_lets_in_more_than_its_part_and_a_burst(stream: Stream) -> None:
+    clock, admitted = FakeClock(), []
+    admission = Admission(Tally(), Tally(), max_queued=1, max_contexts=1, clock=clock)
+    admission.set_limits("lab", stream.limits)
+    for tenant, pause, num_tokens, num_loads in stream.calls:
+        clock.advance(pause)
+        try:
+            admission.check_request(tenant, Demand(num_tokens, num_loads))
+        except QuotaExceeded:
+            continue
+        admission.take_request(tenant, Demand(num_tokens, num_loads))
+        admitted.append((clock.now, num_loads))
+    per_minute, per_hour = stream.limits.requests_per_minute, stream.limits.loads_per_hour
+    for i, (since, _) in enumerate(admitted):
+        for j in range(i, len(admitted)):
+            minutes = (admitted[j][0] - since + 2e-6) / 60
+            assert not per_minute or j - i + 1 <= per_minute * (1 + minutes)
+            assert not per_hour or sum(loads for _, loads in admitted[i : j + 1]) <= per_hour * (1 + minutes / 60)
+
+
+@given(streams)
+def test_soft_requests_run_no_faster_than_hard_ones_would_come_in(stream: Stream) -> None:
+    clock, ready = FakeClock(), []
+    admission = Admission(Tally(), Tally(), max_queued=1, max_contexts=1, clock=clock)
+    limits = Limits(requests_per_minute=stream.limits.requests_per_minute, modes={"requests_per_minute": LimitMode.SOFT})
+    admission.set_limits("lab", limits)
+    for tenant, pause, num_tokens, _loads in stream.calls:
+        clock.advance(pause)
+        admission.check_request(tenant, Demand(num_tokens))
+        ready.append(clock.now + admission.take_request(tenant, Demand(num_tokens)).request_s)
+    assert ready == sorted(ready)
+    for i, since in enumerate(ready):
+        for j in range(i, len(ready)):
+            assert not limits.requests_per_minute or j - i + 1 <= limits.requests_per_minute * (1 + (ready[j] - since + 2e-6) / 60)

@@ -1,0 +1,118 @@
+"""LoadDebts: the seconds that loads take are charged to the tenants that are served by them.
+
+    load ends            residency                                          model leaves
+    |--- its us: debt ---|--- each charge pays as much again, until paid ---|--- what is left: split by service ---|
+
+Whoever is served first pays first, and never more than twice the price of its work; who comes when the debt is paid pays nothing. What
+is left at the end is split among those that were served, by the service that each had; if nobody was, it is the system's.
+
+Invariants
+1. What is charged for a load, over all tenants and the system, is its us, exactly: no more, no less, whatever happens on the way.
+2. Charges for loads are never given back: a request that is cancelled was served by the load all the same.
+3. Loads that no tenant asked for (ahead of need, or to bring back what a dead worker held) are the system's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Final
+
+from kerneld.eventbus import EventBus
+from kerneld.events import Event
+from kerneld.request import Request
+
+SYSTEM: Final = "(system)"  # no tenant may be called so
+
+
+@dataclass(frozen=True, slots=True)
+class LoadCharged(Event):
+    """A model left the device; of what its load took, this tenant paid so much."""
+
+    model: str
+    tenant: str
+    load_us: int
+
+
+@dataclass(slots=True)
+class _Residency:
+    """What is owed for one stay of a model on the device."""
+
+    owed_us: int
+    served_us: dict[str, int] = field(default_factory=dict)  # by tenant: its charges for work on the model
+    paid_us: dict[str, int] = field(default_factory=dict)
+
+
+class LoadDebts:
+    """What is owed for the models that are on the device."""
+
+    def __init__(self, events: EventBus) -> None:
+        self._events = events
+        self._residencies: dict[str, _Residency] = {}  # by model
+        self.charge: Callable[[str, int], None] = lambda _tenant, _us: None  # in the accounts of shares, at the end of a residency
+        self.on_charged: Callable[[str, int], None] = lambda _tenant, _us: None  # told of every charge, the system's too
+
+    def begin(self, model: str, load_us: int, *, is_system: bool = False) -> None:
+        """A model was loaded."""
+        self.end(model)
+        residency = self._residencies[model] = _Residency(0 if is_system else load_us)
+        if is_system:
+            self._note(residency, SYSTEM, load_us)
+
+    def surcharge(self, request: Request, cost_us: int) -> int:
+        """A request is charged for work. Returns what it pays on top for the loads of its model and adapter: as much again at most."""
+        room_us = cost_us
+        for model in request.context.models:
+            residency = self._residencies.get(model)
+            if residency is None:
+                continue
+            tenant = request.tenant
+            residency.served_us[tenant] = residency.served_us.get(tenant, 0) + cost_us
+            part_us = min(room_us, residency.owed_us)
+            if part_us:
+                room_us -= part_us
+                residency.owed_us -= part_us
+                self._note(residency, tenant, part_us)
+        return cost_us - room_us
+
+    def end(self, model: str) -> None:
+        """A model left the device, or the device is gone: what is still owed is split among those it served."""
+        residency = self._residencies.pop(model, None)
+        if residency is None:
+            return
+        for tenant, part_us in split(residency.owed_us, residency.served_us).items():
+            if tenant != SYSTEM:
+                self.charge(tenant, part_us)
+            self._note(residency, tenant, part_us)
+        for tenant, paid_us in sorted(residency.paid_us.items()):
+            self._events.publish(LoadCharged(model, tenant, paid_us))
+
+    def forget(self, tenant: str) -> None:
+        """A tenant is gone: what it would still have paid falls to the others, or to the system."""
+        for residency in self._residencies.values():
+            residency.served_us.pop(tenant, None)
+
+    def owed_us(self, model: str) -> int:
+        """What is still owed for a model that is on the device."""
+        residency = self._residencies.get(model)
+        return residency.owed_us if residency is not None else 0
+
+    def _note(self, residency: _Residency, tenant: str, us: int) -> None:
+        if us:
+            residency.paid_us[tenant] = residency.paid_us.get(tenant, 0) + us
+            self.on_charged(tenant, us)
+
+
+def split(total: int, weights: dict[str, int]) -> dict[str, int]:
+    """Split a whole number by weights, exactly: what rounding leaves goes by one to those that it was taken most from, then by name.
+
+    Without any weight it is the system's.
+    """
+    whole = sum(weights.values())
+    if not total or not whole:
+        return {SYSTEM: total} if total else {}
+    parts = {name: total * weight // whole for name, weight in weights.items()}
+    by_rest = sorted(weights, key=lambda name: (-(total * weights[name] % whole), name))
+    for name in by_rest[: total - sum(parts.values())]:
+        parts[name] += 1
+    return parts

@@ -1,0 +1,69 @@
+"""The line: models that do not fit, and which of them is next.
+
+    overdue    waited for `max_wait_s`: the oldest first, before everybody else, so that nobody is overtaken for ever
+    wanted     requests wait for it: a load inherits the place of its best waiter, as the scheduler would pick it
+    ahead      nobody waits for it: somebody loads it by hand; in the order in which they came
+
+Invariants
+1. The place is looked up whenever it matters, and never kept: who comes, goes or is served in between changes it.
+2. A model that has to try again keeps the time since which it waits, until it is on the device or has given up.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from kerneld.models import Model
+
+# Comparable with others of its kind, the least is first; None: nobody waits.
+Urgency = Callable[[str], tuple[object, ...] | None]
+
+
+@dataclass(slots=True, eq=False)
+class Waiter:
+    """A model in the line."""
+
+    model: Model
+    since: float
+
+
+class Line:
+    """Who waits for room."""
+
+    def __init__(self, clock: Callable[[], float], max_wait_s: float) -> None:
+        self._clock = clock
+        self._max_wait_s = max_wait_s
+        self._waiting: list[Waiter] = []
+        self._since: dict[str, float] = {}  # by name (invariant 2)
+        self.urgency: Urgency = lambda _name: None
+
+    def join(self, model: Model) -> Waiter:
+        """Wait for room."""
+        waiter = Waiter(model, self._since.setdefault(model.name, self._clock()))
+        self._waiting.append(waiter)
+        return waiter
+
+    def leave(self, waiter: Waiter) -> None:
+        """Room was made, or nobody hopes for it any more."""
+        self._waiting.remove(waiter)
+
+    def forget(self, model: Model) -> None:
+        """A model is on the device, or has given up."""
+        self._since.pop(model.name, None)
+
+    def first(self) -> Waiter:
+        """Who is next. Somebody has to wait."""
+        now = self._clock()
+        overdue = [waiter for waiter in self._waiting if now - waiter.since >= self._max_wait_s and self._is_wanted(waiter)]
+        if overdue:
+            return min(overdue, key=lambda waiter: waiter.since)
+        urgencies = [self._urgency(waiter) for waiter in self._waiting]
+        wanted = [(urgency, idx) for idx, urgency in enumerate(urgencies) if urgency is not None]
+        return self._waiting[min(wanted)[1]] if wanted else self._waiting[0]
+
+    def _is_wanted(self, waiter: Waiter) -> bool:
+        return self._urgency(waiter) is not None
+
+    def _urgency(self, waiter: Waiter) -> tuple[object, ...] | None:
+        return self.urgency(waiter.model.name)
