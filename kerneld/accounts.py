@@ -17,7 +17,6 @@ class ShareAccount(msgspec.Struct, frozen=True, array_like=True):
     path: str
     counter: int
     remainder: int
-    credit: int
     service: int  # cost charged, refunds taken off, in microseconds of device time
     is_active: bool  # something waits at it or below
     last_active: int  # counter of the child that was active last

@@ -1,8 +1,8 @@
 """Virtual counters of service over the tree of tenants: who was served least, for its weight.
 
 Every node of the tree (lab / group / person) has a weight and a counter. Work charges `cost / weight` to the node that asked for it and to
-all above it; the scheduler walks from the root along the active child of least counter. Requests that wait at a node which has children
-too queue in a hidden child of their own, named ".", so that only leaves have requests.
+all above it; the scheduler walks from the root along the active child that is next. Requests that wait at a node which has children too
+queue in a hidden child of their own, named ".", so that only leaves have requests.
 
     root
      +- lab   weight 1                     active   a request waits below it, and it and all between are open
@@ -12,117 +12,113 @@ too queue in a hidden child of their own, named ".", so that only leaves have re
      |   '- .          counter 33          requests of the tenant "lab" itself
      '- other
 
+Among siblings that is next whose virtual deadline is least: counter + slice / weight, where the slice is that of the best class (rank) that
+waits below. So a stricter class goes first until it is a slice ahead; the share stays the same. What follows from the rules, and why,
+stands in ARCHITECTURE.md, section "Fair shares".
+
 Invariants
-1. Counters are integers, and exact: what a division leaves over is carried to the next charge.
+1. Counters are integers, and exact: what a division leaves over is carried to the next charge. A change of weight or factor loses less than
+   one counter unit.
 2. Lift: a node that becomes active is raised to the least counter among its active siblings; if none is active, to the counter of the
    sibling that was active last. A lift never lowers. (Without it, a tenant that slept would be owed the service it never asked for.)
-   A tenant with a request that is held out of the line is not asleep: neither it nor anybody above it is lifted until `release`.
-3. A refund lowers a node no further than the least counter of its active siblings, and never raises it. What is left of it is credit that
-   the next charges use up, so that nothing is lost (dropping it would let service drift apart without bound); a lift that raises ends it.
+   Cap: nor is it further ahead than `cap / weight` of the least of them; what lies beyond is forgiven, not given back.
+   A tenant with a request that is held out of the line is not asleep: until `release` it and those above it may stay behind, by the cap.
+3. A refund undoes its charge, to the unit.
 4. A node is active if and only if it is open and has an active child; the hidden child is active while requests wait in it.
-5. Every active node has one live entry in its parent's heap, whose key is at most its counter: charging a node touches no heap, and a
-   key that has fallen behind is mended when it comes to the top.
+5. Every active node has entries in its parent's heaps that are low enough (`kerneld.shareheap`).
 
-Source: Sheng et al., "Fairness in serving large language models", OSDI 2024 (algorithm 2 with both lift branches, and weights).
+Source: Sheng et al., "Fairness in serving large language models", OSDI 2024 (algorithm 2 with both lift branches, and weights); Stoica and
+Abdel-Wahab, "Earliest eligible virtual deadline first", 1995 (the deadline).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
+from itertools import islice
 from typing import Final
 
-from kerneld.errors import InvalidArgument, NotFound, WrongState
-from kerneld.sharenode import OWN, SCALE, ShareNode
+from kerneld.accounts import ShareAccount
+from kerneld.errors import InvalidArgument, WrongState
+from kerneld.sharenode import OWN, SCALE, ShareNode, ShareRules
+from kerneld.sharetree import ShareTree
+from kerneld.standings import Standing, standing_of
 
 MAX_WEIGHT: Final = 10_000
+MIN_FACTOR: Final = 250
+MAX_FACTOR: Final = 4000
 # Counters that have all passed this are moved back together, so that they fit in 64 bits wherever they are stored.
 REBASE_AT: Final = 1 << 60
-
-# Keys of a snapshot: one of these, then the path.
-_COUNTER: Final = "counter:"
-_REMAINDER: Final = "remainder:"
-_CREDIT: Final = "credit:"
-_SERVICE: Final = "service:"
-_ACTIVE: Final = "active:"  # 1 or 0
-_LAST_ACTIVE: Final = "last:"  # counter of the child that was active last
 
 
 class FairShare:
     """Accounts of service per tenant, and the order in which tenants are next."""
 
-    def __init__(self) -> None:
-        self._root = ShareNode("", "", None)
-        self._nodes: dict[str, ShareNode] = {"": self._root}
-        self._owns: dict[str, ShareNode] = {}  # the hidden children, by the path of their tenant
-        self._touched: set[ShareNode] = set()  # nodes whose account may have changed since `changes` was asked
+    def __init__(self, slices_us: tuple[int, int, int] = (0, 0, 0)) -> None:
+        self._tree = ShareTree(ShareRules(slices_us))
+        self._touched: dict[ShareNode, None] = {}  # nodes whose account may have changed since `changes` was asked, with all above
         self._is_resuming = False  # accounts were restored, and nothing was charged since
 
     # ------------------------------------------------------------------------------------------------------------------ the tree
 
     def add(self, path: str, weight: int = 1) -> None:
         """Make a tenant known, and those above it if they are not; a known one gets the weight. Raises: InvalidArgument."""
-        node = self._get_or_add(path)
-        self._set_weight(node, weight)
+        _check_weight(weight)
+        is_new = path not in self._tree
+        node = self._tree.get_or_add(path)
+        if is_new:  # an account of that name may have been kept that is not its own
+            self._touched |= dict.fromkeys(node.lineage)
+        self._weigh(node, weight, node.factor_milli)
 
     def set_weight(self, path: str, weight: int) -> None:
         """Change a weight; it holds for charges to come. Raises: InvalidArgument, NotFound."""
-        self._set_weight(self._get(path), weight)
+        _check_weight(weight)
+        node = self._tree.get(path)
+        self._weigh(node, weight, node.factor_milli)
+
+    def set_factor(self, path: str, milli: int) -> None:
+        """Multiply a weight by `milli` / 1000, for charges to come. Raises: InvalidArgument, NotFound."""
+        if not MIN_FACTOR <= milli <= MAX_FACTOR:
+            raise InvalidArgument("factor", f"{milli} thousandths is not between {MIN_FACTOR} and {MAX_FACTOR}.")
+        node = self._tree.get(path)
+        self._weigh(node, node.weight, milli)
+
+    def set_cap(self, us: int) -> None:
+        """How far a node may be away from its active siblings when it becomes active, at weight 1; 0: any distance (invariant 2)."""
+        self._tree.rules.cap_us = us
 
     def set_open(self, path: str, is_open: bool) -> None:
         """Close a tenant that is at a limit, so that nothing below it is picked; or open it again. Raises: NotFound."""
-        node = self._get(path)
+        node = self._tree.get(path)
         if node.is_open != is_open:
             self._touch(path)
             node.is_open = is_open
             node.refresh()
 
     def remove(self, path: str) -> None:
-        """Forget a tenant that has no children and nothing waiting. Raises: NotFound, WrongState."""
-        node = self._get(path)
-        if node.num_active or node.num_held or any(name != OWN for name in node.children):
+        """Forget a tenant that has no children and nothing waiting or held. Raises: NotFound, WrongState."""
+        node = self._tree.get(path)
+        if any(node.num_by_rank) or node.num_held or any(name != OWN for name in node.children):
             raise WrongState(f"Tenant {path!r} still has children or waiting requests.", facts={"tenant": path})
-        assert node.parent is not None, "the root is not a tenant"
-        del node.parent.children[node.name]
-        del self._nodes[path]
-        self._nodes.pop(_own_path(path), None)
-        self._owns.pop(path, None)
+        self._tree.remove(node)
+        for gone in (node, *node.children.values()):
+            self._touched.pop(gone, None)
 
     def __contains__(self, path: str) -> bool:
-        return path in self._nodes
-
-    def service(self, path: str) -> int:
-        """Cost charged to a tenant and all below it, refunds taken off. Raises: NotFound."""
-        return self._get(path).service
-
-    def own_service(self, path: str) -> int:
-        """Cost charged to a tenant itself, without those below it, refunds taken off; 0 where nothing was."""
-        own = self._owns.get(path) or self._nodes.get(_own_path(path))
-        return own.service if own is not None else 0
-
-    def counters(self, path: str) -> tuple[int, ...]:
-        """The counters from the root down to a tenant's own requests: of two running requests, the greater is the more served one."""
-        return tuple(node.counter for node in reversed(self._own(path).lineage))
-
-    def lag(self, path: str, other: str) -> int:
-        """How far `path` is ahead of `other` in counter units, where their ways from the root part; 0 within one tenant."""
-        for mine, theirs in zip(reversed(self._own(path).lineage), reversed(self._own(other).lineage), strict=False):
-            if mine is not theirs:
-                return mine.counter - theirs.counter
-        return 0
+        return path in self._tree
 
     # --------------------------------------------------------------------------------------------------------------- the accounts
 
-    def enqueue(self, path: str) -> None:
-        """A request of this tenant begins to wait."""
+    def enqueue(self, path: str, rank: int = 0) -> None:
+        """A request of this tenant and of a class (0 goes first) begins to wait."""
         node = self._touch(path)
-        node.num_active += 1
+        node.num_by_rank[rank] += 1
         node.refresh()
 
-    def dequeue(self, path: str) -> None:
-        """A request of this tenant waits no more."""
+    def dequeue(self, path: str, rank: int = 0) -> None:
+        """A request of this tenant waits no more; the rank is the one that it was enqueued with."""
         node = self._touch(path)
-        assert node.num_active > 0, "nothing waits in this tenant"
-        node.num_active -= 1
+        assert node.num_by_rank[rank] > 0, "nothing of that class waits in this tenant"
+        node.num_by_rank[rank] -= 1
         node.refresh()
 
     def hold(self, path: str) -> None:
@@ -137,14 +133,13 @@ class FairShare:
             node.num_held -= 1
 
     def charge(self, path: str, cost: int) -> None:
-        """Charge `cost` to a tenant and everybody above it."""
+        """Charge `cost` microseconds to a tenant and everybody above it."""
         assert cost >= 0, "give back with refund"
         if self._is_resuming:
             self._end_resuming()
-        scaled = cost * SCALE
         for node in self._touch(path).lineage:
-            if node.weight == 1 and not node.credit:  # most of them, once per row and step
-                node.counter += scaled
+            if node.divisor == 1:  # most of them, once per row and step
+                node.counter += cost * node.price
                 node.service += cost
             else:
                 node.charge(cost)
@@ -152,53 +147,92 @@ class FairShare:
     def refund(self, path: str, cost: int) -> None:
         """Give back what was charged for work that was not done (invariant 3)."""
         assert cost >= 0, "take with charge"
-        for node in self._touch(path).lineage:
-            node.refund(cost)
+        if cost:
+            for node in self._touch(path).lineage:
+                node.refund(cost)
+
+    # ----------------------------------------------------------------------------------------------------------------- who is next
 
     def pick(self) -> str | None:
-        """The tenant that is next: from the root, always the active child of least counter. None if nothing waits. Changes nothing."""
-        node = self._root
+        """The tenant that is next: from the root, always the active child of least deadline. None if nothing waits. Changes nothing."""
+        node = self._tree.root
         while node.name != OWN:
-            best = node.least_child()
+            best = node.line.least()
             if best is None:
                 return None
             node = best
-        assert node.parent is not None, "a hidden child has a parent"
-        return node.parent.path
+        return _tenant_of(node)
+
+    def near(self, lag_us: int, most: int) -> list[str]:
+        """Tenants, `most` of them, that are at each level of their path within a lag of whoever is next there; `pick` first.
+
+        Changes nothing. Whoever takes any of them in place of the pick adds the lag to the bound at each level.
+        """
+        return [_tenant_of(node) for node in islice(self._tree.root.near(lag_us * SCALE, most), most)]
+
+    def lag(self, path: str, other: str, rank: int = 0, other_rank: int = 0) -> int:
+        """How far `path` is ahead of `other` in counter units, where their ways from the root part; 0 within one tenant.
+
+        Ranks put each of them back by its slice, as when they are compared in the line.
+        """
+        for mine, theirs in zip(reversed(self._tree.own(path).lineage), reversed(self._tree.own(other).lineage), strict=False):
+            if mine is not theirs:
+                return mine.counter + mine.slice_of(rank) - theirs.counter - theirs.slice_of(other_rank)
+        return 0
+
+    def counters(self, path: str) -> tuple[int, ...]:
+        """The counters from the root down to a tenant's own requests: of two running requests, the greater is the more served one."""
+        return tuple(node.counter for node in reversed(self._tree.own(path).lineage))
+
+    def service(self, path: str) -> int:
+        """Cost charged to a tenant and all below it, refunds taken off. Raises: NotFound."""
+        return self._tree.get(path).service
+
+    def own_service(self, path: str) -> int:
+        """Cost charged to a tenant itself, without those below it, refunds taken off; 0 where nothing was."""
+        own = self._tree.existing_own(path)
+        return own.service if own is not None else 0
+
+    def standings(self) -> list[Standing]:
+        """How every tenant stands among its siblings, those above first; for displays."""
+        return [standing_of(node) for node in self._tree if node.name not in ("", OWN)]
+
+    def fork(self) -> FairShare:
+        """An independent copy, for looking ahead. Walks the tree."""
+        twin = FairShare()
+        twin._tree = self._tree.fork()
+        return twin
 
     # -------------------------------------------------------------------------------------------------------- keeping and restoring
 
-    def snapshot(self) -> dict[str, int]:
-        """Every account as numbers by key, for `restore`. What waits is not part of it: requests queue again after a restart."""
-        return self._values(self._nodes.values())
+    def snapshot(self) -> tuple[ShareAccount, ...]:
+        """Every account, for `restore`. What waits is not part of it: requests queue again after a restart."""
+        return tuple(node.account() for node in self._tree)
 
-    def changes(self) -> dict[str, int]:
-        """The part of `snapshot` that changed since the last call: the later of two goes over the earlier."""
+    def changes(self) -> tuple[ShareAccount, ...]:
+        """The part of `snapshot` that changed since the last call: the later of two goes over the earlier, path by path."""
         if not self._touched:
-            return {}
-        touched = {node for own in self._touched for node in own.lineage} | {self._root}
+            return ()
+        touched = {node: None for low in self._touched for node in low.lineage}
+        if any(node.counter > REBASE_AT for node in touched) and self.rebase():
+            touched |= {node: None for low in self._touched for node in low.lineage}
         self._touched.clear()
-        return self._values(touched)
+        return tuple(node.account() for node in (self._tree.root, *touched))
 
-    def restore(self, values: Mapping[str, int]) -> None:
+    def unkept(self, changes: Iterable[ShareAccount]) -> None:
+        """Changes that were told could not be written: they count as changed again."""
+        self._touched |= {node: None for account in changes if (node := self._tree.kept(account.path)) is not None and account.path}
+
+    def restore(self, accounts: Iterable[ShareAccount]) -> None:
         """Put accounts back, as `snapshot` gave them or all `changes` one over the other. Weights are not part of them.
 
         Call it before anything waits. Tenants that are not known any more are left out. Those that were active are not lifted when their
         requests queue again, until the first charge: a restart is no sleep.
         """
-        for path, node in list(self._nodes.items()):
-            own = _own_path(path)
-            if path and _COUNTER + own in values:
-                self._own(path)
-            if values.get(_LAST_ACTIVE + path):
-                node.last_active = ShareNode("", "", None)  # whoever it was; its counter is what the next lift asks for
-                node.last_active.counter = values[_LAST_ACTIVE + path]
-        for path, node in self._nodes.items():
-            node.counter = values.get(_COUNTER + path, node.counter)
-            node.remainder = values.get(_REMAINDER + path, node.remainder) % node.weight
-            node.credit = values.get(_CREDIT + path, node.credit)
-            node.service = values.get(_SERVICE + path, node.service)
-            node.keeps_counter = bool(values.get(_ACTIVE + path))
+        for account in accounts:
+            node = self._tree.kept(account.path)
+            if node is not None:
+                node.restore(account)
         self._is_resuming = True
         self.rebase()
 
@@ -207,69 +241,34 @@ class FairShare:
 
         A sibling that is behind the others by then is raised to them, which is what its next lift would do.
         """
-        moved = [node for node in self._nodes.values() if node.children and node.rebase_children(REBASE_AT)]
-        self._touched.update(child for node in moved for child in node.children.values())
+        moved = [node for node in self._tree if node.children and node.rebase_children(REBASE_AT)]
+        self._touched |= {child: None for node in moved for child in node.children.values()}
         return bool(moved)
 
     # ------------------------------------------------------------------------------------------------------------------- inside
 
-    def _get(self, path: str) -> ShareNode:
-        node = self._nodes.get(path)
-        if node is None or node is self._root:
-            raise NotFound("tenant", path)
-        return node
-
-    def _own(self, path: str) -> ShareNode:
-        """The hidden child of a tenant, made when first needed."""
-        own = self._owns.get(path)
-        if own is None:
-            own = self._owns[path] = self._nodes.get(_own_path(path)) or self._add_child(self._get(path), OWN)
-        return own
-
-    def _get_or_add(self, path: str) -> ShareNode:
-        node = self._root
-        for name in path.split("/"):
-            if not name or name == OWN:
-                raise InvalidArgument("path", f"{path!r} is not a tenant path: names are not empty and not {OWN!r}.")
-            node = node.children.get(name) or self._add_child(node, name)
-        return node
-
     def _touch(self, path: str) -> ShareNode:
         """The hidden child of a tenant, whose account is about to change, and with it those of everybody above."""
-        own = self._own(path)
-        self._touched.add(own)
+        own = self._tree.own(path)
+        self._touched[own] = None
         return own
 
-    @staticmethod
-    def _values(nodes: Iterable[ShareNode]) -> dict[str, int]:
-        values: dict[str, int] = {}
-        for node in nodes:
-            path = node.path
-            values[_COUNTER + path], values[_REMAINDER + path] = node.counter, node.remainder
-            values[_CREDIT + path], values[_SERVICE + path] = node.credit, node.service
-            values[_ACTIVE + path] = int(node.is_active or node.num_held > 0)
-            values[_LAST_ACTIVE + path] = node.last_active.counter if node.last_active else 0
-        return values
+    def _weigh(self, node: ShareNode, weight: int, factor_milli: int) -> None:
+        if (weight, factor_milli) != (node.weight, node.factor_milli):
+            self._touched[node] = None
+            node.weigh(weight, factor_milli)
 
     def _end_resuming(self) -> None:
         self._is_resuming = False
-        for node in self._nodes.values():
+        for node in self._tree:
             node.keeps_counter = False
 
-    def _add_child(self, parent: ShareNode, name: str) -> ShareNode:
-        path = f"{parent.path}/{name}" if parent.path else name
-        node = ShareNode(name, path, parent)
-        parent.children[name] = node
-        self._nodes[path] = node
-        return node
 
-    @staticmethod
-    def _set_weight(node: ShareNode, weight: int) -> None:
-        if not 1 <= weight <= MAX_WEIGHT:
-            raise InvalidArgument("weight", f"{weight} is not between 1 and {MAX_WEIGHT}.")
-        if weight != node.weight:
-            node.weight, node.remainder = weight, 0
+def _check_weight(weight: int) -> None:
+    if not 1 <= weight <= MAX_WEIGHT:
+        raise InvalidArgument("weight", f"{weight} is not between 1 and {MAX_WEIGHT}.")
 
 
-def _own_path(path: str) -> str:
-    return f"{path}/{OWN}"
+def _tenant_of(node: ShareNode) -> str:
+    assert node.parent is not None, "a hidden child has a parent"
+    return node.parent.path

@@ -1,142 +1,211 @@
-"""A node of the tree of shares: one tenant's counter, and a heap of its active children. The rules are those of `kerneld.fairshare`."""
+"""A node of the tree of shares: the account of a tenant, and which of its children are active. The rules stand in `kerneld.fairshare`.
+
+    counter + remainder / divisor   =   sum of cost * price / divisor over what was charged        price / divisor = SCALE / weight
+
+The fraction is in lowest terms, so that a weight that divides `SCALE` needs no division at all.
+"""
 
 from __future__ import annotations
 
-import heapq
-import itertools
-from typing import Final, NamedTuple
+from collections.abc import Iterator
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import Final
 
-# Counter units per unit of cost at weight 1. Large, so that a single token still counts at the greatest weight.
+from kerneld.accounts import ShareAccount
+from kerneld.shareheap import ShareHeap
+
+# Counter units per microsecond of cost at weight 1. Large, so that a microsecond still counts at the greatest weight.
 SCALE: Final = 1 << 20
 # Name of the hidden child that holds a tenant's own requests.
 OWN: Final = "."
 
-_serials = itertools.count()  # tell entries of one child apart, so that a heap never compares nodes
+NUM_RANKS: Final = 3  # latency classes: interactive, batch, idle
+FULL_FACTOR: Final = 1000  # thousandths
 
 
-class _Entry(NamedTuple):
-    """A child in the heap of its parent; equal keys go by name, so that the order does not depend on history."""
+@dataclass(slots=True)
+class ShareRules:
+    """What holds for all nodes of a tree, in microseconds of device time."""
 
-    key: int
-    name: str
-    serial: int
-    node: ShareNode
+    slices_us: tuple[int, int, int] = (0, 0, 0)  # by rank: how far a request's tenant is put back in line against others
+    cap_us: int = 0  # that a node may be away from its siblings when it becomes active; 0: any distance
 
 
 class ShareNode:
     """A tenant in the tree, or the hidden child that holds its own requests."""
 
     __slots__ = (
-        "_entry",
-        "_heap",
         "children",
         "counter",
-        "credit",
+        "divisor",
+        "factor_milli",
         "is_active",
         "is_open",
         "keeps_counter",
         "last_active",
+        "lead",
+        "least_served",
+        "line",
         "lineage",
         "name",
-        "num_active",
+        "num_by_rank",
         "num_held",
         "parent",
         "path",
+        "price",
+        "rank",
         "remainder",
+        "rules",
         "service",
         "weight",
     )
 
-    def __init__(self, name: str, path: str, parent: ShareNode | None) -> None:
+    def __init__(self, name: str, path: str, parent: ShareNode | None, rules: ShareRules) -> None:
         self.name = name
         self.path = path
         self.parent = parent
+        self.rules = rules
         # The node and everybody above it, but for the root, which competes with nobody.
         self.lineage: tuple[ShareNode, ...] = () if parent is None else (self, *parent.lineage)
         self.children: dict[str, ShareNode] = {}
         self.weight = 1
+        self.factor_milli = FULL_FACTOR  # of the weight
+        self.price = SCALE  # counter units per microsecond, times the divisor
+        self.divisor = 1
         self.counter = 0
-        self.remainder = 0  # of the division by weight, in [0, weight)
-        self.credit = 0  # cost in counter units, weight apart, that the next charges need not add
+        self.remainder = 0  # of the division by `divisor`, in [0, divisor)
         self.service = 0  # cost charged, refunds taken off, weights apart
         self.is_open = True
         self.is_active = False
+        self.rank = 0  # the best that waits at it or below; the last one that did, if it is not active
+        self.lead = 0  # the slice of that rank, in counter units
         self.keeps_counter = False  # it was active when the accounts were kept: the next lift is left out
-        self.num_active = 0  # active children; in a hidden child: requests that wait
-        self.num_held = 0  # requests at it and below that are out of the line for a while: it is not lifted meanwhile
+        self.num_by_rank = [0] * NUM_RANKS  # active children by their rank; in a hidden child: requests that wait
+        self.num_held = 0  # requests at it and below that are out of the line for a while
         self.last_active: ShareNode | None = None  # the child that was active last
-        self._heap: list[_Entry] = []
-        self._entry: _Entry | None = None  # the live one in the parent's heap
+        # Active children: by who is next, and by who was served least. Without slices these are the same.
+        self.line: ShareHeap[ShareNode] = ShareHeap(counts_class=True)
+        self.least_served = ShareHeap[ShareNode](counts_class=False) if any(rules.slices_us) else self.line
+
+    # ------------------------------------------------------------------------------------------------------------------ the account
 
     def charge(self, cost: int) -> None:
-        """Add `cost / weight` to the counter (invariant 1)."""
-        owed = cost * SCALE
-        if self.credit:
-            spent = min(self.credit, owed)
-            self.credit -= spent
-            owed -= spent
-        quotient, self.remainder = divmod(owed + self.remainder, self.weight)
+        """Add `cost / weight` to the counter (invariant 1); a negative cost is given back."""
+        quotient, self.remainder = divmod(cost * self.price + self.remainder, self.divisor)
         self.counter += quotient
         self.service += cost
 
     def refund(self, cost: int) -> None:
-        """Take `cost / weight` off the counter, as far as invariant 3 allows; the rest is credit for charges to come."""
-        quotient, remainder = divmod(self.remainder - cost * SCALE, self.weight)
-        lowered = self.counter + quotient
-        floor = self._least_sibling()
-        if floor is not None and lowered < floor.counter:
-            kept = min(self.counter, floor.counter)
-            self.credit += (kept - lowered) * self.weight - remainder
-            lowered, remainder = kept, 0
-        self.counter, self.remainder = lowered, remainder
-        self.service -= cost
+        """Undo a charge (invariant 3)."""
+        self.charge(-cost)
         if self.is_active:
             self._enter()
+
+    def weigh(self, weight: int, factor_milli: int) -> None:
+        """Change the weight; charges to come are divided by it. What is left of earlier divisions loses less than one counter unit."""
+        price = Fraction(SCALE * FULL_FACTOR, weight * factor_milli)
+        self.weight, self.factor_milli = weight, factor_milli
+        self.remainder = self.remainder * price.denominator // self.divisor
+        self.price, self.divisor = price.numerator, price.denominator
+        self.lead = self.slice_of(self.rank)
+        if self.is_active:
+            self._enter()
+
+    def units(self, cost_us: int) -> int:
+        """A cost in counter units, at this node's weight."""
+        return cost_us * self.price // self.divisor
+
+    def slice_of(self, rank: int) -> int:
+        """What a request of a rank adds to the counter where this node is compared with its siblings."""
+        return self.units(self.rules.slices_us[rank])
+
+    def account(self) -> ShareAccount:
+        """The durable form."""
+        return ShareAccount(
+            path=self.path,
+            counter=self.counter,
+            remainder=self.remainder,
+            service=self.service,
+            is_active=self.is_active or self.num_held > 0,
+            last_active=self.last_active.counter if self.last_active else 0,
+            factor_milli=self.factor_milli,
+        )
+
+    def restore(self, account: ShareAccount) -> None:
+        """Put an account back; the weight is not part of it."""
+        self.weigh(self.weight, account.factor_milli)
+        self.counter, self.remainder = account.counter, account.remainder % self.divisor
+        self.service = account.service
+        self.keeps_counter = account.is_active
+        if account.last_active:
+            self.was_last_active(account.last_active)
+
+    def copy(self, other: ShareNode) -> None:
+        """Be in the same state as a node of another tree, whose place in that is the same; for a node that has just been added."""
+        self.weigh(other.weight, other.factor_milli)
+        self.counter, self.remainder, self.service = other.counter, other.remainder, other.service
+        self.is_open, self.keeps_counter, self.num_held = other.is_open, other.keeps_counter, other.num_held
+        self.num_by_rank = list(other.num_by_rank)
+        self.rank, self.lead, self.is_active = other.rank, other.lead, other.is_active
+        if self.is_active:
+            self._enter()
+
+    def was_last_active(self, counter: int) -> None:
+        """Whoever of the children was active last had this counter: it is what the next lift asks for."""
+        self.last_active = ShareNode("", "", None, self.rules)
+        self.last_active.counter = counter
+
+    # --------------------------------------------------------------------------------------------------------------- active children
 
     def refresh(self) -> None:
         """Make invariant 4 true again from here upward."""
         node = self
-        while node.parent is not None:
-            is_active = node.is_open and node.num_active > 0
-            if is_active == node.is_active:
+        while (parent := node.parent) is not None:
+            rank = node.best_rank() if node.is_open else NUM_RANKS
+            was = node.rank if node.is_active else NUM_RANKS
+            if rank == was:
                 return
-            if is_active:
-                node.lift()
-                node.is_active = True
-                node._enter()
-                node.parent.num_active += 1
+            if rank < NUM_RANKS:
+                node._become(rank)
+                parent.num_by_rank[rank] += 1
             else:
                 node.is_active = False
-                node.parent.last_active = node
-                node.parent.num_active -= 1
-            node = node.parent
+                parent.last_active = node
+            if was < NUM_RANKS:
+                parent.num_by_rank[was] -= 1
+            node = parent
+
+    def best_rank(self) -> int:
+        """The least rank of what waits at it and below and is open; `NUM_RANKS` if nothing does."""
+        first, second, third = self.num_by_rank
+        return 0 if first else 1 if second else 2 if third else NUM_RANKS
 
     def lift(self) -> None:
         """Invariant 2, for a node that is about to be active."""
         assert self.parent is not None, "the root is not lifted"
-        if self.keeps_counter or self.num_held:
+        if self.keeps_counter:
             return
-        reference = self.parent.least_child() or self.parent.last_active
-        if reference is not None and reference.counter > self.counter:
-            self.counter, self.remainder, self.credit = reference.counter, 0, 0
+        least = self.parent.least_served.least()
+        reference = least or self.parent.last_active
+        if reference is None:
+            return
+        cap = self.units(self.rules.cap_us)
+        if self.counter < reference.counter:
+            if not self.num_held:
+                self._put(reference.counter)
+            elif cap:
+                self._put(max(self.counter, reference.counter - cap))
+        elif cap and least is not None and self.counter > least.counter + cap:
+            self._put(least.counter + cap)
 
-    def least_child(self) -> ShareNode | None:
-        """The active child of least counter; clears away entries that are dead and mends keys that have fallen behind (invariant 5)."""
-        heap = self._heap
-        while heap:
-            entry = heap[0]
-            child = entry.node
-            if entry is not child._entry:
-                heapq.heappop(heap)  # a refund made a lower one
-            elif not child.is_active:
-                heapq.heappop(heap)
-                child._entry = None
-            elif entry.key != child.counter:
-                child._entry = child._new_entry()
-                heapq.heapreplace(heap, child._entry)
-            else:
-                return child
-        return None
+    def near(self, window: int, most: int) -> Iterator[ShareNode]:
+        """The hidden children below that may be next if everybody within `window` of who is next may be, the very next one first."""
+        if self.name == OWN:
+            yield self
+            return
+        for child in self.line.first(most, window):
+            yield from child.near(window, most)
 
     def rebase_children(self, at: int) -> bool:
         """Move the children's counters back together if all that matter have passed `at`; whether they were moved."""
@@ -145,32 +214,38 @@ class ShareNode:
         base = min(active) if active else (last.counter if last else 0)
         if base < at:
             return False
-        moved = set(self.children.values())
+        moved = dict.fromkeys(self.children.values())
         if last is not None:
-            moved.add(last)  # it may have been removed from the tree
-        self._heap.clear()
+            moved[last] = None  # it may have been removed from the tree
         for child in moved:
             child.counter = max(child.counter - base, 0)
-            child._entry = None
-            if child.is_active:
-                child._enter()
+        for heap in (self.line, self.least_served):
+            heap.rebuild(child for child in self.children.values() if child.is_active)
         return True
 
-    def _least_sibling(self) -> ShareNode | None:
-        """The active sibling of least counter."""
-        if self.parent is None:
-            return None
-        was_active, self.is_active = self.is_active, False
-        least = self.parent.least_child()
-        self.is_active = was_active
-        return least
+    def leave(self) -> None:
+        """Be no child of its parent any more."""
+        assert self.parent is not None, "the root stays"
+        del self.parent.children[self.name]
+        for heap in (self.parent.line, self.parent.least_served):
+            heap.drop(self)
+
+    def _become(self, rank: int) -> None:
+        """Be active with a rank."""
+        if not self.is_active:
+            self.lift()
+            self.is_active = True
+        self.rank, self.lead = rank, self.slice_of(rank)
+        self._enter()
+
+    def _put(self, counter: int) -> None:
+        """Move the counter to where no charge brought it; nothing is left over from earlier divisions."""
+        if counter != self.counter:
+            self.counter, self.remainder = counter, 0
 
     def _enter(self) -> None:
-        """Have a live entry in the parent's heap, whose key is at most the counter (invariant 5)."""
+        """Have entries in the parent's heaps that are low enough."""
         assert self.parent is not None, "the root is in no heap"
-        if self._entry is None or self._entry.key > self.counter:
-            self._entry = self._new_entry()
-            heapq.heappush(self.parent._heap, self._entry)
-
-    def _new_entry(self) -> _Entry:
-        return _Entry(self.counter, self.name, next(_serials), self)
+        self.parent.line.enter(self)
+        if self.parent.least_served is not self.parent.line:
+            self.parent.least_served.enter(self)

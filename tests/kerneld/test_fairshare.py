@@ -10,6 +10,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
+from kerneld.accounts import ShareAccount
 from kerneld.errors import InvalidArgument, NotFound, WrongState
 from kerneld.fairshare import MAX_WEIGHT, FairShare
 from kerneld.sharenode import SCALE
@@ -37,7 +38,12 @@ def serve(shares: FairShare, costs: list[int]) -> list[str]:
 
 def counter(shares: FairShare, path: str) -> int:
     """The counter of a tenant in cost units at weight 1."""
-    return shares.snapshot()[f"counter:{path}"] // SCALE
+    return account(shares, path).counter // SCALE
+
+
+def account(shares: FairShare, path: str) -> ShareAccount:
+    """What is kept of a node."""
+    return next(each for each in shares.snapshot() if each.path == path)
 
 
 def test_the_least_served_tenant_is_next() -> None:
@@ -77,8 +83,8 @@ def test_weight_divides_the_charge_exactly() -> None:  # invariant 1
     for _ in range(1000):
         shares.charge("a", 1)
 
-    snapshot = shares.snapshot()
-    assert Fraction(snapshot["counter:a"] * 3 + snapshot["remainder:a"], SCALE) == 1000
+    kept = account(shares, "a")
+    assert Fraction(kept.counter * 3 + kept.remainder, SCALE) == 1000
     assert shares.service("a") == 1000
 
 
@@ -139,43 +145,31 @@ def test_more_requests_of_an_active_tenant_lift_nothing() -> None:
     assert counter(shares, "a") == 0
 
 
-def test_a_refund_stops_at_the_least_active_sibling() -> None:  # invariant 3
+def test_a_refund_undoes_its_charge_to_the_unit() -> None:  # invariant 3
+    shares = FairShare()
+    for path, weight in (("a", 7), ("b", 1)):
+        shares.add(path, weight)
+        shares.enqueue(path)
+    shares.charge("a", 1)
+    before = shares.snapshot()
+
+    shares.charge("a", 100)
+    shares.refund("a", 100)
+
+    assert shares.snapshot() == before
+
+
+def test_who_is_refunded_may_be_next_again() -> None:  # invariant 3: its entry in the heap falls with it
     shares = make_shares("a", "b")
     shares.enqueue("a")
     shares.enqueue("b")
     shares.charge("a", 100)
     shares.charge("b", 60)
+    before = shares.pick()
 
     shares.refund("a", 90)
 
-    assert (counter(shares, "a"), shares.service("a"), shares.pick()) == (60, 10, "a")
-
-
-def test_what_a_refund_cannot_lower_is_credit_for_the_next_charges() -> None:  # invariant 3
-    shares = make_shares("a", "b")
-    shares.enqueue("a")
-    shares.enqueue("b")
-    shares.charge("a", 100)
-    shares.charge("b", 60)
-    shares.refund("a", 90)  # to 60, with 50 left
-
-    shares.charge("a", 40)
-    within_credit = counter(shares, "a")
-    shares.charge("a", 40)
-
-    assert (within_credit, counter(shares, "a"), shares.service("a")) == (60, 90, 90)
-
-
-def test_a_refund_never_raises() -> None:  # invariant 3
-    shares = make_shares("a", "b")
-    shares.enqueue("a")
-    shares.enqueue("b")
-    shares.charge("b", 60)
-    shares.charge("a", 10)
-
-    shares.refund("a", 5)
-
-    assert counter(shares, "a") == 10
+    assert (before, shares.pick(), counter(shares, "a"), shares.service("a")) == ("b", "a", 10, 10)
 
 
 def test_a_closed_tenant_is_passed_over_and_lifted_when_it_opens() -> None:  # invariant 4
@@ -239,7 +233,7 @@ def test_a_tenant_with_children_or_work_is_not_removed() -> None:
     shares.remove("lab")
 
     assert "lab" not in shares
-    assert shares.snapshot().keys() == FairShare().snapshot().keys()
+    assert [each.path for each in shares.snapshot()] == [""]
 
 
 def test_changes_are_told_once() -> None:
@@ -249,9 +243,20 @@ def test_changes_are_told_once() -> None:
 
     shares.enqueue("b")
 
-    assert first["service:a"] == 1
-    assert {key.partition(":")[2] for key in shares.changes()} == {"", "b", "b/."}
-    assert shares.changes() == {}
+    assert next(each.service for each in first if each.path == "a") == 1
+    assert {each.path for each in shares.changes()} == {"", "b", "b/."}
+    assert shares.changes() == ()
+
+
+def test_changes_that_could_not_be_kept_are_told_again_as_they_are_by_then() -> None:
+    shares = make_shares("a", "b")
+    shares.charge("a", 1)
+    lost = shares.changes()
+
+    shares.unkept(lost)
+    shares.charge("a", 1)
+
+    assert {each.path: each.service for each in shares.changes()} == {"": 0, "a": 2, "a/.": 2, "b": 0}
 
 
 def test_rebasing_keeps_every_difference_among_active_siblings() -> None:
@@ -275,14 +280,14 @@ def test_a_restart_does_not_change_the_next_picks() -> None:
     for i, path in enumerate(paths):
         before.set_weight(path, 1 + i)
         before.enqueue(path)
-    kept = dict(before.changes())
+    kept = {each.path: each for each in before.changes()}
     serve(before, costs[:500])
-    kept |= before.changes()
+    kept |= {each.path: each for each in before.changes()}
 
     after = make_shares(*paths)
     for i, path in enumerate(paths):
         after.set_weight(path, 1 + i)
-    after.restore(kept)
+    after.restore(kept.values())
     for path in reversed(paths):
         after.enqueue(path)
 
@@ -301,7 +306,7 @@ class LifeOfTree(RuleBasedStateMachine):
 
     @rule(path=st.sampled_from(PATHS))
     def arrive(self, path: str) -> None:
-        before = self.shares.snapshot()
+        before = accounts(self.shares)
         was_active = self.active_nodes()
         self.shares.enqueue(path)
         self.waiting[path] += 1
@@ -321,12 +326,9 @@ class LifeOfTree(RuleBasedStateMachine):
 
     @rule(path=st.sampled_from(PATHS), cost=st.integers(0, 1000))
     def refund(self, path: str, cost: int) -> None:
-        before = self.shares.snapshot()
         cost = min(cost, self.charged[path])
         self.shares.refund(path, cost)
         self.charged[path] -= cost
-        after = self.shares.snapshot()
-        assert all(after[key] <= before[key] for key in before if key.startswith("counter:"))  # invariant 3
 
     @rule(path=st.sampled_from(PATHS), weight=st.integers(1, 5))
     def reweight(self, path: str, weight: int) -> None:
@@ -349,25 +351,24 @@ class LifeOfTree(RuleBasedStateMachine):
                 node = node.rpartition("/")[0]
         return active
 
-    def check_lifts(self, before: dict[str, int], was_active: set[str]) -> None:
+    def check_lifts(self, before: dict[str, ShareAccount], was_active: set[str]) -> None:
         """Invariant 2, of every node that became active, against its siblings that were."""
-        after = self.shares.snapshot()
+        after = accounts(self.shares)
         for node in self.active_nodes() - was_active:
-            siblings = [before[f"counter:{other}"] for other in was_active if parent_of(other) == parent_of(node)]
-            reference = min(siblings) if siblings else before[f"last:{parent_of(node)}"]
-            assert after[f"counter:{node}"] == max(before.get(f"counter:{node}", 0), reference)
+            siblings = [before[other].counter for other in was_active if parent_of(other) == parent_of(node)]
+            reference = min(siblings) if siblings else before[parent_of(node)].last_active
+            assert after[node].counter == max(before[node].counter if node in before else 0, reference)
 
     @invariant()
     def the_books_agree(self) -> None:
-        snapshot = self.shares.snapshot()
         active = self.active_nodes()
-        assert {key.removeprefix("active:") for key, value in snapshot.items() if key.startswith("active:") and value} == active
+        assert {each.path for each in self.shares.snapshot() if each.is_active and each.path} == active
         for path in PATHS:
             assert self.shares.service(path) == sum(cost for other, cost in self.charged.items() if f"{other}/".startswith(f"{path}/"))
 
     @invariant()
     def the_pick_is_that_of_the_rules(self) -> None:
-        snapshot = self.shares.snapshot()
+        kept = accounts(self.shares)
         active = self.active_nodes()
         node = ""
         while not node.endswith("/."):
@@ -375,8 +376,13 @@ class LifeOfTree(RuleBasedStateMachine):
             if not children:
                 assert self.shares.pick() is None
                 return
-            node = min(children, key=lambda child: (snapshot[f"counter:{child}"], child))
+            node = min(children, key=lambda child: (kept[child].counter, child))
         assert self.shares.pick() == parent_of(node)
+
+
+def accounts(shares: FairShare) -> dict[str, ShareAccount]:
+    """Everything that is kept, by path."""
+    return {each.path: each for each in shares.snapshot()}
 
 
 def parent_of(path: str) -> str:

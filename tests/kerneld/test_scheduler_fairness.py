@@ -20,7 +20,8 @@ from kerneld.context import Context
 from kerneld.fairshare import FairShare
 from kerneld.request import Request
 from kerneld.scheduler import Scheduler
-from kerneld.sharenode import ShareNode
+from kerneld.sharenode import ShareNode, ShareRules
+from kerneld.sharetree import ShareTree
 from kerneld.stream import OutputLog
 from kerneld.transcript import Transcript
 
@@ -157,12 +158,9 @@ class _SleepyNode(ShareNode):
 
 
 class _SharesWithoutLift(FairShare):
-    def _add_child(self, parent: ShareNode, name: str) -> ShareNode:
-        path = f"{parent.path}/{name}" if parent.path else name
-        node = _SleepyNode(name, path, parent)
-        parent.children[name] = node
-        self._nodes[path] = node
-        return node
+    def __init__(self) -> None:
+        super().__init__()
+        self._tree = ShareTree(ShareRules(), _SleepyNode)
 
 
 def gap_after_sleep(shares: FairShare) -> float:

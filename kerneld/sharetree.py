@@ -1,0 +1,88 @@
+"""The tree of shares: its nodes by path. A path is the place in the tree, so nothing can be put below itself or moved elsewhere."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Final
+
+from kerneld.errors import InvalidArgument, NotFound
+from kerneld.sharenode import OWN, ShareNode, ShareRules
+
+_OWN_SUFFIX: Final = f"/{OWN}"
+
+
+class ShareTree:
+    """Tenants, and the hidden children that hold what waits in them."""
+
+    def __init__(self, rules: ShareRules, node_type: type[ShareNode] = ShareNode) -> None:
+        self.rules = rules
+        self.root = node_type("", "", None, rules)
+        self._node_type = node_type
+        self._nodes: dict[str, ShareNode] = {"": self.root}
+        self._owns: dict[str, ShareNode] = {}  # the hidden children, by the path of their tenant
+
+    def __contains__(self, path: str) -> bool:
+        return path in self._nodes
+
+    def __iter__(self) -> Iterator[ShareNode]:
+        """All nodes, those above before those below."""
+        return iter(self._nodes.values())
+
+    def get(self, path: str) -> ShareNode:
+        """The node of a tenant. Raises: NotFound."""
+        node = self._nodes.get(path)
+        if node is None or node.name in ("", OWN):
+            raise NotFound("tenant", path)
+        return node
+
+    def get_or_add(self, path: str) -> ShareNode:
+        """The node of a tenant, made with those above it if there is none. Raises: InvalidArgument."""
+        names = path.split("/")
+        if not all(names) or OWN in names:
+            raise InvalidArgument("path", f"{path!r} is not a tenant path: names are not empty and not {OWN!r}.")
+        node = self.root
+        for name in names:
+            node = node.children.get(name) or self._add_child(node, name)
+        return node
+
+    def own(self, path: str) -> ShareNode:
+        """The hidden child of a tenant, made when first needed. Raises: NotFound."""
+        own = self._owns.get(path)
+        return own if own is not None else self._add_child(self.get(path), OWN)
+
+    def kept(self, path: str) -> ShareNode | None:
+        """The node whose account was kept under a path, hidden ones and the root included; None if its tenant is not known."""
+        tenant = path.removesuffix(_OWN_SUFFIX)
+        if tenant not in self._nodes:
+            return None
+        return self._nodes[path] if tenant == path else self.own(tenant)
+
+    def existing_own(self, path: str) -> ShareNode | None:
+        """The hidden child of a tenant, if there is one."""
+        return self._owns.get(path)
+
+    def remove(self, node: ShareNode) -> None:
+        """Forget a tenant without children, and its hidden child."""
+        node.leave()
+        for gone in (node, self._owns.pop(node.path, None)):
+            if gone is not None:
+                del self._nodes[gone.path]
+
+    def fork(self) -> ShareTree:
+        """An independent copy."""
+        twin = ShareTree(ShareRules(self.rules.slices_us, self.rules.cap_us), self._node_type)
+        for node in self:
+            if node.parent is not None:
+                twin._add_child(twin._nodes[node.parent.path], node.name).copy(node)
+        for node in self:
+            if node.last_active is not None:
+                twin._nodes[node.path].was_last_active(node.last_active.counter)
+        return twin
+
+    def _add_child(self, parent: ShareNode, name: str) -> ShareNode:
+        path = f"{parent.path}/{name}" if parent.path else name
+        node = self._node_type(name, path, parent, self.rules)
+        parent.children[name] = self._nodes[path] = node
+        if name == OWN:
+            self._owns[parent.path] = node
+        return node
