@@ -35,7 +35,7 @@ CONFIG = {
 }
 
 
-def make_135m(folder: Path) -> Path:
+def make_135m(folder: Path, max_positions: int = MAX_POSITIONS) -> Path:
     """Write the model into `folder`/135m and return that path; the weights are the same every time."""
     path = folder / "135m"
     path.mkdir(parents=True, exist_ok=True)
@@ -44,7 +44,7 @@ def make_135m(folder: Path) -> Path:
     for layer in range(LAYERS):
         weights |= _layer(f"model.layers.{layer}.")
     save_file(weights, path / "model.safetensors", metadata={"format": "pt"})
-    (path / "config.json").write_text(json.dumps(CONFIG))
+    (path / "config.json").write_text(json.dumps({**CONFIG, "max_position_embeddings": max_positions}))
     return path
 
 

@@ -19,7 +19,7 @@ FIT_EVERY: Final = 32  # steps
 FORGET_PREFILL: Final = 1 - 1 / 64
 FORGET_DECODE: Final = 1 - 1 / 256
 FORGET_ERROR: Final = 1 - 1 / 32
-MIN_ERROR: Final = 0.05
+MIN_ERROR: Final = 0.05  # that nobody wonders at
 CLIP_ERRORS: Final = 4.0  # a step that is off by more than so many usual errors counts as one that is off by so much
 HASTE: Final = 4.0  # the most times faster that is forgotten where steps are off more than `MIN_ERROR`
 MIN_STEPS: Final = 4  # of a kind
@@ -64,7 +64,7 @@ class StepFit:
 
     def __init__(self) -> None:
         self.terms = StepTerms()
-        self.error = MIN_ERROR  # by which steps are off what was expected, in proportion; on average
+        self.error = 0.0  # by which the last steps were off what was expected, in proportion; on average
         self.num_steps = 0
         self.num_prefills = 0  # steps of them that read input
         self.mean_rows = 1.0  # of the last steps that only generated
@@ -99,7 +99,7 @@ class StepFit:
         if expected > 0:
             seconds = self._clip(expected, seconds)
         sums = self._prefill if work.is_prefill else self._decode
-        sums.note(work, seconds, expected or seconds, min(self.error / MIN_ERROR, HASTE))
+        sums.note(work, seconds, expected or seconds, min(max(self.error / MIN_ERROR, 1.0), HASTE))
         self.num_steps += 1
         if work.is_prefill:
             self.num_prefills += 1
@@ -110,9 +110,9 @@ class StepFit:
 
     def _clip(self, expected: float, seconds: float) -> float:
         """A step as far as it is believed; how far it is off counts for those after it, up to twice as far as that."""
-        band = CLIP_ERRORS * self.error
+        band = CLIP_ERRORS * max(self.error, MIN_ERROR)
         off = seconds / expected - 1
-        self.error = max(self.error * FORGET_ERROR + min(abs(off), 2 * band) * (1 - FORGET_ERROR), MIN_ERROR)
+        self.error = self.error * FORGET_ERROR + min(abs(off), 2 * band) * (1 - FORGET_ERROR)
         return expected * (1 + max(-min(band, 0.9), min(off, band)))
 
     def _is_due(self, count: int) -> bool:
@@ -136,7 +136,7 @@ class _Sums:
         self.moments: Sequence[float] = [0.0] * _SIZE
 
     def note(self, work: StepWork, seconds: float, scale: float, haste: float = 1.0) -> None:
-        """An observation, weighed so that it counts by its error in proportion to `scale`; `haste` is how much faster old ones are forgotten."""
+        """An observation, which counts by its error in proportion to `scale`; old ones are forgotten `haste` times faster than usual."""
         keep, aim = 1 - self._loses * haste, seconds / scale
         step, token, row, context = 1 / scale, work.num_tokens / scale, work.num_rows / scale, work.context_tokens / scale
         fresh = (

@@ -56,6 +56,7 @@ def generate(charging: Charging, request: Request, num_tokens: int) -> int:
 )
 def test_charges_less_the_refund_are_what_came_exactly(  # invariants 1 and 2
     make_request: MakeRequest,
+    *,
     num_input: int,
     num_cached: int,
     expected: int,
