@@ -38,6 +38,7 @@ class Bounds:
         _check_number("deadline_s", args.deadline_s, 0.0, MAX_SECONDS)
         if args.detach_grace_s is not None:
             _check_number("detach_grace_s", args.detach_grace_s, 0.0, MAX_SECONDS)
+        _check_number("max_queue_s", args.max_queue_s, 0.0, MAX_SECONDS)
 
     def check_input(self, given: InferInput) -> None:
         """Size and form of an input. Raises: InvalidArgument."""

@@ -85,6 +85,7 @@ BOUNDS: dict[str, Bound | Given] = {
     "top": Number(0, 20),
     "deadline_s": Number(0, 30 * 86_400),
     "detach_grace_s": Number(0, 86_400),
+    "max_queue_s": Number(0, 30 * 86_400),
     "name": NAME,
     "CheckpointRequest.name": TITLE,
     "AddTokenRequest.name": TITLE,

@@ -106,6 +106,7 @@ def infer_args(request: pb.InferRequest) -> InferArgs:
         ignore_eos=sampling.ignore_eos,
         deadline_s=request.deadline_s,
         detach_grace_s=request.detach_grace_s if request.HasField("detach_grace_s") else None,
+        max_queue_s=request.max_queue_s,
     )
 
 

@@ -65,4 +65,5 @@ class InferOptions(SamplingOptions, total=False):
     max_tokens: int  # of the answer; default 256
     deadline_s: float
     detach_grace_s: float
+    max_queue_s: float  # that it may wait for its first turn; default: as long as the deadline lets it
     request_id: str

@@ -422,7 +422,7 @@ class SamplingParameters(_message.Message):
     def __init__(self, temperature: _Optional[float] = ..., top_k: _Optional[int] = ..., top_p: _Optional[float] = ..., min_p: _Optional[float] = ..., repetition_penalty: _Optional[float] = ..., presence_penalty: _Optional[float] = ..., frequency_penalty: _Optional[float] = ..., seed: _Optional[int] = ..., stop: _Optional[_Iterable[str]] = ..., stop_token_ids: _Optional[_Iterable[int]] = ..., ignore_eos: _Optional[bool] = ..., logprobs: _Optional[int] = ...) -> None: ...
 
 class InferRequest(_message.Message):
-    __slots__ = ("request_id", "context_id", "text", "tokens", "messages", "max_tokens", "sampling", "deadline_s", "detach_grace_s")
+    __slots__ = ("request_id", "context_id", "text", "tokens", "messages", "max_tokens", "sampling", "deadline_s", "detach_grace_s", "max_queue_s")
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
     CONTEXT_ID_FIELD_NUMBER: _ClassVar[int]
     TEXT_FIELD_NUMBER: _ClassVar[int]
@@ -432,6 +432,7 @@ class InferRequest(_message.Message):
     SAMPLING_FIELD_NUMBER: _ClassVar[int]
     DEADLINE_S_FIELD_NUMBER: _ClassVar[int]
     DETACH_GRACE_S_FIELD_NUMBER: _ClassVar[int]
+    MAX_QUEUE_S_FIELD_NUMBER: _ClassVar[int]
     request_id: str
     context_id: str
     text: str
@@ -441,7 +442,8 @@ class InferRequest(_message.Message):
     sampling: SamplingParameters
     deadline_s: float
     detach_grace_s: float
-    def __init__(self, request_id: _Optional[str] = ..., context_id: _Optional[str] = ..., text: _Optional[str] = ..., tokens: _Optional[_Union[TokenList, _Mapping]] = ..., messages: _Optional[_Union[ChatMessages, _Mapping]] = ..., max_tokens: _Optional[int] = ..., sampling: _Optional[_Union[SamplingParameters, _Mapping]] = ..., deadline_s: _Optional[float] = ..., detach_grace_s: _Optional[float] = ...) -> None: ...
+    max_queue_s: float
+    def __init__(self, request_id: _Optional[str] = ..., context_id: _Optional[str] = ..., text: _Optional[str] = ..., tokens: _Optional[_Union[TokenList, _Mapping]] = ..., messages: _Optional[_Union[ChatMessages, _Mapping]] = ..., max_tokens: _Optional[int] = ..., sampling: _Optional[_Union[SamplingParameters, _Mapping]] = ..., deadline_s: _Optional[float] = ..., detach_grace_s: _Optional[float] = ..., max_queue_s: _Optional[float] = ...) -> None: ...
 
 class TopLogprob(_message.Message):
     __slots__ = ("token", "logprob")
