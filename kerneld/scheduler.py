@@ -176,6 +176,16 @@ class Scheduler:
 
     # ------------------------------------------------------------------------------------------------------------------- deciding
 
+    @property
+    def num_ready(self) -> int:
+        """How many wait of whom one is next: those in line, and those that lost a row through no decision."""
+        return self._waiting.num_ready
+
+    @property
+    def num_deferred(self) -> int:
+        """How many wait behind a soft limit."""
+        return self._waiting.num_deferred
+
     def next_candidate(self) -> Request | None:
         """The request to be admitted next, if it fits; None if nothing may be admitted. Changes nothing (invariants 1, 4 and 5)."""
         if self._num_alone:

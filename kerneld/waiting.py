@@ -113,6 +113,11 @@ class Waiting:
 
     # -------------------------------------------------------------------------------------------------------------- who is where
 
+    @property
+    def num_deferred(self) -> int:
+        """How many wait behind a soft limit."""
+        return len(self._deferred)
+
     def queue(self, tenant: str) -> TicketQueue:
         """The line of a tenant."""
         return self._queues.get(tenant) or TicketQueue()

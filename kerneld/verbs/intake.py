@@ -164,10 +164,10 @@ class Intake:
         context.active_request, context.last_used_at = request.id, request.arrival
         machine.last_logs.pop(context.id, None)
         machine.requests[request.id] = request
-        machine.events.publish(RequestArrived(request.id, context.id, context.tenant, request.num_input))
         if held_back.request_s:
             machine.scheduler.defer(request, request.arrival + held_back.request_s)
         machine.scheduler.enqueue(request)
+        machine.events.publish(RequestArrived(request.id, context.id, context.tenant, request.num_input))
         machine.idle_slabs.wake()
         machine.dispatcher.arrived()
 
