@@ -76,7 +76,7 @@ class Assembly:
             gap_factor=kernel.token_gap_factor,
             token_gap_s=kernel.token_gap_s,
         )
-        scheduler = Scheduler(FairShare(), policy)
+        scheduler = Scheduler(FairShare(policy.slices_us, policy.share_cap_us), policy)
         pager, tenants, models = Pager(memory), TenantTable(), ModelTable(str(root) for root in kernel.model_roots)
         admission = Admission(scheduler.waiting, scheduler.running, kernel.max_queued, kernel.max_contexts)
         seating = Seating(pager, models, tenants, events)

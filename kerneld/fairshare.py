@@ -53,8 +53,9 @@ REBASE_AT: Final = 1 << 60
 class FairShare:
     """Accounts of service per tenant, and the order in which tenants are next."""
 
-    def __init__(self, slices_us: tuple[int, int, int] = (0, 0, 0)) -> None:
-        self._tree = ShareTree(ShareRules(slices_us))
+    def __init__(self, slices_us: tuple[int, int, int] = (0, 0, 0), cap_us: int = 0) -> None:
+        """Slices are by rank, from the strictest class to the laxest; for the cap see `set_cap`."""
+        self._tree = ShareTree(ShareRules(slices_us, cap_us))
         self._touched: dict[ShareNode, None] = {}  # nodes whose account may have changed since `changes` was asked, with all above
         self._is_resuming = False  # accounts were restored, and nothing was charged since
 

@@ -13,6 +13,9 @@ class SchedulerPolicy:
     max_steps: int = 8  # of a quantum, when nobody waits
     min_service_tokens: int = 64  # that a request generates before it may be preempted for another
     preempt_lag_us: int = 250_000  # service by which the victim's tenant must be ahead of the waiting one's
+    # Service by which a tenant with requests of a class may be ahead before others go first, at weight 1: interactive, batch, idle.
+    slices_us: tuple[int, int, int] = (0, 1_000_000, 4_000_000)
+    share_cap_us: int = 60_000_000  # that a tenant may be away from the others when it begins to wait, at weight 1; 0: any distance
     gap_factor: float = 1.8  # a step with input in it may take so many times what it would for its decoding rows alone
     token_gap_s: float = 0.0  # and no longer than this; 0: no bound
     max_quantum_s: float = 0.25  # predicted; a quantum of one step may take longer
