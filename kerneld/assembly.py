@@ -168,14 +168,14 @@ class Assembly:
         if request.reserved_bytes:
             machine.journal.release(request.reserved_bytes)
         machine.admission.take_tokens(request.tenant, request.num_generated)
-        if request.tenant in machine.tenants:
-            machine.tenants.use(request.tenant, request.num_input, request.num_generated)
+        machine.usage.ended(request)
         if not request.is_scoring and machine.contexts.find(context.id) is not None:
-            machine.last_logs[context.id] = request
+            machine.last_logs.keep(request)
 
     def _result_heard(self, flight: Flight, step_idx: int, is_last: bool, result: StepResult) -> None:
         self._machine.scheduler.sizer.costs.heard(flight, step_idx, is_last, result)
         self._machine.seating.meter.heard(flight, step_idx, is_last, result)
+        self._machine.usage.heard(flight, step_idx, result)
 
     def _landed(self, flight: Flight) -> None:
         self._reports.landed(flight)

@@ -1,8 +1,8 @@
 """Delivery: what becomes of a request's life and output, in the order that keeps the promises: journal first, then readers.
 
-    step result --> context.tokens --> journal --> transcript --> output log --> readers
-                                          |
-                                          +-- durability `fsync`: the log shows its new end only after the next sync
+    step result --> accounts --> journal, and what changed of the books with it --> context.tokens --> transcript --> output log --> readers
+                                                                                                                  |
+                               durability `fsync`: the log shows its new end only after the next sync ------------+
 
 Every change of a request's state passes here, so the scheduler's queues, the context's state, the journal and the readers agree.
 """
@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 from drivers.contract import RowResult, StepResult, TokenLogprob
+from kerneld.bookkeeping import Bookkeeping
 from kerneld.calls import ContextState, Durability, Finished, FinishReason
 from kerneld.errors import KernelError
 from kerneld.eventbus import EventBus
@@ -44,7 +45,7 @@ class Delivery:
     """Moves requests through their lives."""
 
     def __init__(self, journal: Journal, scheduler: Scheduler, seating: Seating, events: EventBus, clock: Callable[[], float]) -> None:
-        self._journal = journal
+        self.books = Bookkeeping(journal, scheduler)
         self._scheduler = scheduler
         self._seating = seating
         self._events = events
@@ -64,6 +65,7 @@ class Delivery:
         if not request.is_charged:
             request.num_cached = min(num_cached, request.output_start)
         self._scheduler.admit(request, num_cached)
+        self.books.note(request)
         if request.context.state is ContextState.BLOCKED:
             request.context.move(ContextState.READY)
         request.context.move(ContextState.RUNNING)
@@ -78,7 +80,6 @@ class Delivery:
         now = self._clock()
         request.queue_s += now - request.queued_at
         request.admitted_at = now
-        request.num_since_admission = 0
         request.scores.clear()  # a row that scores begins at its first token again
         self._events.publish(RequestAdmitted(request.id, request.tenant, request.queue_s, request.num_cached))
 
@@ -91,8 +92,10 @@ class Delivery:
         """A request gave its row up for others, and waits again at its old place."""
         request.queued_at = self._clock()
         request.num_preemptions += 1
+        request.num_since_admission = 0
         request.preempted_for = cause
         self._scheduler.preempt(request)
+        self.books.note(request)
         request.context.move(ContextState.BLOCKED)
         self._events.publish(RequestPreempted(request.id, request.tenant, cause))
 
@@ -110,6 +113,7 @@ class Delivery:
     def deliver(self, flight: Flight, result: StepResult) -> list[Ending]:
         """Make the tokens of a step durable, show them, and say which rows have ended."""
         heard = [(flight.parts[item.slot].row, item) for item in result.rows if not flight.parts[item.slot].row.is_over]
+        self._charge(heard)
         unwritten = self._write(heard)
         lost = {id(ending.row) for ending in unwritten}
         heard = [(row, item) for row, item in heard if id(row) not in lost]
@@ -119,13 +123,20 @@ class Delivery:
             self._seating.note_valid(context, min(row.position, context.num_tokens))
         return unwritten + [ending for row, item in heard for ending in self._show(row, item, result.compute_s)]
 
+    def _charge(self, heard: list[tuple[Row, RowResult]]) -> None:
+        """Charge what the step generated, so that it goes to the journal together with the tokens."""
+        for row, item in heard:
+            if item.tokens and not item.error and row.score_from < 0:
+                row.request.num_since_admission += len(item.tokens)
+                self._scheduler.charge_output(row.request, len(item.tokens))
+
     def _write(self, heard: list[tuple[Row, RowResult]]) -> list[Ending]:
         """Journal the tokens of a step, all rows in one record. Where that fails nobody has seen them, and nobody will: those rows end."""
         rows = [(row, item) for row, item in heard if item.tokens and row.request.context.durability is not Durability.NONE]
         if not rows:
             return []
         try:
-            self._journal.append([Tokens(tuple((bytes.fromhex(row.request.context.id), pack_tokens(item.tokens)) for row, item in rows))])
+            self.books.append([Tokens(tuple((bytes.fromhex(row.request.context.id), pack_tokens(item.tokens)) for row, item in rows))])
         except KernelError as error:
             logger.error("tokens could not be journaled; their requests end", extra={"num_requests": len(rows), "error": error.message})
             return [Ending(row, FinishReason.ERROR, error.message) for row, _item in rows]
@@ -145,8 +156,6 @@ class Delivery:
         if not item.tokens:
             return
         self._acquit(request)
-        request.num_since_admission += len(item.tokens)
-        self._scheduler.charge_output(request, len(item.tokens))
         reason = self._transcribe(request, item)
         if request.first_token_at is None:
             request.first_token_at = self._clock()
@@ -182,6 +191,7 @@ class Delivery:
         if request.ticket:
             request.queue_s += now - request.queued_at
         self._scheduler.finish(request, reason)
+        self.books.forget(request)
         usage = request.usage()
         finished = context.last_finished = Finished(reason, usage, detail)
         self._write_end(request, finished, now)
@@ -214,7 +224,7 @@ class Delivery:
         if context.durability is Durability.NONE:
             return
         end = Finish(bytes.fromhex(context.id), bytes.fromhex(request.id), finished.reason, finished.usage, finished.detail, now)
-        if not self._journal.append_or_owe(end):
+        if not self.books.append_or_owe(end):
             logger.error("the end of a request could not be journaled yet", extra={"request": request.id})
 
     def _show_after_sync(self, request: Request, finished: Finished | None = None) -> None:

@@ -16,7 +16,6 @@ from kerneld.errors import KernelError
 from kerneld.events import IntegrityLost
 from kerneld.machine import Machine
 from kerneld.notify import Notifier
-from kerneld.state.records import Counters
 from kerneld.state.replay import EFFECT_LIFETIME_S, compacted
 from memory.errors import PagingError
 
@@ -41,6 +40,8 @@ class Housekeeping:
             (TICK_S, self._reclaim),
             (ACCOUNTS_S, self._journal_counters),
             (ACCOUNTS_S, self._give_back),
+            (ACCOUNTS_S, machine.usage.sample),
+            (machine.config.kerneld.share_update_s, machine.usage.update_factors),
             (ACCOUNTS_S, self._machine.calibration.look),
         ]
         if self._watchdog_s is not None:
@@ -75,7 +76,7 @@ class Housekeeping:
                 usage_due = now + USAGE_S
                 await self._write_usage()
                 await self._compact()
-                await self._forget_effects()
+                await self._forget_old()
             await asyncio.sleep(min(TICK_S, self._watchdog_s or TICK_S))
 
     def _give_back(self) -> None:
@@ -116,17 +117,8 @@ class Housekeeping:
         self._machine.residency.parking.relieve(self._machine.clock())
 
     def _journal_counters(self) -> None:
-        """Write down the fair-share counters that changed, so that a restart is no amnesty."""
-        changes = self._machine.scheduler.shares.changes()
-        if not changes:
-            return
-        try:
-            is_written = self._machine.journal.append_if_room([Counters(changes)])
-        except KernelError:
-            logger.warning("fair-share counters could not be journaled", exc_info=True)
-            return
-        if not is_written:
-            logger.warning("fair-share counters were not journaled: the disk is full")
+        """Write down what changed of the scheduler's books, if nothing was written since that they could go along with."""
+        self._machine.delivery.books.flush()
 
     async def check_integrity(self) -> None:
         """Look whether the books agree, when nothing runs, a slice at a time: whoever comes meanwhile waits for one slice at most."""
@@ -141,13 +133,10 @@ class Housekeeping:
 
     async def _write_usage(self) -> None:
         machine = self._machine
-        unwritten = machine.tenants.take_unwritten()
         try:
-            if unwritten:
-                await machine.store.add_usage(unwritten)
+            await machine.usage.write(machine.store.usage)
         except KernelError:
-            logger.warning("accounts could not be written", exc_info=True)
-            machine.tenants.put_back(unwritten)
+            logger.warning("usage could not be written", exc_info=True)
         try:
             await machine.authenticator.flush()
         except KernelError:
@@ -163,12 +152,13 @@ class Housekeeping:
         except KernelError:
             logger.warning("the journal could not be compacted", exc_info=True)
 
-    async def _forget_effects(self) -> None:
-        """Drop answers that are older than a day from the database; the journal's go with its compaction."""
+    async def _forget_old(self) -> None:
+        """Drop answers that are older than a day from the database, the journal's go with its compaction; and hours of usage."""
         try:
             await self._machine.store.forget_effects(self._machine.clock() - EFFECT_LIFETIME_S)
+            await self._machine.usage.forget_old(self._machine.store.usage)
         except KernelError:
-            logger.warning("old effects could not be dropped", exc_info=True)
+            logger.warning("old effects and usage could not be dropped", exc_info=True)
 
 
 def _report(task: asyncio.Task[None]) -> None:

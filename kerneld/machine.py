@@ -25,6 +25,7 @@ from kerneld.endings import Endings
 from kerneld.eventbus import EventBus
 from kerneld.holdings import LimitChange
 from kerneld.idleslabs import IdleSlabs
+from kerneld.lastlogs import LastLogs
 from kerneld.models import ModelTable
 from kerneld.pins import Pins
 from kerneld.pricing.calibration import Calibration
@@ -40,6 +41,7 @@ from kerneld.supervisor import Supervisor
 from kerneld.tenants import TenantTable
 from kerneld.throughput import Throughput
 from kerneld.tierlimits import TierLimits
+from kerneld.usage.book import UsageBook, UsageClocks, UsagePolicy
 from kerneld.weights.residency import Residency
 from memory.pager import Pager
 
@@ -79,12 +81,12 @@ class Machine:
     renderer: TemplateRenderer
     throughput: Throughput
     requests: dict[str, Request] = field(default_factory=dict)  # unfinished, by request id
-    last_logs: dict[str, Request] = field(default_factory=dict)  # the latest finished request of each context, by context id
+    last_logs: LastLogs = field(default_factory=LastLogs)
     endings: Endings = field(default_factory=Endings)
     limits: TierLimits = field(init=False)
     pins: Pins = field(init=False)
     idle_slabs: IdleSlabs = field(init=False)
-    calibration: Calibration = field(init=False)
+    usage: UsageBook = field(init=False)
     calibration: Calibration = field(init=False)
     # written by drain and stop
     is_recovered: bool = False
@@ -96,7 +98,9 @@ class Machine:
         self.pins = Pins(self.pager, self.contexts, self.models, self.config.memory.device_bytes)
 
         self.calibration = Calibration(self.scheduler.sizer.costs, self.scheduler.charging.tariffs, self.events.publish)
-        self.calibration = Calibration(self.scheduler.sizer.costs, self.scheduler.charging.tariffs, self.events.publish)
+        kernel = self.config.kerneld
+        policy = UsagePolicy(kernel.usage_half_life_days, kernel.usage_days, kernel.long_term_shares)
+        self.usage = UsageBook(policy, UsageClocks(self.clock), self.scheduler.shares, self.pager.ledger, self.scheduler.charging.tariffs)
         self.idle_slabs = IdleSlabs(self.pager, self.dispatcher, self.config.memory.idle_return_s, self.clock)
 
     def num_visible(self, context: Context) -> int:
@@ -110,6 +114,7 @@ class Machine:
         """Let every part know a tenant, or what changed of it; says what became of limits of memory that changed."""
         old = self.tenants.get(tenant.path).limits if tenant.path in self.tenants else Limits()
         self.tenants.put(tenant)
+        self.usage.know(tenant)
         shares, limits = self.scheduler.shares, tenant.limits
         if tenant.path in shares:
             shares.set_weight(tenant.path, tenant.weight)
@@ -122,7 +127,9 @@ class Machine:
 
     def forget_tenant(self, path: str) -> None:
         """A removed tenant leaves no account, and none of its bytes (promise 10)."""
+        self.usage.settle()
         self.tenants.remove(path)
+        self.usage.forget(path)
         self.admission.remove(path)
         self.scheduler.remove_tenant(path)
         self.limits.remove(path)

@@ -2,7 +2,10 @@
 
 The front died (boot). The journal and the database are the truth:
 
-    tenants  ->  models  ->  contexts  ->  unfinished requests, in the order of their admission, at their old place  ->  models load again
+    tenants  ->  models  ->  contexts  ->  the scheduler's books  ->  unfinished requests  ->  models load again
+
+Requests that ran come first, in the order of their seats, then those that waited, in the order of their admission. The log is the history
+of one scheduler up to some moment (`kerneld.bookkeeping`), so the next picks are those that would have followed it.
 
 The worker died. Nothing of the truth was in it: the dispatcher has put its requests back in their queues, pages on the device are lost,
 pages in the host tier are not. Models that were resident load again, and every context faults its pages in or recomputes them.
@@ -23,10 +26,11 @@ from kerneld.errors import KernelError
 from kerneld.events import ContextFailed
 from kerneld.machine import Machine
 from kerneld.models import file_stamp, hash_files
-from kerneld.request import Request
+from kerneld.request import Request, RequestState
+from kerneld.state.contextrecord import ContextRecord
 from kerneld.state.journal import RECORD_BYTES, TOKEN_BYTES
-from kerneld.state.records import Admit, Finish, Free
-from kerneld.state.replay import EFFECT_LIFETIME_S, ContextRecord, LogState
+from kerneld.state.records import Admit, Finish, Free, Standing
+from kerneld.state.replay import EFFECT_LIFETIME_S, LogState
 from kerneld.state.tables import ModelRow
 from kerneld.stream import OutputLog
 from kerneld.transcript import Transcript
@@ -42,24 +46,20 @@ async def recover(machine: Machine, state: LogState) -> tuple[int, int]:
         machine.know_tenant(tenant)
     for group in await machine.store.load_groups():
         machine.tenants.groups.put(group)
-    machine.tenants.restore_usage(await machine.store.load_usage())
     wanted = await _recover_models(machine)
     machine.effects.restore([*state.effects.values(), *await machine.store.load_effects(machine.clock() - EFFECT_LIFETIME_S)])
     for record in state.contexts.values():
         _recover_context(machine, record)
-    machine.scheduler.shares.restore(state.counters)  # a restart is no amnesty
-    requests = [_recover_request(machine, state.contexts[context_id]) for context_id in state.active if _is_known(machine, context_id)]
+    machine.scheduler.restore(state.accounts)  # a restart is no amnesty
+    machine.usage.restore(await machine.store.usage.load())
+    requests = _recover_requests(machine, state)
     await _collect_images(machine)
     machine.is_recovered = True
-    needed = {name for request in requests if request is not None for name in request.context.models}
+    needed = {name for request in requests for name in request.context.models}
     ahead = sorted(wanted - needed, key=lambda name: (not machine.models.get(name).is_pinned, name))
     for name in [*sorted(needed), *ahead]:
         machine.residency.start(machine.models.get(name), is_ahead=name not in needed)
-    return len(machine.contexts), sum(request is not None for request in requests)
-
-
-def _is_known(machine: Machine, context_id: bytes) -> bool:
-    return machine.contexts.find(context_id.hex()) is not None
+    return len(machine.contexts), len(requests)
 
 
 async def _collect_images(machine: Machine) -> None:
@@ -130,31 +130,82 @@ def _recover_context(machine: Machine, record: ContextRecord) -> None:
         if record.is_suspended:
             context.move(ContextState.SUSPENDED)
     machine.contexts.add(context)
+    last, finished = record.last_admit, context.last_finished
+    if context.is_alive and last is not None and finished is not None:
+        machine.last_logs.keep_writer(context.id, lambda: _finished_request(machine, context, last, finished))
 
 
 def _finished(finish: Finish | None) -> Finished | None:
     return None if finish is None else Finished(finish.reason, finish.usage, finish.detail)
 
 
-def _recover_request(machine: Machine, record: ContextRecord) -> Request | None:
-    """Let an unfinished request wait again at its old place."""
-    context, admit = machine.contexts.find(record.context_id.hex()), record.active
-    assert context is not None, "it was recovered before"
-    assert admit is not None, "it is active"
-    request = _request_of(machine, context, admit)
+def _recover_requests(machine: Machine, state: LogState) -> list[Request]:
+    """Let unfinished requests stand with the scheduler as they stood. Returns them.
+
+    One whose last token was journaled, and its end was not, ends when all the others are in the accounts again: what it is given back
+    depends on them.
+    """
+    unfinished: list[Request] = []
+    over: list[tuple[Request, FinishReason, str]] = []
+    for context_id, standing in standings_of(state):
+        context, admit = machine.contexts.find(context_id.hex()), state.contexts[context_id].active
+        if context is None or admit is None:
+            continue
+        request = _request_of(machine, context, admit)
+        stand_again(request, standing)
+        reason, detail = _begin_again(machine, request)
+        if reason is not None:
+            over.append((request, reason, detail))
+            continue
+        _reserve_again(machine, request)
+        machine.scheduler.recover(request, standing is not None and standing.is_running)
+        unfinished.append(request)
+    for request, reason, detail in over:
+        machine.delivery.settle(request, reason, detail)
+    return unfinished
+
+
+def standings_of(state: LogState) -> list[tuple[bytes, Standing | None]]:
+    """The contexts with an unfinished request, and how it stood: those that ran, in the order of their seats, then those that waited, in
+    the order of their admission; None: nothing had become of it yet.
+    """
+    standings = {standing.context_id: standing for standing in state.standings}
+    ran = [context_id for context_id, standing in standings.items() if standing.is_running]
+    return [(context_id, standings.get(context_id)) for context_id in dict.fromkeys((*ran, *state.active))]
+
+
+def stand_again(request: Request, standing: Standing | None) -> None:
+    """Let an unfinished request have paid for what it had paid for."""
+    if standing is None:
+        return
+    request.defer_until = standing.defer_until
+    request.num_since_admission = standing.num_served
+    if standing.is_charged:
+        request.is_charged, request.tariff = True, standing.tariff
+        request.num_cached, request.num_prepaid, request.num_charged = standing.num_cached, standing.num_prepaid, request.num_generated
+
+
+def _begin_again(machine: Machine, request: Request) -> tuple[FinishReason | None, str]:
+    """Make a request its context's active one, with the output that it had; says how it ended, if it has."""
+    context = request.context
     context.active_request = request.id
     machine.requests[request.id] = request
     if not context.is_alive:
-        machine.delivery.settle(request, FinishReason.ERROR, context.failure)
-        return None
+        return FinishReason.ERROR, context.failure
     context.move(ContextState.READY)
     reason = _write_again(request)
     request.log.release(request.log.num_written)  # the disk had them
-    if reason is not None:
-        machine.delivery.settle(request, reason)
-        return None
-    _reserve_again(machine, request)
-    machine.scheduler.enqueue(request)
+    return reason, ""
+
+
+def _finished_request(machine: Machine, context: Context, admit: Admit, finished: Finished) -> Request:
+    """A request that finished before this daemon began, with the output that its readers saw."""
+    request = _request_of(machine, context, admit)
+    _write_again(request)
+    request.transcript.close()
+    request.log.release(request.log.num_written)
+    request.log.finish(finished)
+    request.state = RequestState.FINISHED
     return request
 
 
@@ -179,7 +230,7 @@ def _request_of(machine: Machine, context: Context, admit: Admit) -> Request:
         context=context,
         args=args,
         sampling=admit.sampling,
-        num_input=0,
+        num_input=admit.num_input,
         output_start=admit.output_start,
         max_tokens=admit.max_tokens,
         arrival=admit.arrived_at,
@@ -187,9 +238,8 @@ def _request_of(machine: Machine, context: Context, admit: Admit) -> Request:
         transcript=Transcript(log, tokenizer, admit.stop, past),
         deadline=admit.deadline_at or None,
         detach_grace_s=admit.detach_grace_s,
+        queue_until=admit.queue_until or None,
         queued_at=machine.clock(),
-        is_charged=True,
-        num_charged=context.num_tokens - admit.output_start,
     )
 
 

@@ -27,6 +27,9 @@ from __future__ import annotations
 import itertools
 from collections.abc import Sequence
 
+import msgspec
+
+from kerneld.accounts import Accounts
 from kerneld.calls import FinishReason
 from kerneld.closures import Closures
 from kerneld.expiry import Expired, Expiry
@@ -173,6 +176,29 @@ class Scheduler:
         self.charging.forget(path)
         self._waiting.forget(path)
         self._closures.forget(path)
+
+    # ----------------------------------------------------------------------------------------------------------- keeping and restoring
+
+    def accounts(self) -> Accounts:
+        """All of the books, for `restore`. What waits is not part of them."""
+        return msgspec.structs.replace(self.charging.accounts(), shares=self.shares.snapshot())
+
+    def account_changes(self) -> Accounts | None:
+        """What changed of the books since the last call; None: nothing."""
+        shares, prices = self.shares.changes(), self.charging.changes()
+        if not (shares or prices.outputs or prices.tariffs):
+            return None
+        return Accounts(shares, prices.outputs, prices.tariffs)
+
+    def unkept(self, accounts: Accounts) -> None:
+        """Changes that were told could not be written: they count as changed again."""
+        self.shares.unkept(accounts.shares)
+        self.charging.unkept(accounts)
+
+    def restore(self, accounts: Accounts) -> None:
+        """Put the books back, before anything waits; requests that had not ended come by `recover`."""
+        self.shares.restore(accounts.shares)
+        self.charging.restore(accounts)
 
     # ------------------------------------------------------------------------------------------------------------------- deciding
 

@@ -5,12 +5,14 @@ threads of their own, on files that `append` does not change meanwhile.
 
 Invariants
 1. When `append` returns, the records are with the operating system, in one write: no death of a process loses them, and a process that
-   dies within it leaves none of them, or the first ones.
+   dies within it leaves all of them, or none.
 2. When `sync` returns, every record appended before it was called is on the disk. A failed sync is never tried again on the same file: the
    segment is abandoned, a new one begins, and `needs_compaction` asks for a snapshot that does not depend on it.
 3. While bytes are reserved, that many are allocated behind the last record: only `reserve` can find the disk full. Records that begin
    something (an alloc, an admit) are reserved first; records that nobody reserved use a slack that is kept beside.
 4. A segment is on the disk before the next one exists, so only the last can have lost anything to a power cut.
+
+5. Riders of an append are written if they need no byte that was reserved, and no append fails for them.
 
 How much a request reserves is the caller's to know: `TOKEN_BYTES` per token that it may generate, and `RECORD_BYTES` for its other records.
 """
@@ -31,7 +33,7 @@ from kerneld.errors import DiskFull, Unavailable
 from kerneld.failpoints import hit
 from kerneld.state.files import disk_errors, explain, sync_failed
 from kerneld.state.records import Record, Synced
-from kerneld.state.segment import HEADER_BYTES, Header, Kind, SegmentWriter, frame
+from kerneld.state.segment import HEADER_BYTES, Header, Kind, SegmentWriter, frame_together
 from kerneld.state.shelf import Shelf
 
 logger = logging.getLogger(__name__)
@@ -39,7 +41,7 @@ logger = logging.getLogger(__name__)
 SEGMENT_BYTES = 64 << 20  # a segment that has grown past this is sealed
 GROWTH_BYTES = 1 << 20  # room is taken in steps of this; one step took 20 us on ext4
 COMPACT_SEGMENTS = 4  # sealed segments that make a compaction worth while
-TOKEN_BYTES = 64  # of a step that sampled one token for one row, charges included
+TOKEN_BYTES = 64  # of a step that sampled one token for one row
 RECORD_BYTES = 1024  # of an admit without its input and stop strings, plus its finish
 _SLACK_BYTES = 64 << 10
 _FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
@@ -105,51 +107,33 @@ class Journal:
             self._segment = self._create(last + 1, self._shelf.end_of(last))
         self._state = _State.READY
 
-    def append(self, records: Sequence[Record]) -> None:
+    def append(self, records: Sequence[Record], riders: Sequence[Record] = ()) -> bool:
         """Write records in one call; when it returns they survive the death of any process (invariant 1).
 
-        Raises: DiskFull, if they were not reserved and the slack is used up; Unavailable. Then nothing was written.
+        Returns whether `riders`, which may be lost, went along behind them (invariant 5).
+        Raises: DiskFull, if the records were not reserved and the slack is used up; Unavailable. Then nothing was written.
         """
         self._check_ready()
-        if self._segment.offset >= self._segment_bytes or self._segment.is_abandoned:
-            self._try_rotate()
-        segment = self._segment
-        if segment.synced > self._marked:
-            self._marked = segment.synced
-            records = (Synced(segment.synced), *records)
-        framed = frame((*self._owed, *records), segment.salt)
-        self._grow(segment, len(framed))
-        with disk_errors(self._path, len(framed)):
-            segment.write(framed)
+        records = (*self._owed, *records)
+        is_along = not riders
+        if riders:
+            with contextlib.suppress(DiskFull, Unavailable):
+                self._write((*records, *riders), kept=self._reserved + _SLACK_BYTES)
+                is_along = True
+        if records and (not riders or not is_along):
+            self._write(records)
         self._owed.clear()
+        return is_along
 
-    def append_or_owe(self, record: Record) -> bool:
-        """Append what has happened, or write it in front of the next record that can be written. Returns whether it was written now."""
-        try:
-            self.append([record])
-        except (DiskFull, Unavailable):
-            self._owed.append(record)
-            return False
-        return True
+    def owe(self, record: Record) -> None:
+        """Write a record that tells what has happened, and that could not be appended, in front of the next that can."""
+        self._owed.append(record)
 
     def append_unreserved(self, records: Sequence[Record]) -> None:
         """Append records that begin nothing; where the disk is full they use the slack. Raises: as append; then nothing was written."""
         self._check_ready()
-        self._grow(self._segment, len(frame(records, self._segment.salt)), kept=self._reserved)
+        self._grow(self._segment, len(frame_together(records, self._segment.salt)), kept=self._reserved)
         self.append(records)
-
-    def append_if_room(self, records: Sequence[Record]) -> bool:
-        """Append records that may be lost, unless they would need bytes that were reserved for others; says whether they were written.
-
-        Raises: Unavailable; then nothing was written.
-        """
-        self._check_ready()
-        try:
-            self._grow(self._segment, len(frame(records, self._segment.salt)), kept=self._reserved + _SLACK_BYTES)
-        except DiskFull:
-            return False
-        self.append(records)
-        return True
 
     def reserve(self, num_bytes: int) -> None:
         """Promise that `num_bytes` can be appended later, whatever becomes of the disk. Raises: DiskFull; then nothing is reserved."""
@@ -236,6 +220,18 @@ class Journal:
             self.rotate()
         except (DiskFull, Unavailable) as error:
             logger.warning("the journal could not begin a new segment", extra={"error": error.message})
+
+    def _write(self, records: Sequence[Record], kept: int = 0) -> None:
+        if self._segment.offset >= self._segment_bytes or self._segment.is_abandoned:
+            self._try_rotate()
+        segment, synced = self._segment, self._segment.synced
+        if synced > self._marked:
+            records = (Synced(synced), *records)
+        framed = frame_together(records, segment.salt)
+        self._grow(segment, len(framed), kept)
+        with disk_errors(self._path, len(framed)):
+            segment.write(framed)
+        self._marked = synced
 
     def _grow(self, segment: SegmentWriter, num_bytes: int, kept: int = 0) -> None:
         """Keep the reserved bytes allocated behind the next `num_bytes`; where the disk is full, records use all of them but `kept`."""

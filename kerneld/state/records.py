@@ -3,7 +3,7 @@
 Ids of contexts and requests are 16 raw bytes here (`bytes.fromhex` of what callers see), tokens are u32 little endian. Records are arrays
 on disk: a new field goes to the end and has a default, so that older logs stay readable; a tag is never used twice.
 
-Charges are integer cost units by tenant, added to that tenant's counter; negative ones are refunds.
+How the scheduler stands travels beside: `kerneld.accounts.Accounts` says what changed of its books, `Standing` where a request is with it.
 """
 
 from __future__ import annotations
@@ -16,7 +16,9 @@ import msgspec
 
 from drivers.contract import Sampling
 from kerneld import calls
+from kerneld.accounts import Accounts
 from kerneld.calls import Durability, FinishReason, Priority, Usage
+from kerneld.pricing.tariff import Tariff
 
 
 def pack_tokens(tokens: Iterable[int]) -> bytes:
@@ -72,14 +74,15 @@ class Admit(msgspec.Struct, frozen=True, array_like=True, tag=2):
     arrived_at: float
     output_start: int  # position of the first output token: tokens of the context, input included
     detach_grace_s: float
-    charges: dict[str, int] = {}
+    unused: dict[str, int] = {}  # its place is taken in older logs
+    num_input: int = 0  # tokens of the input; a replay counts them where a log says nothing
+    queue_until: float = 0.0  # Unix seconds; by then it is seated for the first time, or ends; 0: no such time
 
 
 class Tokens(msgspec.Struct, frozen=True, array_like=True, tag=3):
     """What one step sampled: (context id, tokens) per row."""
 
     batch: tuple[tuple[bytes, bytes], ...]
-    charges: dict[str, int] = {}
 
 
 class Finish(msgspec.Struct, frozen=True, array_like=True, tag=4):
@@ -91,7 +94,6 @@ class Finish(msgspec.Struct, frozen=True, array_like=True, tag=4):
     usage: Usage
     detail: str
     at: float
-    charges: dict[str, int] = {}
 
 
 class Truncate(msgspec.Struct, frozen=True, array_like=True, tag=5):
@@ -163,7 +165,7 @@ class Effect(msgspec.Struct, frozen=True, array_like=True, tag=13):
 
 
 class Counters(msgspec.Struct, frozen=True, array_like=True, tag=14):
-    """Fair-share counters that were set, not charged: a lift, or all of them in a snapshot."""
+    """Fair-share counters of an older kerneld, in units that mean nothing any more: read, and left aside."""
 
     values: dict[str, int]
 
@@ -180,6 +182,7 @@ class ContextSnapshot(msgspec.Struct, frozen=True, array_like=True, tag=15):
     last_finish: Finish | None
     last_used_at: float
     pinned_tokens: int = 0
+    last_admit: Admit | None = None  # of the request that finished last, while what it generated stands at the end
 
 
 class Synced(msgspec.Struct, frozen=True, array_like=True, tag=16):
@@ -192,6 +195,23 @@ class SnapshotEnd(msgspec.Struct, frozen=True, array_like=True, tag=17):
     """A snapshot is whole and had `num_records` records before this one. The journal's own; no reader sees it."""
 
     num_records: int
+
+
+class Standing(msgspec.Struct, frozen=True, array_like=True, tag=19):
+    """How an unfinished request stands with the scheduler. Before its first one it waits in line, and has paid for nothing.
+
+    Tokens that come after it use up what is prepaid, and count as generated since its seat.
+    """
+
+    context_id: bytes
+    request: bytes
+    num_cached: int  # input tokens that needed no computing when it was charged
+    num_prepaid: int  # output tokens that are paid for, and to come
+    is_running: bool
+    num_served: int = 0  # tokens generated since its seat
+    tariff: Tariff | None = None  # that it was admitted by
+    is_charged: bool = True
+    defer_until: float = 0.0  # Unix seconds; > 0: it waits beside the line
 
 
 Record = (
@@ -212,4 +232,12 @@ Record = (
     | ContextSnapshot
     | Synced
     | SnapshotEnd
+    | Accounts
+    | Standing
 )
+
+
+class Together(msgspec.Struct, frozen=True, array_like=True, tag=20):
+    """Records of one append: all of them survive a death, or none. The journal's own; no reader sees it."""
+
+    records: tuple[Record, ...]

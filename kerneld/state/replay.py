@@ -2,7 +2,8 @@
 
 Invariants
 1. fold(snapshot(fold(first)) + rest) == fold(first + rest), for every cut of every log: a compaction changes nothing.
-2. Requests that have not finished stand in `active` in the order in which they were admitted.
+2. Requests that have not finished stand in `active` in the order in which they were admitted, and in `standings` in the order in which
+   they were seated, preempted or otherwise changed their standing last.
 3. A record that cannot follow those before it (a context that never began, tokens past an end) is DataLoss: a log that a daemon wrote has
    none.
 """
@@ -11,14 +12,15 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import singledispatchmethod
 
 import msgspec
 
-from kerneld import calls
-from kerneld.calls import Durability, Priority
+from kerneld.accounts import Accounts, ShareAccount
 from kerneld.errors import DataLoss
+from kerneld.pricing.tariff import Tariff
+from kerneld.state.contextrecord import ContextRecord
 from kerneld.state.records import (
     Admit,
     Alloc,
@@ -33,10 +35,10 @@ from kerneld.state.records import (
     Resume,
     Revoke,
     Set,
+    Standing,
     Suspend,
     Tokens,
     Truncate,
-    pack_tokens,
     unpack_tokens,
 )
 
@@ -44,57 +46,42 @@ EFFECT_LIFETIME_S = 24 * 3600.0
 
 
 @dataclass(slots=True)
-class ContextRecord:
-    """A live context as the log tells it. The first fields are those of its Alloc."""
+class _Stand:
+    """A standing, and how many tokens the context had when it was written."""
 
-    context_id: bytes
-    owner: str
-    tenant: str
-    model: str
-    fingerprint: str
-    max_tokens: int
-    priority: Priority
-    nice: int
-    durability: Durability
-    labels: dict[str, str]
-    seed: int
-    created_at: float
-    parent: bytes
-    fork_at: int
-    tokens: array[int]
-    adapter: str
-    sharing_group: str
-    last_used_at: float
-    is_suspended: bool = False
-    pinned_tokens: int = 0
-    failure: str = ""
-    grants: dict[str, calls.Grant] = field(default_factory=dict)  # by grantee
-    active: Admit | None = None  # without its input, which is among the tokens
-    last_request: bytes = b""
-    last_finish: Finish | None = None
-
-    @property
-    def output(self) -> array[int]:
-        """What the active request has generated so far; empty if there is none."""
-        return self.tokens[self.active.output_start :] if self.active else array("I")
+    standing: Standing
+    num_tokens: int
 
 
 class LogState:
-    """The contexts, effects and counters that a sequence of records leaves behind."""
+    """The contexts, effects and books that a sequence of records leaves behind."""
 
     def __init__(self) -> None:
         self.contexts: dict[bytes, ContextRecord] = {}
         self.active: dict[bytes, None] = {}  # context ids with an unfinished request, in order of admission
         self.effects: dict[tuple[str, str], Effect] = {}  # by principal and request id
-        self.counters: dict[str, int] = {}
+        self._shares: dict[str, ShareAccount] = {}
+        self._outputs: dict[str, tuple[int, ...]] = {}
+        self._tariffs: dict[str, Tariff] = {}
+        self._stands: dict[bytes, _Stand] = {}  # by context id
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, LogState):
             return NotImplemented
-        mine = (self.contexts, list(self.active), self.effects, self.counters)
-        return mine == (other.contexts, list(other.active), other.effects, other.counters)
+        mine = (self.contexts, list(self.active), self.effects, self.accounts, self.standings)
+        return mine == (other.contexts, list(other.active), other.effects, other.accounts, other.standings)
 
     __hash__ = None  # type: ignore[assignment]  # it changes
+
+    @property
+    def accounts(self) -> Accounts:
+        """The scheduler's books, as they were written last."""
+        return Accounts(tuple(self._shares.values()), dict(self._outputs), dict(self._tariffs))
+
+    @property
+    def standings(self) -> list[Standing]:
+        """How unfinished requests stand with the scheduler, tokens counted that came since it was written."""
+        return [self._standing(context_id, stand) for context_id, stand in self._stands.items()]
 
     @classmethod
     def fold(cls, records: Iterable[Record]) -> LogState:
@@ -106,13 +93,14 @@ class LogState:
 
     def snapshot(self) -> Iterator[Record]:
         """Give records that come to this state."""
-        yield Counters(dict(self.counters))
+        yield self.accounts
         yield from self.effects.values()
         for context_id, context in self.contexts.items():
             if context_id not in self.active:
-                yield _snapshot(context)
+                yield context.snapshot()
         for context_id in self.active:  # last and in order: invariant 2
-            yield _snapshot(self.contexts[context_id])
+            yield self.contexts[context_id].snapshot()
+        yield from self.standings
 
     def forget_effects(self, before: float) -> None:
         """Drop the effects of calls that were made before a time."""
@@ -138,35 +126,35 @@ class LogState:
         context = self._context(record.context_id)
         if context.active is not None:
             raise _impossible(record.context_id, "began a request while it had one")
-        context.tokens.extend(unpack_tokens(record.tokens))
-        context.active = msgspec.structs.replace(record, tokens=b"", charges={})
+        given = unpack_tokens(record.tokens)
+        context.tokens.extend(given)
+        context.active = msgspec.structs.replace(record, tokens=b"", unused={}, num_input=len(given))
+        context.last_admit = None
         context.last_used_at = record.arrived_at
         self.active[record.context_id] = None
-        self._charge(record.charges)
 
     @apply.register
     def _tokens(self, record: Tokens) -> None:
         for context_id, packed in record.batch:
             self._context(context_id).tokens.extend(unpack_tokens(packed))
-        self._charge(record.charges)
 
     @apply.register
     def _finish(self, record: Finish) -> None:
         context = self._context(record.context_id)
         if context.active is None or context.active.request != record.request:
             raise _impossible(record.context_id, "finished a request that it did not have")
-        context.active = None
+        context.active, context.last_admit = None, context.active
         context.last_request = record.request
-        context.last_finish = msgspec.structs.replace(record, charges={})
+        context.last_finish = record
         context.last_used_at = record.at
-        del self.active[record.context_id]
-        self._charge(record.charges)
+        self._leave(record.context_id)
 
     @apply.register
     def _truncate(self, record: Truncate) -> None:
         context = self._context(record.context_id)
         _check_offset(context, record.num_tokens)
         del context.tokens[record.num_tokens :]
+        context.last_admit = None
         context.pinned_tokens = min(context.pinned_tokens, record.num_tokens)
 
     @apply.register
@@ -207,7 +195,7 @@ class LogState:
     def _free(self, record: Free) -> None:
         self._context(record.context_id)
         del self.contexts[record.context_id]
-        self.active.pop(record.context_id, None)
+        self._leave(record.context_id)
 
     @apply.register
     def _effect(self, record: Effect) -> None:
@@ -215,7 +203,21 @@ class LogState:
 
     @apply.register
     def _counters(self, record: Counters) -> None:
-        self.counters.update(record.values)
+        """Counted in other units: left aside."""
+
+    @apply.register
+    def _accounts(self, record: Accounts) -> None:
+        self._shares.update((share.path, share) for share in record.shares)
+        self._outputs.update(record.outputs)
+        self._tariffs.update(record.tariffs)
+
+    @apply.register
+    def _stands_so(self, record: Standing) -> None:
+        context = self.contexts.get(record.context_id)
+        if context is None or context.active is None or context.active.request != record.request:
+            return  # of a request that has ended: it tells nothing any more
+        self._stands.pop(record.context_id, None)  # invariant 2
+        self._stands[record.context_id] = _Stand(record, len(context.tokens))
 
     @apply.register
     def _context_snapshot(self, record: ContextSnapshot) -> None:
@@ -226,6 +228,7 @@ class LogState:
         context.active = record.active
         context.last_request = record.last_request
         context.last_finish = record.last_finish
+        context.last_admit = record.last_admit
         context.last_used_at = record.last_used_at
         context.pinned_tokens = record.pinned_tokens
         if record.active is not None:
@@ -245,9 +248,17 @@ class LogState:
             raise _impossible(context_id, "is named, but is not there")
         return context
 
-    def _charge(self, charges: dict[str, int]) -> None:
-        for tenant, cost in charges.items():
-            self.counters[tenant] = self.counters.get(tenant, 0) + cost
+    def _leave(self, context_id: bytes) -> None:
+        """The request of a context has ended, if it had one."""
+        self.active.pop(context_id, None)
+        self._stands.pop(context_id, None)
+
+    def _standing(self, context_id: bytes, stand: _Stand) -> Standing:
+        standing, num_new = stand.standing, len(self.contexts[context_id].tokens) - stand.num_tokens
+        if not num_new:
+            return standing
+        num_prepaid = max(standing.num_prepaid - num_new, 0)
+        return msgspec.structs.replace(standing, num_prepaid=num_prepaid, num_served=standing.num_served + num_new)
 
 
 def compacted(records: Iterable[Record], now: float) -> Iterator[Record]:
@@ -255,22 +266,6 @@ def compacted(records: Iterable[Record], now: float) -> Iterator[Record]:
     state = LogState.fold(records)
     state.forget_effects(now - EFFECT_LIFETIME_S)
     return state.snapshot()
-
-
-def _snapshot(context: ContextRecord) -> ContextSnapshot:
-    facts = {name: getattr(context, name) for name in Alloc.__struct_fields__}
-    alloc = Alloc(**facts | {"labels": dict(context.labels), "tokens": pack_tokens(context.tokens)})
-    return ContextSnapshot(
-        alloc=alloc,
-        is_suspended=context.is_suspended,
-        failure=context.failure,
-        grants=tuple(context.grants.values()),
-        active=context.active,
-        last_request=context.last_request,
-        last_finish=context.last_finish,
-        last_used_at=context.last_used_at,
-        pinned_tokens=context.pinned_tokens,
-    )
 
 
 def _check_offset(context: ContextRecord, offset: int) -> None:

@@ -5,6 +5,7 @@
       40 previous end u64: where the records of the segment before end     48 salt u32     52 crc32c u32 (of bytes 0 .. 51)
     record
        0 length u32     4 crc32c u32 (of the length and the payload, started from the salt)     8 payload: a msgpack array     end mark 0xc1
+       the payload is one record, or all records of an append (`Together`)
 
     |header|record|record|record|000000000000000000000| <- allocated ahead; a length of 0 is the end
 
@@ -34,7 +35,7 @@ from crc32c import crc32c
 from kerneld.errors import DataLoss
 from kerneld.failpoints import hit
 from kerneld.state.files import sync_directory, write_all
-from kerneld.state.records import Record, Synced
+from kerneld.state.records import Record, Synced, Together
 
 logger = logging.getLogger(__name__)
 
@@ -47,7 +48,7 @@ _END_MARK = b"\xc1"  # a byte that msgpack never uses
 HEADER_BYTES = _HEADER.size + _CHECKSUM.size
 
 _encode = msgspec.msgpack.Encoder().encode
-_decode = msgspec.msgpack.Decoder(Record).decode
+_decode = msgspec.msgpack.Decoder(Record | Together).decode
 
 
 class Kind(Enum):
@@ -81,8 +82,13 @@ class Header:
         return body + _CHECKSUM.pack(crc32c(body))
 
 
-def frame(records: Sequence[Record], salt: int) -> bytes:
-    """Return records as they lie in a segment with this salt."""
+def frame_together(records: Sequence[Record], salt: int) -> bytes:
+    """Return records as they lie in a segment with this salt, under one checksum: a reader finds all of them, or none."""
+    return frame(records if len(records) < 2 else (Together(tuple(records)),), salt)
+
+
+def frame(records: Sequence[Record | Together], salt: int) -> bytes:
+    """Return records as they lie in a segment with this salt, each by itself."""
     parts: list[bytes] = []
     for record in records:
         payload = _encode(record)
@@ -122,7 +128,7 @@ class SegmentReader:
         while self.end != limit and (size_bytes := self._record_bytes(self.end)) > 0:
             start = self.end
             self.end += size_bytes
-            yield self._decode(start, size_bytes)
+            yield from self._decode(start, size_bytes)
 
     def tail(self) -> Tail:
         """Say what lies behind `end`, once `records` is through."""
@@ -139,7 +145,7 @@ class SegmentReader:
         while offset < last:
             size_bytes = self._record_bytes(offset)
             if size_bytes:
-                yield self._decode(offset, size_bytes)
+                yield from self._decode(offset, size_bytes)
             offset += size_bytes or 1
 
     def was_synced(self, offset: int) -> bool:
@@ -173,13 +179,13 @@ class SegmentReader:
         computed = crc32c(self._map[start : start + length], crc32c(_CHECKSUM.pack(length), self.header.salt))
         return _FRAME.size + length + len(_END_MARK) if computed == checksum else 0
 
-    def _decode(self, offset: int, size_bytes: int) -> Record:
+    def _decode(self, offset: int, size_bytes: int) -> tuple[Record, ...]:
         payload = self._map[offset + _FRAME.size : offset + size_bytes - len(_END_MARK)]
         try:
-            record: Record = _decode(payload)
+            record: Record | Together = _decode(payload)
         except msgspec.DecodeError as error:
             raise damage(self.path, offset, f"a record that this version cannot read ({error})") from error
-        return record
+        return record.records if isinstance(record, Together) else (record,)
 
 
 class SegmentWriter:

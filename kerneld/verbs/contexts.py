@@ -153,7 +153,7 @@ class ContextVerbs:
             machine.dispatcher.end(request, FinishReason.CANCELLED, "The context was freed.")
         self.write(context, [Free(bytes.fromhex(context.id)), *effects])
         machine.contexts.remove(context)
-        machine.last_logs.pop(context.id, None)
+        machine.last_logs.forget(context.id)
         if context.table is not None:
             machine.pager.sharing.retain(context.table)
             context.table, context.chain = None, None

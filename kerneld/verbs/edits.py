@@ -35,7 +35,7 @@ class EditVerbs:
             raise OutOfRange(f"The context has {context.num_tokens} tokens; it cannot be truncated to {num_tokens}.")
         self._write(caller, "truncate", context, Truncate(bytes.fromhex(context.id), num_tokens))
         del context.tokens[num_tokens:]
-        machine.last_logs.pop(context.id, None)
+        machine.last_logs.forget(context.id)
         context.kv_valid = min(context.kv_valid, num_tokens)
         context.pinned_tokens = min(context.pinned_tokens, num_tokens)
         if context.table is not None and context.chain is not None:

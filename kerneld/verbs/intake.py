@@ -134,22 +134,22 @@ class Intake:
 
     def journal(self, caller: Caller, request: Request, tokens: tuple[int, ...]) -> None:
         """Make the request a promise. Raises: DiskFull; then nothing happened."""
-        context, journal = request.context, self._machine.journal
+        context, machine = request.context, self._machine
         answer = bytes.fromhex(context.id) + bytes.fromhex(request.id) + request.output_start.to_bytes(8, "big")
-        effects = self._machine.effects.record(caller, "infer", answer)
+        effects = machine.effects.record(caller, "infer", answer)
         if context.durability is Durability.NONE:
-            self._machine.effects.keep(effects)
+            machine.effects.keep(effects)
             return
-        self._machine.disk.check()
+        machine.disk.check()
         record = admit_record(request, tokens)
         num_bytes = RECORD_BYTES + len(record.tokens) + sum(len(stop) * 4 for stop in record.stop) + request.max_tokens * TOKEN_BYTES
-        journal.reserve(num_bytes)
+        machine.journal.reserve(num_bytes)
         try:
-            journal.append([record, *effects])
+            machine.delivery.books.append([record, *effects])
         except BaseException:
-            journal.release(num_bytes)
+            machine.journal.release(num_bytes)
             raise
-        self._machine.effects.keep(effects)
+        machine.effects.keep(effects)
         request.reserved_bytes = num_bytes
 
     def enqueue(self, request: Request) -> None:
@@ -162,12 +162,13 @@ class Intake:
             machine.residency.start(model)
         context.move(ContextState.READY)
         context.active_request, context.last_used_at = request.id, request.arrival
-        machine.last_logs.pop(context.id, None)
+        machine.last_logs.forget(context.id)
         machine.requests[request.id] = request
         if held_back.request_s:
             machine.scheduler.defer(request, request.arrival + held_back.request_s)
+            machine.delivery.books.note(request)
         machine.scheduler.enqueue(request)
-        machine.events.publish(RequestArrived(request.id, context.id, context.tenant, request.num_input))
+        machine.events.publish(_arrived(request))
         machine.idle_slabs.wake()
         machine.dispatcher.arrived()
 
@@ -178,6 +179,19 @@ def resolve(args: InferArgs, context: Context, model: Model) -> Sampling:
     ends = () if args.ignore_eos else model.spec.eos_token_ids
     stops = tuple(dict.fromkeys((*args.sampling.stop_token_ids, *ends)))
     return msgspec.structs.replace(args.sampling, seed=args.sampling.seed if args.has_seed else context.seed, stop_token_ids=stops)
+
+
+def _arrived(request: Request) -> RequestArrived:
+    return RequestArrived(
+        request=request.id,
+        context=request.context.id,
+        tenant=request.tenant,
+        input_tokens=request.num_input,
+        max_tokens=request.max_tokens,
+        priority=request.priority,
+        nice=request.context.nice,
+        deadline_s=request.deadline - request.arrival if request.deadline is not None else 0.0,
+    )
 
 
 def admit_record(request: Request, tokens: tuple[int, ...]) -> Admit:
@@ -194,6 +208,8 @@ def admit_record(request: Request, tokens: tuple[int, ...]) -> Admit:
         arrived_at=request.arrival,
         output_start=request.output_start,
         detach_grace_s=request.detach_grace_s,
+        num_input=request.num_input,
+        queue_until=request.queue_until or 0.0,
     )
 
 

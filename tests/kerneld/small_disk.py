@@ -9,11 +9,11 @@ from contextlib import contextmanager
 
 
 @contextmanager
-def full_disk() -> Iterator[None]:
-    """Every write to a file fails with EFBIG while this lasts."""
+def full_disk(size_bytes: int = 0) -> Iterator[None]:
+    """Every write to a file beyond its first `size_bytes` fails with EFBIG while this lasts."""
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (0, before[1]))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size_bytes, before[1]))
     try:
         yield
     finally:

@@ -229,7 +229,7 @@ def test_a_full_disk_hits_only_what_was_not_reserved(small_disk: Path) -> None:
         journal.reserve(1_500_000)
     assert caught.value.facts["needed_bytes"] == "1500000"
     numbers = iter(range(5000))
-    while journal.append_if_room([step(next(numbers))]):  # 1 KiB each
+    while journal.append((), [step(next(numbers))]):  # 1 KiB each
         pass
     for _ in range(250):
         journal.append([step(next(numbers))])

@@ -9,10 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from kerneld.errors import DataLoss
+from kerneld.errors import DataLoss, DiskFull
 from kerneld.state.journal import Journal
 from kerneld.state.records import Free, Record, Suspend, Tokens, Truncate, pack_tokens
 from kerneld.state.segment import HEADER_BYTES
+from tests.kerneld.small_disk import full_disk
 
 ROW = bytes(range(16))
 BOOT = b"b" * 16
@@ -20,7 +21,7 @@ OTHER_BOOT = b"c" * 16
 
 
 def step(*tokens: int) -> Tokens:
-    return Tokens(((ROW, pack_tokens(tokens)),), {"lab/ann": len(tokens)})
+    return Tokens(((ROW, pack_tokens(tokens)),))
 
 
 def opened(path: Path, machine_boot: bytes = BOOT, **options: int) -> tuple[Journal, list[Record]]:
@@ -63,7 +64,7 @@ def test_a_torn_append_is_cut_at_every_length(tmp_path: Path, caplog: pytest.Log
     journal, _ = opened(tmp_path / "whole")
     journal.append([step(1)])
     kept = journal._segment.offset
-    journal.append([step(2, 3), Suspend(ROW)])
+    journal.append([step(2, 3)], [Suspend(ROW)])
     content = (tmp_path / "whole/000000000001.log").read_bytes()
     end = journal._segment.offset
     for length in range(kept, end):
@@ -72,8 +73,8 @@ def test_a_torn_append_is_cut_at_every_length(tmp_path: Path, caplog: pytest.Log
         (path / "000000000001.log").write_bytes(content[:length] + bytes(len(content) - length))  # the rest is still as it was allocated
         caplog.clear()
         _, records = opened(path)
-        assert records in ([step(1)], [step(1), step(2, 3)])
-        assert (length == kept) or caplog.messages or records == [step(1), step(2, 3)]
+        assert records == [step(1)]  # all records of an append, or none
+        assert (length == kept) or caplog.messages
 
 
 def test_what_is_appended_after_a_cut_is_kept(tmp_path: Path) -> None:
@@ -324,6 +325,54 @@ def test_what_nobody_reserved_is_written_and_counted_beside_the_reserved_bytes(t
     assert journal.reserved_bytes == 10 << 20
     journal.close()
     assert opened(tmp_path)[1] == [step(1)]
+
+
+def nearly_full(path: Path, num_reserved: int) -> tuple[Journal, int]:
+    """A journal with reserved bytes, and the size of its file."""
+    journal, _ = opened(path)
+    journal.reserve(num_reserved)
+    journal.append([step(1)])
+    return journal, (path / "000000000001.log").stat().st_size
+
+
+def test_riders_go_along_in_the_same_write(tmp_path: Path) -> None:
+    journal, _ = opened(tmp_path)
+    assert journal.append([step(1)], [Suspend(ROW)])
+    assert journal.append((), [Free(ROW)])
+    assert opened(tmp_path)[1] == [step(1), Suspend(ROW), Free(ROW)]
+
+
+def test_riders_take_nothing_that_is_reserved_and_no_append_fails_for_them(tmp_path: Path) -> None:
+    journal, size_bytes = nearly_full(tmp_path, 2 << 20)
+    rider = step(*range(1000))
+    with full_disk(size_bytes):
+        room = 0
+        while journal.append([step(2)], [rider]):
+            room += 1
+        assert 0 < room < 500
+        assert not journal.append((), [rider])
+        for token in range(1000):
+            assert not journal.append([step(token)], [rider])
+    assert journal.append([step(3)], [rider])
+    assert opened(tmp_path)[1].count(rider) == room + 1
+
+
+def test_riders_stay_behind_on_a_disk_that_takes_nothing(tmp_path: Path) -> None:
+    journal, _ = opened(tmp_path)
+    with full_disk():
+        assert not journal.append((), [Suspend(ROW)])
+        with pytest.raises(DiskFull):
+            journal.append([step(1)], [Suspend(ROW)])
+    assert opened(tmp_path)[1] == []
+
+
+def test_what_is_owed_goes_in_front_of_the_next_append(tmp_path: Path) -> None:
+    journal, _ = opened(tmp_path)
+    journal.owe(step(1))
+    with full_disk(), pytest.raises(DiskFull):
+        journal.append((), [Suspend(ROW)])
+    assert journal.append((), [Free(ROW)])
+    assert opened(tmp_path)[1] == [step(1), Free(ROW)]
 
 
 @pytest.fixture(autouse=True)

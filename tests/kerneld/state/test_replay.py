@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import random
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from drivers.contract import Sampling
 from kerneld import calls
+from kerneld.accounts import Accounts, ShareAccount
 from kerneld.calls import Access, Durability, FinishReason, Priority, Usage
 from kerneld.errors import DataLoss
+from kerneld.pricing.tariff import Tariff
 from kerneld.state.records import (
     Admit,
     Alloc,
@@ -25,6 +28,7 @@ from kerneld.state.records import (
     Resume,
     Revoke,
     Set,
+    Standing,
     Suspend,
     Tokens,
     Truncate,
@@ -71,12 +75,24 @@ def admit(number: int, request: int, tokens: tuple[int, ...], output_start: int)
         arrived_at=float(request),
         output_start=output_start,
         detach_grace_s=10.0,
-        charges={"lab": 7},
+        num_input=len(tokens),
     )
 
 
 def finish(number: int, request: int) -> Finish:
-    return Finish(context_id(number), context_id(request), FinishReason.STOP, Usage(output_tokens=2), "", 50.0, {"lab": -2})
+    return Finish(context_id(number), context_id(request), FinishReason.STOP, Usage(output_tokens=2), "", 50.0)
+
+
+def step(number: int, *tokens: int) -> Tokens:
+    return Tokens(((context_id(number), pack_tokens(tokens)),))
+
+
+def standing(number: int, request: int, num_prepaid: int = 0, *, is_running: bool = True) -> Standing:
+    return Standing(context_id(number), context_id(request), 1, num_prepaid, is_running, 0, Tariff(1000, 100, 2000))
+
+
+def share(path: str, counter: int) -> ShareAccount:
+    return ShareAccount(path, counter, 0, counter, True, 0)
 
 
 def test_input_and_output_follow_each_other() -> None:
@@ -84,14 +100,15 @@ def test_input_and_output_follow_each_other() -> None:
         [
             alloc(1),
             admit(1, 9, (1, 2), 2),
-            Tokens(((context_id(1), pack_tokens((3,))),), {"lab": 1}),
-            Tokens(((context_id(1), pack_tokens((4,))),)),
+            step(1, 3),
+            step(1, 4),
         ]
     )
     context = state.contexts[context_id(1)]
     assert list(context.tokens) == [1, 2, 3, 4]
     assert list(context.output) == [3, 4]
-    assert state.counters == {"lab": 8}
+    assert context.active is not None
+    assert context.active.num_input == 2
 
 
 def test_a_finish_keeps_the_tokens_and_tells_how_it_ended() -> None:
@@ -100,7 +117,56 @@ def test_a_finish_keeps_the_tokens_and_tells_how_it_ended() -> None:
     assert (list(context.tokens), context.active, context.last_request) == ([1, 2], None, context_id(9))
     assert context.last_finish is not None
     assert context.last_finish.usage.output_tokens == 2
-    assert state.counters == {"lab": 5}
+    assert context.last_admit is not None
+    assert context.last_admit.stop == ("\n",)
+
+
+def test_a_finished_request_is_forgotten_with_the_tokens_that_it_generated() -> None:
+    records = [alloc(1), admit(1, 9, (1, 2), 2), step(1, 3), finish(1, 9)]
+    assert LogState.fold([*records, Truncate(context_id(1), 2)]).contexts[context_id(1)].last_admit is None
+    assert LogState.fold([*records, admit(1, 8, (4,), 4)]).contexts[context_id(1)].last_admit is None
+
+
+def test_of_two_accounts_the_later_goes_over_the_earlier_entry_by_entry() -> None:
+    first = Accounts((share("", 1), share("a", 2)), {"a": (1, 2), "b": (3,)}, {"m": Tariff(1, 1, 1)})
+    later = Accounts((share("a", 5), share("b", 6)), {"a": (2, 9), "b": ()}, {"n": Tariff(2, 2, 2)})
+    accounts = LogState.fold([first, later]).accounts
+    assert accounts.shares == (share("", 1), share("a", 5), share("b", 6))
+    assert accounts.outputs == {"a": (2, 9), "b": ()}
+    assert accounts.tariffs == {"m": Tariff(1, 1, 1), "n": Tariff(2, 2, 2)}
+
+
+def test_tokens_use_up_what_is_prepaid_and_count_as_served() -> None:
+    records: list[Record] = [alloc(1), admit(1, 9, (1,), 1), standing(1, 9, 3), step(1, 7, 7)]
+    assert [(item.num_prepaid, item.num_served) for item in LogState.fold(records).standings] == [(1, 2)]
+    assert [(item.num_prepaid, item.num_served) for item in LogState.fold([*records, step(1, 7, 7)]).standings] == [(0, 4)]
+
+
+def test_requests_stand_in_the_order_in_which_they_were_seated() -> None:
+    begun: list[Record] = [alloc(1), alloc(2), alloc(3), admit(1, 7, (1,), 1), admit(2, 8, (1,), 1), admit(3, 9, (1,), 1)]
+    seated = [standing(3, 9), standing(1, 7), standing(2, 8), standing(3, 9, is_running=False)]
+    assert [item.request for item in LogState.fold([*begun, *seated]).standings] == [context_id(7), context_id(8), context_id(9)]
+
+
+@pytest.mark.parametrize("records", [[], [alloc(1)], [alloc(1), admit(1, 8, (1,), 1)], [alloc(1), admit(1, 9, (1,), 1), finish(1, 9)]])
+def test_how_a_request_stood_that_has_ended_tells_nothing(records: list[Record]) -> None:
+    assert LogState.fold([*records, standing(1, 9)]) == LogState.fold(records)
+
+
+def test_logs_of_an_older_kerneld_are_read() -> None:
+    """They have charges at the end of some records, and counters that meant something else."""
+    charges = {"lab": 7}
+    older = [
+        (*msgspec.structs.astuple(admit(1, 9, (1, 2), 2))[:11], charges),
+        (((context_id(1), pack_tokens((3,))),), charges),
+        (*msgspec.structs.astuple(finish(1, 9)), charges),
+        ({"counter:lab": 5},),
+    ]
+    encoded = [msgspec.msgpack.encode([tag, *fields]) for tag, fields in zip((2, 3, 4, 14), older, strict=True)]
+    records = [msgspec.msgpack.decode(payload, type=Record) for payload in encoded]
+    state = LogState.fold([alloc(1), *records])
+    assert state == LogState.fold([alloc(1), admit(1, 9, (1, 2), 2), step(1, 3), finish(1, 9)])
+    assert not state.accounts.shares
 
 
 def test_a_fork_has_the_parent_past_and_survives_it() -> None:
@@ -172,8 +238,10 @@ def _next_record(rng: random.Random, state: LogState, number: int) -> Record:
     if context.active is not None and rng.random() < 0.7:
         batch = tuple((active, pack_tokens((rng.randrange(4096),))) for active in state.active)
         if rng.random() < 0.5:
-            return Finish(key, context.active.request, FinishReason.LENGTH, Usage(), "x", number, {"lab": -1})
-        return Tokens(batch, {"lab": 3})
+            return Finish(key, context.active.request, FinishReason.LENGTH, Usage(), "x", number)
+        if rng.random() < 0.3:
+            return Standing(key, context.active.request, 1, rng.randrange(9), rng.random() < 0.7, rng.randrange(3))
+        return Tokens(batch)
     if context.active is None and rng.random() < 0.5:
         return admit(int.from_bytes(key, "big"), number, (number,), len(context.tokens) + 1)
     others: list[Record] = [
@@ -187,6 +255,7 @@ def _next_record(rng: random.Random, state: LogState, number: int) -> Record:
         Free(key),
         Effect("ann", str(number % 7), "alloc", b"d", b"a", float(number)),
         Counters({"lab": number, "other": 1}),
+        Accounts((share("lab", number), share(f"lab/{number % 3}", number)), {"lab": (number,)}, {"m": Tariff(number, 1, 1)}),
     ]
     return rng.choice(others)
 
