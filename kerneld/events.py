@@ -11,7 +11,7 @@ import logging
 from dataclasses import dataclass
 from typing import ClassVar
 
-from kerneld.calls import FinishReason
+from kerneld.calls import FinishReason, Priority
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,6 +137,10 @@ class RequestArrived(Detail):
     context: str
     tenant: str
     input_tokens: int
+    max_tokens: int = 0  # of output; these and the following are what a simulation needs to send it again
+    priority: Priority = Priority.INTERACTIVE
+    nice: int = 0
+    deadline_s: float = 0.0  # after its arrival; 0: none
 
 
 @dataclass(frozen=True, slots=True)
