@@ -2,59 +2,18 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import click
 
-from cli.handle import short
+from cli.limits import change_text, is_any_named, limit_columns, limit_options, limit_text, make_limits, parse_weight
 from cli.render import Column, Printer, bytes_text, count_text, word, write_line, write_note
 from cli.target import Shell, output_option, pass_shell
 
 if TYPE_CHECKING:
-    from kerneld_client.memory_values import LimitChange
-    from kerneld_client.values import Limits, TenantInfo, TokenInfo
+    from kerneld_client.values import TenantInfo, TokenInfo
 
-SIZES = {"": 1, "Ki": 1 << 10, "Mi": 1 << 20, "Gi": 1 << 30, "Ti": 1 << 40}
 ROLES = click.Choice(["admin", "operator", "user", "viewer"])
-
-
-def parse_size(text: str) -> int:
-    """Bytes, as a number or with a binary suffix: 1048576, 512MiB, 2GiB."""
-    match = re.fullmatch(r"(\d+)\s*([KMGT]i)?B?", text.strip())
-    if match is None:
-        raise click.BadParameter(f"{text!r} is not a size such as 1048576, 512MiB or 2GiB.")
-    return int(match[1]) * SIZES[match[2] or ""]
-
-
-_LIMITS = (
-    click.option("--device-bytes", type=parse_size, metavar="SIZE", help="Device memory of its KV."),
-    click.option("--host-bytes", type=parse_size, metavar="SIZE", help="Host memory of its KV."),
-    click.option("--disk-bytes", type=parse_size, metavar="SIZE", help="Disk space of its KV."),
-    click.option("--device-guarantee-bytes", type=parse_size, metavar="SIZE", help="Device memory that is not reclaimed for others."),
-    click.option("--host-guarantee-bytes", type=parse_size, metavar="SIZE", help="Host memory that is not reclaimed for others."),
-    click.option("--disk-guarantee-bytes", type=parse_size, metavar="SIZE", help="Disk space that is not reclaimed for others."),
-    click.option("--image-bytes", type=parse_size, metavar="SIZE", help="Disk space of its images."),
-    click.option("--max-contexts", type=click.IntRange(0), help="Contexts."),
-    click.option("--max-running", type=click.IntRange(0), help="Requests running at once."),
-    click.option("--max-queued", type=click.IntRange(0), help="Requests waiting."),
-    click.option("--requests-per-minute", type=click.IntRange(0), help="Requests in any minute."),
-    click.option("--tokens-per-minute", type=click.IntRange(0), help="Tokens in any minute, input and output."),
-)
-
-
-def limit_options(command: Callable[..., None]) -> Callable[..., None]:
-    """Give a command the limits of a tenant as options; 0 is no limit of its own."""
-    for option in reversed(_LIMITS):
-        command = option(command)
-    return command
-
-
-def limit_text(count: int, show: Callable[[int], str] = str) -> str:
-    """A limit, or a dash where there is none."""
-    return show(count) if count else "-"
 
 
 def tenant_columns(printer: Printer) -> tuple[Column, ...]:
@@ -72,17 +31,7 @@ def tenant_columns(printer: Printer) -> tuple[Column, ...]:
         Column("GUARANTEE", lambda t: limit_text(t.limits.device_guarantee_bytes, bytes_text), is_number=True),
         Column("INPUT", lambda t: count_text(t.input_tokens), is_wide=True, is_number=True),
         Column("OUTPUT", lambda t: count_text(t.output_tokens), is_wide=True, is_number=True),
-        Column("MAX DEVICE", lambda t: limit_text(t.limits.device_bytes, bytes_text), is_wide=True, is_number=True),
-        Column("MAX HOST", lambda t: limit_text(t.limits.host_bytes, bytes_text), is_wide=True, is_number=True),
-        Column("MAX DISK", lambda t: limit_text(t.limits.disk_bytes, bytes_text), is_wide=True, is_number=True),
-        Column("HOST GUARANTEE", lambda t: limit_text(t.limits.host_guarantee_bytes, bytes_text), is_wide=True, is_number=True),
-        Column("DISK GUARANTEE", lambda t: limit_text(t.limits.disk_guarantee_bytes, bytes_text), is_wide=True, is_number=True),
-        Column("MAX IMAGES", lambda t: limit_text(t.limits.image_bytes, bytes_text), is_wide=True, is_number=True),
-        Column("MAX CONTEXTS", lambda t: limit_text(t.limits.max_contexts), is_wide=True, is_number=True),
-        Column("MAX RUNNING", lambda t: limit_text(t.limits.max_running), is_wide=True, is_number=True),
-        Column("MAX QUEUED", lambda t: limit_text(t.limits.max_queued), is_wide=True, is_number=True),
-        Column("REQUESTS/MIN", lambda t: limit_text(t.limits.requests_per_minute), is_wide=True, is_number=True),
-        Column("TOKENS/MIN", lambda t: limit_text(t.limits.tokens_per_minute), is_wide=True, is_number=True),
+        *limit_columns(),
         Column("AGE", lambda t: printer.age(t.created_at), is_wide=True, is_number=True),
     )
 
@@ -117,11 +66,11 @@ def tenant() -> None:
 
 @tenant.command()
 @click.argument("path", metavar="NAME")
-@click.option("--weight", type=click.IntRange(1), default=1, show_default=True, help="Its share, against its siblings.")
+@click.option("--weight", type=parse_weight, default="1", show_default=True, help="Its share, against its siblings.")
 @limit_options
 @output_option
 @pass_shell
-def add(shell: Shell, /, path: str, weight: int, **limits: int | None) -> None:
+def add(shell: Shell, /, path: str, weight: int, **limits: int | tuple[str, ...] | None) -> None:
     """Add the tenant NAME; a path such as lab/group makes it a child."""
     with shell.connect() as client:
         shell.printer.row(client.add_tenant(path, weight=weight, limits=make_limits(limits)), tenant_columns(shell.printer), path_of)
@@ -129,18 +78,18 @@ def add(shell: Shell, /, path: str, weight: int, **limits: int | None) -> None:
 
 @tenant.command("set")
 @click.argument("path", metavar="NAME")
-@click.option("--weight", type=click.IntRange(1), help="Its share, against its siblings.")
+@click.option("--weight", type=parse_weight, help="Its share, against its siblings.")
 @limit_options
 @output_option
 @pass_shell
-def set_command(shell: Shell, /, path: str, weight: int | None, **limits: int | None) -> None:
+def set_command(shell: Shell, /, path: str, weight: int | None, **limits: int | tuple[str, ...] | None) -> None:
     """Change weight or limits of a tenant; what is not named stays.
 
     A limit of memory below what is used is deferred: it holds for new pages at once, and the rest is reclaimed as it falls idle.
     """
     with shell.connect() as client:
         changed, revision = None, ""
-        if any(limit is not None for limit in limits.values()):
+        if is_any_named(limits):
             # The daemon takes all limits at once; those that are not named are to stay, as they are now.
             found = next((found for found in client.tenants() if found.path == path), None)
             changed, revision = make_limits(limits, found.limits if found else None), found.revision if found else ""
@@ -150,17 +99,6 @@ def set_command(shell: Shell, /, path: str, weight: int | None, **limits: int | 
         write_note(change_text(change))
 
 
-def change_text(change: LimitChange) -> str:
-    """What became of a change of a limit, on one line."""
-    name = change.field.removesuffix("_bytes").replace("_", " ") + ("" if "guarantee" in change.field else " limit")
-    sizes = f"{limit_text(change.before, bytes_text)} -> {limit_text(change.after, bytes_text)}"
-    if not change.awaited_bytes:
-        return f"{name} {sizes}: {word(change.outcome)}"
-    holders = [f"{short(item.name) or 'a context'} ({item.state}, {bytes_text(item.bytes)})" for item in change.awaited_from[:3]]
-    more = f" and {len(change.awaited_from) - 3} more" if len(change.awaited_from) > 3 else ""
-    return f"{name} {sizes}: {word(change.outcome)}, {bytes_text(change.awaited_bytes)} awaited from {', '.join(holders)}{more}"
-
-
 @tenant.command("ls")
 @output_option
 @pass_shell
@@ -168,6 +106,21 @@ def list_tenants(shell: Shell) -> None:
     """List tenants."""
     with shell.connect() as client:
         shell.printer.rows(client.tenants(), tenant_columns(shell.printer), path_of)
+
+
+@tenant.command()
+@click.argument("path", metavar="NAME")
+@output_option
+@pass_shell
+def show(shell: Shell, path: str) -> None:
+    """Show a tenant with all its limits."""
+    from kerneld_client.errors import NotFound
+
+    with shell.connect() as client:
+        found = next((found for found in client.tenants() if found.path == path), None)
+        if found is None:
+            raise NotFound(f"There is no tenant {path!r}.", facts={"noun": "tenant", "name": path})
+    shell.printer.item(found, tenant_columns(shell.printer), path_of)
 
 
 @tenant.command()
@@ -232,10 +185,3 @@ def remove_tokens(shell: Shell, token_ids: tuple[str, ...]) -> None:
         for token_id in token_ids:
             client.remove_token(token_id)
             shell.printer.done(f"{token_id} removed", {"id": token_id, "removed": True})
-
-
-def make_limits(named: dict[str, int | None], before: Limits | None = None) -> Limits:
-    """The limits that were named, over those before."""
-    from kerneld_client.values import Limits
-
-    return replace(before or Limits(), **{name: limit for name, limit in named.items() if limit is not None})

@@ -30,7 +30,7 @@ class Admin:
 
     async def AddTenant(self, request: pb.AddTenantRequest, caller: Caller) -> pb.Tenant:
         """Make a node of the tree of tenants."""
-        weight = request.weight or convert.DEFAULT_WEIGHT
+        weight = request.weight if request.HasField("weight") else convert.DEFAULT_WEIGHT
         return answers.tenant(await self._kernel.add_tenant(caller, request.path, weight, convert.limits_of(request.limits)))
 
     async def SetTenant(self, request: pb.SetTenantRequest, caller: Caller) -> pb.Tenant:

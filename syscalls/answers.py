@@ -18,6 +18,7 @@ from kerneld.calls import (
     FinishReason,
     Grant,
     ImageInfo,
+    LimitMode,
     Limits,
     LoadProgress,
     ModelInfo,
@@ -40,6 +41,7 @@ from syscalls.memory_answers import limit_change
 
 CONTEXT_STATES: dict[ContextState, pb.ContextState] = {it: getattr(pb, f"CONTEXT_STATE_{it.name}") for it in ContextState}
 MODEL_STATES: dict[ModelState, pb.ModelState] = {it: getattr(pb, f"MODEL_STATE_{it.name}") for it in ModelState}
+LIMIT_MODES: dict[LimitMode, pb.LimitMode] = {it: getattr(pb, f"LIMIT_MODE_{it.name}") for it in LimitMode}
 PRIORITIES: dict[Priority, pb.Priority] = {it: getattr(pb, f"PRIORITY_{it.name}") for it in Priority}
 DURABILITIES: dict[Durability, pb.Durability] = {it: getattr(pb, f"DURABILITY_{it.name}") for it in Durability}
 ACCESSES: dict[Access, pb.Access] = {it: getattr(pb, f"ACCESS_{it.name}") for it in Access}
@@ -189,6 +191,8 @@ def limits(item: Limits) -> pb.Limits:
         host_guarantee_bytes=item.host_guarantee_bytes,
         disk_bytes=item.disk_bytes,
         disk_guarantee_bytes=item.disk_guarantee_bytes,
+        loads_per_hour=item.loads_per_hour,
+        modes={name: LIMIT_MODES[mode] for name, mode in item.modes.items()},
     )
 
 

@@ -17,6 +17,7 @@ from google.protobuf.descriptor import Descriptor, FieldDescriptor
 from google.protobuf.message import Message
 
 from kerneld.errors import InvalidArgument
+from kerneld_client.pb import syscalls_pb2 as pb
 from syscalls.fields import Bound, Check, Given, Known, Labels, Many, Number, Text
 
 YEAR_S = 366 * 86_400
@@ -113,6 +114,8 @@ BOUNDS: dict[str, Bound | Given] = {
     "max_queued": Number(0, 1 << 30),
     "requests_per_minute": Number(0, 1 << 40),
     "tokens_per_minute": Number(0, 1 << 40),
+    "loads_per_hour": Number(0, 1 << 40),
+    "modes": Labels(32, Text(64, 1, re.compile(r"[a-z_]+"), "the name of a limit"), Known(pb.LimitMode.DESCRIPTOR, has_default=False)),
     "sharing_group": OPTIONAL_NAME,
     "members": Many(1024, TENANT),
     "roles": Many(4, Text(32, 1, re.compile(r"[a-z]+"), "the name of a role")),

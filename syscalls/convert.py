@@ -17,6 +17,7 @@ from kerneld.calls import (
     Grant,
     InferArgs,
     InferInput,
+    LimitMode,
     Limits,
     ListArgs,
     Priority,
@@ -41,6 +42,7 @@ DURABILITIES = {
     pb.DURABILITY_FSYNC: Durability.FSYNC,
     pb.DURABILITY_NONE: Durability.NONE,
 }
+LIMIT_MODES = {pb.LIMIT_MODE_SOFT: LimitMode.SOFT, pb.LIMIT_MODE_HARD: LimitMode.HARD}
 PRIORITIES = {
     pb.PRIORITY_UNSPECIFIED: Priority.INTERACTIVE,
     pb.PRIORITY_INTERACTIVE: Priority.INTERACTIVE,
@@ -177,6 +179,8 @@ def limits_of(message: pb.Limits) -> Limits:
         host_guarantee_bytes=message.host_guarantee_bytes,
         disk_bytes=message.disk_bytes,
         disk_guarantee_bytes=message.disk_guarantee_bytes,
+        loads_per_hour=message.loads_per_hour,
+        modes={name: LIMIT_MODES[message.modes[name]] for name in sorted(message.modes)},
     )
 
 

@@ -86,11 +86,11 @@ class Many:
 
 @dataclass(frozen=True, slots=True)
 class Labels:
-    """A map of at most `most` short texts."""
+    """A map of at most `most` short texts, or numbers of an enum."""
 
     most: int
     key: Text
-    value: Text
+    value: Text | Known
 
     def __call__(self, labels: Any, path: str) -> None:
         if len(labels) > self.most:

@@ -8,6 +8,7 @@ from dataclasses import asdict
 
 from kerneld_client import memory_values, reading, values
 from kerneld_client.call import SLOW_S, Call, Page, fill, new_request_id, nothing, page_of, unary
+from kerneld_client.errors import InvalidArgument
 from kerneld_client.pb import syscalls_pb2 as pb
 
 DRAIN_SLACK_S = 30.0
@@ -84,7 +85,17 @@ def set_tenant(path: str, weight: int | None, limits: values.Limits | None, revi
 
 
 def _limits(limits: values.Limits | None) -> pb.Limits | None:
-    return fill(pb.Limits(), asdict(limits)) if limits is not None else None
+    if limits is None:
+        return None
+    modes = {name: _mode_number(name, mode) for name, mode in limits.modes.items()}
+    return fill(pb.Limits(), {**asdict(limits), "modes": modes})
+
+
+def _mode_number(name: str, mode: str) -> int:
+    try:
+        return pb.LimitMode.Value(f"LIMIT_MODE_{values.LimitMode(mode).name}")
+    except ValueError:
+        raise InvalidArgument.of(f"limits.modes[{name!r}]", f"must be soft or hard; it is {mode!r}.") from None
 
 
 def tenants(page_token: str) -> Call[Page[values.TenantInfo]]:

@@ -36,6 +36,7 @@ from kerneld_client.values import (
     FinishReason,
     Grant,
     Image,
+    LimitMode,
     Limits,
     LoadProgress,
     Logprob,
@@ -163,7 +164,13 @@ def sharing_group(message: pb.SharingGroup) -> SharingGroup:
 def tenant_info(message: pb.Tenant) -> TenantInfo:
     """Read a tenant."""
     changes = tuple(limit_change(change) for change in message.changes)
-    return _plain(TenantInfo, message, limits=_plain(Limits, message.limits), changes=changes)
+    return _plain(TenantInfo, message, limits=limits(message.limits), changes=changes)
+
+
+def limits(message: pb.Limits) -> Limits:
+    """Read limits."""
+    modes = {name: _word(LimitMode, pb.LimitMode, "LIMIT_MODE_", message.modes[name]) for name in sorted(message.modes)}
+    return _plain(Limits, message, modes=modes)
 
 
 def new_token(message: pb.NewToken) -> NewToken:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 
 from kerneld_client.memory_values import LimitChange
@@ -68,6 +68,14 @@ class Access(StrEnum):
     READ = "read"
     WRITE = "write"
     FORK = "fork"
+    UNSPECIFIED = "unspecified"
+
+
+class LimitMode(StrEnum):
+    """What a limit does with a request that is above it."""
+
+    SOFT = "soft"  # it waits
+    HARD = "hard"  # it is refused
     UNSPECIFIED = "unspecified"
 
 
@@ -294,6 +302,8 @@ class Limits:
     host_guarantee_bytes: int = 0
     disk_bytes: int = 0
     disk_guarantee_bytes: int = 0
+    loads_per_hour: int = 0
+    modes: Mapping[str, LimitMode] = field(default_factory=dict)  # by limit, where it is not the usual one
 
 
 @dataclass(frozen=True, slots=True)

@@ -58,6 +58,12 @@ class ModelState(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     MODEL_STATE_RESIDENT: _ClassVar[ModelState]
     MODEL_STATE_FAILED: _ClassVar[ModelState]
 
+class LimitMode(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    LIMIT_MODE_UNSPECIFIED: _ClassVar[LimitMode]
+    LIMIT_MODE_SOFT: _ClassVar[LimitMode]
+    LIMIT_MODE_HARD: _ClassVar[LimitMode]
+
 class LimitOutcome(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     __slots__ = ()
     LIMIT_OUTCOME_UNSPECIFIED: _ClassVar[LimitOutcome]
@@ -95,6 +101,9 @@ MODEL_STATE_REGISTERED: ModelState
 MODEL_STATE_LOADING: ModelState
 MODEL_STATE_RESIDENT: ModelState
 MODEL_STATE_FAILED: ModelState
+LIMIT_MODE_UNSPECIFIED: LimitMode
+LIMIT_MODE_SOFT: LimitMode
+LIMIT_MODE_HARD: LimitMode
 LIMIT_OUTCOME_UNSPECIFIED: LimitOutcome
 LIMIT_OUTCOME_APPLIED: LimitOutcome
 LIMIT_OUTCOME_DEFERRED: LimitOutcome
@@ -839,7 +848,14 @@ class DeleteCheckpointResponse(_message.Message):
     def __init__(self) -> None: ...
 
 class Limits(_message.Message):
-    __slots__ = ("device_bytes", "host_bytes", "max_contexts", "max_running", "max_queued", "requests_per_minute", "tokens_per_minute", "image_bytes", "device_guarantee_bytes", "host_guarantee_bytes", "disk_bytes", "disk_guarantee_bytes")
+    __slots__ = ("device_bytes", "host_bytes", "max_contexts", "max_running", "max_queued", "requests_per_minute", "tokens_per_minute", "image_bytes", "device_guarantee_bytes", "host_guarantee_bytes", "disk_bytes", "disk_guarantee_bytes", "loads_per_hour", "modes")
+    class ModesEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: LimitMode
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[_Union[LimitMode, str]] = ...) -> None: ...
     DEVICE_BYTES_FIELD_NUMBER: _ClassVar[int]
     HOST_BYTES_FIELD_NUMBER: _ClassVar[int]
     MAX_CONTEXTS_FIELD_NUMBER: _ClassVar[int]
@@ -852,6 +868,8 @@ class Limits(_message.Message):
     HOST_GUARANTEE_BYTES_FIELD_NUMBER: _ClassVar[int]
     DISK_BYTES_FIELD_NUMBER: _ClassVar[int]
     DISK_GUARANTEE_BYTES_FIELD_NUMBER: _ClassVar[int]
+    LOADS_PER_HOUR_FIELD_NUMBER: _ClassVar[int]
+    MODES_FIELD_NUMBER: _ClassVar[int]
     device_bytes: int
     host_bytes: int
     max_contexts: int
@@ -864,7 +882,9 @@ class Limits(_message.Message):
     host_guarantee_bytes: int
     disk_bytes: int
     disk_guarantee_bytes: int
-    def __init__(self, device_bytes: _Optional[int] = ..., host_bytes: _Optional[int] = ..., max_contexts: _Optional[int] = ..., max_running: _Optional[int] = ..., max_queued: _Optional[int] = ..., requests_per_minute: _Optional[int] = ..., tokens_per_minute: _Optional[int] = ..., image_bytes: _Optional[int] = ..., device_guarantee_bytes: _Optional[int] = ..., host_guarantee_bytes: _Optional[int] = ..., disk_bytes: _Optional[int] = ..., disk_guarantee_bytes: _Optional[int] = ...) -> None: ...
+    loads_per_hour: int
+    modes: _containers.ScalarMap[str, LimitMode]
+    def __init__(self, device_bytes: _Optional[int] = ..., host_bytes: _Optional[int] = ..., max_contexts: _Optional[int] = ..., max_running: _Optional[int] = ..., max_queued: _Optional[int] = ..., requests_per_minute: _Optional[int] = ..., tokens_per_minute: _Optional[int] = ..., image_bytes: _Optional[int] = ..., device_guarantee_bytes: _Optional[int] = ..., host_guarantee_bytes: _Optional[int] = ..., disk_bytes: _Optional[int] = ..., disk_guarantee_bytes: _Optional[int] = ..., loads_per_hour: _Optional[int] = ..., modes: _Optional[_Mapping[str, LimitMode]] = ...) -> None: ...
 
 class Tenant(_message.Message):
     __slots__ = ("path", "weight", "limits", "num_contexts", "num_running", "num_queued", "service", "kv_device_bytes", "kv_host_bytes", "created_at", "input_tokens", "output_tokens", "kv_disk_bytes", "revision", "changes")
