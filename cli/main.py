@@ -37,6 +37,8 @@ COMMANDS = {
     "score": ("cli.infer:score", "Tell how likely a continuation is."),
     "ckpt": ("cli.image:ckpt", "Checkpoint contexts to images and restore them."),
     "tenant": ("cli.tenant:tenant", "Add, change and remove tenants."),
+    "usage": ("cli.usage:usage", "Show what tenants used."),
+    "share": ("cli.share:share", "Show how the machine is shared."),
     "share-group": ("cli.sharegroup:share_group", "Let tenants share equal beginnings."),
     "token": ("cli.tenant:token", "Make and remove API tokens."),
     "events": ("cli.machine:events", "Show what happened."),

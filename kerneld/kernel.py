@@ -14,6 +14,7 @@ from kerneld.verbs.memory import MemoryVerbs
 from kerneld.verbs.models import ModelVerbs
 from kerneld.verbs.restoring import RestoreVerbs
 from kerneld.verbs.suspension import SuspensionVerbs
+from kerneld.verbs.usage import UsageVerbs
 
 
 class Kernel:
@@ -53,6 +54,8 @@ class Kernel:
         groups = GroupVerbs(machine)
         self.add_sharing_group, self.set_sharing_group = groups.add_sharing_group, groups.set_sharing_group
         self.remove_sharing_group, self.list_sharing_groups = groups.remove_sharing_group, groups.list_sharing_groups
+        usage = UsageVerbs(machine)
+        self.usage, self.shares = usage.usage, usage.shares
         self.read_memory, self.fsck = memory.read_memory, memory.fsck
         self.explain_context, self.explain_model = memory.explain_context, memory.explain_model
         self.explain_request, self.list_requests = memory.explain_request, memory.list_requests

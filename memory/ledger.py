@@ -107,7 +107,7 @@ class Ledger:
         self._limits: dict[Tier, dict[str, Limit]] = {tier: {} for tier in Tier}
         self._in_excess: dict[Tier, set[str]] = {tier: set() for tier in Tier}
         self._weights: dict[str, int] = {}
-        self._num_pages = dict.fromkeys(Tier, 0)  # that are charged
+        self.num_pages = dict.fromkeys(Tier, 0)  # in each tier, however many hold a page
 
     # ------------------------------------------------------------------------------------------------------------------ limits, weights
 
@@ -215,13 +215,13 @@ class Ledger:
 
     def charge_page(self, tier: Tier, holders: Mapping[str, int], oldest: str, size_bytes: int) -> None:
         """Charge a page to its holders: how many there are by owner, and the owner of the oldest. Costs what there are owners."""
-        self._num_pages[tier] += 1
+        self.num_pages[tier] += 1
         for owner, charge in _charges_of(holders, oldest, size_bytes):
             self.charge(tier, owner, Kind.KV, charge)
 
     def refund_page(self, tier: Tier, holders: Mapping[str, int], oldest: str, size_bytes: int) -> None:
         """Take back what `charge_page` charged."""
-        self._num_pages[tier] -= 1
+        self.num_pages[tier] -= 1
         for owner, charge in _charges_of(holders, oldest, size_bytes):
             self.refund(tier, owner, Kind.KV, charge)
 
@@ -234,10 +234,6 @@ class Ledger:
     def kv_bytes(self, owner: str, tier: Tier) -> int:
         """Bytes of KV that exactly this owner holds."""
         return self._charges[tier, Kind.KV].get(owner, 0)
-
-    def num_pages(self, tier: Tier) -> int:
-        """Pages in a tier, however many hold each."""
-        return self._num_pages[tier]
 
     def kind_bytes(self, tier: Tier, kind: Kind) -> int:
         """Bytes of one kind, all owners together."""

@@ -8,12 +8,12 @@ from typing import Protocol
 from kerneld.calls import Caller, ListArgs
 from kerneld.errors import InvalidArgument
 from kerneld_client.pb import syscalls_pb2 as pb
-from syscalls import answers, convert, memory_answers, request_answers
+from syscalls import answers, convert, memory_answers, request_answers, usage_answers
 from syscalls.streams import closing
-from syscalls.verbs import AdminVerbs, MemoryVerbs
+from syscalls.verbs import AdminVerbs, MemoryVerbs, UsageVerbs
 
 
-class AdminKernel(AdminVerbs, MemoryVerbs, Protocol):
+class AdminKernel(AdminVerbs, MemoryVerbs, UsageVerbs, Protocol):
     """What this service asks of the kernel."""
 
 
@@ -124,3 +124,11 @@ class Admin:
         async with closing(self._kernel.fsck(caller)) as parts:
             async for part in parts:
                 yield memory_answers.part_checked(part)
+
+    async def Usage(self, request: pb.UsageRequest, caller: Caller) -> pb.UsageResponse:
+        """Show what tenants used."""
+        return usage_answers.usage(await self._kernel.usage(caller, usage_answers.usage_args(request)))
+
+    async def Shares(self, request: pb.SharesRequest, caller: Caller) -> pb.SharesResponse:
+        """Show one page of the tree of shares."""
+        return usage_answers.shares(self._kernel.shares(caller, convert.plain_list(request)))

@@ -36,6 +36,7 @@ NAME = Text(128, 1, re.compile(r"[A-Za-z0-9][A-Za-z0-9._:/@+-]*"), "letters, dig
 OPTIONAL_NAME = Text(128, 0, NAME.pattern, NAME.meaning)
 TITLE = Text(256, 0, PRINTABLE, "free of control characters")
 TENANT = Text(256, 1, re.compile(r"[A-Za-z0-9._@+-]+(/[A-Za-z0-9._@+-]+)*"), "a path such as lab/group/person")
+TENANT_OR_SYSTEM = Text(256, 0, re.compile(r"\(system\)|[A-Za-z0-9._@+-]+(/[A-Za-z0-9._@+-]+)*"), "a path such as lab/group/person")
 OPTIONAL_TENANT = Text(256, 0, TENANT.pattern, TENANT.meaning)
 FILE_PATH = Text(4096, 1, PRINTABLE, "free of control characters")
 GRANTEE = Text(256, 1, re.compile(r"(principal|tenant):[^\x00-\x1f\x7f]+"), "principal:NAME or tenant:PATH")
@@ -124,6 +125,9 @@ BOUNDS: dict[str, Bound | Given] = {
     "interval_s": Number(0, 3600),
     "count": Number(0, 1_000_000),
     "since": Number(0, 1 << 62),
+    "UsageRequest.tenant": TENANT_OR_SYSTEM,
+    "UsageRequest.since": Number(0, 1e11),
+    "until": Number(0, 1e11),
 }
 
 

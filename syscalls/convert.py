@@ -208,7 +208,7 @@ def token_list(request: pb.ListTokensRequest) -> ListArgs:
     return ListArgs(request.page_size, request.page_token, tenant=request.tenant)
 
 
-def plain_list(request: pb.ListModelsRequest | pb.ListTenantsRequest | pb.ListSharingGroupsRequest) -> ListArgs:
+def plain_list(request: pb.ListModelsRequest | pb.ListTenantsRequest | pb.ListSharingGroupsRequest | pb.SharesRequest) -> ListArgs:
     """A page of a list without conditions."""
     return ListArgs(request.page_size, request.page_token)
 

@@ -44,6 +44,7 @@ from kerneld.calls import (
     Verified,
 )
 from kerneld.holdings import Explanation, MemoryReport, Outlook, PartChecked
+from kerneld.usage.report import ShareRecord, UsageArgs, UsageRecord
 
 
 class ContextVerbs(Protocol):
@@ -126,6 +127,13 @@ class MemoryVerbs(Protocol):
     def fsck(self, caller: Caller) -> AsyncIterator[PartChecked]: ...
 
 
+class UsageVerbs(Protocol):
+    """Verbs on what was used, and how the machine is shared."""
+
+    async def usage(self, caller: Caller, args: UsageArgs) -> ListPage[UsageRecord]: ...
+    def shares(self, caller: Caller, args: ListArgs) -> ListPage[ShareRecord]: ...
+
+
 class Readiness(Protocol):
     """Whether the kernel can serve."""
 
@@ -133,5 +141,5 @@ class Readiness(Protocol):
     def readiness_problem(self) -> str: ...
 
 
-class Verbs(ContextVerbs, InferVerbs, ModelVerbs, ImageVerbs, AdminVerbs, MemoryVerbs, Readiness, Protocol):
+class Verbs(ContextVerbs, InferVerbs, ModelVerbs, ImageVerbs, AdminVerbs, MemoryVerbs, UsageVerbs, Readiness, Protocol):
     """The whole kernel."""

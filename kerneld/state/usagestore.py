@@ -14,7 +14,7 @@ from kerneld.state.tables import UsageRow, tenants, usage
 from kerneld.state.usagetables import ClockRow, DecayedRow, decayed, usage_clock, usage_hours
 from kerneld.usage.amounts import AMOUNTS, Amounts, Bucket
 
-_FIRST: Final = Bucket("", -1.0, -1)
+FIRST: Final = Bucket("", -1.0, -1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +48,7 @@ class UsageQuery:
     span_s: int  # 0: one span for all of the time
     tenant: str = ""  # it and those beneath it; empty: all
     viewer: str | None = None  # living tenants above, at and beneath this one only; None: all, removed ones and the system too
-    after: Bucket = _FIRST  # the last one that was shown: spans in order, then tenants
+    after: Bucket = FIRST  # the last one that was shown: spans in order, then tenants
     limit: int = 1000
 
     def span_of(self, hour: int) -> int:
@@ -118,9 +118,8 @@ class UsageStore:
 
     async def forget(self, before_hour: int) -> None:
         """Drop the amounts of hours before one."""
-        await self._commits.commit(
-            lambda connection: connection.execute(delete(usage_hours).where(usage_hours.c.hour < before_hour)).rowcount
-        )
+        statement = delete(usage_hours).where(usage_hours.c.hour < before_hour)
+        await self._commits.commit(lambda connection: connection.execute(statement).rowcount)
 
 
 def forget_tenant(connection: Connection, path: str) -> None:

@@ -13,12 +13,13 @@ durable with every step, so that difference is exact after a kill -9 too; everyt
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
 from drivers.contract import StepResult
 from kerneld.fairshare import FairShare
-from kerneld.pricing.tariff import Tariff
+from kerneld.pricing.tariffs import Tariffs
 from kerneld.request import Request
 from kerneld.rows import Flight
 from kerneld.state.tables import TenantRow
@@ -47,22 +48,21 @@ class UsageClocks:
     """The two clocks: hours and half-lives go by the time of day, what is held for how long by one that nobody sets."""
 
     unix: Callable[[], float]
-    monotonic: Callable[[], float]
+    monotonic: Callable[[], float] = time.monotonic
 
 
 class UsageBook:
     """Event-loop thread only."""
 
-    def __init__(
-        self, policy: UsagePolicy, clocks: UsageClocks, shares: FairShare, ledger: Ledger, tariff_of: Callable[[str], Tariff]
-    ) -> None:
+    def __init__(self, policy: UsagePolicy, clocks: UsageClocks, shares: FairShare, ledger: Ledger, tariffs: Tariffs) -> None:
         self._policy, self._clocks, self._shares = policy, clocks, shares
         self.accounts = UsageAccounts(clocks.unix)
         self.decayed = DecayedUsage(UsageClock(clocks.unix), policy.half_life_days * DAY_S)
-        self._device_time = DeviceTime(tariff_of, self._give_device)
+        self._device_time = DeviceTime(tariffs.get, self._give_device)
         self._page_seconds = PageSeconds(ledger, clocks.monotonic)
         self._weights: dict[str, dict[str, int]] = {}  # of the children of every node, by their paths
         self.on_factor: Callable[[str, int], None] = lambda _path, _milli: None
+        self.factor_milli: dict[str, int] = {}  # by node, as it was set last
         self._writing = asyncio.Lock()  # no batch is between memory and database while somebody reads both
 
     # ------------------------------------------------------------------------------------------------------------------- tenants
@@ -77,6 +77,8 @@ class UsageBook:
         self.accounts.forget(path)
         self.decayed.forget(path)
         self._weights.get(_parent(path), {}).pop(path, None)
+        for node in (path, own_node(path)):
+            self.factor_milli.pop(node, None)
 
     def restore(self, kept: UsageKept) -> None:
         """Take over what was written, when all tenants are known and their share accounts are restored: what is in those and was not
@@ -133,6 +135,7 @@ class UsageBook:
         self.settle()
         for parent in self._weights:
             for path, milli in self._factors(parent).items():
+                self.factor_milli[path] = milli
                 self.on_factor(path, milli)
 
     def used_us(self, parent: str) -> dict[str, float]:

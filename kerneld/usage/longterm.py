@@ -3,8 +3,8 @@
     among siblings     S = weight / sum of weights      U = decayed usage / sum of decayed usage
     factor             clamp(sqrt(S / U), 1/4, 4)       in thousandths
 
-Source: share over half-life-decayed usage is the level fair-share of Slurm; the root tempers it, and the clamp bounds what a past can do to
-the present. Between two updates factors are constant, so the bounds of `kerneld.fairshare` hold between them, for the weights times factors.
+Source: share over half-life-decayed usage is the level fair-share of Slurm; the root tempers it, and the clamp bounds what a past can do
+to the present. Between two updates factors are constant, so the bounds of `kerneld.fairshare` hold then, for weights times factors.
 """
 
 from __future__ import annotations

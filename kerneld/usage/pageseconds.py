@@ -37,7 +37,7 @@ class PageSeconds:
         elapsed_ms = int((self._clock() - self._sampled_at) * _MS_PER_S)
         self._sampled_at += elapsed_ms / _MS_PER_S  # the rest counts the next time
         for tier in self._ledger.snapshot():
-            num_pages, num_bytes = self._ledger.num_pages(tier.tier), sum(tier.kv_bytes.values())
+            num_pages, num_bytes = self._ledger.num_pages[tier.tier], sum(tier.kv_bytes.values())
             for owner, held_bytes in tier.kv_bytes.items():
                 page_ms = num_pages * held_bytes * elapsed_ms // num_bytes
                 if page_ms:

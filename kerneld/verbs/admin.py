@@ -226,7 +226,7 @@ class AdminVerbs:
 
     def _tenant_info(self, row: TenantRow) -> TenantInfo:
         machine = self._machine
-        used = machine.tenants.usage(row.path)
+        used = machine.usage.accounts.totals(row.path)
         shares, ledger = machine.scheduler.shares, machine.pager.ledger
         return TenantInfo(
             path=row.path,

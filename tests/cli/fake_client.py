@@ -11,7 +11,7 @@ from click.testing import CliRunner, Result
 
 from cli.main import cli
 from cli.target import Target
-from kerneld_client import memory_values, values
+from kerneld_client import memory_values, usage_values, values
 from kerneld_client.errors import KerneldError
 
 LONG_AGO = time.time() - 3 * 86400 - 2 * 3600 - 60  # shown as 3d2h
@@ -120,6 +120,16 @@ OUTLOOK = memory_values.Outlook(
 BOOKS = memory_values.PartChecked("books", 12, "pages", 0, ())
 JOURNAL = memory_values.PartChecked("journal", 3, "records", 2048, ("it ends early",))
 TENANT = values.TenantInfo("lab", 2, LIMITS, 1, 1, 0, 12_345, 2 << 20, 0, LONG_AGO, 100, 50, 1 << 20, "ab12", (CHANGE,))
+USAGE = (
+    usage_values.UsageRecord("lab/ana", 1772352000.0, False, 3, 1200, 64, 30, 2.5, 2_400_000, 12_500.0, 40.0, 0.0, 1, 0.5),
+    usage_values.UsageRecord("lab/bo", 1772352000.0, True, 1, 10, 0, 5, 0.1, 100_000, 3.0, 0.0, 0.0, 0, 0.0),
+)
+SHARES = (
+    usage_values.ShareRecord("lab", 1, 0.5, 0.5, 0.8, 8_000_000, 791, 0.334, 0.334, 9_000_000, 2, 1),
+    usage_values.ShareRecord("lab-b", 1, 0.5, 0.5, 0.2, 2_000_000, 1581, 0.666, 0.666, 2_500_000, 0, 0),
+    usage_values.ShareRecord("lab/ana", 1, 0.5, 0.25, 0.5, 4_000_000, 1000, 0.5, 0.167, 4_500_000, 2, 0),
+    usage_values.ShareRecord("lab/bo", 1, 0.5, 0.25, 0.5, 4_000_000, 1000, 0.5, 0.167, 4_500_000, 0, 1),
+)
 TOKEN = values.TokenInfo("t1", "lab", "ci", ("user",), LONG_AGO, 0.0, 0.0)
 TIER = values.TierUse("device", 100 << 20, 40 << 20, 30 << 20, {"lab": 20 << 20, "solo": 10 << 20})
 WORKER = values.WorkerStatus("cpu0", "cpu", 4711, "running", 1, 0.5)
@@ -178,6 +188,8 @@ class FakeClient:
             "images": [IMAGE],
             "verify_image": values.Verified(not self.problems, self.problems, 1536),
             "tenants": [TENANT],
+            "usage": list(USAGE),
+            "shares": list(SHARES),
             "add_tenant": TENANT,
             "set_tenant": TENANT,
             "remove_tenant": 1,

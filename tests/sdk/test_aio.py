@@ -11,10 +11,15 @@ from typing import Any
 import pytest
 
 import kerneld_client
-from kerneld_client import aio, errors
+from kerneld_client import aio, aio_tenancy, errors, tenancy
 from tests.syscalls.rig import Rig
 
-PAIRS = [(kerneld_client.Client, aio.Client), (kerneld_client.Context, aio.Context), (kerneld_client.Stream, aio.Stream)]
+PAIRS = [
+    (kerneld_client.Client, aio.Client),
+    (tenancy.Tenancy, aio_tenancy.Tenancy),
+    (kerneld_client.Context, aio.Context),
+    (kerneld_client.Stream, aio.Stream),
+]
 RENAMED = {"__enter__": "__aenter__", "__exit__": "__aexit__", "__iter__": "__aiter__", "__next__": "__anext__"}
 
 
@@ -23,7 +28,7 @@ def public(cls: type) -> dict[str, Any]:
     return {name: item for name, item in vars(cls).items() if inspect.isfunction(item) and (name in RENAMED or not name.startswith("_"))}
 
 
-@pytest.mark.parametrize(("blocking", "awaitable"), PAIRS, ids=["Client", "Context", "Stream"])
+@pytest.mark.parametrize(("blocking", "awaitable"), PAIRS, ids=["Client", "Tenancy", "Context", "Stream"])
 def test_every_method_is_there_with_the_same_parameters(blocking: type, awaitable: type) -> None:
     theirs = public(awaitable) | {name: item for name, item in vars(awaitable).items() if name in RENAMED.values()}
     for name, method in public(blocking).items():

@@ -66,6 +66,8 @@ from kerneld.holdings import (
     TierAccount,
     TierTotal,
 )
+from kerneld.usage.amounts import SYSTEM
+from kerneld.usage.report import ShareRecord, UsageArgs, UsageRecord
 from memory.remedy import Action, Remedy
 
 INPUT_TOKENS = 5
@@ -428,6 +430,22 @@ class FakeKernel:
         account = TierAccount("lab/ann", "device", {"kv": 50}, 50, 30, 60, 20, 0, 2, 8)
         decision = PathDecision(2.0, "m", "1" * 32, 100, 96, "host", 0.25, "recompute", 0.5, None)
         return MemoryReport((total,), (account,), (decision,) * min(num_decisions, 1))
+
+    async def usage(self, caller: Caller, args: UsageArgs) -> ListPage[UsageRecord]:
+        self.note("usage", caller, args)
+        records = {
+            "lab/ann": UsageRecord("lab/ann", 3600.0, False, 3, 30, 10, 12, 2_500_000, 7_000, 1500, 250, 0, 1, 500_000),
+            "lab/bob": UsageRecord("lab/bob", 3600.0, True, 0, 0, 0, 0, 0, -5, 0, 0, 0, 0, 0),
+            SYSTEM: UsageRecord(SYSTEM, 3600.0, False, 0, 0, 0, 0, 1_000, 0, 0, 0, 0, 0, 0),
+        }
+        return self._page(records, ListArgs(args.page_size, args.page_token))
+
+    def shares(self, caller: Caller, args: ListArgs) -> ListPage[ShareRecord]:
+        self.note("shares", caller, args)
+        lab = ShareRecord("lab", 1, 1.0, 1.0, 1.0, 900, 1000, 1.0, 1.0, 5000, 3, 1)
+        ann = ShareRecord("lab/ann", 3, 0.75, 0.75, 0.25, 225, 1732, 0.9, 0.9, 1250, 2, 1)
+        bob = ShareRecord("lab/bob", 1, 0.25, 0.25, 0.75, 675, 577, 0.1, 0.1, 3750, 1, 0)
+        return self._page({item.tenant: item for item in (lab, ann, bob)}, args)
 
     def explain_context(self, caller: Caller, context_id: str) -> Explanation:
         self.note("explain_context", caller, context_id)

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import TypeVar
 
-from kerneld_client import machine_calls, values
+from kerneld_client import machine_calls, usage_calls, values
 from kerneld_client.call import Call, Page
+from kerneld_client.usage_values import ShareRecord, UsageRecord
 from kerneld_client.wire import Wire
 
 T = TypeVar("T")
@@ -54,6 +55,17 @@ class Tenancy:
     def remove_sharing_group(self, name: str) -> None:
         """Remove a sharing group in which no context lives."""
         self._wire.invoke(machine_calls.remove_sharing_group(name))
+
+    def usage(self, tenant: str = "", *, since: float = 0.0, until: float = 0.0, by: str = "total") -> list[UsageRecord]:
+        """What a tenant and those beneath it used, or all that one may see: from the hour of `since` on, up to `until` (0: now).
+
+        Times are Unix seconds; `by` is "hour", "day" (of UTC) or "total".
+        """
+        return self._all(lambda token: usage_calls.usage(token, tenant, since, until, by))
+
+    def shares(self) -> list[ShareRecord]:
+        """How the machine is shared: weights, what was used of late, and what follows from both."""
+        return self._all(usage_calls.shares)
 
     def add_token(self, tenant: str, *, name: str = "", roles: Sequence[str] = ("user",), lifetime_s: float = 0.0) -> values.NewToken:
         """Make an API token; a lifetime of 0 is for ever."""

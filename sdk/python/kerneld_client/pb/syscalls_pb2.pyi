@@ -69,6 +69,13 @@ class LimitOutcome(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     LIMIT_OUTCOME_UNSPECIFIED: _ClassVar[LimitOutcome]
     LIMIT_OUTCOME_APPLIED: _ClassVar[LimitOutcome]
     LIMIT_OUTCOME_DEFERRED: _ClassVar[LimitOutcome]
+
+class UsageSpan(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    USAGE_SPAN_UNSPECIFIED: _ClassVar[UsageSpan]
+    USAGE_SPAN_HOUR: _ClassVar[UsageSpan]
+    USAGE_SPAN_DAY: _ClassVar[UsageSpan]
+    USAGE_SPAN_TOTAL: _ClassVar[UsageSpan]
 DURABILITY_UNSPECIFIED: Durability
 DURABILITY_JOURNAL: Durability
 DURABILITY_FSYNC: Durability
@@ -107,6 +114,10 @@ LIMIT_MODE_HARD: LimitMode
 LIMIT_OUTCOME_UNSPECIFIED: LimitOutcome
 LIMIT_OUTCOME_APPLIED: LimitOutcome
 LIMIT_OUTCOME_DEFERRED: LimitOutcome
+USAGE_SPAN_UNSPECIFIED: UsageSpan
+USAGE_SPAN_HOUR: UsageSpan
+USAGE_SPAN_DAY: UsageSpan
+USAGE_SPAN_TOTAL: UsageSpan
 PERMISSION_FIELD_NUMBER: _ClassVar[int]
 permission: _descriptor.FieldDescriptor
 MUTATES_FIELD_NUMBER: _ClassVar[int]
@@ -1577,3 +1588,103 @@ class PartChecked(_message.Message):
     bytes_read: int
     problems: _containers.RepeatedScalarFieldContainer[str]
     def __init__(self, part: _Optional[str] = ..., num_checked: _Optional[int] = ..., unit: _Optional[str] = ..., bytes_read: _Optional[int] = ..., problems: _Optional[_Iterable[str]] = ...) -> None: ...
+
+class UsageRequest(_message.Message):
+    __slots__ = ("tenant", "since", "until", "span", "page_size", "page_token")
+    TENANT_FIELD_NUMBER: _ClassVar[int]
+    SINCE_FIELD_NUMBER: _ClassVar[int]
+    UNTIL_FIELD_NUMBER: _ClassVar[int]
+    SPAN_FIELD_NUMBER: _ClassVar[int]
+    PAGE_SIZE_FIELD_NUMBER: _ClassVar[int]
+    PAGE_TOKEN_FIELD_NUMBER: _ClassVar[int]
+    tenant: str
+    since: float
+    until: float
+    span: UsageSpan
+    page_size: int
+    page_token: str
+    def __init__(self, tenant: _Optional[str] = ..., since: _Optional[float] = ..., until: _Optional[float] = ..., span: _Optional[_Union[UsageSpan, str]] = ..., page_size: _Optional[int] = ..., page_token: _Optional[str] = ...) -> None: ...
+
+class UsageRecord(_message.Message):
+    __slots__ = ("tenant", "start", "is_removed", "requests", "input_tokens", "cached_tokens", "output_tokens", "device_us", "service_us", "device_page_ms", "host_page_ms", "disk_page_ms", "loads", "load_us")
+    TENANT_FIELD_NUMBER: _ClassVar[int]
+    START_FIELD_NUMBER: _ClassVar[int]
+    IS_REMOVED_FIELD_NUMBER: _ClassVar[int]
+    REQUESTS_FIELD_NUMBER: _ClassVar[int]
+    INPUT_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    CACHED_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    OUTPUT_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    DEVICE_US_FIELD_NUMBER: _ClassVar[int]
+    SERVICE_US_FIELD_NUMBER: _ClassVar[int]
+    DEVICE_PAGE_MS_FIELD_NUMBER: _ClassVar[int]
+    HOST_PAGE_MS_FIELD_NUMBER: _ClassVar[int]
+    DISK_PAGE_MS_FIELD_NUMBER: _ClassVar[int]
+    LOADS_FIELD_NUMBER: _ClassVar[int]
+    LOAD_US_FIELD_NUMBER: _ClassVar[int]
+    tenant: str
+    start: float
+    is_removed: bool
+    requests: int
+    input_tokens: int
+    cached_tokens: int
+    output_tokens: int
+    device_us: int
+    service_us: int
+    device_page_ms: int
+    host_page_ms: int
+    disk_page_ms: int
+    loads: int
+    load_us: int
+    def __init__(self, tenant: _Optional[str] = ..., start: _Optional[float] = ..., is_removed: _Optional[bool] = ..., requests: _Optional[int] = ..., input_tokens: _Optional[int] = ..., cached_tokens: _Optional[int] = ..., output_tokens: _Optional[int] = ..., device_us: _Optional[int] = ..., service_us: _Optional[int] = ..., device_page_ms: _Optional[int] = ..., host_page_ms: _Optional[int] = ..., disk_page_ms: _Optional[int] = ..., loads: _Optional[int] = ..., load_us: _Optional[int] = ...) -> None: ...
+
+class UsageResponse(_message.Message):
+    __slots__ = ("records", "next_page_token")
+    RECORDS_FIELD_NUMBER: _ClassVar[int]
+    NEXT_PAGE_TOKEN_FIELD_NUMBER: _ClassVar[int]
+    records: _containers.RepeatedCompositeFieldContainer[UsageRecord]
+    next_page_token: str
+    def __init__(self, records: _Optional[_Iterable[_Union[UsageRecord, _Mapping]]] = ..., next_page_token: _Optional[str] = ...) -> None: ...
+
+class SharesRequest(_message.Message):
+    __slots__ = ("page_size", "page_token")
+    PAGE_SIZE_FIELD_NUMBER: _ClassVar[int]
+    PAGE_TOKEN_FIELD_NUMBER: _ClassVar[int]
+    page_size: int
+    page_token: str
+    def __init__(self, page_size: _Optional[int] = ..., page_token: _Optional[str] = ...) -> None: ...
+
+class ShareRecord(_message.Message):
+    __slots__ = ("tenant", "weight", "share", "machine_share", "used_share", "decayed_us", "factor_milli", "effective_share", "effective_machine_share", "service_us", "num_waiting", "num_running")
+    TENANT_FIELD_NUMBER: _ClassVar[int]
+    WEIGHT_FIELD_NUMBER: _ClassVar[int]
+    SHARE_FIELD_NUMBER: _ClassVar[int]
+    MACHINE_SHARE_FIELD_NUMBER: _ClassVar[int]
+    USED_SHARE_FIELD_NUMBER: _ClassVar[int]
+    DECAYED_US_FIELD_NUMBER: _ClassVar[int]
+    FACTOR_MILLI_FIELD_NUMBER: _ClassVar[int]
+    EFFECTIVE_SHARE_FIELD_NUMBER: _ClassVar[int]
+    EFFECTIVE_MACHINE_SHARE_FIELD_NUMBER: _ClassVar[int]
+    SERVICE_US_FIELD_NUMBER: _ClassVar[int]
+    NUM_WAITING_FIELD_NUMBER: _ClassVar[int]
+    NUM_RUNNING_FIELD_NUMBER: _ClassVar[int]
+    tenant: str
+    weight: int
+    share: float
+    machine_share: float
+    used_share: float
+    decayed_us: int
+    factor_milli: int
+    effective_share: float
+    effective_machine_share: float
+    service_us: int
+    num_waiting: int
+    num_running: int
+    def __init__(self, tenant: _Optional[str] = ..., weight: _Optional[int] = ..., share: _Optional[float] = ..., machine_share: _Optional[float] = ..., used_share: _Optional[float] = ..., decayed_us: _Optional[int] = ..., factor_milli: _Optional[int] = ..., effective_share: _Optional[float] = ..., effective_machine_share: _Optional[float] = ..., service_us: _Optional[int] = ..., num_waiting: _Optional[int] = ..., num_running: _Optional[int] = ...) -> None: ...
+
+class SharesResponse(_message.Message):
+    __slots__ = ("shares", "next_page_token")
+    SHARES_FIELD_NUMBER: _ClassVar[int]
+    NEXT_PAGE_TOKEN_FIELD_NUMBER: _ClassVar[int]
+    shares: _containers.RepeatedCompositeFieldContainer[ShareRecord]
+    next_page_token: str
+    def __init__(self, shares: _Optional[_Iterable[_Union[ShareRecord, _Mapping]]] = ..., next_page_token: _Optional[str] = ...) -> None: ...

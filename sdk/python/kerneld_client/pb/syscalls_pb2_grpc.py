@@ -1518,6 +1518,16 @@ class AdminStub:
                 request_serializer=kerneld__client_dot_pb_dot_syscalls__pb2.FsckRequest.SerializeToString,
                 response_deserializer=kerneld__client_dot_pb_dot_syscalls__pb2.PartChecked.FromString,
                 _registered_method=True)
+        self.Usage = channel.unary_unary(
+                '/kerneld.v1.Admin/Usage',
+                request_serializer=kerneld__client_dot_pb_dot_syscalls__pb2.UsageRequest.SerializeToString,
+                response_deserializer=kerneld__client_dot_pb_dot_syscalls__pb2.UsageResponse.FromString,
+                _registered_method=True)
+        self.Shares = channel.unary_unary(
+                '/kerneld.v1.Admin/Shares',
+                request_serializer=kerneld__client_dot_pb_dot_syscalls__pb2.SharesRequest.SerializeToString,
+                response_deserializer=kerneld__client_dot_pb_dot_syscalls__pb2.SharesResponse.FromString,
+                _registered_method=True)
 
 
 class AdminServicer:
@@ -1639,6 +1649,18 @@ class AdminServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Usage(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Shares(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_AdminServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -1736,6 +1758,16 @@ def add_AdminServicer_to_server(servicer, server):
                     servicer.Fsck,
                     request_deserializer=kerneld__client_dot_pb_dot_syscalls__pb2.FsckRequest.FromString,
                     response_serializer=kerneld__client_dot_pb_dot_syscalls__pb2.PartChecked.SerializeToString,
+            ),
+            'Usage': grpc.unary_unary_rpc_method_handler(
+                    servicer.Usage,
+                    request_deserializer=kerneld__client_dot_pb_dot_syscalls__pb2.UsageRequest.FromString,
+                    response_serializer=kerneld__client_dot_pb_dot_syscalls__pb2.UsageResponse.SerializeToString,
+            ),
+            'Shares': grpc.unary_unary_rpc_method_handler(
+                    servicer.Shares,
+                    request_deserializer=kerneld__client_dot_pb_dot_syscalls__pb2.SharesRequest.FromString,
+                    response_serializer=kerneld__client_dot_pb_dot_syscalls__pb2.SharesResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -2253,6 +2285,60 @@ class Admin:
             '/kerneld.v1.Admin/Fsck',
             kerneld__client_dot_pb_dot_syscalls__pb2.FsckRequest.SerializeToString,
             kerneld__client_dot_pb_dot_syscalls__pb2.PartChecked.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Usage(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/kerneld.v1.Admin/Usage',
+            kerneld__client_dot_pb_dot_syscalls__pb2.UsageRequest.SerializeToString,
+            kerneld__client_dot_pb_dot_syscalls__pb2.UsageResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Shares(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/kerneld.v1.Admin/Shares',
+            kerneld__client_dot_pb_dot_syscalls__pb2.SharesRequest.SerializeToString,
+            kerneld__client_dot_pb_dot_syscalls__pb2.SharesResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -1,0 +1,126 @@
+"""The verbs on usage: what tenants used, and how the machine is shared."""
+
+from __future__ import annotations
+
+import math
+
+from kerneld.calls import Caller, ListArgs, ListPage
+from kerneld.contexts import DEFAULT_PAGE_SIZE, MAX_PAGE_SIZE, page_of
+from kerneld.errors import InvalidArgument, NotFound
+from kerneld.machine import Machine
+from kerneld.security.acl import may_see_everything, may_see_tenant
+from kerneld.state.tables import TenantRow
+from kerneld.state.usagestore import FIRST, UsageQuery
+from kerneld.usage.amounts import AMOUNTS, HOUR_S, SYSTEM, Amounts, Bucket, hour_of
+from kerneld.usage.longterm import ONE_MILLI
+from kerneld.usage.report import ShareRecord, Span, UsageArgs, UsageRecord
+
+_SPAN_S = {Span.HOUR: HOUR_S, Span.DAY: 24 * HOUR_S, Span.TOTAL: 0}
+
+
+class UsageVerbs:
+    """Reads the accounts of usage, and the tree of shares."""
+
+    def __init__(self, machine: Machine) -> None:
+        self._machine = machine
+
+    async def usage(self, caller: Caller, args: UsageArgs) -> ListPage[UsageRecord]:
+        """What tenants used, span by span: of living ones that the caller may see; of removed ones and the system for operators.
+
+        Raises: InvalidArgument; NotFound, if there is no such tenant, or it is not the caller's to know.
+        """
+        machine = self._machine
+        await self._check_tenant(caller, args.tenant)
+        size = _page_size(args.page_size)
+        query = UsageQuery(
+            since=hour_of(args.since),
+            until=hour_of(math.ceil((args.until or machine.clock()) / HOUR_S) * HOUR_S),
+            span_s=_SPAN_S[args.span],
+            tenant=args.tenant,
+            viewer=None if may_see_everything(caller.principal) else caller.principal.tenant,
+            after=_bucket_of(args.page_token),
+            limit=size + 1,
+        )
+        found = await machine.usage.read(machine.store.usage, query)
+        records = tuple(self._record(bucket, amounts) for bucket, amounts in found[:size])
+        return ListPage(records, _token_of(found[size - 1][0]) if len(found) > size else "")
+
+    def shares(self, caller: Caller, args: ListArgs) -> ListPage[ShareRecord]:
+        """The tree of shares, as far as the caller may see it. Raises: InvalidArgument."""
+        machine = self._machine
+        machine.usage.settle()
+        paths = [row.path for row in machine.tenants if may_see_tenant(caller.principal, row.path)]
+        return page_of(paths, args, lambda path: self._share(machine.tenants.get(path)), lambda _record: True)
+
+    # ------------------------------------------------------------------------------------------------------------------------ inside
+
+    async def _check_tenant(self, caller: Caller, tenant: str) -> None:
+        if not tenant:
+            return
+        is_there = tenant in self._machine.tenants and may_see_tenant(caller.principal, tenant)
+        if is_there or (may_see_everything(caller.principal) and tenant == SYSTEM):
+            return
+        if may_see_everything(caller.principal) and await self._machine.store.usage.has_history(tenant):
+            return
+        raise NotFound("tenant", tenant)
+
+    def _record(self, bucket: Bucket, amounts: Amounts) -> UsageRecord:
+        is_living = bucket.tenant == SYSTEM or self._machine.usage.accounts.born(bucket.tenant) == bucket.born
+        return UsageRecord(bucket.tenant, float(bucket.hour), not is_living, *(getattr(amounts, name) for name in AMOUNTS))
+
+    def _share(self, tenant: TenantRow) -> ShareRecord:
+        machine, path = self._machine, tenant.path
+        parent = path.rpartition("/")[0]
+        used = machine.usage.used_us(parent)
+        all_used = sum(used.values())
+        ways = [self._parts(machine.tenants.get(node)) for node in _way_to(path)]
+        return ShareRecord(
+            tenant=path,
+            weight=tenant.weight,
+            share=ways[-1][0],
+            machine_share=math.prod(share for share, _effective in ways),
+            used_share=used[path] / all_used if all_used else 0.0,
+            decayed_us=round(used[path]),
+            factor_milli=self._factor(path),
+            effective_share=ways[-1][1],
+            effective_machine_share=math.prod(effective for _share, effective in ways),
+            service_us=max(machine.scheduler.shares.service(path), 0),
+            num_waiting=machine.scheduler.waiting.of(path),
+            num_running=machine.scheduler.running.of(path),
+        )
+
+    def _parts(self, tenant: TenantRow) -> tuple[float, float]:
+        """A tenant's part of what is its parent's: by weights, and by weights times factors."""
+        weights = self._machine.usage.weights(tenant.path.rpartition("/")[0])
+        effective = {path: weight * self._factor(path) for path, weight in weights.items()}
+        return tenant.weight / sum(weights.values()), effective[tenant.path] / sum(effective.values())
+
+    def _factor(self, path: str) -> int:
+        return self._machine.usage.factor_milli.get(path, ONE_MILLI)
+
+
+def _way_to(path: str) -> list[str]:
+    """A tenant and those above it, from the root."""
+    parts = path.split("/")
+    return ["/".join(parts[:depth]) for depth in range(1, len(parts) + 1)]
+
+
+def _page_size(size: int) -> int:
+    if not 0 <= size <= MAX_PAGE_SIZE:
+        raise InvalidArgument("page_size", f"use 1 to {MAX_PAGE_SIZE}, or 0 for {DEFAULT_PAGE_SIZE}.")
+    return size or DEFAULT_PAGE_SIZE
+
+
+def _token_of(last: Bucket) -> str:
+    return f"{last.hour} {last.born!r} {last.tenant}"
+
+
+def _bucket_of(token: str) -> Bucket:
+    """The last record that was shown. Raises: InvalidArgument."""
+    if not token:
+        return FIRST
+    parts = token.split(" ", 2)
+    try:
+        return Bucket(parts[2], float(parts[1]), int(parts[0]))
+    except (IndexError, ValueError):
+        raise InvalidArgument("page_token", "must be what next_page_token was.") from None
