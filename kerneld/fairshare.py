@@ -194,9 +194,9 @@ class FairShare:
         own = self._tree.existing_own(path)
         return own.service if own is not None else 0
 
-    def standings(self) -> list[Standing]:
-        """How every tenant stands among its siblings, those above first; for displays."""
-        return [standing_of(node) for node in self._tree if node.name not in ("", OWN)]
+    def standings(self, *, with_own: bool = False) -> list[Standing]:
+        """How every tenant stands among its siblings, those above first; for displays. `with_own`: hidden children too, as "TENANT/."."""
+        return [standing_of(node) for node in self._tree if node.name and (with_own or node.name != OWN)]
 
     def fork(self) -> FairShare:
         """An independent copy, for looking ahead. Walks the tree."""
