@@ -86,12 +86,13 @@ def make_limits(named: Mapping[str, int | tuple[str, ...] | None], before: Limit
 
     limits, modes = before or Limits(), dict[str, LimitMode]()
     for mode in (LimitMode.SOFT, LimitMode.HARD):
-        for name in named.get(mode.value) or ():  # type: ignore[union-attr]
+        names = named.get(mode.value)
+        for name in names if isinstance(names, tuple) else ():
             if name in modes and modes[name] is not mode:
                 raise click.UsageError(f"{name} cannot be soft and hard.")
             modes[name] = mode
     amounts = {name: value for name, value in named.items() if isinstance(value, int)}
-    return replace(limits, modes={**limits.modes, **modes}, **amounts)  # type: ignore[arg-type]
+    return replace(limits, modes={**limits.modes, **modes}, **amounts)
 
 
 def limit_text(count: int, show: Callable[[int], str] = str) -> str:

@@ -45,9 +45,10 @@ def bad_values(field: FieldDescriptor) -> Iterator[Any]:
     elif isinstance(bound, Many):
         yield from bad_lists(bound)
     elif isinstance(bound, Labels):
-        yield {f"k{i}": "v" for i in range(bound.most + 1)}
-        yield {"k": "v" * (bound.value.max_chars + 1)}
-        yield {"\n": "v"}
+        good, bad = ("v", "v" * (bound.value.max_chars + 1)) if isinstance(bound.value, Text) else (1, 99)
+        yield {f"k{i}": good for i in range(bound.most + 1)}
+        yield {"k": bad}
+        yield {"\n": good}
 
 
 def bad_lists(bound: Many) -> Iterator[Any]:

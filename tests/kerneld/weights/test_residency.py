@@ -203,6 +203,8 @@ async def test_a_load_that_waits_stops_nobody_else(tmp_path: Path) -> None:
     async with running(rig, loads=False):
         await register(rig, "ant", "bee")
         await ask(rig, "ant", 1)
+        clock.now += 1
+        await ask(rig, "ant", 2)  # it is in use, and stays for its least time
         waiting = rig.begin(await rig.alloc(model="bee"), prompt_of(2, 9), 5)
         await rig.until(lambda: model(rig, "bee").progress.stage == "wait")
         for seed in range(3):
