@@ -21,6 +21,7 @@ class ShareAccount(msgspec.Struct, frozen=True, array_like=True):
     is_active: bool  # something waits at it or below
     last_active: int  # counter of the child that was active last
     factor_milli: int = 1000  # its weight is multiplied by this / 1000
+    last_child: str = ""  # name of the child that was active last: what it is charged from now on moves `last_active`
 
 
 class Accounts(msgspec.Struct, frozen=True, array_like=True, tag=18):

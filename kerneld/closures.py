@@ -1,6 +1,7 @@
 """Closures: which tenants are closed in the accounts, because they are at a limit, and when they open again.
 
-A closed tenant neither stops the line nor is served, and nothing below it is.
+A closed tenant neither stops the line nor is served, and nothing below it is. A request that lost its row through no decision counts as
+one that runs: the row is its own, so what waits behind the limit does not wake up for a moment.
 """
 
 from __future__ import annotations
@@ -12,9 +13,9 @@ from kerneld.tally import Tally, ancestors
 class Closures:
     """Limits of running requests, and tenants that wait for memory of their own."""
 
-    def __init__(self, shares: FairShare, running: Tally) -> None:
+    def __init__(self, shares: FairShare) -> None:
         self._shares = shares
-        self._running = running
+        self._rows = Tally()  # requests that run, or are to run on
         self._max_running: dict[str, int] = {}
         self._held_back: set[str] = set()  # tenants that wait for memory of their own
 
@@ -39,12 +40,14 @@ class Closures:
 
     def admitted(self, tenant: str) -> None:
         """A request of a tenant runs: those that are at their limit now close."""
+        self._rows.add(tenant)
         for path in ancestors(tenant):
             if not self._has_room(path):
                 self._shares.set_open(path, False)
 
     def left(self, tenant: str) -> None:
         """A request of a tenant runs no more: those that were at their limit open."""
+        self._rows.remove(tenant)
         for path in ancestors(tenant):
             if path in self._max_running and path in self._shares:
                 self._shares.set_open(path, self._has_room(path))
@@ -53,10 +56,14 @@ class Closures:
         """Whether neither a tenant nor anybody above it is closed."""
         return all(self._has_room(path) for path in ancestors(tenant))
 
+    def may_run_on(self, tenant: str) -> bool:
+        """Whether a request that lost its row through no decision may have it again: its tenant does not wait for memory."""
+        return not any(path in self._held_back for path in ancestors(tenant))
+
     def forget(self, path: str) -> None:
         """A tenant is gone."""
         self._max_running.pop(path, None)
 
     def _has_room(self, path: str) -> bool:
         limit = self._max_running.get(path, 0)
-        return path not in self._held_back and (not limit or self._running.of(path) < limit)
+        return path not in self._held_back and (not limit or self._rows.of(path) < limit)

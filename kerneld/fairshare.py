@@ -38,8 +38,8 @@ from itertools import islice
 from typing import Final
 
 from kerneld.accounts import ShareAccount
-from kerneld.errors import InvalidArgument, WrongState
-from kerneld.sharenode import OWN, SCALE, ShareNode, ShareRules
+from kerneld.errors import InvalidArgument, NotFound, WrongState
+from kerneld.sharenode import FULL_FACTOR, OWN, SCALE, ShareNode, ShareRules
 from kerneld.sharetree import ShareTree
 from kerneld.standings import Standing, standing_of
 
@@ -77,11 +77,18 @@ class FairShare:
         self._weigh(node, weight, node.factor_milli)
 
     def set_factor(self, path: str, milli: int) -> None:
-        """Multiply a weight by `milli` / 1000, for charges to come. Raises: InvalidArgument, NotFound."""
+        """Multiply a weight by `milli` / 1000, for charges to come. Hidden children have factors too. Raises: InvalidArgument, NotFound."""
         if not MIN_FACTOR <= milli <= MAX_FACTOR:
             raise InvalidArgument("factor", f"{milli} thousandths is not between {MIN_FACTOR} and {MAX_FACTOR}.")
-        node = self._tree.get(path)
+        node = self._tree.kept(path) if path else None
+        if node is None:
+            raise NotFound("tenant", path)
         self._weigh(node, node.weight, milli)
+
+    def factor(self, path: str) -> int:
+        """What the weight of a node is multiplied by, in thousandths; 1000 where there is none. Hidden children have factors too."""
+        node = self._tree.kept(path) if path in self._tree else None
+        return node.factor_milli if node is not None else FULL_FACTOR
 
     def set_cap(self, us: int) -> None:
         """How far a node may be away from its active siblings when it becomes active, at weight 1; 0: any distance (invariant 2)."""
@@ -230,10 +237,11 @@ class FairShare:
         Call it before anything waits. Tenants that are not known any more are left out. Those that were active are not lifted when their
         requests queue again, until the first charge: a restart is no sleep.
         """
-        for account in accounts:
-            node = self._tree.kept(account.path)
-            if node is not None:
-                node.restore(account)
+        restored = [(node, account) for account in accounts if (node := self._tree.kept(account.path)) is not None]
+        for node, account in restored:
+            node.restore(account)
+            if account.last_child or account.last_active:
+                node.was_last_active(account.last_active, account.last_child)
         self._is_resuming = True
         self.rebase()
 

@@ -56,7 +56,7 @@ class Scheduler:
         self._waiting = Waiting(shares)
         self.waiting = self._waiting.tally  # wherever they wait
         self.running = Tally()
-        self._closures = Closures(shares, self.running)
+        self._closures = Closures(shares)
         self._expiry = Expiry()
         self._victims = Victims(shares, self.charging, self.policy)
         self._turns = itertools.count(1)
@@ -74,6 +74,7 @@ class Scheduler:
         """An unfinished request of before a restart; to be called in the order in which running ones ran. Those go on before all others."""
         if is_running:
             request.turn, request.is_interrupted = next(self._turns), True
+            self._closures.admitted(request.tenant)
         if request.is_charged:
             request.queue_until = None  # it was seated once
         self.enqueue(request)
@@ -85,16 +86,17 @@ class Scheduler:
         self._waiting.remove(request)
         if not request.is_interrupted:
             request.turn, request.num_since_admission = next(self._turns), 0
+            self._closures.admitted(request.tenant)
         request.is_interrupted = False
         request.state = RequestState.RUNNING
         self.running.add(request.tenant)
         self._num_alone += request.is_alone
-        self._closures.admitted(request.tenant)
         return self.charging.admission(request, num_cached)
 
     def preempt(self, request: Request) -> None:
         """A running request waits again, at its old place in line, because others need what it has. It is not charged for it."""
         self._stop_running(request)
+        self._closures.left(request.tenant)
         self._wait(request)
 
     def interrupt(self, request: Request) -> None:
@@ -105,6 +107,8 @@ class Scheduler:
         """
         self._stop_running(request)
         request.is_interrupted = not request.is_alone
+        if request.is_alone:
+            self._closures.left(request.tenant)
         self._wait(request)
 
     def reorder(self, request: Request) -> None:
@@ -132,6 +136,8 @@ class Scheduler:
 
     def finish(self, request: Request, reason: FinishReason = FinishReason.STOP) -> int:
         """The request has ended, wherever it was. Returns what is given back of the charges."""
+        if request.state is RequestState.RUNNING or request.is_interrupted:
+            self._closures.left(request.tenant)
         if request.state is RequestState.RUNNING:
             self._stop_running(request)
         elif request.ticket:
@@ -143,6 +149,9 @@ class Scheduler:
     def suspect(self, request: Request) -> None:
         """A request may be what kills workers: it is to be tried alone."""
         request.is_alone = True
+        if request.is_interrupted:
+            request.is_interrupted = False
+            self._closures.left(request.tenant)
         self.reorder(request)
 
     def acquit(self, request: Request) -> None:
@@ -153,6 +162,10 @@ class Scheduler:
     def charge_output(self, request: Request, num_tokens: int) -> int:
         """The request generated tokens. Returns what it was charged, which is nothing as long as they are prepaid."""
         return self.charging.output(request, num_tokens)
+
+    def charge_outputs(self, generated: Sequence[tuple[Request, int]]) -> int:
+        """The same for all tokens of a step: each tenant is charged in one go. Returns what was charged, all together."""
+        return self.charging.outputs(generated)
 
     def set_resident(self, model: str, is_resident: bool) -> None:
         """A model came or went: what waits for it joins the line, or waits beside it until the model comes back."""
@@ -216,7 +229,7 @@ class Scheduler:
         """The request to be admitted next, if it fits; None if nothing may be admitted. Changes nothing (invariants 1, 4 and 5)."""
         if self._num_alone:
             return None
-        request = self._waiting.front(self._closures.is_open)
+        request = self._waiting.front(self._closures.may_run_on)
         if request is None:
             path = self.shares.pick()
             request = self._waiting.deferred(self._closures.is_open) if path is None else self._waiting.queue(path).first()
@@ -256,7 +269,6 @@ class Scheduler:
     def _stop_running(self, request: Request) -> None:
         self.running.remove(request.tenant)
         self._num_alone -= request.is_alone
-        self._closures.left(request.tenant)
 
 
 def _class_of(row: RowNeed) -> int:

@@ -122,14 +122,16 @@ class ShareNode:
 
     def account(self) -> ShareAccount:
         """The durable form."""
+        last = self.last_active
         return ShareAccount(
             path=self.path,
             counter=self.counter,
             remainder=self.remainder,
             service=self.service,
             is_active=self.is_active or self.num_held > 0,
-            last_active=self.last_active.counter if self.last_active else 0,
+            last_active=last.counter if last else 0,
             factor_milli=self.factor_milli,
+            last_child=last.name if last and self.children.get(last.name) is last else "",
         )
 
     def restore(self, account: ShareAccount) -> None:
@@ -138,8 +140,6 @@ class ShareNode:
         self.counter, self.remainder = account.counter, account.remainder % self.divisor
         self.service = account.service
         self.keeps_counter = account.is_active
-        if account.last_active:
-            self.was_last_active(account.last_active)
 
     def copy(self, other: ShareNode) -> None:
         """Be in the same state as a node of another tree, whose place in that is the same; for a node that has just been added."""
@@ -151,10 +151,11 @@ class ShareNode:
         if self.is_active:
             self._enter()
 
-    def was_last_active(self, counter: int) -> None:
-        """Whoever of the children was active last had this counter: it is what the next lift asks for."""
-        self.last_active = ShareNode("", "", None, self.rules)
-        self.last_active.counter = counter
+    def was_last_active(self, counter: int, name: str = "") -> None:
+        """Whoever of the children was active last had this counter: it is what the next lift asks for. `name` is empty if it is gone."""
+        self.last_active = self.children.get(name) or ShareNode("", "", None, self.rules)
+        if self.last_active.parent is None:
+            self.last_active.counter = counter
 
     # --------------------------------------------------------------------------------------------------------------- active children
 

@@ -76,7 +76,8 @@ class ShareTree:
                 twin._add_child(twin._nodes[node.parent.path], node.name).copy(node)
         for node in self:
             if node.last_active is not None:
-                twin._nodes[node.path].was_last_active(node.last_active.counter)
+                account = node.account()
+                twin._nodes[node.path].was_last_active(account.last_active, account.last_child)
         return twin
 
     def _add_child(self, parent: ShareNode, name: str) -> ShareNode:
