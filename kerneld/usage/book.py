@@ -61,8 +61,6 @@ class UsageBook:
         self._device_time = DeviceTime(tariffs.get, self._give_device)
         self._page_seconds = PageSeconds(ledger, clocks.monotonic)
         self._weights: dict[str, dict[str, int]] = {}  # of the children of every node, by their paths
-        self.on_factor: Callable[[str, int], None] = lambda _path, _milli: None
-        self.factor_milli: dict[str, int] = {}  # by node, as it was set last
         self._writing = asyncio.Lock()  # no batch is between memory and database while somebody reads both
 
     # ------------------------------------------------------------------------------------------------------------------- tenants
@@ -77,18 +75,19 @@ class UsageBook:
         self.accounts.forget(path)
         self.decayed.forget(path)
         self._weights.get(_parent(path), {}).pop(path, None)
-        for node in (path, own_node(path)):
-            self.factor_milli.pop(node, None)
 
     def restore(self, kept: UsageKept) -> None:
-        """Take over what was written, when all tenants are known and their share accounts are restored: what is in those and was not
-        written is used now."""
+        """Take over what was written, when all tenants are known and their share accounts are restored.
+
+        Service that is in those accounts and was not written is used now. Factors are in them too, and stay until the next update.
+        """
         self.accounts.restore(kept.totals)
         self.decayed.restore(UsageClock(self._clocks.unix, kept.clock), kept.decayed)
         for path in self.accounts:
             self.accounts.begin_service(path, self._shares.own_service(path))
         self.settle()
-        self.update_factors()
+        if not self._policy.has_factors:
+            self.update_factors()
 
     # ------------------------------------------------------------------------------------------------------------------ what is told
 
@@ -135,8 +134,7 @@ class UsageBook:
         self.settle()
         for parent in self._weights:
             for path, milli in self._factors(parent).items():
-                self.factor_milli[path] = milli
-                self.on_factor(path, milli)
+                self._shares.set_factor(path, milli)
 
     def used_us(self, parent: str) -> dict[str, float]:
         """What the competitors under a node have used, decayed: its children, and its own requests once there were some."""

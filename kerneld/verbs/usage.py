@@ -12,7 +12,6 @@ from kerneld.security.acl import may_see_everything, may_see_tenant
 from kerneld.state.tables import TenantRow
 from kerneld.state.usagestore import FIRST, UsageQuery
 from kerneld.usage.amounts import AMOUNTS, HOUR_S, SYSTEM, Amounts, Bucket, hour_of
-from kerneld.usage.longterm import ONE_MILLI
 from kerneld.usage.report import ShareRecord, Span, UsageArgs, UsageRecord
 
 _SPAN_S = {Span.HOUR: HOUR_S, Span.DAY: 24 * HOUR_S, Span.TOTAL: 0}
@@ -81,7 +80,7 @@ class UsageVerbs:
             machine_share=math.prod(share for share, _effective in ways),
             used_share=used[path] / all_used if all_used else 0.0,
             decayed_us=round(used[path]),
-            factor_milli=self._factor(path),
+            factor_milli=machine.scheduler.shares.factor(path),
             effective_share=ways[-1][1],
             effective_machine_share=math.prod(effective for _share, effective in ways),
             service_us=max(machine.scheduler.shares.service(path), 0),
@@ -92,11 +91,8 @@ class UsageVerbs:
     def _parts(self, tenant: TenantRow) -> tuple[float, float]:
         """A tenant's part of what is its parent's: by weights, and by weights times factors."""
         weights = self._machine.usage.weights(tenant.path.rpartition("/")[0])
-        effective = {path: weight * self._factor(path) for path, weight in weights.items()}
+        effective = {path: weight * self._machine.scheduler.shares.factor(path) for path, weight in weights.items()}
         return tenant.weight / sum(weights.values()), effective[tenant.path] / sum(effective.values())
-
-    def _factor(self, path: str) -> int:
-        return self._machine.usage.factor_milli.get(path, ONE_MILLI)
 
 
 def _way_to(path: str) -> list[str]:

@@ -18,7 +18,7 @@ from kerneld.state.database import sqlite_url
 from kerneld.state.migrations import MIGRATIONS, migrate
 from kerneld.state.records import Effect
 from kerneld.state.store import Store
-from kerneld.state.tables import ModelRow, PrincipalRow, TenantRow, TokenRow, UsageRow
+from kerneld.state.tables import ModelRow, PrincipalRow, TenantRow, TokenRow
 
 ANN = TenantRow("lab/ann", 2, Limits(max_contexts=5), 1.0, b"s" * 32)
 TOKEN = TokenRow(TokenInfo("t1", "lab/ann", "robot", frozenset({Role.USER, Role.VIEWER}), 1.0, 2.0), b"h" * 32)
@@ -49,8 +49,6 @@ def test_what_was_stored_is_there_after_a_restart(tmp_path: Path) -> None:
         await store.add_token(TOKEN, ROBOT)
         await store.put_model(MODEL)
         await store.add_image(IMAGE)
-        await store.add_usage({"lab/ann": UsageRow(1, 2, 3)})
-        await store.add_usage({"lab/ann": UsageRow(10, 20, 30)})
 
     async def look(store: Store) -> list[object]:
         return [
@@ -60,11 +58,10 @@ def test_what_was_stored_is_there_after_a_restart(tmp_path: Path) -> None:
             await store.load_models(),
             await store.load_images(),
             await store.load_effects(since=5.0),
-            await store.load_usage(),
         ]
 
     run(tmp_path, fill)
-    assert run(tmp_path, look) == [[ANN], [TOKEN], [ROBOT], [MODEL], [IMAGE], [EFFECT], {"lab/ann": UsageRow(11, 22, 33)}]
+    assert run(tmp_path, look) == [[ANN], [TOKEN], [ROBOT], [MODEL], [IMAGE], [EFFECT]]
 
 
 def test_changes_change_and_removals_remove(tmp_path: Path) -> None:

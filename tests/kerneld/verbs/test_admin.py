@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from kerneld.calls import Caller, CheckpointArgs, Limits, ListArgs, Principal, Role
-from kerneld.errors import NotFound, WrongState
+from kerneld.errors import KernelError, NotFound, WrongState
 from memory.page import Tier
 from tests.kerneld.rig import ADMIN, ANN, BOB, Rig, in_loop, oracle, prompt_of, running
 from tests.kerneld.small_disk import full_disk
@@ -66,10 +66,10 @@ async def test_tenants_with_equal_weights_get_equal_service_while_both_queue(tmp
 async def test_accounts_that_could_not_be_written_are_written_later(tmp_path: Path) -> None:
     async with running(Rig(tmp_path)) as rig:
         await rig.infer(await rig.alloc(), prompt_of(1, 9), 8)
-        taken = rig.machine.tenants.take_unwritten()
-        rig.machine.tenants.put_back(taken)
+        with full_disk(), pytest.raises(KernelError):
+            await rig.machine.usage.write(rig.machine.store.usage)
         await rig.infer(await rig.alloc(), prompt_of(2, 5), 2)
-        used = rig.machine.tenants.usage("lab/ann")
+        used = rig.machine.usage.accounts.totals("lab/ann")
         assert (used.input_tokens, used.output_tokens) == (14, 10)
         await rig.stop()
         await rig.start()
