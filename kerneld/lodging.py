@@ -60,6 +60,7 @@ class Lodging:
         machine.residency.turns.demand = self._demand
         machine.residency.turns.is_idle = self._is_idle
         machine.residency.debts.charge = machine.scheduler.shares.charge
+        machine.residency.debts.on_charged, machine.residency.debts.on_payer = machine.usage.load_charged, machine.usage.load_payer
         machine.scheduler.charging.surcharge = machine.residency.debts.surcharge
         machine.dispatcher.composer.relieve = self._relieve
         machine.residency.parking.host = lambda: machine.host

@@ -37,7 +37,7 @@ class Amounts:
     device_page_ms: int = 0  # pages held, times milliseconds
     host_page_ms: int = 0
     disk_page_ms: int = 0
-    loads: int = 0  # of models
+    loads: int = 0  # of models, for which it paid or paid a part
     load_us: int = 0  # charged for them
 
     def add(self, more: Amounts) -> None:

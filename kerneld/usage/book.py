@@ -100,11 +100,13 @@ class UsageBook:
         self._device_time.ended(request)
         self.accounts.note_request(request.tenant, request.usage())
 
-    def loaded(self, path: str, num_loads: int, load_us: int) -> None:
-        """Loads of models were begun for a tenant, or it was charged for some."""
-        amounts = self.accounts.of(path)
-        amounts.loads += num_loads
-        amounts.load_us += load_us
+    def load_payer(self, path: str) -> None:
+        """A tenant, or the system, pays for a load of a model, or a part of it. Once a load."""
+        self.accounts.of(path).loads += 1
+
+    def load_charged(self, path: str, load_us: int) -> None:
+        """A tenant, or the system, was charged for a load of a model."""
+        self.accounts.of(path).load_us += load_us
 
     def _give_device(self, path: str, device_us: int) -> None:
         self.accounts.of(path).device_us += device_us

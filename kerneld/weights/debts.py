@@ -51,6 +51,7 @@ class LoadDebts:
         self._residencies: dict[str, _Residency] = {}  # by model
         self.charge: Callable[[str, int], None] = lambda _tenant, _us: None  # in the accounts of shares, at the end of a residency
         self.on_charged: Callable[[str, int], None] = lambda _tenant, _us: None  # told of every charge, the system's too
+        self.on_payer: Callable[[str], None] = lambda _tenant: None  # told of everybody who pays for a load, once a load
 
     def begin(self, model: str, load_us: int, *, is_system: bool = False) -> None:
         """A model was loaded."""
@@ -99,6 +100,8 @@ class LoadDebts:
 
     def _note(self, residency: _Residency, tenant: str, us: int) -> None:
         if us:
+            if tenant not in residency.paid_us:
+                self.on_payer(tenant)
             residency.paid_us[tenant] = residency.paid_us.get(tenant, 0) + us
             self.on_charged(tenant, us)
 

@@ -21,7 +21,7 @@ class UsageRecord:
     device_page_s: float  # pages held, times seconds
     host_page_s: float
     disk_page_s: float
-    loads: int  # of models
+    loads: int  # of models, for which it paid or paid a part
     load_s: float  # charged for them
 
 
