@@ -125,10 +125,10 @@ class Delivery:
 
     def _charge(self, heard: list[tuple[Row, RowResult]]) -> None:
         """Charge what the step generated, so that it goes to the journal together with the tokens."""
-        for row, item in heard:
-            if item.tokens and not item.error and row.score_from < 0:
-                row.request.num_since_admission += len(item.tokens)
-                self._scheduler.charge_output(row.request, len(item.tokens))
+        generated = [(row.request, len(item.tokens)) for row, item in heard if item.tokens and not item.error and row.score_from < 0]
+        for request, num_tokens in generated:
+            request.num_since_admission += num_tokens
+        self._scheduler.charge_outputs(generated)
 
     def _write(self, heard: list[tuple[Row, RowResult]]) -> list[Ending]:
         """Journal the tokens of a step, all rows in one record. Where that fails nobody has seen them, and nobody will: those rows end."""

@@ -43,8 +43,9 @@ class Charging:
             return 0
         request.is_charged = True
         request.tariff = self.tariffs.get(request.context.model)
-        request.num_prepaid = self._expected_output(request)
-        cost = self._price(request, request.tariff, num_cached, request.num_prepaid)
+        request.num_charged = request.num_generated  # 0, but for a request of a log that says nothing of what was paid
+        request.num_prepaid = max(self._expected_output(request) - request.num_charged, 0)
+        cost = self._input_cost(request, request.tariff, num_cached) + self.prepaid_us(request)
         cost += self.surcharge(request, cost)
         self._shares.charge(request.tenant, cost)
         return cost
@@ -55,11 +56,9 @@ class Charging:
         For one that runs or ran already, the price of the output that is still expected and not paid for.
         """
         tariff = self._tariff(request)
-        expected = self._expected_output(request)
-        if not request.is_charged:
-            return self._price(request, tariff, num_cached, expected)
         num_paid = request.num_charged + request.num_prepaid
-        return tariff.output_us(request.output_start + num_paid, max(expected - num_paid, 0))
+        cost = tariff.output_us(request.output_start + num_paid, max(self._expected_output(request) - num_paid, 0))
+        return cost if request.is_charged else cost + self._input_cost(request, tariff, num_cached)
 
     def prepaid_us(self, request: Request) -> int:
         """What a request has paid ahead for output that has not come."""
@@ -128,10 +127,8 @@ class Charging:
         return 0 if request.is_scoring else min(request.max_tokens, self.forecast.of(request.tenant))
 
     @staticmethod
-    def _price(request: Request, tariff: Tariff, num_cached: int, num_output: int) -> int:
-        """The price of a request's whole input and its first `num_output` tokens of output."""
-        input_us = tariff.input_us(min(num_cached, request.output_start), request.output_start)
-        return input_us + tariff.output_us(request.output_start, num_output)
+    def _input_cost(request: Request, tariff: Tariff, num_cached: int) -> int:
+        return tariff.input_us(min(num_cached, request.output_start), request.output_start)
 
     def _output_cost(self, request: Request, num_tokens: int) -> int:
         """What tokens that came cost that were not paid for ahead."""

@@ -8,11 +8,13 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from kerneld.fairshare import FairShare
 from kerneld.policy import SchedulerPolicy
 from kerneld.pricing.stepcost import StepCosts
 from kerneld.pricing.stepfit import StepTerms, StepWork, context_tokens
 from kerneld.pricing.stepsize import CAUTIOUS_PREFILL_TOKENS, MIN_PREFILL_TOKENS, StepSizer
 from kerneld.request import Request
+from kerneld.scheduler import Scheduler
 from kerneld.step import RowNeed
 
 MakeRequest = Callable[..., Request]
@@ -151,3 +153,15 @@ def test_quanta_of_slow_models_are_short(make_request: MakeRequest, seconds: flo
 
 def test_quanta_of_unmeasured_models_are_bounded_by_the_policy_alone(make_request: MakeRequest) -> None:
     assert sizer_of(SchedulerPolicy(max_steps=5)).most_steps(decoding(make_request, 3)) == 5
+
+
+def test_the_scheduler_plans_by_it(make_request: MakeRequest) -> None:
+    scheduler = Scheduler(FairShare(), SchedulerPolicy(max_quantum_s=0.25))
+    scheduler.sizer = sizer_of(scheduler.policy, m=StepTerms(step_s=0.1, token_s=0.005))
+    rows = decoding(make_request, 2)
+
+    alone = [scheduler.plan_step(rows).num_steps for _ in range(4)]
+    beside = scheduler.plan_step([*rows, prefill(make_request, 1000)])
+
+    assert alone == [2, 2, 2, 2]
+    assert (beside.num_steps, beside.num_tokens) == (1, 2 + 17)  # 0.8 * 0.110 / 0.005
