@@ -125,6 +125,7 @@ class Assembly:
         """Let parts tell each other what concerns them."""
         self._reports = PageReports(machine.events)
         machine.events.subscribe(self._metrics.on_event)
+        machine.events.subscribe(machine.starts.on_event)
         machine.dispatcher.composer.advise = self._advise
         machine.delivery.on_finished = self._request_finished
         machine.delivery.on_unsynced = machine.dispatcher.end

@@ -40,6 +40,7 @@ class Housekeeping:
             (TICK_S, self._reclaim),
             (ACCOUNTS_S, self._journal_counters),
             (ACCOUNTS_S, self._give_back),
+            (ACCOUNTS_S, machine.starts.tick),
             (ACCOUNTS_S, machine.usage.sample),
             (machine.config.kerneld.share_update_s, machine.usage.update_factors),
             (ACCOUNTS_S, self._machine.calibration.look),
@@ -64,7 +65,7 @@ class Housekeeping:
         await self._write_usage()
 
     async def _run(self) -> None:
-        due = dict.fromkeys(range(len(self._duties)), 0.0)
+        due = {idx: time.monotonic() + interval_s for idx, (interval_s, _duty) in enumerate(self._duties)}
         usage_due = time.monotonic() + USAGE_S
         while True:
             now = time.monotonic()

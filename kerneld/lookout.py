@@ -5,17 +5,23 @@ It reads live parts and changes nothing. Of what the caller may not see it tells
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Final
 
 from kerneld.calls import Caller, ListArgs, ListPage
 from kerneld.contexts import page_of
 from kerneld.errors import NotFound
-from kerneld.holdings import Outlook
+from kerneld.holdings import Contender, Outlook
 from kerneld.machine import Machine
-from kerneld.request import Request, RequestState
-from kerneld.security.acl import is_beneath, is_owner, may_see, may_see_everything
+from kerneld.request import Place, Request
+from kerneld.security.acl import is_beneath, is_owner, may_see, may_see_everything, may_see_tenant
+from kerneld.sharemap import parting, tenant_of
+from kerneld.standings import Standing
 
 HINT: Final = "`kernelctl why` lists those that wait or run; of those that ended, the latest are remembered until the next restart."
+OTHERS: Final = "others"
+MOST_OTHERS: Final = 8
+_STATES: Final = {Place.PARKED: "parked", Place.ABSENT: "parked", Place.DEFERRED: "deferred"}
 
 
 class Lookout:
@@ -48,12 +54,16 @@ class Lookout:
             is_own = everybody or is_owner(self._caller.principal, context.owner, context.tenant)
             return is_own and (not args.tenant or is_beneath(context.tenant, args.tenant))
 
-        return page_of(sorted(requests), args, lambda request_id: self.outlook(requests[request_id]), is_wanted)
+        return page_of(sorted(requests), args, lambda request_id: self._brief(requests[request_id]), is_wanted)
 
     def outlook(self, request: Request) -> Outlook:
-        """How a request that has not ended stands."""
+        """How a request that has not ended stands, and who is ahead of it."""
+        return replace(self._brief(request), contenders=self._contenders(request))
+
+    def _brief(self, request: Request) -> Outlook:
         context, now = request.context, self._machine.clock()
-        state = self._state(request)
+        state = _STATES.get(request.place, "waiting") if request.ticket else "running"
+        place, starts = self._machine.scheduler.queue_position(request), self._machine.starts
         first_token_s = None if request.first_token_at is None else request.first_token_at - request.arrival
         return Outlook(
             request=request.id,
@@ -65,16 +75,36 @@ class Lookout:
             nice=context.nice,
             arrived_at=request.arrival,
             queue_s=request.queue_s + (0.0 if state == "running" else now - request.queued_at),
-            tenant_position=self._machine.scheduler.queue_position(request),
+            tenant_position=place,
+            estimate=starts.estimate(request, place) if request.ticket else starts.estimator.estimate(0.0),
+            deferred_until=request.defer_until if request.place is Place.DEFERRED else 0.0,
             deadline=request.deadline or 0.0,
             num_preemptions=request.num_preemptions,
             output_tokens=request.num_generated,
             first_token_s=first_token_s,
         )
 
-    def _state(self, request: Request) -> str:
-        if request.state is RequestState.RUNNING:
-            return "running"
-        models = self._machine.models
-        has_models = all(name in models and models.get(name).is_resident for name in request.context.models)
-        return "waiting" if has_models and not request.is_parked else "parked"
+    def _contenders(self, request: Request) -> tuple[Contender, ...]:
+        """The tenants on the level where its way parts from that of whoever is next, the least served first."""
+        shares, scheduler = self._machine.starts.map(), self._machine.scheduler
+        candidate = scheduler.next_candidate()
+        own = parting(request.tenant, candidate.tenant) if candidate is not None else ""
+        if not own:  # the next one is of the same tenant, or nobody is: then those at the top show how the tenant stands
+            own = next((node.path for node in reversed(list(shares.lineage(request.tenant))) if shares.siblings(node.path)), "")
+        if own not in shares.nodes:
+            return ()
+        others = sorted(shares.siblings(own), key=lambda node: (node.lag_us, node.path))[:MOST_OTHERS]
+        return tuple(self._contender(node, node.path == own) for node in sorted([shares.nodes[own], *others], key=lambda node: node.lag_us))
+
+    def _contender(self, node: Standing, is_own: bool) -> Contender:
+        tenant = tenant_of(node.path)
+        return Contender(
+            tenant=tenant if may_see_tenant(self._caller.principal, tenant) else OTHERS,
+            is_own=is_own,
+            weight=node.weight,
+            factor_milli=node.factor_milli,
+            lag_us=node.lag_us,
+            service_us=node.service_us,
+            num_waiting=node.num_waiting,
+            num_running=self._machine.scheduler.running.of(tenant),
+        )

@@ -5,6 +5,7 @@ It has no behaviour but what concerns several parts at once and belongs to none 
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -34,6 +35,7 @@ from kerneld.request import Request
 from kerneld.scheduler import Scheduler
 from kerneld.seating import Seating
 from kerneld.security.identity import Authenticator
+from kerneld.starts import Starts
 from kerneld.state.journal import Journal
 from kerneld.state.store import Store
 from kerneld.state.tables import TenantRow
@@ -86,6 +88,7 @@ class Machine:
     limits: TierLimits = field(init=False)
     pins: Pins = field(init=False)
     idle_slabs: IdleSlabs = field(init=False)
+    starts: Starts = field(init=False)
     usage: UsageBook = field(init=False)
     calibration: Calibration = field(init=False)
     # written by drain and stop
@@ -101,6 +104,7 @@ class Machine:
         kernel = self.config.kerneld
         policy = UsagePolicy(kernel.usage_half_life_days, kernel.usage_days, kernel.long_term_shares)
         self.usage = UsageBook(policy, UsageClocks(self.clock), self.scheduler.shares, self.pager.ledger, self.scheduler.charging.tariffs)
+        self.starts = Starts(self.scheduler, self.requests, self.config.kerneld.max_rows, time.monotonic)
         self.idle_slabs = IdleSlabs(self.pager, self.dispatcher, self.config.memory.idle_return_s, self.clock)
 
     def num_visible(self, context: Context) -> int:

@@ -6,6 +6,7 @@ about tenants and fairness is in `kerneld.service_metrics`. Gauges are read when
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Final
@@ -58,11 +59,12 @@ class StepCounts:
 class Metrics(Collector):
     """All series of the daemon. Subscribe `on_event` to the event bus."""
 
-    def __init__(self, gauges: Callable[[], Gauges]) -> None:
+    def __init__(self, gauges: Callable[[], Gauges], clock: Callable[[], float] = time.monotonic) -> None:
+        """`gauges` reads the machine when the page is asked for; `clock` never goes back."""
         self.steps = StepCounts()
         self.registry = CollectorRegistry()
         self._gauges = gauges
-        self.service = ServiceMetrics()
+        self.service = ServiceMetrics(clock)
         self._inter_token = BatchHistogram(_TOKEN_S)
         self._make_series()
         self._handlers = self._make_handlers()

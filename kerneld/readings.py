@@ -32,7 +32,16 @@ def _fair_gauges(machine: Machine) -> FairGauges:
     fits = dict(costs)
     names = [model.name for model in machine.models if model.is_resident]
     errors = {name: fits[name].error if name in fits and fits[name].is_measured else None for name in names}
+    shares, starts = machine.starts.map(0.0), machine.starts
+    tenants = {path: node for path, node in shares.nodes.items() if path in machine.tenants}
+    lags_us = shares.lags_us()
     return FairGauges(
-        service_us={tenant.path: scheduler.shares.service(tenant.path) for tenant in machine.tenants},
+        service_us={path: node.service_us for path, node in tenants.items()},
+        lag_us={path: lags_us[path] for path in tenants if path in lags_us},
+        factor_milli={path: node.factor_milli for path, node in tenants.items()},
+        jain=starts.window.jain(),
+        deferred=scheduler.num_deferred,
+        estimate_error=starts.estimator.error,
+        num_estimates=starts.estimator.num_judged,
         models={name: StepGauges(tariffs.get(name), errors[name]) for name in names},
     )

@@ -6,6 +6,7 @@ and read off when the page is asked for, so that a tenant that loses its place t
 
 from __future__ import annotations
 
+import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -26,6 +27,7 @@ from kerneld.gauges import FairGauges
 from kerneld.histogram import BatchHistogram
 from kerneld.tenantlabels import MAX_TENANTS, OTHER, TenantLabels
 
+RANK_S: Final = 60.0  # how often the places of tenants are given anew; they are when somebody asks for the page
 _WAIT_S: Final = (0.01, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0)
 
 
@@ -43,7 +45,9 @@ class _Series:
 class ServiceMetrics:
     """The series of tenants and of the scheduler's judgement."""
 
-    def __init__(self, max_tenants: int = MAX_TENANTS) -> None:
+    def __init__(self, clock: Callable[[], float] = time.monotonic, max_tenants: int = MAX_TENANTS) -> None:
+        self._clock = clock
+        self._ranked_at = clock()
         self._series: dict[str, _Series] = {}
         self._labels = TenantLabels(max_tenants, self._drop)
         self._most_us: dict[str, int] = {}  # service of a tenant at its highest: refunds do not make a counter fall
@@ -62,15 +66,17 @@ class ServiceMetrics:
         if handler is not None:
             handler(event)
 
-    def rank(self, service_us: Mapping[str, int]) -> None:
-        """Give the places to the busiest tenants; `service_us` is what each was charged, ever."""
-        self._take(service_us)
+    def _rank(self, service_us: Mapping[str, int]) -> None:
+        """Give the places to the busiest tenants."""
+        self._ranked_at = self._clock()
         self._labels.rank({tenant: us - self._ranked_us.get(tenant, us) for tenant, us in service_us.items()})
         self._ranked_us = dict(service_us)
 
     def families(self, fair: FairGauges) -> Iterator[Metric]:
         """Every series, for the registry."""
         self._take(fair.service_us)
+        if self._clock() - self._ranked_at >= RANK_S:
+            self._rank(fair.service_us)
         yield from self._service_families(fair)
         yield self._histogram("tenant_queue_time", "Waiting, all of a request's waits together, by tenant.", lambda each: each.queue_s)
         text = "From arrival to the first output token, by tenant."

@@ -1,0 +1,154 @@
+"""Starts: follows requests from their arrival to their first start, and says of those that wait when they start.
+
+    waits --> its start is estimated, what it will be charged counts as work ahead of others --> admitted: the estimate is judged
+                                                                                              '-> ended before: it is forgotten
+
+`tick` once a second measures the rate at which work is done, and keeps the last minute of everybody's service. Where a request waits for
+something that no share brings nearer (a model, pages, a prefix, a limit), nobody can say when it starts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Final
+
+from kerneld.estimate import Estimator, Level, Rival
+from kerneld.events import Event, RequestAdmitted, RequestArrived, RequestFinished
+from kerneld.holdings import StartEstimate
+from kerneld.request import Place, Request
+from kerneld.scheduler import Scheduler
+from kerneld.servicewindow import ServiceWindow
+from kerneld.sharemap import ShareMap, own_path, weight_of
+from kerneld.standings import Standing
+from kerneld.tally import ancestors
+
+# A picture of the shares serves so long: a thousand arrivals in a second take it four times.
+MAP_LIFETIME_S: Final = 0.25
+
+
+@dataclass(frozen=True, slots=True)
+class _Expected:
+    """What was expected of a request when it began to wait."""
+
+    tenant: str
+    cost_us: int
+    raw_s: float | None
+    told_s: float
+
+
+class Starts:
+    """Event-loop thread only."""
+
+    def __init__(self, scheduler: Scheduler, requests: Mapping[str, Request], max_rows: int, clock: Callable[[], float]) -> None:
+        """`clock` never goes back; `requests` are those that have not ended, by id."""
+        self.estimator = Estimator()
+        self.window = ServiceWindow()
+        self._scheduler = scheduler
+        self._requests = requests
+        self._max_rows = max_rows
+        self._clock = clock
+        self._expected: dict[str, _Expected] = {}  # by request id
+        self._backlog_us: dict[str, int] = {}  # by path of a node, hidden ones too
+        self._map = ShareMap(())
+        self._mapped_at = float("-inf")
+        self._ticked: tuple[float, int, bool] | None = None  # when, what was charged by then, and whether somebody waited
+
+    # ------------------------------------------------------------------------------------------------------------------ what happens
+
+    def on_event(self, event: Event) -> None:
+        """Take an event of the bus."""
+        if isinstance(event, RequestArrived):
+            request = self._requests.get(event.request)
+            if request is not None:
+                self.arrived(request)
+        elif isinstance(event, RequestAdmitted):
+            expected = self._forget(event.request)
+            if expected is not None:
+                self.estimator.note_admission(expected.cost_us)
+                if expected.raw_s is not None:
+                    self.estimator.note_start(expected.raw_s, expected.told_s, event.queue_s)
+        elif isinstance(event, RequestFinished):
+            self._forget(event.request)
+
+    def arrived(self, request: Request) -> None:
+        """A request that was never admitted has begun to wait."""
+        if request.is_charged or request.id in self._expected:
+            return
+        tenant = request.tenant
+        raw_s = self._raw_s(tenant, self._backlog_us.get(own_path(tenant), 0)) if request.place is Place.LINE else None
+        told_s = self.estimator.told_s(raw_s) if raw_s is not None else 0.0
+        cost_us = self._scheduler.charging.expected_cost(request, min(request.context.kv_valid, request.output_start))
+        self._expected[request.id] = _Expected(tenant, cost_us, raw_s, told_s)
+        for path in _paths(tenant):
+            self._backlog_us[path] = self._backlog_us.get(path, 0) + cost_us
+
+    def tick(self) -> None:
+        """Measure, once a second. As long as nothing better is known, what is charged while nobody waits is taken for the rate."""
+        now, scheduler = self._clock(), self._scheduler
+        shares = self.map(0.0)
+        self.window.note(now, shares.nodes.values())
+        has_line = bool(shares.active)
+        if self._ticked is not None:
+            before, charged_us, had_line = self._ticked
+            is_full = has_line and had_line
+            if now > before and (is_full or (self.estimator.rate is None and scheduler.running.total)):
+                self.estimator.note_rate(shares.total_us - charged_us, now - before)
+        self._ticked = now, shares.total_us, has_line
+
+    def _forget(self, request_id: str) -> _Expected | None:
+        expected = self._expected.pop(request_id, None)
+        if expected is not None:
+            for path in _paths(expected.tenant):
+                left = self._backlog_us.get(path, 0) - expected.cost_us
+                if left > 0:
+                    self._backlog_us[path] = left
+                else:
+                    self._backlog_us.pop(path, None)
+        return expected
+
+    # ------------------------------------------------------------------------------------------------------------------ when
+
+    def estimate(self, request: Request, position: int) -> StartEstimate:
+        """When a waiting request starts that is at this place of its tenant's line, from 1."""
+        if request.place is Place.FRONT:
+            return self.estimator.estimate(0.0)
+        if request.place is not Place.LINE:
+            return self.estimator.estimate(None)
+        own = self.map().nodes.get(own_path(request.tenant))
+        num_waiting = max(own.num_waiting if own is not None else 1, position)
+        ahead_us = self._backlog_us.get(own_path(request.tenant), 0) * (position - 1) // num_waiting
+        raw_s = self._raw_s(request.tenant, ahead_us)
+        return self.estimator.estimate(None if raw_s is None else self.estimator.told_s(raw_s))
+
+    def map(self, lifetime_s: float = MAP_LIFETIME_S) -> ShareMap:
+        """The tree of shares, as it was at most so long ago."""
+        now = self._clock()
+        if now - self._mapped_at >= lifetime_s:
+            self._map, self._mapped_at = ShareMap(self._scheduler.shares.standings(with_own=True)), now
+        return self._map
+
+    def _raw_s(self, tenant: str, own_us: int) -> float | None:
+        """Seconds to the start of a request in line that has `own_us` of its tenant's work ahead of it; None: unknown."""
+        if self._scheduler.num_ready <= 1 and self._scheduler.running.total < self._max_rows:
+            return 0.0
+        return self.estimator.raw_s(own_us, self._levels(tenant))
+
+    def _levels(self, tenant: str) -> Iterator[Level]:
+        shares = self.map()
+        for own in shares.lineage(tenant):
+            siblings = tuple(self._rival(each) for each in shares.siblings(own.path))
+            mine = self._rival(own)
+            if not own.is_active and siblings:  # it was idle when the picture was taken: it is lifted to the least of the others
+                least = min(rival.counter_us for rival in siblings)
+                mine = Rival(max(mine.counter_us, least), mine.weight, mine.backlog_us)
+            yield Level(mine, siblings)
+
+    def _rival(self, node: Standing) -> Rival:
+        return Rival(node.counter_us, weight_of(node), self._backlog_us.get(node.path, 0))
+
+
+def _paths(tenant: str) -> Iterator[str]:
+    """The nodes at which a request of a tenant counts."""
+    yield own_path(tenant)
+    yield from ancestors(tenant)
