@@ -1,4 +1,4 @@
-"""`kerneld`: starts the daemon, shows and checks its configuration, looks at the machine."""
+"""`kerneld`: starts the daemon, shows and checks its configuration, looks at the machine, simulates a workload."""
 
 from __future__ import annotations
 
@@ -130,6 +130,37 @@ def fsck(ctx: click.Context, /, output: str, **options: Any) -> None:
         raise click.ClickException(str(error)) from error
     if num_problems:
         ctx.exit(EXIT_ERROR)
+
+
+@cli.command(short_help="Simulate a workload under virtual time.")
+@click.argument("workload")
+@click.option(
+    "--plots", type=click.Path(path_type=Path, file_okay=False), metavar="DIR", help="Folder of the plots.  [default: ./sim-NAME]"
+)
+@click.option("--no-plots", is_flag=True, help="Write no plots.")
+@click.option("--records", type=click.Path(path_type=Path, dir_okay=False), metavar="FILE", help="Write one line of JSON a request.")
+@click.option("-o", "--output", type=click.Choice(["table", "json", "yaml"]), default="table", show_default=True, help="How to print.")
+def sim(workload: str, plots: Path | None, no_plots: bool, records: Path | None, output: str) -> None:
+    """Run WORKLOAD under virtual time with the daemon's own scheduler, first come first served and by fair shares (hvtc), and compare.
+
+    \b
+    WORKLOAD is a TOML file (see examples/workloads), an event log written by `kernelctl events -o json` that
+    ends in .jsonl, or a preset: fig3 to fig8, fig10, zipf (the paper's), tenants64.
+
+    \b
+    Service counts 1 per input token, at the first token, and 2 per output token, evenly from first token to finish.
+    max_gap    largest difference of accumulated service, by claim, between two tenants at any instant
+    max_diff   worst window of 60 s, one every 10 s: sum over tenants of the lesser of what each had less than
+               the best served, and what it had arrived but not served; per second
+    Both follow from the records alone. Requests that run when time is up count as served so far.
+    With -o json or yaml, plots are written only where --plots says.
+    """
+    from cli.sim import load_workload, run_and_show
+
+    loaded = load_workload(workload)
+    printer = Printer(Format(output))
+    folder = plots or (Path(f"sim-{loaded.name}") if printer.is_for_people else None)
+    run_and_show(loaded, printer, records, None if no_plots else folder)
 
 
 def main() -> None:

@@ -35,6 +35,7 @@ INPUT_COST: Final = 1
 OUTPUT_COST: Final = 2
 WINDOW_S: Final = 60.0
 STRIDE_S: Final = 10.0
+_DIGITS: Final = 6  # of what is told; times of records have as many
 
 Floats = npt.NDArray[np.float64]
 
@@ -148,11 +149,11 @@ class Books:
         """The figures of the run."""
         served = sum(record.input_tokens + record.output_tokens for record in self.records if record.is_served)
         return Measures(
-            max_gap=self.max_gap(),
-            max_diff=self.max_diff(),
-            tokens_per_s=served / self.duration_s,
+            max_gap=round(self.max_gap(), _DIGITS),
+            max_diff=round(self.max_diff(), _DIGITS),
+            tokens_per_s=round(served / self.duration_s, _DIGITS),
             rejected=sum(record.outcome is Outcome.REJECTED for record in self.records),
-            mean_ttft_s={tenant: mean(ttfts(own)) for tenant, own in self.of.items()},
+            mean_ttft_s={tenant: _rounded(mean(ttfts(own))) for tenant, own in self.of.items()},
         )
 
     def max_gap(self) -> float:
@@ -173,6 +174,11 @@ class Books:
         wanted = np.array([curve.at(ends) for curve in self.demand.values()]) - until
         missed = np.minimum(np.max(served / claims, axis=0) * claims - served, np.maximum(wanted, 0.0))
         return float(max(math.fsum(column) for column in missed.T)) / length
+
+    def totals(self) -> dict[str, float]:
+        """Service of every tenant at the end."""
+        end = np.array([self.duration_s])
+        return {tenant: float(curve.at(end, is_after=True)[0]) for tenant, curve in self.service.items()}
 
     def worst_lags(self) -> dict[str, float]:
         """By tenant, the most service that it was behind the best served one by claim, counting no more than it wanted then."""
@@ -206,3 +212,12 @@ def ttfts(records: Iterable[Record]) -> list[float]:
 def mean(values: Sequence[float]) -> float | None:
     """The mean, if there is one."""
     return math.fsum(values) / len(values) if values else None
+
+
+def percentile(values: Sequence[float], part: float) -> float | None:
+    """The least value that at least this part of them do not pass, if there is one."""
+    return sorted(values)[max(math.ceil(part * len(values)) - 1, 0)] if values else None
+
+
+def _rounded(value: float | None) -> float | None:
+    return None if value is None else round(value, _DIGITS)

@@ -24,11 +24,12 @@ from drivers.sim import StepCostsInvalid, StepModel
 from kerneld.calls import Limits, Priority
 from kerneld.fairshare import MAX_WEIGHT
 from kerneld.policy import SchedulerPolicy
-from kerneld.pricing.tariff import UNCALIBRATED, Tariff
+from kerneld.pricing.tariff import Tariff
 from kerneld.simulation.replay import Replay
 from kerneld.simulation.tomltable import TomlTable
 from kerneld.simulation.workload import (
     ENDLESS,
+    PAPER_TARIFF,
     Arrival,
     DeviceSpec,
     Fixed,
@@ -134,7 +135,7 @@ def _scheduler(table: TomlTable | None) -> SchedulerSpec:
     for item in dataclasses.fields(SchedulerPolicy):
         if item.name != "max_step_tokens" and table.has(item.name):  # that one is the device's
             numbers[item.name] = table.number(item.name) if isinstance(item.default, float) else table.whole(item.name)
-    prices = {name: table.whole(name, getattr(UNCALIBRATED, name)) for name in Tariff.__struct_fields__}
+    prices = {name: table.whole(name, getattr(PAPER_TARIFF, name)) for name in Tariff.__struct_fields__}
     max_queued = table.whole("max_queued", SchedulerSpec(SchedulerPolicy()).max_queued, least=1)
     table.finish()
     return SchedulerSpec(SchedulerPolicy(**numbers), Tariff(**prices), max_queued)
