@@ -81,6 +81,8 @@ class Daemon:
             self.machine.events.publish(DaemonStarted(self.machine.boot_generation, VERSION))
             await self.machine.authenticator.load()
             num_contexts, num_requests = await recover(self.machine, state)
+            for request in self.machine.requests.values():
+                self.machine.starts.arrived(request)
             self._lodging.open()
             self._housekeeping = Housekeeping(self.machine)
             self._housekeeping.start()
