@@ -1,0 +1,168 @@
+"""Requests followed to their start: what is estimated, what is learned of it, and what a scrape shows of fairness."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from kerneld.calls import FinishReason, Priority
+from kerneld.events import RequestAdmitted, RequestArrived, RequestFinished
+from kerneld.fairshare import FairShare
+from kerneld.request import Request
+from kerneld.scheduler import Scheduler
+from kerneld.starts import Starts
+from tests.kerneld.rig import ANN, BOB, Rig, Sizes, in_loop, prompt_of, running
+
+
+MakeRequest = Callable[..., Request]
+
+
+class Line:
+    """A scheduler with one row and two tenants, on a clock of the test's own."""
+
+    def __init__(self, make_request: MakeRequest) -> None:
+        self._make = make_request
+        shares = FairShare()
+        shares.add("ann")
+        shares.add("bob")
+        self.now = 100.0
+        self.scheduler = Scheduler(shares)
+        self.scheduler.set_resident("m", True)
+        self.requests: dict[str, Request] = {}
+        self.starts = Starts(self.scheduler, self.requests, 1, lambda: self.now)
+
+    def arrive(self, tenant: str, num_input: int = 100, model: str = "m") -> Request:
+        """A request of so many input tokens; it costs ten times as many microseconds and more, until a model was measured."""
+        request = self._make(tenant, num_input=num_input, model=model)
+        self.requests[request.id] = request
+        self.scheduler.enqueue(request)
+        event = RequestArrived(request.id, request.context.id, tenant, num_input, request.max_tokens, Priority.INTERACTIVE, 0, 0.0)
+        self.starts.on_event(event)
+        return request
+
+    def admit(self, request: Request, queue_s: float = 0.0) -> None:
+        self.scheduler.admit(request, 0)
+        self.starts.on_event(RequestAdmitted(request.id, request.tenant, queue_s, 0))
+
+    def end(self, request: Request) -> None:
+        self.scheduler.finish(request)
+        self.starts.on_event(RequestFinished(request.id, "c", request.tenant, FinishReason.STOP, 1, 0, 1, 0.0, 0.0))
+
+    def seconds(self, request: Request) -> float | None:
+        return self.starts.estimate(request, self.scheduler.queue_position(request)).seconds
+
+    def tick(self, seconds: float = 1.0) -> None:
+        self.now += seconds
+        self.starts.tick()
+
+
+@pytest.fixture
+def line(make_request: MakeRequest) -> Line:
+    """The row is taken, somebody waits, and a thousand microseconds of work are done in a second."""
+    line = Line(make_request)
+    line.admit(line.arrive("ann"))
+    line.arrive("ann")
+    line.tick()
+    line.scheduler.shares.charge("bob", 1000)
+    line.scheduler.shares.charge("ann", 1000)
+    line.tick(2.0)
+    return line
+
+
+def test_nobody_knows_before_something_was_measured(make_request: MakeRequest) -> None:
+    line = Line(make_request)
+    first = line.arrive("ann")
+    assert line.seconds(first) == 0.0  # there is a row for it
+    line.admit(first)
+    assert line.seconds(line.arrive("ann")) is None
+
+
+def test_who_has_more_ahead_waits_longer(line: Line) -> None:
+    second, third = line.arrive("ann"), line.arrive("ann")
+    line.now += 1
+    rate = line.starts.estimator.rate
+    assert rate == pytest.approx(1000)
+    waits = [line.seconds(request) for request in (second, third)]
+    assert None not in waits
+    assert waits[0] < waits[1]  # type: ignore[operator]
+
+
+def test_a_light_tenant_does_not_wait_for_all_that_a_hog_queued(line: Line) -> None:
+    for _ in range(100):
+        last = line.arrive("ann")
+    light = line.arrive("bob")
+    line.now += 1
+
+    hogs, lights = line.seconds(last), line.seconds(light)
+
+    assert hogs is not None
+    assert lights is not None
+    assert lights < hogs / 10
+
+
+def test_estimates_are_judged_by_the_first_admission_only(line: Line) -> None:
+    request = line.arrive("bob")
+    told_s = line.seconds(request)
+    assert told_s is not None
+    judged = line.starts.estimator.num_judged
+
+    line.admit(request, queue_s=2 * told_s)
+    line.scheduler.preempt(request)
+    line.admit(request, queue_s=50.0)
+
+    assert line.starts.estimator.num_judged == judged + 1
+
+
+def test_work_that_left_the_line_is_ahead_of_nobody(line: Line) -> None:
+    heavy, light = line.arrive("ann", num_input=100_000), line.arrive("ann")
+    line.now += 1
+    before = line.seconds(light)
+    line.end(heavy)
+    line.now += 1
+    after = line.seconds(light)
+    assert before is not None
+    assert after is not None
+    assert after < before / 10
+
+
+def test_who_waits_for_a_model_has_no_estimate(line: Line) -> None:
+    request = line.arrive("bob", model="absent")
+    assert line.seconds(request) is None
+    line.admit(line.arrive("bob"), queue_s=1.0)
+    line.end(request)
+
+
+def test_a_clock_that_stands_still_measures_nothing(line: Line) -> None:
+    rate = line.starts.estimator.rate
+    line.scheduler.shares.charge("ann", 10**9)
+    line.tick(0.0)
+    assert line.starts.estimator.rate == rate
+
+
+@in_loop
+async def test_a_scrape_under_equal_backlog_shows_that_all_get_the_same(tmp_path: Path) -> None:
+    async with running(Rig(tmp_path, Sizes(max_rows=2))) as rig:
+        now = 0.0
+        machine = rig.machine
+        machine.starts = starts = Starts(machine.scheduler, machine.requests, 2, lambda: now)
+        tasks = [rig.begin(await rig.alloc(each), prompt_of(idx, 20), 6, caller=each) for idx in range(40) for each in (ANN, BOB)]
+        await rig.until(lambda: len(machine.requests) > 70)
+        starts.tick()
+        for second in range(1, 13):
+            await rig.until(lambda: sum(task.done() for task in tasks) >= 4 * second)  # noqa: B023 - it is awaited at once
+            now = float(second)
+            starts.tick()
+
+        page = rig.daemon.metrics.render().decode()
+
+        jain = re.search(r"^kerneld_jain_index (\S+)$", page, re.MULTILINE)
+        lags = {tenant: float(lag) for tenant, lag in re.findall(r'^kerneld_lag{tenant="(\S+)"} (\S+)$', page, re.MULTILINE)}
+        assert jain is not None
+        assert starts.window.indices().keys() == {"lab"}
+        assert float(jain[1]) >= 0.99
+        assert lags["lab/ann"] + lags["lab/bob"] == pytest.approx(0, abs=1e-6)
+        for task in tasks:
+            task.cancel()
