@@ -18,6 +18,11 @@ BUILT_IN = {
     "cpu": "drivers.cpu:CpuDriver",
     "fake": "drivers.fake:FakeDriver",
 }
+# Names that are taken, of what no worker can run.
+NO_DRIVERS = {
+    "sim": "sim is a device in virtual time (drivers.sim): it computes nothing and keeps no pages, so no worker runs it and the "
+    "conformance suite does not apply. Use `kerneld sim WORKLOAD`.",
+}
 
 
 def available() -> list[tuple[str, str]]:
@@ -30,8 +35,10 @@ def available() -> list[tuple[str, str]]:
 def create(name: str) -> Driver:
     """Return a new driver of that name, not opened.
 
-    Raises: DriverNotFound, naming those there are; DriverUnavailable, if a library that it needs is not installed.
+    Raises: DriverNotFound, naming those there are; DriverUnavailable, if a library that it needs is not installed, or no worker runs it.
     """
+    if name in NO_DRIVERS:
+        raise DriverUnavailable(NO_DRIVERS[name])
     try:
         return _factory(name)()
     except ImportError as error:
@@ -55,7 +62,7 @@ def _factory(name: str) -> Callable[[], Driver]:
 
 
 def _offered() -> dict[str, EntryPoint]:
-    return {point.name: point for point in entry_points(group=ENTRY_POINT_GROUP)}
+    return {point.name: point for point in entry_points(group=ENTRY_POINT_GROUP) if point.name not in NO_DRIVERS}
 
 
 def _origin(point: EntryPoint) -> str:
