@@ -10,11 +10,11 @@ import time
 from collections.abc import Callable
 
 from drivers.contract import StepResult
-from kerneld.admission import Admission
+from kerneld.admission import Admission, Demand
 from kerneld.bounds import Bounds
 from kerneld.checkpoint import ImageStore
 from kerneld.composer import Composer
-from kerneld.config import Config
+from kerneld.config import Config, KerneldConfig
 from kerneld.contexts import ContextTable
 from kerneld.deadline import StepDeadline
 from kerneld.delivery import Delivery
@@ -70,12 +70,7 @@ class Assembly:
         config, clock = self._config, self._clock
         kernel, memory = config.kerneld, config.memory
         events = EventBus(clock)
-        policy = SchedulerPolicy(
-            max_step_tokens=kernel.max_step_tokens,
-            max_steps=kernel.max_steps,
-            gap_factor=kernel.token_gap_factor,
-            token_gap_s=kernel.token_gap_s,
-        )
+        policy = _policy_of(kernel)
         scheduler = Scheduler(FairShare(policy.slices_us, policy.share_cap_us), policy)
         pager, tenants, models = Pager(memory), TenantTable(), ModelTable(str(root) for root in kernel.model_roots)
         admission = Admission(scheduler.waiting, scheduler.running, kernel.max_queued, kernel.max_contexts)
@@ -130,7 +125,9 @@ class Assembly:
         machine.delivery.on_finished = self._request_finished
         machine.delivery.on_unsynced = machine.dispatcher.end
         machine.authenticator.on_tenant_seen = self._tenant_seen
+        machine.delivery.books.others += [machine.admission, machine.residency.debts]
         machine.dispatcher.on_result = self._result_heard
+        machine.seating.meter.on_settled = machine.scheduler.system.had_back
         machine.dispatcher.on_landed = self._landed
         machine.dispatcher.on_corrupt = self._reports.corrupt
         if machine.disk_tier is not None:
@@ -169,6 +166,8 @@ class Assembly:
         if request.reserved_bytes:
             machine.journal.release(request.reserved_bytes)
         machine.admission.take_tokens(request.tenant, request.num_generated)
+        if request.defer_until:  # it never ran
+            machine.admission.give_back(request.tenant, Demand(request.num_input))
         machine.usage.ended(request)
         if not request.is_scoring and machine.contexts.find(context.id) is not None:
             machine.last_logs.keep(request)
@@ -186,3 +185,12 @@ class Assembly:
     def _tenant_seen(self, tenant: TenantRow) -> None:
         if tenant.path not in self._machine.tenants:
             self._machine.know_tenant(tenant)
+
+
+def _policy_of(kernel: KerneldConfig) -> SchedulerPolicy:
+    return SchedulerPolicy(
+        max_step_tokens=kernel.max_step_tokens,
+        max_steps=kernel.max_steps,
+        gap_factor=kernel.token_gap_factor,
+        token_gap_s=kernel.token_gap_s,
+    )
