@@ -8,7 +8,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from kerneld.request import Request
+from kerneld.rows import Row
 from kerneld.step import RowNeed, StepShape, longest_quantum, share_budget
+from memory.page import Space
+from memory.table import PageTable
 
 NEEDS = st.lists(st.tuples(st.integers(1, 50), st.integers(1, 20)), min_size=1, max_size=12)
 
@@ -57,3 +60,14 @@ def test_the_budget_is_kept_and_used(make_request: Callable[..., Request], needs
     pending = {row.request.id: row.num_pending for row in rows}
     assert shape.num_tokens == min(budget, sum(pending.values()))
     assert all(1 <= share.num_tokens <= pending[share.request.id] for share in shape.shares)
+
+
+def test_a_row_says_how_far_it_has_to_look_back(make_request: Callable[..., Request]) -> None:
+    request = make_request(num_input=50)
+    row = Row(request, 0, PageTable("lab", (Space(1, 4, 256, 512),)), position=20, total=50, max_output=9)
+
+    before = row.need()
+    row.part(10, 1).depart()
+
+    assert before == RowNeed(request, 30, 9, position=20)
+    assert row.need() == RowNeed(request, 20, 9, position=30)
