@@ -128,6 +128,7 @@ class Assembly:
         machine.delivery.books.others += [machine.admission, machine.residency.debts]
         machine.dispatcher.on_result = self._result_heard
         machine.seating.meter.on_settled = machine.scheduler.system.had_back
+        machine.seating.meter.on_settled = machine.scheduler.system.had_back
         machine.dispatcher.on_landed = self._landed
         machine.dispatcher.on_corrupt = self._reports.corrupt
         if machine.disk_tier is not None:

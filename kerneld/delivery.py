@@ -86,6 +86,7 @@ class Delivery:
     def requeue(self, request: Request) -> None:
         """A request lost its row with its worker, or with a page that did not hold: it has it again before anybody else is picked."""
         request.queued_at = self._clock()
+        request.lost_row_for = "worker"
         self.turn_back(request)
 
     def preempted(self, request: Request, cause: str) -> None:
@@ -93,7 +94,7 @@ class Delivery:
         request.queued_at = self._clock()
         request.num_preemptions += 1
         request.num_since_admission = 0
-        request.preempted_for = cause
+        request.lost_row_for = cause
         self._scheduler.preempt(request)
         self.books.note(request)
         request.context.move(ContextState.BLOCKED)

@@ -188,6 +188,18 @@ class FairShare:
                 return mine.counter + mine.slice_of(rank) - theirs.counter - theirs.slice_of(other_rank)
         return 0
 
+    def lag_after(self, path: str, other: str, ranks: tuple[int, int], returned_us: int, charged_us: int) -> int:
+        """The same, were `path` given back so much and `other` charged so much; `ranks` are of both."""
+        for mine, theirs in zip(reversed(self._tree.own(path).lineage), reversed(self._tree.own(other).lineage), strict=False):
+            if mine is not theirs:
+                deadline = mine.counter + mine.slice_of(ranks[0]) - mine.units(returned_us)
+                return deadline - theirs.counter - theirs.slice_of(ranks[1]) - theirs.units(charged_us)
+        return 0
+
+    def place(self, path: str, rank: int) -> tuple[tuple[int, str], ...]:
+        """The place of a tenant for which a request of a rank would begin to wait now: of two, the lesser one would be picked first."""
+        return tuple((node.counter_if_active() + node.slice_of(rank), node.name) for node in reversed(self._tree.own(path).lineage))
+
     def counters(self, path: str) -> tuple[int, ...]:
         """The counters from the root down to a tenant's own requests: of two running requests, the greater is the more served one."""
         return tuple(node.counter for node in reversed(self._tree.own(path).lineage))

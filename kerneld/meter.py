@@ -16,6 +16,7 @@ from dataclasses import dataclass
 
 from drivers.contract import CopyTimes, StepResult
 from drivers.wire import NO_STEP
+from kerneld.request import Request
 from kerneld.rows import Flight, Part, Row
 from memory.costs import Costs, Link
 from memory.decisions import Decision
@@ -43,6 +44,7 @@ class Meter:
         """`clock` measures how long pages take to come from the disk."""
         self._costs = costs
         self._clock = clock
+        self.on_settled: Callable[[Request, float], None] = lambda _request, _seconds: None  # a request has its pages, which took so long
         self._open: dict[int, _Open] = {}  # by row slot
         self._fetches: dict[PageTable, tuple[Decision, float]] = {}  # with the time at which the fetch began; oldest first
         self._heard_seq = 0
@@ -122,6 +124,7 @@ class Meter:
         if end >= decision.num_tokens:
             del self._open[row.slot]
             self._costs.decisions.settle(decision, run.seconds)
+            self.on_settled(row.request, run.seconds)
 
 
 def _spaces(moves: tuple[Move, ...], target: Tier) -> tuple[int, ...]:

@@ -13,6 +13,8 @@ class SchedulerPolicy:
     max_steps: int = 8  # of a quantum, when nobody waits
     min_service_tokens: int = 64  # that a request generates before it may be preempted for another
     preempt_lag_us: int = 250_000  # service by which the victim's tenant must be ahead of the waiting one's
+    # Service by which a tenant may be ahead of who is next and still go first, where more of its request's KV is at hand; 0: never.
+    locality_lag_us: int = 50_000
     # Service by which a tenant with requests of a class may be ahead before others go first, at weight 1: interactive, batch, idle.
     slices_us: tuple[int, int, int] = (0, 1_000_000, 4_000_000)
     share_cap_us: int = 60_000_000  # that a tenant may be away from the others when it begins to wait, at weight 1; 0: any distance

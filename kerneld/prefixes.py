@@ -26,6 +26,7 @@ from kerneld.seating import Seating, name_pages
 from memory.pager import Pager
 from memory.table import PageTable
 
+CHANGES_UNTIL_NEXT_LOOK = 256  # of the index: what is known of waiting requests may be so old
 _Link = tuple[str, bytes]  # model, link of the hash chain: two models may have the same fingerprint, and pages of their own
 
 
@@ -41,6 +42,7 @@ class Prefixes:
         self._waiting: dict[_Link, list[Request]] = {}
         self.is_on = True
         seating.on_filled = self.filled
+        scheduler.locality.stamp, scheduler.locality.num_at_hand = self.stamp, self.at_hand
 
     def must_wait(self, request: Request) -> bool:
         """Let a request that is next take what is known; whether it waits for pages in the making, and so is out of the line."""
@@ -55,6 +57,22 @@ class Prefixes:
         if request.context.state is ContextState.READY:
             request.context.move(ContextState.BLOCKED)
         return True
+
+    def stamp(self) -> int:
+        """Changes now and then, while pages become known or are forgotten; 0 if none is known."""
+        return 1 + self._pager.sharing.num_changes // CHANGES_UNTIL_NEXT_LOOK if self._pager.sharing.knows_any else 0
+
+    def at_hand(self, request: Request) -> int:
+        """Leading tokens of a waiting request that need no computing, as far as a quick look tells: its own, and those that are known."""
+        context, stamp = request.context, self.stamp()
+        if request.looked_at != stamp:
+            table, page_tokens = self._seating.table_of(context), self._pager.page_tokens
+            assert context.chain is not None, "made with the table"
+            own = min(context.kv_valid, table.at_hand_tokens())
+            name_pages(context, context.num_tokens)
+            known = self._pager.sharing.num_known(table, context.chain.keys) * page_tokens if self.is_on else 0
+            request.looked_at, request.num_at_hand = stamp, min(max(own, known), request.needs_logits_from)
+        return request.num_at_hand
 
     def maker_of(self, request: Request) -> Request | None:
         """The request whose pages it waits for."""

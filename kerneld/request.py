@@ -89,7 +89,7 @@ class Request:
     admitted_at: float = 0.0  # last time that it became RUNNING
     num_since_admission: int = 0  # tokens generated since then
     num_preemptions: int = 0
-    preempted_for: str = ""  # why it was, as long as what that costs is not known
+    lost_row_for: str = ""  # why it was not left its row, as long as nobody knows what it costs to have its pages again
     num_fetches: int = 0  # times that it waited for pages from the disk tier since it was last seated
 
     # Written by the dispatcher; what the caller is told in the end.
@@ -97,6 +97,8 @@ class Request:
     queue_s: float = 0.0
     compute_s: float = 0.0
     num_cached: int = 0  # input tokens that needed no computing
+    num_at_hand: int = 0  # leading tokens that need no computing, as far as a quick look told
+    looked_at: int = 0  # when that was, by the stamp of `Prefixes`
     looked_from: int | None = None  # tokens it had itself when it began to look for known pages, since it was last seated
     num_shared: int = 0  # tokens that it took from others of its sharing domain
     pages_restored: int = 0

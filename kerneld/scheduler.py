@@ -11,13 +11,14 @@ It decides and keeps queues and accounts; it moves no page and starts no work (t
          out of the line
 
 Invariants
-1. `next_candidate` is the first request of the tenant that `FairShare.pick` names. The dispatcher admits it or nobody: one that does not
-   fit stops the line, so that a large request is not passed by small ones for ever. One that is out of the line stops nobody.
+1. `next_candidate` is the first request of the tenant that `FairShare.pick` names, or one in its stead whose KV is at hand
+   (`kerneld.locality`). The dispatcher admits it or nobody: one that does not fit stops the line, so that a large request is not passed by
+   small ones for ever. One that is out of the line stops nobody.
 2. A request's input is charged at its first admission, with the output that its tenant's last requests lead one to expect; tokens beyond
    that are charged as they come, and what was expected and did not come is given back at the end.
 3. A tenant at its limit of running requests, or of memory, is closed in the accounts: it neither stops the line nor is served.
 4. A request that is to be tried alone is admitted only when nothing runs, and nothing is admitted while it runs.
-5. Who lost its row through no decision (`interrupt`) has it again before anybody else is picked, in the order of admission, and pays nothing.
+5. Who lost its row through no decision (`interrupt`) has it again before anybody else is picked, in the order of admission; nobody pays.
 
 Every call costs O(log n) of what waits, none walks all requests, but `queue_position`, a change of a model's residency, and looks ahead.
 """
@@ -25,7 +26,8 @@ Every call costs O(log n) of what waits, none walks all requests, but `queue_pos
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterator, Sequence
 
 import msgspec
 
@@ -34,15 +36,19 @@ from kerneld.calls import FinishReason
 from kerneld.closures import Closures
 from kerneld.expiry import Expired, Expiry
 from kerneld.fairshare import FairShare
+from kerneld.locality import Locality
+from kerneld.lookahead import line
 from kerneld.policy import SchedulerPolicy
 from kerneld.pricing.charging import Charging
 from kerneld.pricing.stepcost import StepCosts
 from kerneld.pricing.stepsize import StepSizer
+from kerneld.quanta import Quanta
 from kerneld.request import Place, Request, RequestState
-from kerneld.step import RowNeed, StepShape, longest_quantum, share_budget
+from kerneld.step import RowNeed, StepShape
+from kerneld.systemaccount import SystemAccount
 from kerneld.tally import Tally
 from kerneld.victims import Victims
-from kerneld.waiting import Waiting, class_rank
+from kerneld.waiting import Waiting
 
 
 class Scheduler:
@@ -53,15 +59,17 @@ class Scheduler:
         self.policy = policy or SchedulerPolicy()
         self.charging = Charging(shares)
         self.sizer = StepSizer(StepCosts(), self.policy)
+        self._quanta = Quanta(self.sizer)
         self._waiting = Waiting(shares)
         self.waiting = self._waiting.tally  # wherever they wait
         self.running = Tally()
         self._closures = Closures(shares)
         self._expiry = Expiry()
         self._victims = Victims(shares, self.charging, self.policy)
+        self.locality = Locality(shares, self._waiting, self.charging, self.policy.locality_lag_us)
+        self.system = SystemAccount()
         self._turns = itertools.count(1)
         self._num_alone = 0  # running requests that tolerate no company
-        self._last_num_steps = 1
 
     # ------------------------------------------------------------------------------------------------------------ coming and going
 
@@ -83,6 +91,8 @@ class Scheduler:
         """The request runs from now on; `num_cached` leading tokens of its context need no computing. Returns what it was charged."""
         if request.place is Place.DEFERRED:
             self._waiting.join(request)  # nobody else is there: its tenant wakes up as if it came now
+        if request.place is Place.LINE:
+            self.locality.admitted(request)
         self._waiting.remove(request)
         if not request.is_interrupted:
             request.turn, request.num_since_admission = next(self._turns), 0
@@ -91,7 +101,8 @@ class Scheduler:
         request.state = RequestState.RUNNING
         self.running.add(request.tenant)
         self._num_alone += request.is_alone
-        return self.charging.admission(request, num_cached)
+        self._victims.rows_changed()
+        return self._spent(self.charging.admission(request, num_cached))
 
     def preempt(self, request: Request) -> None:
         """A running request waits again, at its old place in line, because others need what it has. It is not charged for it."""
@@ -113,6 +124,7 @@ class Scheduler:
 
     def reorder(self, request: Request) -> None:
         """The class or niceness of a request changed; it takes the place that it has by them now."""
+        self._victims.rows_changed()
         if request.ticket:
             self._waiting.move(request)
 
@@ -144,7 +156,7 @@ class Scheduler:
             self._waiting.remove(request)
         request.state = RequestState.FINISHED
         self._expiry.ended(request)
-        return self.charging.end(request, reason)
+        return self._spent(self.charging.end(request, reason))
 
     def suspect(self, request: Request) -> None:
         """A request may be what kills workers: it is to be tried alone."""
@@ -161,11 +173,11 @@ class Scheduler:
 
     def charge_output(self, request: Request, num_tokens: int) -> int:
         """The request generated tokens. Returns what it was charged, which is nothing as long as they are prepaid."""
-        return self.charging.output(request, num_tokens)
+        return self._spent(self.charging.output(request, num_tokens))
 
     def charge_outputs(self, generated: Sequence[tuple[Request, int]]) -> int:
         """The same for all tokens of a step: each tenant is charged in one go. Returns what was charged, all together."""
-        return self.charging.outputs(generated)
+        return self._spent(self.charging.outputs(generated))
 
     def set_resident(self, model: str, is_resident: bool) -> None:
         """A model came or went: what waits for it joins the line, or waits beside it until the model comes back."""
@@ -174,10 +186,12 @@ class Scheduler:
     def set_max_running(self, path: str, limit: int) -> None:
         """How many requests of a tenant, and of all below it, may run at once; 0: any number. Raises: NotFound."""
         self._closures.set_max_running(path, limit)
+        self.locality.forget()
 
     def hold_back(self, path: str) -> None:
         """A tenant is at its limit of memory: nothing of it is next until `let_in`. Raises: NotFound."""
         self._closures.hold_back(path)
+        self.locality.forget()
 
     def let_in(self) -> None:
         """Memory was given up: tenants that were held back may be next again."""
@@ -221,6 +235,11 @@ class Scheduler:
         return self._waiting.num_ready
 
     @property
+    def system_us(self) -> Counter[str]:
+        """Device time that no tenant pays, by cause."""
+        return self.system.us
+
+    @property
     def num_deferred(self) -> int:
         """How many wait behind a soft limit."""
         return self._waiting.num_deferred
@@ -232,25 +251,25 @@ class Scheduler:
         request = self._waiting.front(self._closures.may_run_on)
         if request is None:
             path = self.shares.pick()
-            request = self._waiting.deferred(self._closures.is_open) if path is None else self._waiting.queue(path).first()
+            request = self._waiting.deferred(self._closures.is_open) if path is None else self.locality.choose(path)
         return None if request is None or (request.is_alone and self.running.total) else request
 
     def plan_step(self, rows: Sequence[RowNeed]) -> StepShape:
-        """The next quantum of these rows, which are in the order of their admission: better classes are given their input first.
-
-        It has one step while somebody waits or a prefill is unfinished, else twice as many as the last one, up to the policy's limits.
-        """
-        rows = sorted(rows, key=_class_of)
-        shares = share_budget(rows, self.sizer.budget(rows))
-        longest = 1 if self._waiting.num_ready else longest_quantum(rows, shares)
-        if longest > 1:
-            longest = min(longest, self.sizer.most_steps(rows))
-        self._last_num_steps = min(longest, 2 * self._last_num_steps)
-        return StepShape(shares, self._last_num_steps)
+        """The next quantum of these rows, which are in the order of their admission."""
+        return self._quanta.shape(rows, has_waiting=self.num_ready > 0)
 
     def victim(self, rows: Sequence[Request], candidate: Request | None = None) -> Request | None:
         """The running request that has to give way: for a waiting `candidate`, or for the others that run. See `kerneld.victims`."""
         return self._victims.least_deserving(rows) if candidate is None else self._victims.for_waiting(rows, candidate)
+
+    def urgency(self, model: str) -> tuple[object, ...] | None:
+        """How urgent a load is: the least is that of the model whose best waiter would be picked first; None: nobody waits for it."""
+        waiting = self._waiting.absent(model)
+        return min(((self.shares.place(request.tenant, request.rank), key, request.id) for key, request in waiting), default=None)
+
+    def line(self, limit: int) -> Iterator[Request]:
+        """The first of those who wait, in the order in which they would be seated if everything fitted; nothing may change meanwhile."""
+        return line(self.shares, self._waiting, self.charging, limit)
 
     def expired(self, now: float, steady: float | None = None) -> tuple[Expired, ...]:
         """The requests that have run out of time by `now`, each of them once; `steady` is a clock that cannot jump, where there is one."""
@@ -262,6 +281,10 @@ class Scheduler:
 
     # --------------------------------------------------------------------------------------------------------------------- inside
 
+    def _spent(self, us: int) -> int:
+        self._victims.spent_us += us
+        return us
+
     def _wait(self, request: Request) -> None:
         request.state = RequestState.QUEUED
         self._waiting.add(request)
@@ -269,7 +292,3 @@ class Scheduler:
     def _stop_running(self, request: Request) -> None:
         self.running.remove(request.tenant)
         self._num_alone -= request.is_alone
-
-
-def _class_of(row: RowNeed) -> int:
-    return class_rank(row.request)

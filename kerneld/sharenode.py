@@ -200,6 +200,13 @@ class ShareNode:
         elif cap and least is not None and self.counter > least.counter + cap:
             self._put(least.counter + cap)
 
+    def counter_if_active(self) -> int:
+        """The counter that it has, or would be lifted to; the cap is left aside."""
+        if self.is_active or self.keeps_counter or self.num_held or self.parent is None:
+            return self.counter
+        reference = self.parent.least_served.least() or self.parent.last_active
+        return self.counter if reference is None else max(self.counter, reference.counter)
+
     def near(self, window: int, most: int) -> Iterator[ShareNode]:
         """The hidden children below that may be next if everybody within `window` of who is next may be, the very next one first."""
         if self.name == OWN:

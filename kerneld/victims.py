@@ -3,23 +3,23 @@
     the newest request of the most served tenant, laxest class first          after its minimum service (`SchedulerPolicy`)
 
 For a waiting request only one of a tenant that is further ahead of its own than `preempt_lag_us`. What is counted as ahead leaves out what
-the victim prepaid and did not get yet, and, between requests of one class, what the waiting request is to be charged when it gets the row:
+the victim prepaid and did not get yet, and, unless the victim is of a laxer class, what the waiting request is to be charged for the row:
 
-    lag(victim's tenant, waiting one's) - prepaid(victim) - expected(waiting)  >  preempt_lag_us
+    lag(victim's tenant, waiting one's) - prepaid(victim) - expected(waiting)  >  preempt_lag_us          in counter units, classes included
 
-So after the change the victim's tenant is still ahead, and can only take a row back once the other one was served twice the lag: two equal
-tenants never take rows from each other in turn.
+So after the change the victim's tenant is still ahead by more than the lag, and gets a row back by preemption only once the other one was
+served twice the lag: two tenants of equal weight never take rows from each other in turn.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from kerneld.fairshare import FairShare
+from kerneld.fairshare import MIN_FACTOR, FairShare
 from kerneld.policy import SchedulerPolicy
 from kerneld.pricing.charging import Charging
 from kerneld.request import Request
-from kerneld.sharenode import SCALE
+from kerneld.sharenode import FULL_FACTOR, SCALE
 from kerneld.waiting import class_rank
 
 
@@ -30,6 +30,9 @@ class Victims:
         self._shares = shares
         self._charging = charging
         self._policy = policy
+        self.spent_us = 0  # charged or given back so far, all together; nobody's lead grows faster, least weights apart
+        self._calm_for: Request | None = None  # nobody is far enough ahead of it
+        self._calm_until_us = 0  # of `spent_us`
 
     def least_deserving(self, rows: Sequence[Request]) -> Request | None:
         """Who gives way when those that run need frames: those that had their minimum service first, but not the only one."""
@@ -40,18 +43,31 @@ class Victims:
 
     def for_waiting(self, rows: Iterable[Request], candidate: Request) -> Request | None:
         """Who gives way to a request that is next and does not fit; None if nobody is far enough ahead."""
-        ahead = [row for row in rows if self._is_served(row) and self._is_far_ahead(row, candidate)]
-        return max(ahead, key=self._dispensability, default=None)
+        if candidate is self._calm_for and self.spent_us < self._calm_until_us:
+            return None
+        far, most = [], 0
+        for row in rows:
+            lead = self._lead(row, candidate)
+            most = max(most, lead)
+            if lead > self._policy.preempt_lag_us * SCALE and self._is_served(row):
+                far.append(row)
+        if not far:
+            missing_us = self._policy.preempt_lag_us - most // SCALE
+            self._calm_for, self._calm_until_us = candidate, self.spent_us + missing_us * MIN_FACTOR // FULL_FACTOR
+        return max(far, key=self._dispensability, default=None)
 
-    def _is_far_ahead(self, row: Request, candidate: Request) -> bool:
-        rank, waiting_rank = class_rank(row), class_rank(candidate)
-        lag = self._shares.lag(row.tenant, candidate.tenant)
+    def rows_changed(self) -> None:
+        """Somebody was admitted, or changed class: what was found of the others says nothing of it."""
+        self._calm_for = None
+
+    def _lead(self, row: Request, candidate: Request) -> int:
+        """How far a row's tenant is ahead of a candidate's, in counter units, as far as that counts here."""
+        ranks = class_rank(row), class_rank(candidate)
+        lag = self._shares.lag(row.tenant, candidate.tenant, *ranks)
         if lag <= self._policy.preempt_lag_us * SCALE:  # most of them
-            return False
-        unearned = self._charging.prepaid_us(row)
-        if rank <= waiting_rank:
-            unearned += self._charging.expected_cost(candidate, candidate.num_cached)
-        return lag > (self._policy.preempt_lag_us + unearned) * SCALE
+            return lag
+        charged_us = self._charging.expected_cost(candidate, candidate.num_cached) if ranks[0] <= ranks[1] else 0
+        return self._shares.lag_after(row.tenant, candidate.tenant, ranks, self._charging.prepaid_us(row), charged_us)
 
     def _is_served(self, request: Request) -> bool:
         return request.num_since_admission >= self._policy.min_service_tokens

@@ -39,6 +39,7 @@ class Waiting:
     def __init__(self, shares: FairShare) -> None:
         self.tally = Tally()  # wherever they wait
         self.num_ready = 0  # in line or at the front
+        self.num_changes = 0  # of any place
         self._shares = shares
         self._tickets = itertools.count(1)
         self._resident: set[str] = set()
@@ -157,12 +158,13 @@ class Waiting:
 
     def _enter(self, request: Request) -> None:
         request.ticket = next(self._tickets)
+        self.num_changes += 1
         request.missing = next((name for name in request.context.models if name not in self._resident), "")
         request.place = place = self._place_of(request)
         if place is Place.LINE:
             request.rank = class_rank(request)
             self._queues.setdefault(request.tenant, TicketQueue()).push(_line_key(request), request)
-            self._shares.enqueue(request.tenant)
+            self._shares.enqueue(request.tenant, request.rank)
             self.num_ready += 1
         elif place is Place.FRONT:
             self._front.push((request.turn,), request)
@@ -175,9 +177,10 @@ class Waiting:
     def _leave(self, request: Request) -> None:
         assert request.ticket, "it does not wait"
         place, request.place, request.ticket = request.place, Place.NOWHERE, 0
+        self.num_changes += 1
         if place is Place.LINE:
             self._queues[request.tenant].discard()
-            self._shares.dequeue(request.tenant)
+            self._shares.dequeue(request.tenant, request.rank)
             self.num_ready -= 1
         elif place is Place.FRONT:
             self._front.discard()

@@ -14,6 +14,7 @@ Invariants
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Sequence
 
 from memory.errors import PagingError
@@ -54,6 +55,20 @@ class Sharing:
         table.reach = max(table.reach, idx * table.page_tokens)
         table.num_filled = max(table.num_filled, idx)
         return idx * table.page_tokens
+
+    @property
+    def num_changes(self) -> int:
+        """How often pages became known or were forgotten: where it stays the same, `num_known` does."""
+        return self._mapping.index.num_changes
+
+    @property
+    def knows_any(self) -> bool:
+        """Whether any page is known."""
+        return len(self._mapping.index) > 0
+
+    def num_known(self, table: PageTable, links: Sequence[bytes]) -> int:
+        """How many of the leading links are known, as a quick look tells: a page may be known whose predecessor has been lost."""
+        return bisect_left(links, True, key=lambda link: not self._mapping.index.knows(table.space_ids, link))
 
     def join(self, table: PageTable, other: PageTable, page_idx: int) -> None:
         """Take the pages of the next place, full ones or a partial one, from another table of the same spaces: all groups, as a fork does.

@@ -60,6 +60,11 @@ class Charging:
         cost = tariff.output_us(request.output_start + num_paid, max(self._expected_output(request) - num_paid, 0))
         return cost if request.is_charged else cost + self._input_cost(request, tariff, num_cached)
 
+    def saved_us(self, request: Request, num_cached: int) -> int:
+        """What less a request costs of whose input so many leading tokens need no computing."""
+        tariff, num_input = self._tariff(request), request.output_start
+        return tariff.input_us(0, num_input) - tariff.input_us(min(num_cached, num_input), num_input)
+
     def prepaid_us(self, request: Request) -> int:
         """What a request has paid ahead for output that has not come."""
         return self._tariff(request).output_us(request.output_start + request.num_charged, request.num_prepaid)

@@ -127,6 +127,7 @@ class Intake:
             log=log,
             transcript=Transcript(log, tokenizer, args.stop, context.tokens[-PREFIX_TOKENS:].tolist()),
             deadline=now + args.deadline_s if args.deadline_s else None,
+            queue_until=now + args.max_queue_s if args.max_queue_s else None,
             detach_grace_s=grace_s,
             score_from=score_from,
             queued_at=now,
