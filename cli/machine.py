@@ -11,15 +11,27 @@ import click
 
 from cli.bars import WEIGHTS, Bar, plain_lines
 from cli.model import COLUMNS as MODEL_COLUMNS
-from cli.render import Column, Printer, duration_text, shown, table_of, word, write_line, write_table
+from cli.render import Column, Printer, bytes_text, duration_text, seconds_text, shown, table_of, word, write_line, write_table
 from cli.target import Shell, output_option, pass_shell
-from cli.tenant import tenant_columns
+from cli.tenant import weight_text
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
     from kerneld_client.values import Event, TierUse, TopFrame
 
+MOST_TENANTS = 20  # in a frame
+ACTIVITY_COLUMNS = (
+    Column("TENANT", lambda a: a.tenant),
+    Column("WEIGHT", weight_text, is_number=True),
+    Column("SHARE", lambda a: f"{a.recent_share:.1%}", is_number=True),
+    Column("SERVED", lambda a: seconds_text(max(a.recent_us, 0) / 1e6), is_number=True),
+    Column("OWED", lambda a: f"{a.owed_us / 1000:.0f} ms", is_number=True),
+    Column("WAITING", lambda a: str(a.num_waiting), is_number=True),
+    Column("RUNNING", lambda a: str(a.num_running), is_number=True),
+    Column("CONTEXTS", lambda a: str(a.num_contexts), is_number=True),
+    Column("KV DEVICE", lambda a: bytes_text(a.kv_device_bytes), is_number=True),
+)
 WORKER_COLUMNS = (
     Column("DEVICE", lambda w: w.device),
     Column("DRIVER", lambda w: w.driver),
@@ -37,7 +49,10 @@ WORKER_COLUMNS = (
 @output_option
 @pass_shell
 def top(shell: Shell, once: bool, interval_s: float | None, count: int | None) -> None:
-    """Watch workers, memory, tenants and models; without a terminal, one frame unless --interval or --count asks for more."""
+    """Watch workers, memory, models and tenants; without a terminal, one frame unless --interval or --count asks for more.
+
+    Of tenants: their parts of what was served of late, what their siblings owe them for their weights, and what waits.
+    """
     is_watched = sys.stdout.isatty() and shell.printer.is_for_people
     with shell.connect() as client:
         if once or (interval_s is None and count is None and not is_watched):
@@ -45,7 +60,7 @@ def top(shell: Shell, once: bool, interval_s: float | None, count: int | None) -
             return
         frames = client.top_stream(interval_s=interval_s or 1.0, count=count or 0)
         if is_watched:
-            watch(shell.printer, frames)
+            watch(frames)
         else:
             for frame in frames:
                 show_frame(shell.printer, frame)
@@ -101,12 +116,12 @@ def show_frame(printer: Printer, frame: TopFrame) -> None:
         return
     for line in head_lines(frame):
         write_line(line)
-    for items, columns in tables_of(printer, frame):
+    for items, columns in tables_of(frame):
         write_line("")
         write_table(table_of(items, columns))
 
 
-def watch(printer: Printer, frames: Iterable[TopFrame]) -> None:
+def watch(frames: Iterable[TopFrame]) -> None:
     """Show each frame in the place of the last, until there are no more."""
     from rich.console import Group
     from rich.live import Live
@@ -115,7 +130,7 @@ def watch(printer: Printer, frames: Iterable[TopFrame]) -> None:
     with Live(screen=True, auto_refresh=False) as live:
         for frame in frames:
             parts: list[RenderableType] = [Text(shown("\n".join(head_lines(frame))))]
-            for items, columns in tables_of(printer, frame):
+            for items, columns in tables_of(frame):
                 parts += [Text(""), table_of(items, columns)]
             live.update(Group(*parts), refresh=True)
 
@@ -124,14 +139,17 @@ def head_lines(frame: TopFrame) -> Iterator[str]:
     """What stands above the tables of a frame."""
     yield (
         f"up {duration_text(frame.uptime_s)} (boot {frame.boot_generation})  running {frame.running}  waiting {frame.waiting}"
-        f"  contexts {frame.num_contexts}  tokens/s {frame.tokens_per_s:.0f} out {frame.prefill_tokens_per_s:.0f} in"
+        f"  contexts {frame.num_contexts}  tokens/s {frame.tokens_per_s:.0f} out {frame.prefill_tokens_per_s:.0f} in  jain {frame.jain:.3f}"
     )
     yield from memory_lines(frame.tiers)
+    if len(frame.activities) > MOST_TENANTS:
+        yield f"tenants: the {MOST_TENANTS} busiest of {len(frame.activities)}"
 
 
-def tables_of(printer: Printer, frame: TopFrame) -> Iterator[tuple[list[object], list[Column]]]:
+def tables_of(frame: TopFrame) -> Iterator[tuple[list[object], list[Column]]]:
     """Workers, models and tenants of a frame, those that there are."""
-    for items, columns in ((frame.workers, WORKER_COLUMNS), (frame.models, MODEL_COLUMNS), (frame.tenants, tenant_columns(printer))):
+    busiest = frame.activities[:MOST_TENANTS]
+    for items, columns in ((frame.workers, WORKER_COLUMNS), (frame.models, MODEL_COLUMNS), (busiest, ACTIVITY_COLUMNS)):
         if items:
             yield list(items), [column for column in columns if not column.is_wide]
 

@@ -11,9 +11,15 @@ from cli.render import Column, Printer, bytes_text, count_text, word, write_line
 from cli.target import Shell, output_option, pass_shell
 
 if TYPE_CHECKING:
+    from kerneld_client.memory_values import Contender, TenantActivity
     from kerneld_client.values import TenantInfo, TokenInfo
 
 ROLES = click.Choice(["admin", "operator", "user", "viewer"])
+
+
+def weight_text(node: Contender | TenantActivity) -> str:
+    """A weight, with what it is multiplied by."""
+    return str(node.weight) if node.factor_milli == 1000 else f"{node.weight} x {node.factor_milli / 1000:g}"
 
 
 def tenant_columns(printer: Printer) -> tuple[Column, ...]:

@@ -11,15 +11,11 @@ from cli.explain import body_lines, capital
 from cli.handle import beginning_with, is_whole_id, short, the_only
 from cli.render import Column, Printer, count_of, duration_text, seconds_text, shown, table_lines, word, write_line
 from cli.target import Shell, output_option, pass_shell
+from cli.tenant import weight_text
 
 if TYPE_CHECKING:
     from kerneld_client import Client
-    from kerneld_client.memory_values import Contender, Explanation, Outlook, StartEstimate
-
-def weight_text(contender: Contender) -> str:
-    """A weight, with what it is multiplied by."""
-    return str(contender.weight) if contender.factor_milli == 1000 else f"{contender.weight} x {contender.factor_milli / 1000:g}"
-
+    from kerneld_client.memory_values import Explanation, Outlook, StartEstimate
 
 RANKS = (
     Column("", lambda c: "  *" if c.is_own else "   "),

@@ -11,7 +11,7 @@ from enum import Enum
 from typing import Generic, TypeVar
 
 from drivers.contract import Sampling, TokenLogprob
-from kerneld.holdings import LimitChange
+from kerneld.holdings import LimitChange, TenantActivity
 
 T = TypeVar("T")
 
@@ -524,6 +524,9 @@ class TopFrame:
     workers: tuple[WorkerStatus, ...]
     models: tuple[ModelInfo, ...]
     boot_generation: int
+    activities: tuple[TenantActivity, ...] = ()
+    recent_s: float = 0.0  # that "recent" means
+    jain: float = 1.0  # index of service by weight over the last minute
 
 
 @dataclass(frozen=True, slots=True)

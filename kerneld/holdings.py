@@ -128,6 +128,22 @@ class QueuePlace:
 
 
 @dataclass(frozen=True, slots=True)
+class TenantActivity:
+    """What a tenant and everybody beneath it do just now."""
+
+    tenant: str
+    weight: int = 1
+    factor_milli: int = 1000  # its weight is multiplied by this / 1000
+    recent_us: int = 0  # device time charged of late; negative where more was given back
+    recent_share: float = 0.0  # of what was charged to everybody of late
+    owed_us: int = 0  # device time that its siblings with something to run owe it; negative: it owes them
+    num_waiting: int = 0
+    num_running: int = 0
+    num_contexts: int = 0
+    kv_device_bytes: int = 0
+
+
+@dataclass(frozen=True, slots=True)
 class Contender:
     """A tenant on the level of the tree where the ways of a request and of those ahead of it part."""
 

@@ -38,6 +38,7 @@ from kerneld.calls import (
 )
 from kerneld_client.pb import syscalls_pb2 as pb
 from syscalls.memory_answers import limit_change
+from syscalls.request_answers import tenant_activity
 
 CONTEXT_STATES: dict[ContextState, pb.ContextState] = {it: getattr(pb, f"CONTEXT_STATE_{it.name}") for it in ContextState}
 MODEL_STATES: dict[ModelState, pb.ModelState] = {it: getattr(pb, f"MODEL_STATE_{it.name}") for it in ModelState}
@@ -272,6 +273,9 @@ def top_frame(frame: TopFrame) -> pb.TopFrame:
         ],
         models=[model(info) for info in frame.models],
         boot_generation=frame.boot_generation,
+        activities=map(tenant_activity, frame.activities),
+        recent_s=frame.recent_s,
+        jain=frame.jain,
     )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from kerneld.calls import ListPage
-from kerneld.holdings import Contender, Outlook, StartEstimate
+from kerneld.holdings import Contender, Outlook, StartEstimate, TenantActivity
 from kerneld_client.pb import syscalls_pb2 as pb
 
 
@@ -51,6 +51,22 @@ def contender(item: Contender) -> pb.Contender:
         service_us=item.service_us,
         num_waiting=item.num_waiting,
         num_running=item.num_running,
+    )
+
+
+def tenant_activity(item: TenantActivity) -> pb.TenantActivity:
+    """What a tenant does just now."""
+    return pb.TenantActivity(
+        tenant=item.tenant,
+        weight=item.weight,
+        factor_milli=item.factor_milli,
+        recent_us=item.recent_us,
+        recent_share=item.recent_share,
+        owed_us=item.owed_us,
+        num_waiting=item.num_waiting,
+        num_running=item.num_running,
+        num_contexts=item.num_contexts,
+        kv_device_bytes=item.kv_device_bytes,
     )
 
 

@@ -9,6 +9,7 @@ import time
 from collections.abc import AsyncIterator
 from dataclasses import replace
 
+from kerneld.activities import activities_of
 from kerneld.calls import (
     Caller,
     Drained,
@@ -267,6 +268,9 @@ class AdminVerbs:
             workers=(worker,),
             models=tuple(model.info(device) for model in machine.models),
             boot_generation=machine.boot_generation,
+            activities=tuple(activities_of(machine, visible)),
+            recent_s=machine.starts.window.recent_us()[1],
+            jain=machine.starts.window.jain(),
         )
 
     def _tiers(self, visible: set[str], everything: bool) -> tuple[TierUse, ...]:

@@ -133,7 +133,10 @@ SHARES = (
 TOKEN = values.TokenInfo("t1", "lab", "ci", ("user",), LONG_AGO, 0.0, 0.0)
 TIER = values.TierUse("device", 100 << 20, 40 << 20, 30 << 20, {"lab": 20 << 20, "solo": 10 << 20})
 WORKER = values.WorkerStatus("cpu0", "cpu", 4711, "running", 1, 0.5)
-FRAME = values.TopFrame(LONG_AGO, 75.0, 1, 2, 3, 120.4, 900.0, (TIER,), (TENANT,), (WORKER,), (MODEL,), 5)
+ACTIVITY = memory_values.TenantActivity("lab", 2, 1500, 4_250_000, 0.75, -12_600, 3, 2, 1, 2 << 20)
+FRAME = values.TopFrame(
+    LONG_AGO, 75.0, 1, 2, 3, 120.4, 900.0, (TIER,), (TENANT,), (WORKER,), (MODEL,), 5, (ACTIVITY,), recent_s=10.0, jain=0.987
+)
 EVENT = values.Event(9, LONG_AGO, "WorkerLost", {"device": "cpu0"})
 
 
@@ -167,6 +170,7 @@ class FakeClient:
     finish: values.FinishReason = values.FinishReason.LENGTH
     problems: tuple[str, ...] = ()
     explanation: memory_values.Explanation = EXPLANATION
+    frame: values.TopFrame = FRAME
 
     def __enter__(self) -> FakeClient:
         return self
@@ -200,7 +204,7 @@ class FakeClient:
             "add_token": values.NewToken("t1", "kd_secret", "lab", 0.0),
             "whoami": values.Principal("ana", "lab/ana", ("user",), "peer"),
             "drain": values.Drained(3, 1),
-            "top": FRAME,
+            "top": self.frame,
             "memory": MEMORY,
             "explain": self.explanation,
             "requests": [OUTLOOK, replace(OUTLOOK, request="c" * 32, state="running", position=0, tenant_position=0)],

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 from cli.machine import memory_lines
 from kerneld_client.values import TierUse
-from tests.cli.fake_client import Kernelctl
+from tests.cli.fake_client import ACTIVITY, FRAME, Kernelctl
 
 MEMORY = """\
 device |############========++++················| 60MiB of 100MiB
@@ -21,8 +22,22 @@ def test_a_tier_without_room_is_drawn_empty() -> None:
 def test_top_once_shows_one_frame(kernelctl: Kernelctl) -> None:
     shown = kernelctl("top", "--once").stdout
 
-    assert shown.startswith("up 1m15s (boot 5)  running 1  waiting 2  contexts 3  tokens/s 120 out 900 in\n" + MEMORY)
+    assert shown.startswith("up 1m15s (boot 5)  running 1  waiting 2  contexts 3  tokens/s 120 out 900 in  jain 0.987\n" + MEMORY)
     assert "cpu0    cpu     4711  running   50%         1\n" in shown
+    assert shown.endswith(
+        "TENANT   WEIGHT  SHARE  SERVED    OWED  WAITING  RUNNING  CONTEXTS  KV DEVICE\n"
+        "lab     2 x 1.5  75.0%   4.2 s  -13 ms        3        2         1       2MiB\n"
+    )
+
+
+def test_of_many_tenants_top_shows_the_busiest(kernelctl: Kernelctl) -> None:
+    many = tuple(replace(ACTIVITY, tenant=f"t{idx}") for idx in range(50))
+    kernelctl.client.frame = replace(FRAME, activities=many)
+
+    lines = kernelctl("top").stdout.splitlines()
+
+    assert "tenants: the 20 busiest of 50" in lines
+    assert lines[-1].startswith("t19 ")
 
 
 def test_top_without_a_terminal_prints_frame_after_frame(kernelctl: Kernelctl) -> None:

@@ -16,7 +16,6 @@ from kerneld.scheduler import Scheduler
 from kerneld.starts import Starts
 from tests.kerneld.rig import ANN, BOB, Rig, Sizes, in_loop, prompt_of, running
 
-
 MakeRequest = Callable[..., Request]
 
 

@@ -94,6 +94,9 @@ TOP = calls.TopFrame(
     workers=(calls.WorkerStatus("cpu:0", "cpu", 12, "running", 13, 0.5),),
     models=(MODEL,),
     boot_generation=14,
+    activities=(holdings.TenantActivity("lab", 2, 500, -3, 0.25, -4, 5, 6, 7, 8),),
+    recent_s=10.5,
+    jain=0.5,
 )
 PAIRS = [
     (CONTEXT, answers.context, reading.context_info),

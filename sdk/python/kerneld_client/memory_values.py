@@ -139,6 +139,22 @@ class QueuePlace:
 
 
 @dataclass(frozen=True, slots=True)
+class TenantActivity:
+    """What a tenant and everybody beneath it do just now."""
+
+    tenant: str
+    weight: int
+    factor_milli: int  # its weight is multiplied by this / 1000
+    recent_us: int  # device time charged of late; negative where more was given back
+    recent_share: float  # of what was charged to everybody of late
+    owed_us: int  # device time that its siblings with something to run owe it; negative: it owes them
+    num_waiting: int
+    num_running: int
+    num_contexts: int
+    kv_device_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
 class Contender:
     """A tenant on the level of the tree where the ways of a request and of those ahead of it part."""
 

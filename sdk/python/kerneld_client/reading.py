@@ -20,6 +20,7 @@ from kerneld_client.memory_values import (
     QueuePlace,
     Remedy,
     StartEstimate,
+    TenantActivity,
     TierAccount,
     TierTotal,
 )
@@ -197,6 +198,7 @@ def top_frame(message: pb.TopFrame) -> TopFrame:
         tenants=tuple(tenant_info(tenant) for tenant in message.tenants),
         workers=tuple(_plain(WorkerStatus, worker) for worker in message.workers),
         models=tuple(model_info(model) for model in message.models),
+        activities=tuple(_plain(TenantActivity, item) for item in message.activities),
     )
 
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 
-from kerneld_client.memory_values import LimitChange
+from kerneld_client.memory_values import LimitChange, TenantActivity
 
 
 class ContextState(StrEnum):
@@ -407,6 +407,9 @@ class TopFrame:
     workers: tuple[WorkerStatus, ...]
     models: tuple[ModelInfo, ...]
     boot_generation: int
+    activities: tuple[TenantActivity, ...] = ()
+    recent_s: float = 0.0  # that "recent" means
+    jain: float = 1.0  # index of service by weight over the last minute
 
 
 @dataclass(frozen=True, slots=True)

@@ -1201,7 +1201,7 @@ class WorkerStatus(_message.Message):
     def __init__(self, device: _Optional[str] = ..., driver: _Optional[str] = ..., pid: _Optional[int] = ..., state: _Optional[str] = ..., restarts: _Optional[int] = ..., busy: _Optional[float] = ...) -> None: ...
 
 class TopFrame(_message.Message):
-    __slots__ = ("at", "uptime_s", "running", "waiting", "num_contexts", "tokens_per_s", "prefill_tokens_per_s", "tiers", "tenants", "workers", "models", "boot_generation")
+    __slots__ = ("at", "uptime_s", "running", "waiting", "num_contexts", "tokens_per_s", "prefill_tokens_per_s", "tiers", "tenants", "workers", "models", "boot_generation", "activities", "recent_s", "jain")
     AT_FIELD_NUMBER: _ClassVar[int]
     UPTIME_S_FIELD_NUMBER: _ClassVar[int]
     RUNNING_FIELD_NUMBER: _ClassVar[int]
@@ -1214,6 +1214,9 @@ class TopFrame(_message.Message):
     WORKERS_FIELD_NUMBER: _ClassVar[int]
     MODELS_FIELD_NUMBER: _ClassVar[int]
     BOOT_GENERATION_FIELD_NUMBER: _ClassVar[int]
+    ACTIVITIES_FIELD_NUMBER: _ClassVar[int]
+    RECENT_S_FIELD_NUMBER: _ClassVar[int]
+    JAIN_FIELD_NUMBER: _ClassVar[int]
     at: float
     uptime_s: float
     running: int
@@ -1226,7 +1229,34 @@ class TopFrame(_message.Message):
     workers: _containers.RepeatedCompositeFieldContainer[WorkerStatus]
     models: _containers.RepeatedCompositeFieldContainer[Model]
     boot_generation: int
-    def __init__(self, at: _Optional[float] = ..., uptime_s: _Optional[float] = ..., running: _Optional[int] = ..., waiting: _Optional[int] = ..., num_contexts: _Optional[int] = ..., tokens_per_s: _Optional[float] = ..., prefill_tokens_per_s: _Optional[float] = ..., tiers: _Optional[_Iterable[_Union[TierUse, _Mapping]]] = ..., tenants: _Optional[_Iterable[_Union[Tenant, _Mapping]]] = ..., workers: _Optional[_Iterable[_Union[WorkerStatus, _Mapping]]] = ..., models: _Optional[_Iterable[_Union[Model, _Mapping]]] = ..., boot_generation: _Optional[int] = ...) -> None: ...
+    activities: _containers.RepeatedCompositeFieldContainer[TenantActivity]
+    recent_s: float
+    jain: float
+    def __init__(self, at: _Optional[float] = ..., uptime_s: _Optional[float] = ..., running: _Optional[int] = ..., waiting: _Optional[int] = ..., num_contexts: _Optional[int] = ..., tokens_per_s: _Optional[float] = ..., prefill_tokens_per_s: _Optional[float] = ..., tiers: _Optional[_Iterable[_Union[TierUse, _Mapping]]] = ..., tenants: _Optional[_Iterable[_Union[Tenant, _Mapping]]] = ..., workers: _Optional[_Iterable[_Union[WorkerStatus, _Mapping]]] = ..., models: _Optional[_Iterable[_Union[Model, _Mapping]]] = ..., boot_generation: _Optional[int] = ..., activities: _Optional[_Iterable[_Union[TenantActivity, _Mapping]]] = ..., recent_s: _Optional[float] = ..., jain: _Optional[float] = ...) -> None: ...
+
+class TenantActivity(_message.Message):
+    __slots__ = ("tenant", "weight", "factor_milli", "recent_us", "recent_share", "owed_us", "num_waiting", "num_running", "num_contexts", "kv_device_bytes")
+    TENANT_FIELD_NUMBER: _ClassVar[int]
+    WEIGHT_FIELD_NUMBER: _ClassVar[int]
+    FACTOR_MILLI_FIELD_NUMBER: _ClassVar[int]
+    RECENT_US_FIELD_NUMBER: _ClassVar[int]
+    RECENT_SHARE_FIELD_NUMBER: _ClassVar[int]
+    OWED_US_FIELD_NUMBER: _ClassVar[int]
+    NUM_WAITING_FIELD_NUMBER: _ClassVar[int]
+    NUM_RUNNING_FIELD_NUMBER: _ClassVar[int]
+    NUM_CONTEXTS_FIELD_NUMBER: _ClassVar[int]
+    KV_DEVICE_BYTES_FIELD_NUMBER: _ClassVar[int]
+    tenant: str
+    weight: int
+    factor_milli: int
+    recent_us: int
+    recent_share: float
+    owed_us: int
+    num_waiting: int
+    num_running: int
+    num_contexts: int
+    kv_device_bytes: int
+    def __init__(self, tenant: _Optional[str] = ..., weight: _Optional[int] = ..., factor_milli: _Optional[int] = ..., recent_us: _Optional[int] = ..., recent_share: _Optional[float] = ..., owed_us: _Optional[int] = ..., num_waiting: _Optional[int] = ..., num_running: _Optional[int] = ..., num_contexts: _Optional[int] = ..., kv_device_bytes: _Optional[int] = ...) -> None: ...
 
 class EventsRequest(_message.Message):
     __slots__ = ("follow", "since")
