@@ -25,13 +25,17 @@ def sizer_of(policy: SchedulerPolicy | None = None, **models: StepTerms) -> Step
     """A sizer that knows what steps of these models cost."""
     costs = StepCosts()
     for model, terms in models.items():
-        costs.know(model, 1.0)
-        for _ in range(4):
-            costs.note({model: StepWork(1, 1, 0)}, 1.0)
-        fit = costs.find(model)
-        assert fit is not None
-        fit.terms = terms
+        teach(costs, model, terms)
     return StepSizer(costs, policy or SchedulerPolicy())
+
+
+def teach(costs: StepCosts, model: str, terms: StepTerms) -> None:
+    costs.know(model, 1.0)
+    for _ in range(4):
+        costs.note({model: StepWork(1, 1, 0)}, 1.0)
+    fit = costs.find(model)
+    assert fit is not None
+    fit.terms = terms
 
 
 def decoding(make_request: MakeRequest, count: int, position: int = 100, model: str = "m") -> list[RowNeed]:
@@ -157,7 +161,7 @@ def test_quanta_of_unmeasured_models_are_bounded_by_the_policy_alone(make_reques
 
 def test_the_scheduler_plans_by_it(make_request: MakeRequest) -> None:
     scheduler = Scheduler(FairShare(), SchedulerPolicy(max_quantum_s=0.25))
-    scheduler.sizer = sizer_of(scheduler.policy, m=StepTerms(step_s=0.1, token_s=0.005))
+    teach(scheduler.sizer.costs, "m", StepTerms(step_s=0.1, token_s=0.005))
     rows = decoding(make_request, 2)
 
     alone = [scheduler.plan_step(rows).num_steps for _ in range(4)]
