@@ -1,155 +1,66 @@
-"""The bounds of fairness, with the real scheduler over a simulated device: rows that generate one token per step.
+"""The bounds of fairness (ARCHITECTURE.md, section "Fair shares"), with the real scheduler over a small simulated device.
 
-Stated bound (without preemption): of two tenants that both have requests queued all the time, service per weight differs by 2U/w_min at
-most, U being the larger of the dearest single input and the dearest output that the device can hold.
+Each bound is checked twice: that it holds, and that a scheduler without the rule behind it breaks it.
 """
 
 from __future__ import annotations
 
-import itertools
 import random
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from fractions import Fraction
 
-from hypothesis import given
+import pytest
+from hypothesis import given, settings, target
 from hypothesis import strategies as st
 
-from drivers.contract import Sampling
-from kerneld.calls import InferArgs
-from kerneld.context import Context
+from kerneld.calls import Priority
 from kerneld.fairshare import FairShare
 from kerneld.request import Request
-from kerneld.scheduler import Scheduler
 from kerneld.sharenode import ShareNode, ShareRules
 from kerneld.sharetree import ShareTree
-from kerneld.stream import OutputLog
-from kerneld.transcript import Transcript
+from tests.kerneld.fairness_rig import BACKLOG, Device, Gaps, Job, Source, hog, make_shares, random_source, run, run_random_tree
 
-NUM_ROWS = 4
-MAX_INPUT = 40
-MAX_OUTPUT = 30
-# Dearest single input, and the output of all rows: what can be charged to one tenant between two of its turns.
-U = max(10 * MAX_INPUT, 20 * MAX_OUTPUT * NUM_ROWS)
+NUM_TREES = 2_000 if settings().max_examples > 200 else 200
+SEEDS = st.integers(0, 2**32 - 1)
+SLICES_US = (0, 300, 1200)
+LAG_US = 500
 
 
-@dataclass
-class Device:
-    """A device of `NUM_ROWS` rows; every tenant in `sources` always has requests waiting, as its source makes them."""
+@settings(max_examples=NUM_TREES)
+@given(seed=SEEDS)
+def test_the_gap_between_siblings_stays_within_the_bound_in_every_tree(seed: int) -> None:
+    outcome = run_random_tree(seed)
+    target(outcome.ratio)
 
-    shares: FairShare
-    sources: dict[str, Callable[[], tuple[int, int]]]
-    steps: int = 0
-    first_token_waits: dict[str, list[int]] = field(default_factory=dict)
-    _outputs: dict[str, int] = field(default_factory=dict)
-    _running: list[Request] = field(default_factory=list)
-    _serial: itertools.count[int] = field(default_factory=itertools.count)
-
-    def __post_init__(self) -> None:
-        self.scheduler = Scheduler(self.shares)
-        self.scheduler.set_resident("m", True)
-
-    def arrive(self, tenant: str, num_input: int, num_output: int) -> None:
-        number = next(self._serial)
-        context = Context(id=f"c{number}", owner="o", tenant=tenant, model="m", fingerprint="", seed=0, created_at=0.0)
-        context.tokens.extend([0] * num_input)
-        log = OutputLog(num_input, lambda: 0.0)
-        request = Request(
-            id=f"r{number}",
-            context=context,
-            args=InferArgs(context.id),
-            sampling=Sampling(),
-            num_input=num_input,
-            output_start=num_input,
-            max_tokens=MAX_OUTPUT,
-            arrival=float(self.steps),
-            log=log,
-            transcript=Transcript(log, None),
-        )
-        self._outputs[request.id] = num_output
-        self.scheduler.enqueue(request)
-
-    def step(self) -> None:
-        self.steps += 1
-        for tenant, source in self.sources.items():
-            while self.scheduler.waiting.of(tenant) < 2:
-                self.arrive(tenant, *source())
-        while len(self._running) < NUM_ROWS and (request := self.scheduler.next_candidate()) is not None:
-            self.scheduler.admit(request, 0)
-            self._running.append(request)
-            self.first_token_waits.setdefault(request.tenant, []).append(self.steps - int(request.arrival))
-        for request in list(self._running):
-            request.context.tokens.append(0)
-            self.scheduler.charge_output(request, 1)
-            if request.num_generated >= self._outputs[request.id]:
-                self.scheduler.finish(request)
-                self._running.remove(request)
-
-    def run(self, num_steps: int) -> None:
-        for _ in range(num_steps):
-            self.step()
+    assert outcome.gap_us <= outcome.bound_us, f"worst / bound = {outcome.ratio:.3f}"
+    assert 2 * outcome.counter_gap_us <= outcome.bound_us, "counters of active siblings are further apart than U / w_min"
 
 
-def make_shares(weights: dict[str, int], shares: FairShare | None = None) -> FairShare:
-    made = shares or FairShare()
-    for path, weight in weights.items():
-        made.add(path, weight)
-    return made
+def test_random_trees_come_near_the_bound() -> None:
+    outcomes = [run_random_tree(seed) for seed in (18, 53, 3, 36)]
 
-
-def worst_gap(device: Device, tenants: list[str], weights: dict[str, int], num_steps: int) -> float:
-    """The largest difference of service per weight between two tenants, over any interval of the run."""
-    lows = dict.fromkeys(itertools.combinations(tenants, 2), 0.0)
-    highs = dict(lows)
-    start = {tenant: device.shares.service(tenant) for tenant in tenants}
-    for _ in range(num_steps):
-        device.step()
-        for pair in lows:
-            one, other = ((device.shares.service(tenant) - start[tenant]) / weights[tenant] for tenant in pair)
-            lows[pair] = min(lows[pair], one - other)
-            highs[pair] = max(highs[pair], one - other)
-    return max(highs[pair] - lows[pair] for pair in lows)
-
-
-def random_source(seed: int) -> Callable[[], tuple[int, int]]:
-    draw = random.Random(seed)
-    return lambda: (draw.randint(0, MAX_INPUT), draw.randint(1, MAX_OUTPUT))
-
-
-@given(weights=st.lists(st.integers(1, 4), min_size=2, max_size=4), seed=st.integers(0, 1000), num_steps=st.integers(100, 300))
-def test_backlogged_tenants_stay_within_the_bound(weights: list[int], seed: int, num_steps: int) -> None:
-    weight_of = {f"t{i}": weight for i, weight in enumerate(weights)}
-    device = Device(make_shares(weight_of), {tenant: random_source(seed + i) for i, tenant in enumerate(weight_of)})
-
-    gap = worst_gap(device, list(weight_of), weight_of, num_steps)
-
-    assert gap <= 2 * U / min(weights)
-
-
-@given(seed=st.integers(0, 1000))
-def test_the_bound_holds_at_each_level_of_a_tree(seed: int) -> None:
-    weight_of = {"lab": 2, "solo": 1, "lab/ann": 1, "lab/bob": 3}
-    device = Device(make_shares(weight_of), {path: random_source(seed + i) for i, path in enumerate(["lab/ann", "lab/bob", "solo"])})
-
-    device.run(50)
-    gaps = [worst_gap(device, ["lab", "solo"], weight_of, 150), worst_gap(device, ["lab/ann", "lab/bob"], weight_of, 150)]
-
-    assert all(gap <= 2 * U for gap in gaps)
+    assert max(outcome.ratio for outcome in outcomes) > 0.4
+    assert all(outcome.num_pairs > 0 for outcome in outcomes)
 
 
 def test_shares_follow_weights_within_two_percent() -> None:
-    weight_of = {"a": 1, "b": 2, "c": 3, "d": 4}
-    device = Device(make_shares(weight_of), {tenant: random_source(i) for i, tenant in enumerate(weight_of)})
+    weights = {"a": 1, "b": 2, "c": 3, "d": 4}
+    device = Device(make_shares(weights))
+    gaps = Gaps(device.shares)
+    device.watchers.append(gaps.look)
 
-    gap = worst_gap(device, list(weight_of), weight_of, 20_000)
+    run(device, [hog(tenant) for tenant in weights], random.Random(1), 20_000)
 
-    assert gap <= 2 * U  # it does not grow with time
-    total = sum(device.shares.service(tenant) for tenant in weight_of)
-    for tenant, weight in weight_of.items():
+    assert gaps.worst_ratio <= 2 * device.dearest.u_us  # it does not grow with time
+    total = sum(device.shares.service(tenant) for tenant in weights)
+    for tenant, weight in weights.items():
         assert abs(device.shares.service(tenant) / total - weight / 10) <= 0.02 * weight / 10
 
 
+# ---------------------------------------------------------------------------------------------------------------------- the lift
+
+
 class _SleepyNode(ShareNode):
-    """A node that is not lifted when it wakes: what the lift is there to prevent."""
+    """A node that is not lifted when it wakes."""
 
     __slots__ = ()
 
@@ -157,34 +68,188 @@ class _SleepyNode(ShareNode):
         """Stay where it is."""
 
 
-class _SharesWithoutLift(FairShare):
-    def __init__(self) -> None:
-        super().__init__()
-        self._tree = ShareTree(ShareRules(), _SleepyNode)
+def shares_without_lift() -> FairShare:
+    """Accounts in which who slept is owed the service that it never asked for."""
+    shares = FairShare()
+    shares._tree = ShareTree(ShareRules(), _SleepyNode)
+    return shares
 
 
-def gap_after_sleep(shares: FairShare) -> float:
-    """One tenant works while another sleeps; then both work: the largest gap while both have requests queued."""
-    weights = {"awake": 1, "sleeper": 1}
-    device = Device(make_shares(weights, shares), {"awake": random_source(1)})
-    device.run(1000)
-    device.sources["sleeper"] = random_source(2)
-    return worst_gap(device, list(weights), weights, 600)
+def worst_after_sleep(shares: FairShare) -> float:
+    """One tenant works while another sleeps; then both work: the largest gap while both are queued, of the bound."""
+    device = Device(make_shares({"awake": 1, "sleeper": 1}, shares))
+    gaps = Gaps(shares)
+    device.watchers.append(gaps.look)
+    sleeper = Source("sleeper", BACKLOG, 1, 1, 40, 30, is_erratic=False, cancels=0.0, first_step=2500)
+    run(device, [hog("awake"), sleeper], random.Random(1), 6000)
+    return float(gaps.worst_ratio / (2 * device.dearest.u_us))
+
+
+def test_a_sleeper_is_owed_nothing() -> None:
+    assert worst_after_sleep(FairShare()) <= 1
 
 
 def test_without_the_lift_a_sleeper_would_break_the_bound() -> None:
-    assert gap_after_sleep(FairShare()) <= 2 * U
-    assert gap_after_sleep(_SharesWithoutLift()) > 4 * U
+    assert worst_after_sleep(shares_without_lift()) > 2
 
 
-def test_a_light_tenant_waits_little_beside_many_hogs() -> None:
-    hogs = [f"hog{i}" for i in range(15)]
-    device = Device(make_shares(dict.fromkeys([*hogs, "light"], 1)), {hog: random_source(i) for i, hog in enumerate(hogs)})
+def test_without_the_lift_random_trees_break_the_bound() -> None:
+    def broken(shares: FairShare, capacity: int) -> Device:
+        shares._tree = make_shares({node.path: node.weight for node in shares._tree if node.path}, shares_without_lift())._tree
+        return Device(shares, capacity)
+
+    outcomes = [run_random_tree(seed, 400, broken) for seed in range(25)]
+
+    assert max(outcome.ratio for outcome in outcomes) > 1
+
+
+# ------------------------------------------------------------------------------------------------------------- nobody slips past
+
+
+class _SlippingDevice(Device):
+    """Where the winner does not fit, any request that does slips past it."""
+
+    def on_misfit(self, request: Request) -> None:
+        """Seat whoever fits."""
+        for other in [each for queue in self.waiting.values() for each in queue]:
+            if self.fits(other):
+                self.admit(other)
+
+
+def worst_of_large_beside_small(device: Device) -> float:
+    """A tenant of large requests beside one of small ones in an arena that just holds a large one: the largest gap, of the bound."""
+    gaps, draw = Gaps(device.shares), random.Random(2)
+    device.watchers.append(gaps.look)
+    for _ in range(4000):
+        while len(device.waiting.get("large", ())) < BACKLOG:
+            device.arrive(Job("large", 60, 40, 40))
+        while len(device.waiting.get("small", ())) < BACKLOG:
+            num_output = draw.randint(2, 8)
+            device.arrive(Job("small", 1, num_output, num_output))
+        device.step()
+    return float(gaps.worst_ratio / (2 * device.dearest.u_us))
+
+
+def test_small_requests_do_not_pass_a_large_one() -> None:
+    assert worst_of_large_beside_small(Device(make_shares({"small": 1, "large": 1}), capacity=100)) <= 1
+
+
+def test_with_slip_past_a_large_request_would_starve() -> None:
+    assert worst_of_large_beside_small(_SlippingDevice(make_shares({"small": 1, "large": 1}), capacity=100)) > 2
+
+
+# ---------------------------------------------------------------------------------------------------------- classes and locality
+
+
+@settings(max_examples=NUM_TREES // 4)
+@given(seed=SEEDS)
+def test_classes_widen_the_bound_by_a_slice_and_no_more(seed: int) -> None:
+    draw = random.Random(seed)
+    weights = {f"t{i}": draw.randint(1, 4) for i in range(draw.randint(2, 4))}
+    device = Device(make_shares(weights, FairShare(SLICES_US)))
+    gaps = Gaps(device.shares)
+    device.watchers.append(gaps.look)
+    sources = [random_source(draw, tenant) for tenant in weights]
+    for source in sources:
+        source.priorities = draw.choice([[Priority.INTERACTIVE], [Priority.BATCH], [Priority.IDLE], list(Priority)])
+
+    run(device, sources, draw, 150)
+
+    ratio = gaps.worst_ratio / (2 * (device.dearest.u_us + SLICES_US[-1]))
+    target(float(ratio))
+    assert ratio <= 1
+
+
+def test_a_stricter_class_waits_less_for_the_same_share() -> None:
+    device = Device(make_shares({"quick": 1, "patient": 1}, FairShare((0, 4000, 16000))))
+    quick = Source("quick", BACKLOG, 1, 1, 10, 10, is_erratic=False, cancels=0.0)
+    patient = Source("patient", BACKLOG, 1, 1, 10, 10, is_erratic=False, cancels=0.0, priorities=[Priority.IDLE])
+
+    run(device, [quick, patient], random.Random(3), 3000)
+
+    quick_us, patient_us = device.shares.service("quick"), device.shares.service("patient")
+    assert 0 < quick_us - patient_us <= 16000 + 2 * device.dearest.u_us
+    assert device.first_token_waits["quick"][0] <= device.first_token_waits["patient"][0]
+
+
+def test_whoever_changes_class_all_the_time_gains_no_share() -> None:
+    device = Device(make_shares({"gamer": 1, "plain": 1}, FairShare(SLICES_US)))
+    gamer = Source("gamer", BACKLOG, 1, 1, 20, 20, is_erratic=False, cancels=0.0, priorities=list(Priority))
+
+    run(device, [gamer, hog("plain", 20, 20)], random.Random(4), 10_000)
+
+    gained = device.shares.service("gamer") - device.shares.service("plain")
+    assert abs(gained) <= 2 * (device.dearest.u_us + SLICES_US[-1])
+
+
+class _LocalDevice(Device):
+    """Takes any tenant within a lag of the pick, at random: the worst that a preference for cached prefixes could do."""
+
+    draw = random.Random(5)
+
+    def candidate(self) -> Request | None:
+        """The first request of one of those that are near."""
+        near = self.shares.near(LAG_US, 8)
+        return min(self.waiting[self.draw.choice(near)], key=lambda request: (request.arrival, request.id)) if near else None
+
+
+@settings(max_examples=NUM_TREES // 4)
+@given(seed=SEEDS)
+def test_a_preference_within_a_lag_widens_the_bound_by_the_lag(seed: int) -> None:
+    _LocalDevice.draw = random.Random(seed)
+    outcome = run_random_tree(seed, make=_LocalDevice)
+    target(outcome.ratio)
+
+    # The lag is virtual time: at weight w it is w * LAG_US of service, and the outcome is scaled by the least weight, 4 at most.
+    assert outcome.gap_us <= outcome.bound_us + 2 * 4 * LAG_US
+
+
+# --------------------------------------------------------------------------------------------------------------- who waits for whom
+
+
+def test_a_light_tenant_waits_little_beside_63_hogs() -> None:
+    hogs = [f"hog{i}" for i in range(63)]
+    device = Device(make_shares(dict.fromkeys([*hogs, "light"], 1)))
+    draw = random.Random(6)
+    sources = [hog(tenant) for tenant in hogs]
     for _ in range(20):
-        device.run(50)
-        device.arrive("light", 5, 5)
-    device.run(100)
+        run(device, sources, draw, 60)
+        device.arrive(Job("light", 5, 5, 5))
+    run(device, sources, draw, 600)
 
     waits = device.first_token_waits["light"]
+    slowest_us = 20  # service per step, at least: one row that generates
     assert len(waits) == 20
-    assert max(waits) <= 2 * MAX_OUTPUT
+    assert max(waits) <= 2 * 63 * device.dearest.u_us / slowest_us
+    assert max(waits) <= 100  # in fact it is next when every hog has had a turn
+
+
+@pytest.mark.parametrize("many", [1, 8, 64])
+def test_the_unit_is_the_person_however_many_requests_it_has(many: int) -> None:
+    device = Device(make_shares({"one": 1, "many": 1}))
+    flood = Source("many", BACKLOG * many, 1, 1, 20, 20, is_erratic=False, cancels=0.0)
+
+    run(device, [hog("one", 20, 20), flood], random.Random(7), 5000)
+
+    assert abs(device.shares.service("one") - device.shares.service("many")) <= 2 * device.dearest.u_us
+
+
+def test_a_person_with_many_leaves_below_is_one_to_the_others() -> None:
+    keys = [f"lab/eve/key{i}" for i in range(20)]
+    device = Device(make_shares({"lab/ann": 1, **dict.fromkeys(keys, 1)}))
+
+    run(device, [hog("lab/ann"), *[hog(key) for key in keys]], random.Random(8), 3000)
+
+    assert abs(device.shares.service("lab/ann") - device.shares.service("lab/eve")) <= 2 * device.dearest.u_us
+
+
+def test_who_cancels_before_the_first_token_has_paid() -> None:
+    device = Device(make_shares({"honest": 1, "quitter": 1}))
+    gaps = Gaps(device.shares)
+    device.watchers.append(gaps.look)
+    quitter = Source("quitter", BACKLOG, 1, 1, 40, 30, is_erratic=False, cancels=1.0)
+
+    run(device, [hog("honest"), quitter], random.Random(9), 3000)
+
+    assert gaps.worst_ratio <= 2 * device.dearest.u_us
+    assert device.shares.service("quitter") > Fraction(9, 10) * device.shares.service("honest")
