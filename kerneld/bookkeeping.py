@@ -14,8 +14,9 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from typing import Protocol
 
-from kerneld.accounts import Accounts
+from kerneld.accounts import Accounts, together
 from kerneld.calls import Durability
 from kerneld.errors import DiskFull, KernelError, Unavailable
 from kerneld.request import Request, RequestState
@@ -26,30 +27,39 @@ from kerneld.state.records import Record, Standing
 logger = logging.getLogger(__name__)
 
 
+class Book(Protocol):
+    """Accounts that somebody beside the scheduler keeps."""
+
+    def changes(self) -> Accounts:
+        """What changed since the last call."""
+
+    def unkept(self, accounts: Accounts) -> None:
+        """Changes could not be written: they count as changed again."""
+
+
 class Bookkeeping:
     """Writes to the journal, and has the books go along."""
 
     def __init__(self, journal: Journal, scheduler: Scheduler) -> None:
         self._journal = journal
         self._scheduler = scheduler
+        self.others: list[Book] = []
         self._restanding: dict[str, Request] = {}  # by id: those whose standing changed since it was written
-        self._written: dict[str, Standing] = {}  # by id: of unfinished requests, as it was written last
         self._is_behind = False  # the last write had no room for the books
 
     def note(self, request: Request) -> None:
-        """A request was seated, preempted, turned back or deferred."""
+        """A request was seated, preempted or deferred. One that lost its row through no decision stands as if it ran."""
         if request.context.durability is not Durability.NONE:
             self._restanding[request.id] = request
 
     def forget(self, request: Request) -> None:
         """A request has ended: how it stood tells nothing any more."""
         self._restanding.pop(request.id, None)
-        self._written.pop(request.id, None)
 
     def append(self, records: Sequence[Record]) -> None:
         """Append records, and what changed of the books. Raises: DiskFull, Unavailable; then nothing was written."""
-        accounts, standings = self._scheduler.account_changes(), self._standings()
-        riders: list[Record] = list(standings.values())
+        accounts = self._changes()
+        riders: list[Record] = [standing_of(request) for request in self._restanding.values()]
         if accounts is not None:
             riders.append(accounts)
         is_along = False
@@ -58,7 +68,6 @@ class Bookkeeping:
         finally:
             if is_along:
                 self._restanding.clear()
-                self._written.update(standings)
             else:
                 self._unkept(accounts)
         self._tell(is_behind=not is_along)
@@ -79,14 +88,15 @@ class Bookkeeping:
         except KernelError:
             self._tell(is_behind=True)
 
+    def _changes(self) -> Accounts | None:
+        mine = self._scheduler.account_changes()
+        return together([*([] if mine is None else [mine]), *(book.changes() for book in self.others)])
+
     def _unkept(self, accounts: Accounts | None) -> None:
         if accounts is not None:
             self._scheduler.unkept(accounts)
-
-    def _standings(self) -> dict[str, Standing]:
-        """The standings that are not written yet, by request id."""
-        standings = {request_id: standing_of(request) for request_id, request in self._restanding.items()}
-        return {request_id: standing for request_id, standing in standings.items() if standing != self._written.get(request_id)}
+            for book in self.others:
+                book.unkept(accounts)
 
     def _tell(self, *, is_behind: bool) -> None:
         if is_behind != self._is_behind:

@@ -64,8 +64,9 @@ class Delivery:
         """A request got a row, if there are pages for it."""
         if not request.is_charged:
             request.num_cached = min(num_cached, request.output_start)
+        if not request.is_interrupted:
+            self.books.note(request)
         self._scheduler.admit(request, num_cached)
-        self.books.note(request)
         if request.context.state is ContextState.BLOCKED:
             request.context.move(ContextState.READY)
         request.context.move(ContextState.RUNNING)

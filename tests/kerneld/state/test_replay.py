@@ -122,7 +122,7 @@ def test_a_finish_keeps_the_tokens_and_tells_how_it_ended() -> None:
 
 
 def test_a_finished_request_is_forgotten_with_the_tokens_that_it_generated() -> None:
-    records = [alloc(1), admit(1, 9, (1, 2), 2), step(1, 3), finish(1, 9)]
+    records: list[Record] = [alloc(1), admit(1, 9, (1, 2), 2), step(1, 3), finish(1, 9)]
     assert LogState.fold([*records, Truncate(context_id(1), 2)]).contexts[context_id(1)].last_admit is None
     assert LogState.fold([*records, admit(1, 8, (4,), 4)]).contexts[context_id(1)].last_admit is None
 
@@ -144,7 +144,7 @@ def test_tokens_use_up_what_is_prepaid_and_count_as_served() -> None:
 
 def test_requests_stand_in_the_order_in_which_they_were_seated() -> None:
     begun: list[Record] = [alloc(1), alloc(2), alloc(3), admit(1, 7, (1,), 1), admit(2, 8, (1,), 1), admit(3, 9, (1,), 1)]
-    seated = [standing(3, 9), standing(1, 7), standing(2, 8), standing(3, 9, is_running=False)]
+    seated: list[Record] = [standing(3, 9), standing(1, 7), standing(2, 8), standing(3, 9, is_running=False)]
     assert [item.request for item in LogState.fold([*begun, *seated]).standings] == [context_id(7), context_id(8), context_id(9)]
 
 
