@@ -102,6 +102,7 @@ class Daemon:
                 steps.callback(machine.disk_tier.file.close)
             steps.callback(machine.journal.close)
             steps.push_async_callback(machine.store.close)
+            steps.push_async_callback(self._housekeeping.close_accounts)  # of what ended while the others stopped
             steps.push_async_callback(machine.authenticator.close)
             steps.push_async_callback(machine.renderer.close)
             steps.push_async_callback(machine.delivery.close)

@@ -61,6 +61,11 @@ class Housekeeping:
             task.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await task
+        await self.close_accounts()
+
+    async def close_accounts(self) -> None:
+        """Write down what was used, and what it cost: all that is known now."""
+        self._machine.usage.sample()
         self._journal_counters()
         await self._write_usage()
 

@@ -61,6 +61,7 @@ class UsageBook:
         self._device_time = DeviceTime(tariffs.get, self._give_device)
         self._page_seconds = PageSeconds(ledger, clocks.monotonic)
         self._weights: dict[str, dict[str, int]] = {}  # of the children of every node, by their paths
+        self._write: asyncio.Future[None] | None = None  # the last one
         self._writing = asyncio.Lock()  # no batch is between memory and database while somebody reads both
 
     # ------------------------------------------------------------------------------------------------------------------- tenants
@@ -168,8 +169,20 @@ class UsageBook:
                 found.setdefault(span, Amounts()).add(amounts)
         return sorted(found.items(), key=lambda item: _key(item[0]))[: query.limit]
 
+    async def has_history(self, store: UsageStore, tenant: str) -> bool:
+        """Whether anything is known of a tenant of that name or beneath it, removed ones too. Raises: what a store raises."""
+        async with self._writing:
+            return any(_is_within(bucket.tenant, tenant) for bucket in self.accounts.unwritten()) or await store.has_history(tenant)
+
     async def write(self, store: UsageStore) -> None:
-        """Write what was used since the last time. Raises: what a store raises; then it counts as not written."""
+        """Write what was used since the last time. Raises: what a store raises; then it counts as not written.
+
+        A caller that is cancelled does not cancel the writing: the store would go on with it, and it would be counted twice.
+        """
+        self._write = asyncio.ensure_future(self._written(store))
+        await asyncio.shield(self._write)
+
+    async def _written(self, store: UsageStore) -> None:
         self.settle()
         async with self._writing:
             amounts, totals = self.accounts.take()

@@ -56,12 +56,10 @@ class UsageVerbs:
     async def _check_tenant(self, caller: Caller, tenant: str) -> None:
         if not tenant:
             return
-        is_there = tenant in self._machine.tenants and may_see_tenant(caller.principal, tenant)
-        if is_there or (may_see_everything(caller.principal) and tenant == SYSTEM):
-            return
-        if may_see_everything(caller.principal) and await self._machine.store.usage.has_history(tenant):
-            return
-        raise NotFound("tenant", tenant)
+        machine, sees_all = self._machine, may_see_everything(caller.principal)
+        is_there = tenant in machine.tenants and may_see_tenant(caller.principal, tenant)
+        if not is_there and not (sees_all and (tenant == SYSTEM or await machine.usage.has_history(machine.store.usage, tenant))):
+            raise NotFound("tenant", tenant)
 
     def _record(self, bucket: Bucket, amounts: Amounts) -> UsageRecord:
         is_living = bucket.tenant == SYSTEM or self._machine.usage.accounts.born(bucket.tenant) == bucket.born
