@@ -7,7 +7,8 @@ Invariants
 1. Every check asks the tenant and everybody above it. Of the rates that refuse, the one with the longest wait is named, with the tenant
    whose it is: who waits that long and asks again is not refused by another.
 2. A refused call took nothing from any bucket. One that a soft rate holds back took its part: who comes next is held back behind it.
-3. Tokens that a request generates are taken from the buckets as they come, and may leave a debt: it delays the next request, not this one.
+3. What is used of a rate outlives a restart: it is written along with the request that used it.
+4. Tokens that a request generates are taken from the buckets as they come, and may leave a debt: it delays the next request, not this one.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from collections.abc import Callable, Container, Iterator
 from dataclasses import dataclass
 from typing import Final, NamedTuple
 
+from kerneld.accounts import NO_CHANGES, Accounts, RateAccount
 from kerneld.bucket import HOUR_US, MINUTE_US, SECOND_US, RateBucket
 from kerneld.calls import LimitMode, Limits
 from kerneld.errors import QueueFull, QuotaExceeded
@@ -89,6 +91,8 @@ class Admission:
         self._max_contexts = max_contexts
         self._clock = clock
         self._tenants: dict[str, _Tenant] = {}
+        self._touched: set[str] = set()  # tenants whose rates are to be written
+        self.unix: Callable[[], float] = time.time
 
     def set_limits(self, path: str, limits: Limits) -> None:
         """A tenant's limits are these from now on. A rate that it had keeps the time until it is full, whatever its new amount."""
@@ -102,10 +106,14 @@ class Admission:
                 if old is not None and rate in old.buckets:
                     bucket.set_full_in(old.buckets[rate].full_in_us(now_us), now_us)
         self._tenants[path] = _Tenant(limits, buckets)
+        if buckets or (old is not None and old.buckets):
+            self._touched.add(path)
 
     def remove(self, path: str) -> None:
         """Forget a tenant."""
-        self._tenants.pop(path, None)
+        known = self._tenants.pop(path, None)
+        if known is not None and known.buckets:
+            self._touched.add(path)
 
     def check_context(self, tenant: str) -> None:
         """Whether a tenant may have one more context. Raises: QuotaExceeded."""
@@ -136,22 +144,53 @@ class Admission:
         load_us = self._longest(tenant, demand, LimitMode.SOFT, (LOADS,)).wait_us
         request_us = self._longest(tenant, demand, LimitMode.SOFT, (REQUESTS, TOKENS)).wait_us
         now_us = self._now_us()
-        for _path, rate, bucket in self._buckets(tenant):
+        for path, rate, bucket in self._buckets(tenant):
             bucket.take(demand.of(rate), now_us)
+            self._touched.add(path)
         return HeldBack(request_us / SECOND_US, load_us / SECOND_US)
 
     def give_back(self, tenant: str, demand: Demand) -> None:
         """A request that came in ended before it ever ran: what it took is there again."""
         now_us = self._now_us()
-        for _path, rate, bucket in self._buckets(tenant):
+        for path, rate, bucket in self._buckets(tenant):
             bucket.give_back(demand.of(rate), now_us)
+            self._touched.add(path)
 
     def take_tokens(self, tenant: str, num_tokens: int) -> None:
-        """A request of this tenant generated tokens (invariant 3)."""
+        """A request of this tenant generated tokens (invariant 4)."""
         now_us = self._now_us()
-        for _path, rate, bucket in self._buckets(tenant):
+        for path, rate, bucket in self._buckets(tenant):
             if rate == TOKENS:
                 bucket.take(num_tokens, now_us)
+                self._touched.add(path)
+
+    # ----------------------------------------------------------------------------------------------------------- keeping and restoring
+
+    def changes(self) -> Accounts:
+        """What changed of the rates since the last call."""
+        if not self._touched:
+            return NO_CHANGES
+        touched, self._touched = self._touched, set()
+        return Accounts(rates={path: self._account(path) for path in touched})
+
+    def unkept(self, accounts: Accounts) -> None:
+        """Changes could not be written: they count as changed again."""
+        self._touched.update(accounts.rates)
+
+    def restore(self, accounts: Accounts) -> None:
+        """Put back what was used of the rates that tenants still have: a restart is no amnesty, and the time that it took counts."""
+        now_us, unix_us = self._now_us(), int(self.unix() * SECOND_US)
+        for path, rates in accounts.rates.items():
+            for rate, bucket in self._tenants[path].buckets.items() if path in self._tenants else ():
+                if rate in rates:
+                    past_us = max(unix_us - rates[rate].at_us, 0)  # a clock that went back takes nothing
+                    bucket.set_full_in(rates[rate].full_in_us - past_us, now_us)
+
+    def _account(self, path: str) -> dict[str, RateAccount]:
+        """What is left of the rates of a tenant, where they are not full."""
+        known, now_us, unix_us = self._tenants.get(path), self._now_us(), int(self.unix() * SECOND_US)
+        left = {rate: bucket.full_in_us(now_us) for rate, bucket in known.buckets.items()} if known is not None else {}
+        return {rate: RateAccount(full_in_us, unix_us) for rate, full_in_us in left.items() if full_in_us}
 
     # ------------------------------------------------------------------------------------------------------------------- inside
 

@@ -51,6 +51,8 @@ async def recover(machine: Machine, state: LogState) -> tuple[int, int]:
     for record in state.contexts.values():
         _recover_context(machine, record)
     machine.scheduler.restore(state.accounts)  # a restart is no amnesty
+    machine.admission.restore(state.accounts)
+    machine.residency.debts.restore(state.accounts, machine.tenants.__contains__)
     machine.usage.restore(await machine.store.usage.load())
     requests = _recover_requests(machine, state)
     await _collect_images(machine)

@@ -17,7 +17,7 @@ from functools import singledispatchmethod
 
 import msgspec
 
-from kerneld.accounts import Accounts, ShareAccount
+from kerneld.accounts import Accounts, LoadAccount, RateAccount, ShareAccount
 from kerneld.errors import DataLoss
 from kerneld.pricing.tariff import Tariff
 from kerneld.state.contextrecord import ContextRecord
@@ -63,6 +63,8 @@ class LogState:
         self._shares: dict[str, ShareAccount] = {}
         self._outputs: dict[str, tuple[int, ...]] = {}
         self._tariffs: dict[str, Tariff] = {}
+        self._rates: dict[str, dict[str, RateAccount]] = {}
+        self._loads: dict[str, LoadAccount] = {}
         self._stands: dict[bytes, _Stand] = {}  # by context id
 
     def __eq__(self, other: object) -> bool:
@@ -76,7 +78,7 @@ class LogState:
     @property
     def accounts(self) -> Accounts:
         """The scheduler's books, as they were written last."""
-        return Accounts(tuple(self._shares.values()), dict(self._outputs), dict(self._tariffs))
+        return Accounts(tuple(self._shares.values()), dict(self._outputs), dict(self._tariffs), dict(self._rates), dict(self._loads))
 
     @property
     def standings(self) -> list[Standing]:
@@ -210,6 +212,8 @@ class LogState:
         self._shares.update((share.path, share) for share in record.shares)
         self._outputs.update(record.outputs)
         self._tariffs.update(record.tariffs)
+        self._rates = {tenant: rates for tenant, rates in (self._rates | record.rates).items() if rates}
+        self._loads = {model: load for model, load in (self._loads | record.loads).items() if load.owed_us}
 
     @apply.register
     def _stands_so(self, record: Standing) -> None:

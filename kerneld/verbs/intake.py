@@ -133,8 +133,30 @@ class Intake:
             queued_at=now,
         )
 
+    def take(self, request: Request) -> Demand:
+        """Use up what the request takes of its tenant's rates; soft ones hold it back, or the loads that begin for it."""
+        machine, context = self._machine, request.context
+        demand = self._demand(context, request.num_input)
+        held_back = machine.admission.take_request(context.tenant, demand)
+        if held_back.request_s:
+            machine.scheduler.defer(request, request.arrival + held_back.request_s)
+            machine.delivery.books.note(request)
+        for model in [machine.models.get(name) for name in context.models]:
+            if machine.residency.would_load(model, context.tenant):
+                machine.residency.hold_back(model, context.tenant, held_back.load_s)
+        return demand
+
     def journal(self, caller: Caller, request: Request, tokens: tuple[int, ...]) -> None:
-        """Make the request a promise. Raises: DiskFull; then nothing happened."""
+        """Make the request a promise; what it took of its tenant's rates is in the same write. Raises: DiskFull; then nothing happened."""
+        demand = self.take(request)
+        try:
+            self._journal(caller, request, tokens)
+        except BaseException:
+            self._machine.admission.give_back(request.tenant, demand)
+            self._machine.delivery.books.forget(request)
+            raise
+
+    def _journal(self, caller: Caller, request: Request, tokens: tuple[int, ...]) -> None:
         context, machine = request.context, self._machine
         answer = bytes.fromhex(context.id) + bytes.fromhex(request.id) + request.output_start.to_bytes(8, "big")
         effects = machine.effects.record(caller, "infer", answer)
@@ -156,18 +178,12 @@ class Intake:
     def enqueue(self, request: Request) -> None:
         """Let a request wait for its turn, and for its model: a load that failed meanwhile is tried again, and ends it if that fails."""
         machine, context = self._machine, request.context
-        held_back = machine.admission.take_request(context.tenant, self._demand(context, request.num_input))
-        for model in [machine.models.get(name) for name in context.models]:
-            if machine.residency.would_load(model, context.tenant):
-                machine.residency.hold_back(model, context.tenant, held_back.load_s)
-            machine.residency.start(model)
+        for name in context.models:
+            machine.residency.start(machine.models.get(name))
         context.move(ContextState.READY)
         context.active_request, context.last_used_at = request.id, request.arrival
         machine.last_logs.forget(context.id)
         machine.requests[request.id] = request
-        if held_back.request_s:
-            machine.scheduler.defer(request, request.arrival + held_back.request_s)
-            machine.delivery.books.note(request)
         machine.scheduler.enqueue(request)
         machine.events.publish(_arrived(request))
         machine.idle_slabs.wake()

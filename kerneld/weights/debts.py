@@ -18,6 +18,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Final
 
+from kerneld.accounts import NO_CHANGES, Accounts, LoadAccount
 from kerneld.eventbus import EventBus
 from kerneld.events import Event
 from kerneld.request import Request
@@ -49,6 +50,7 @@ class LoadDebts:
     def __init__(self, events: EventBus) -> None:
         self._events = events
         self._residencies: dict[str, _Residency] = {}  # by model
+        self._touched: set[str] = set()  # models whose debt is to be written
         self.charge: Callable[[str, int], None] = lambda _tenant, _us: None  # in the accounts of shares, at the end of a residency
         self.on_charged: Callable[[str, int], None] = lambda _tenant, _us: None  # told of every charge, the system's too
         self.on_payer: Callable[[str], None] = lambda _tenant: None  # told of everybody who pays for a load, once a load
@@ -56,6 +58,7 @@ class LoadDebts:
     def begin(self, model: str, load_us: int, *, is_system: bool = False) -> None:
         """A model was loaded."""
         self.end(model)
+        self._touched.add(model)
         residency = self._residencies[model] = _Residency(0 if is_system else load_us)
         if is_system:
             self._note(residency, SYSTEM, load_us)
@@ -69,6 +72,8 @@ class LoadDebts:
                 continue
             tenant = request.tenant
             residency.served_us[tenant] = residency.served_us.get(tenant, 0) + cost_us
+            if residency.owed_us:
+                self._touched.add(model)
             part_us = min(room_us, residency.owed_us)
             if part_us:
                 room_us -= part_us
@@ -81,6 +86,7 @@ class LoadDebts:
         residency = self._residencies.pop(model, None)
         if residency is None:
             return
+        self._touched.add(model)
         for tenant, part_us in split(residency.owed_us, residency.served_us).items():
             if tenant != SYSTEM:
                 self.charge(tenant, part_us)
@@ -90,13 +96,39 @@ class LoadDebts:
 
     def forget(self, tenant: str) -> None:
         """A tenant is gone: what it would still have paid falls to the others, or to the system."""
-        for residency in self._residencies.values():
-            residency.served_us.pop(tenant, None)
+        for model, residency in self._residencies.items():
+            if residency.served_us.pop(tenant, None):
+                self._touched.add(model)
 
     def owed_us(self, model: str) -> int:
         """What is still owed for a model that is on the device."""
         residency = self._residencies.get(model)
         return residency.owed_us if residency is not None else 0
+
+    # ----------------------------------------------------------------------------------------------------------- keeping and restoring
+
+    def changes(self) -> Accounts:
+        """What changed of what is owed since the last call."""
+        if not self._touched:
+            return NO_CHANGES
+        touched, self._touched = self._touched, set()
+        return Accounts(loads={model: self._account(model) for model in touched})
+
+    def unkept(self, accounts: Accounts) -> None:
+        """Changes could not be written: they count as changed again."""
+        self._touched.update(accounts.loads)
+
+    def restore(self, accounts: Accounts, is_tenant: Callable[[str], bool]) -> None:
+        """Put back what is owed. A model that is not on the device any more is settled when it is loaded again."""
+        for model, load in accounts.loads.items():
+            served_us = {tenant: us for tenant, us in load.served_us.items() if is_tenant(tenant)}
+            self._residencies[model] = _Residency(load.owed_us, served_us)
+
+    def _account(self, model: str) -> LoadAccount:
+        residency = self._residencies.get(model)
+        if residency is None or not residency.owed_us:
+            return LoadAccount(0)
+        return LoadAccount(residency.owed_us, dict(residency.served_us))
 
     def _note(self, residency: _Residency, tenant: str, us: int) -> None:
         if us:
