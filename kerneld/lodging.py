@@ -59,6 +59,7 @@ class Lodging:
         machine.residency.preempt = self._preempt
         machine.residency.turns.demand = self._demand
         machine.residency.turns.is_idle = self._is_idle
+        machine.residency.turns.line.urgency = machine.scheduler.urgency
         machine.residency.debts.charge = machine.scheduler.shares.charge
         machine.residency.debts.on_charged, machine.residency.debts.on_payer = machine.usage.load_charged, machine.usage.load_payer
         machine.scheduler.charging.surcharge = machine.residency.debts.surcharge
