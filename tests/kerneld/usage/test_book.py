@@ -11,7 +11,9 @@ from kerneld.calls import Caller, ListArgs, Principal, Role
 from kerneld.errors import KernelError, NotFound
 from kerneld.usage.amounts import SYSTEM
 from kerneld.usage.decay import DAY_S
+from kerneld.usage.pageseconds import PageSeconds
 from kerneld.usage.report import ShareRecord, Span, UsageArgs, UsageRecord
+from memory.page import Tier
 from tests.kerneld.rig import ADMIN, ANN, BOB, Output, Rig, Sizes, in_loop, prompt_of, running
 from tests.kerneld.small_disk import full_disk
 
@@ -141,16 +143,13 @@ async def test_what_is_computed_again_after_a_death_of_the_worker_is_the_systems
 async def test_pages_that_are_held_count_for_their_owner(tmp_path: Path) -> None:
     async with running(Rig(tmp_path)) as rig:
         await rig.infer(await rig.alloc(), prompt_of(1, 41), 2)
-        now = 100.0
-        pages = rig.machine.usage._page_seconds
-        pages._clock, pages._sampled_at = lambda: now, 90.0
-        rig.machine.usage.sample()
-        found = (await usage_of(rig))["lab/ann"]
-        num_pages = rig.machine.pager.ledger.num_pages
-        assert found.device_page_ms == pytest.approx(10_000 * 11, abs=1500)
-        assert sum(pool.num_used for tier in num_pages for pool in rig.machine.pager._mapping.pools(tier).values()) == sum(
-            num_pages.values()
-        )
+        ledger, now = rig.machine.pager.ledger, [90.0]
+        pages = PageSeconds(ledger, lambda: now[0])
+        now[0] += 10.0
+        held = {(item.owner, item.tier): item.page_ms for item in pages.sample()}
+        assert held["lab/ann", Tier.DEVICE] == 10_000 * 11
+        pools = {tier: rig.machine.pager._mapping.pools(tier).values() for tier in ledger.num_pages}
+        assert {tier: sum(pool.num_used for pool in found) for tier, found in pools.items()} == ledger.num_pages
 
 
 @in_loop
