@@ -19,7 +19,7 @@ from kerneld.lookout import Lookout
 from kerneld.machine import Machine
 from kerneld.models import Model
 from kerneld.remedies import Needer, Shortage, remedies_of
-from kerneld.request import Request, RequestState
+from kerneld.request import Place, Request, RequestState
 from kerneld.security.acl import may_see
 from kerneld.tally import ancestors
 from memory.errors import NeverFits, OutOfFrames, OverLimit
@@ -107,14 +107,23 @@ class Explainer:
                 yield Obstacle("MODEL", self._model_text(name, model))
         if request.is_parked:
             yield self._parked_obstacle(context)
+        if request.place is Place.DEFERRED:
+            seconds = max(request.defer_until - machine.clock(), 0.0)
+            text = f"it is above a soft limit of {request.tenant}: it joins the line in {seconds:.1f} s, or when nobody else is there."
+            yield Obstacle("DEFERRED", text, owner=request.tenant)
         yield from self._limit_obstacles(request)
         yield from self._frame_obstacles(context, request)
         seats = machine.config.kerneld.max_rows
         if machine.scheduler.running.total >= seats:
             yield Obstacle("ROWS", f"all {seats} rows of the device are taken (kerneld.max_rows).")
-        position = machine.scheduler.queue_position(request)
-        if position > 1:
-            yield Obstacle("QUEUE", f"it is number {position} in the line of {context.tenant}.")
+        yield from self._queue_obstacles(request)
+
+    def _queue_obstacles(self, request: Request) -> Iterator[Obstacle]:
+        outlook = self._lookout.outlook(request)
+        if outlook.position > 1 or outlook.tenant_position > 1:
+            at_least = "at least " if outlook.is_position_least else ""
+            place = f"{at_least}number {outlook.position} of all in line, and " if outlook.position else ""
+            yield Obstacle("QUEUE", f"it is {place}number {outlook.tenant_position} in the line of {request.tenant}.")
 
     @staticmethod
     def _parked_obstacle(context: Context) -> Obstacle:

@@ -21,6 +21,7 @@ from kerneld.standings import Standing
 HINT: Final = "`kernelctl why` lists those that wait or run; of those that ended, the latest are remembered until the next restart."
 OTHERS: Final = "others"
 MOST_OTHERS: Final = 8
+MOST_AHEAD: Final = 512  # looking further would keep others waiting
 _STATES: Final = {Place.PARKED: "parked", Place.ABSENT: "parked", Place.DEFERRED: "deferred"}
 
 
@@ -30,6 +31,7 @@ class Lookout:
     def __init__(self, machine: Machine, caller: Caller) -> None:
         self._machine = machine
         self._caller = caller
+        self._line: dict[str, int] | None = None
 
     def find(self, request_id: str) -> Request | Outlook:
         """A request that waits or runs, or how it ended. Raises: NotFound, also where the caller may not know of it."""
@@ -58,12 +60,14 @@ class Lookout:
 
     def outlook(self, request: Request) -> Outlook:
         """How a request that has not ended stands, and who is ahead of it."""
+        self._machine.starts.map(0.0)  # as it is now
         return replace(self._brief(request), contenders=self._contenders(request))
 
     def _brief(self, request: Request) -> Outlook:
         context, now = request.context, self._machine.clock()
         state = _STATES.get(request.place, "waiting") if request.ticket else "running"
         place, starts = self._machine.scheduler.queue_position(request), self._machine.starts
+        position, is_far = self._position(request)
         first_token_s = None if request.first_token_at is None else request.first_token_at - request.arrival
         return Outlook(
             request=request.id,
@@ -75,6 +79,8 @@ class Lookout:
             nice=context.nice,
             arrived_at=request.arrival,
             queue_s=request.queue_s + (0.0 if state == "running" else now - request.queued_at),
+            position=position,
+            is_position_least=is_far,
             tenant_position=place,
             estimate=starts.estimate(request, place) if request.ticket else starts.estimator.estimate(0.0),
             deferred_until=request.defer_until if request.place is Place.DEFERRED else 0.0,
@@ -84,10 +90,19 @@ class Lookout:
             first_token_s=first_token_s,
         )
 
+    def _position(self, request: Request) -> tuple[int, bool]:
+        """Its place among all that wait in line, from 1, 0 if it is in no line; and whether that is only how far one looked."""
+        if request.place not in (Place.LINE, Place.FRONT):
+            return 0, False
+        if self._line is None:
+            self._line = {each.id: idx for idx, each in enumerate(self._machine.scheduler.line(MOST_AHEAD), start=1)}
+        found = self._line.get(request.id, 0)
+        return (found, False) if found or len(self._line) < MOST_AHEAD else (MOST_AHEAD + 1, True)
+
     def _contenders(self, request: Request) -> tuple[Contender, ...]:
         """The tenants on the level where its way parts from that of whoever is next, the least served first."""
         shares, scheduler = self._machine.starts.map(), self._machine.scheduler
-        candidate = scheduler.next_candidate()
+        candidate = next(scheduler.line(1), None)
         own = parting(request.tenant, candidate.tenant) if candidate is not None else ""
         if not own:  # the next one is of the same tenant, or nobody is: then those at the top show how the tenant stands
             own = next((node.path for node in reversed(list(shares.lineage(request.tenant))) if shares.siblings(node.path)), "")
