@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from drivers.contract import StepResult
@@ -146,15 +146,15 @@ class UsageBook:
             paths.append(own_node(parent))
         return {path: self.decayed.value_us(path) for path in paths}
 
-    def weights(self, parent: str) -> dict[str, int]:
-        """The weights of the same."""
+    def weights(self, parent: str, competitors: Iterable[str]) -> dict[str, int]:
+        """The weights of competitors under a node; a node's own requests weigh 1."""
         known = self._weights.get(parent, {})
-        return {path: known.get(path, 1) for path in self.used_us(parent)}
+        return {path: known.get(path, 1) for path in competitors}
 
     def _factors(self, parent: str) -> dict[str, int]:
-        weights = self.weights(parent)
-        found = factors(weights, self.used_us(parent)) if self._policy.has_factors else dict.fromkeys(weights, ONE_MILLI)
-        return {path: milli for path, milli in found.items() if path in self._shares}
+        used_us = self.used_us(parent)
+        weights = self.weights(parent, used_us)
+        return factors(weights, used_us) if self._policy.has_factors else dict.fromkeys(weights, ONE_MILLI)
 
     # ---------------------------------------------------------------------------------------------------------- reading and writing
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 
 from kerneld.calls import Caller, ListArgs, ListPage
 from kerneld.contexts import DEFAULT_PAGE_SIZE, MAX_PAGE_SIZE, page_of
@@ -49,7 +50,8 @@ class UsageVerbs:
         machine = self._machine
         machine.usage.settle()
         paths = [row.path for row in machine.tenants if may_see_tenant(caller.principal, row.path)]
-        return page_of(paths, args, lambda path: self._share(machine.tenants.get(path)), lambda _record: True)
+        levels: dict[str, _Level] = {}
+        return page_of(paths, args, lambda path: self._share(machine.tenants.get(path), levels), lambda _record: True)
 
     # ------------------------------------------------------------------------------------------------------------------------ inside
 
@@ -65,32 +67,63 @@ class UsageVerbs:
         is_living = bucket.tenant == SYSTEM or self._machine.usage.accounts.born(bucket.tenant) == bucket.born
         return UsageRecord(bucket.tenant, float(bucket.hour), not is_living, *(getattr(amounts, name) for name in AMOUNTS))
 
-    def _share(self, tenant: TenantRow) -> ShareRecord:
+    def _share(self, tenant: TenantRow, levels: dict[str, _Level]) -> ShareRecord:
         machine, path = self._machine, tenant.path
-        parent = path.rpartition("/")[0]
-        used = machine.usage.used_us(parent)
-        all_used = sum(used.values())
-        ways = [self._parts(machine.tenants.get(node)) for node in _way_to(path)]
+        for node in _way_to(path):
+            if _parent(node) not in levels:
+                levels[_parent(node)] = self._level(_parent(node))
+        way = [(node, levels[_parent(node)]) for node in _way_to(path)]
+        level = levels[_parent(path)]
         return ShareRecord(
             tenant=path,
             weight=tenant.weight,
-            share=ways[-1][0],
-            machine_share=math.prod(share for share, _effective in ways),
-            used_share=used[path] / all_used if all_used else 0.0,
-            decayed_us=round(used[path]),
-            factor_milli=machine.scheduler.shares.factor(path),
-            effective_share=ways[-1][1],
-            effective_machine_share=math.prod(effective for _share, effective in ways),
+            share=level.share(path),
+            machine_share=math.prod(each.share(node) for node, each in way),
+            used_share=level.used_share(path),
+            decayed_us=round(level.used_us[path]),
+            factor_milli=level.factors[path],
+            effective_share=level.effective_share(path),
+            effective_machine_share=math.prod(each.effective_share(node) for node, each in way),
             service_us=max(machine.scheduler.shares.service(path), 0),
             num_waiting=machine.scheduler.waiting.of(path),
             num_running=machine.scheduler.running.of(path),
         )
 
-    def _parts(self, tenant: TenantRow) -> tuple[float, float]:
-        """A tenant's part of what is its parent's: by weights, and by weights times factors."""
-        weights = self._machine.usage.weights(tenant.path.rpartition("/")[0])
-        effective = {path: weight * self._machine.scheduler.shares.factor(path) for path, weight in weights.items()}
-        return tenant.weight / sum(weights.values()), effective[tenant.path] / sum(effective.values())
+    def _level(self, parent: str) -> _Level:
+        usage, shares = self._machine.usage, self._machine.scheduler.shares
+        used_us = usage.used_us(parent)
+        weights = usage.weights(parent, used_us)
+        factors = {path: shares.factor(path) for path in weights}
+        all_effective = sum(weight * factors[path] for path, weight in weights.items())
+        return _Level(weights, factors, used_us, sum(weights.values()), all_effective, sum(used_us.values()))
+
+
+@dataclass(frozen=True, slots=True)
+class _Level:
+    """Siblings: what is known of each, and of all together."""
+
+    weights: dict[str, int]
+    factors: dict[str, int]
+    used_us: dict[str, float]
+    all_weights: int
+    all_effective: int  # weights times factors
+    all_used_us: float
+
+    def share(self, path: str) -> float:
+        """Of what is their parent's, by weights."""
+        return self.weights[path] / self.all_weights
+
+    def effective_share(self, path: str) -> float:
+        """The same, by weights times factors."""
+        return self.weights[path] * self.factors[path] / self.all_effective
+
+    def used_share(self, path: str) -> float:
+        """Of what they used together; 0 where they used nothing."""
+        return self.used_us[path] / self.all_used_us if self.all_used_us else 0.0
+
+
+def _parent(path: str) -> str:
+    return path.rpartition("/")[0]
 
 
 def _way_to(path: str) -> list[str]:
