@@ -144,6 +144,15 @@ class RequestArrived(Detail):
 
 
 @dataclass(frozen=True, slots=True)
+class RequestDeferred(Detail):
+    """A request waits behind a soft limit, beside the line."""
+
+    request: str
+    tenant: str
+    seconds: float  # at most
+
+
+@dataclass(frozen=True, slots=True)
 class RequestAdmitted(Detail):
     """A request runs, for the first time or again."""
 
@@ -377,6 +386,15 @@ class TenantChanged(Event):
 
     tenant: str
     change: str  # "added", "set", "removed"
+
+
+@dataclass(frozen=True, slots=True)
+class ShareFactorsChanged(Event):
+    """What tenants used of late changed what their weights are multiplied by."""
+
+    num_tenants: int
+    least_milli: int  # of the new factors, in thousandths
+    most_milli: int
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,7 +13,7 @@ from collections.abc import Callable
 
 from kerneld.calls import FinishReason, ModelState
 from kerneld.errors import KernelError
-from kerneld.events import IntegrityLost
+from kerneld.events import IntegrityLost, ShareFactorsChanged
 from kerneld.machine import Machine
 from kerneld.notify import Notifier
 from kerneld.state.replay import EFFECT_LIFETIME_S, compacted
@@ -42,7 +42,7 @@ class Housekeeping:
             (ACCOUNTS_S, self._give_back),
             (ACCOUNTS_S, machine.starts.tick),
             (ACCOUNTS_S, machine.usage.sample),
-            (machine.config.kerneld.share_update_s, machine.usage.update_factors),
+            (machine.config.kerneld.share_update_s, self._update_factors),
             (ACCOUNTS_S, self._machine.calibration.look),
         ]
         if self._watchdog_s is not None:
@@ -125,6 +125,16 @@ class Housekeeping:
     def _journal_counters(self) -> None:
         """Write down what changed of the scheduler's books, if nothing was written since that they could go along with."""
         self._machine.delivery.books.flush()
+
+    def _update_factors(self) -> None:
+        """Let what was used of late change the weights, and tell if it did."""
+        machine = self._machine
+        before = machine.starts.map(0.0).nodes
+        machine.usage.update_factors()
+        after = machine.starts.map(0.0).nodes.items()
+        factors = [node.factor_milli for path, node in after if path in before and node.factor_milli != before[path].factor_milli]
+        if factors:
+            machine.events.publish(ShareFactorsChanged(len(factors), min(factors), max(factors)))
 
     async def check_integrity(self) -> None:
         """Look whether the books agree, when nothing runs, a slice at a time: whoever comes meanwhile waits for one slice at most."""

@@ -15,6 +15,7 @@ class Quanta:
     def __init__(self, sizer: StepSizer) -> None:
         self._sizer = sizer
         self._last_num_steps = 1
+        self.last_budget = 0  # tokens that the last step was allowed
 
     def shape(self, rows: Sequence[RowNeed], *, has_waiting: bool) -> StepShape:
         """The next quantum of these rows, which are in the order of their admission: better classes are given their input first.
@@ -22,7 +23,8 @@ class Quanta:
         It has one step while somebody waits or a prefill is unfinished, else twice as many as the last one, up to the policy's limits.
         """
         rows = sorted(rows, key=_class_of)
-        shares = share_budget(rows, self._sizer.budget(rows))
+        self.last_budget = self._sizer.budget(rows)
+        shares = share_budget(rows, self.last_budget)
         longest = 1 if has_waiting else longest_quantum(rows, shares)
         if longest > 1:
             longest = min(longest, self._sizer.most_steps(rows))

@@ -41,6 +41,7 @@ def _fair_gauges(machine: Machine) -> FairGauges:
         factor_milli={path: node.factor_milli for path, node in tenants.items()},
         jain=starts.window.jain(),
         deferred=scheduler.num_deferred,
+        step_tokens=scheduler.step_budget,
         system_us=scheduler.system_us,
         estimate_error=starts.estimator.error,
         num_estimates=starts.estimator.num_judged,

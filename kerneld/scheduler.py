@@ -240,6 +240,11 @@ class Scheduler:
         return self.system.us
 
     @property
+    def step_budget(self) -> int:
+        """Tokens that the last step was allowed to compute; 0: there was none."""
+        return self._quanta.last_budget
+
+    @property
     def num_deferred(self) -> int:
         """How many wait behind a soft limit."""
         return self._waiting.num_deferred

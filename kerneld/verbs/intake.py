@@ -17,7 +17,7 @@ from kerneld.bounds import check_tokens
 from kerneld.calls import Caller, ChatInput, ContextState, Durability, InferArgs, InferInput, TextInput, TokenInput
 from kerneld.context import Context
 from kerneld.errors import Draining, InvalidArgument, NotFound, OutOfRange, QuotaExceeded, WrongState
-from kerneld.events import QuotaRefused, RequestArrived
+from kerneld.events import QuotaRefused, RequestArrived, RequestDeferred
 from kerneld.machine import Machine
 from kerneld.models import Model
 from kerneld.remedies import Needer, remedies_of
@@ -140,6 +140,7 @@ class Intake:
         held_back = machine.admission.take_request(context.tenant, demand)
         if held_back.request_s:
             machine.scheduler.defer(request, request.arrival + held_back.request_s)
+            machine.events.publish(RequestDeferred(request.id, context.tenant, held_back.request_s))
             machine.delivery.books.note(request)
         for model in [machine.models.get(name) for name in context.models]:
             if machine.residency.would_load(model, context.tenant):
