@@ -31,7 +31,7 @@ class Lookout:
     def __init__(self, machine: Machine, caller: Caller) -> None:
         self._machine = machine
         self._caller = caller
-        self._line: dict[str, int] | None = None
+        self._places: dict[str, int] | None = None  # in the whole line, by request id, in order
 
     def find(self, request_id: str) -> Request | Outlook:
         """A request that waits or runs, or how it ended. Raises: NotFound, also where the caller may not know of it."""
@@ -94,16 +94,20 @@ class Lookout:
         """Its place among all that wait in line, from 1, 0 if it is in no line; and whether that is only how far one looked."""
         if request.place not in (Place.LINE, Place.FRONT):
             return 0, False
-        if self._line is None:
-            self._line = {each.id: idx for idx, each in enumerate(self._machine.scheduler.line(MOST_AHEAD), start=1)}
-        found = self._line.get(request.id, 0)
-        return (found, False) if found or len(self._line) < MOST_AHEAD else (MOST_AHEAD + 1, True)
+        places = self._line()
+        found = places.get(request.id, 0)
+        return (found, False) if found or len(places) < MOST_AHEAD else (MOST_AHEAD + 1, True)
+
+    def _line(self) -> dict[str, int]:
+        if self._places is None:
+            self._places = {each.id: idx for idx, each in enumerate(self._machine.scheduler.line(MOST_AHEAD), start=1)}
+        return self._places
 
     def _contenders(self, request: Request) -> tuple[Contender, ...]:
         """The tenants on the level where its way parts from that of whoever is next, the least served first."""
-        shares, scheduler = self._machine.starts.map(), self._machine.scheduler
-        candidate = next(scheduler.line(1), None)
-        own = parting(request.tenant, candidate.tenant) if candidate is not None else ""
+        shares = self._machine.starts.map()
+        first = next(iter(self._line()), None)
+        own = parting(request.tenant, self._machine.requests[first].tenant) if first in self._machine.requests else ""
         if not own:  # the next one is of the same tenant, or nobody is: then those at the top show how the tenant stands
             own = next((node.path for node in reversed(list(shares.lineage(request.tenant))) if shares.siblings(node.path)), "")
         if own not in shares.nodes:

@@ -20,12 +20,14 @@ from kerneld.events import (
     Event,
     FirstTokenSampled,
     QuotaRefused,
+    RequestDeferred,
     RequestFinished,
     RequestPreempted,
 )
 from kerneld.gauges import FairGauges
 from kerneld.histogram import BatchHistogram
 from kerneld.tenantlabels import MAX_TENANTS, OTHER, TenantLabels
+from kerneld.weights.debts import SYSTEM, LoadCharged
 
 RANK_S: Final = 60.0  # how often the places of tenants are given anew; they are when somebody asks for the page
 _WAIT_S: Final = (0.01, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0)
@@ -40,6 +42,8 @@ class _Series:
     preemptions: Counter[str] = field(default_factory=Counter)  # by cause
     refusals: Counter[str] = field(default_factory=Counter)  # by limit
     deadline_misses: int = 0
+    deferrals: int = 0
+    load_us: int = 0
 
 
 class ServiceMetrics:
@@ -52,12 +56,15 @@ class ServiceMetrics:
         self._labels = TenantLabels(max_tenants, self._drop)
         self._most_us: dict[str, int] = {}  # service of a tenant at its highest: refunds do not make a counter fall
         self._others_us = 0  # service of tenants without a place, as it came
+        self._system_loads_us = 0  # of models that nobody asked for
         self._ranked_us: Mapping[str, int] = {}  # service when places were given the last time
         self._handlers: dict[type[Event], Callable[..., None]] = {
             FirstTokenSampled: lambda event: self._of(event.tenant).first_token_s.observe(event.seconds),
             RequestFinished: self._on_finished,
             RequestPreempted: self._on_preempted,
             QuotaRefused: self._on_refused,
+            RequestDeferred: self._on_deferred,
+            LoadCharged: self._on_load_charged,
         }
 
     def on_event(self, event: Event) -> None:
@@ -83,11 +90,12 @@ class ServiceMetrics:
         yield self._histogram("tenant_time_to_first_token", text, lambda each: each.first_token_s)
         yield self._counter("tenant_preemptions", "Requests that ran and had to wait again.", "cause", lambda each: each.preemptions)
         yield self._counter("quota_rejections", "Calls that a limit refused.", "limit", lambda each: each.refusals)
-        misses = CounterMetricFamily("kerneld_deadline_misses", "Requests that their deadline ended.", labels=["tenant"])
-        for label, series in self._series.items():
-            misses.add_metric([label], series.deadline_misses)
-        yield misses
+        yield self._total("deadline_misses", "Requests that their deadline ended.", lambda each: each.deadline_misses)
+        yield self._total("tenant_deferrals", "Requests that waited behind a soft limit.", lambda each: each.deferrals)
+        text = "What loads of models took that a tenant paid for; told when the model leaves the device."
+        yield self._total("tenant_load_seconds", text, lambda each: each.load_us / 1e6)
         yield from _scheduler_families(fair)
+        yield _system_family({**fair.system_us, "load": self._system_loads_us})
         yield from _model_families(fair)
 
     # ---------------------------------------------------------------------------------------------------------------------- events
@@ -102,6 +110,15 @@ class ServiceMetrics:
 
     def _on_refused(self, event: QuotaRefused) -> None:
         self._of(event.tenant).refusals[event.limit] += 1
+
+    def _on_deferred(self, event: RequestDeferred) -> None:
+        self._of(event.tenant).deferrals += 1
+
+    def _on_load_charged(self, event: LoadCharged) -> None:
+        if event.tenant == SYSTEM:
+            self._system_loads_us += event.load_us
+        else:
+            self._of(event.tenant).load_us += event.load_us
 
     def _of(self, tenant: str) -> _Series:
         return self._series.setdefault(self._labels.label(tenant), _Series())
@@ -162,6 +179,12 @@ class ServiceMetrics:
             family.add_metric([label], of(series).buckets(), of(series).total)
         return family
 
+    def _total(self, name: str, text: str, of: Callable[[_Series], float]) -> Metric:
+        family = CounterMetricFamily(f"kerneld_{name}", text, labels=["tenant"])
+        for label, series in self._series.items():
+            family.add_metric([label], of(series))
+        return family
+
     def _counter(self, name: str, text: str, by: str, of: Callable[[_Series], Counter[str]]) -> Metric:
         family = CounterMetricFamily(f"kerneld_{name}", text, labels=["tenant", by])
         for label, series in self._series.items():
@@ -182,11 +205,14 @@ def _scheduler_families(fair: FairGauges) -> Iterable[Metric]:
     error = float("nan") if fair.estimate_error is None else fair.estimate_error
     yield GaugeMetricFamily("kerneld_start_estimate_error_ratio", text, value=error)
     yield GaugeMetricFamily("kerneld_start_estimates_judged", "Estimates that this error is of.", value=fair.num_estimates)
+
+
+def _system_family(system_us: Mapping[str, int]) -> Metric:
     text = "Seconds of device time that nobody asked for and no tenant pays, by cause."
-    system = CounterMetricFamily("kerneld_system_seconds", text, labels=["cause"])
-    for cause, us in fair.system_us.items():
-        system.add_metric([cause], us / 1e6)
-    yield system
+    family = CounterMetricFamily("kerneld_system_seconds", text, labels=["cause"])
+    for cause, us in system_us.items():
+        family.add_metric([cause], us / 1e6)
+    return family
 
 
 def _model_families(fair: FairGauges) -> Iterable[Metric]:

@@ -8,11 +8,12 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from kerneld.calls import FinishReason
-from kerneld.events import FirstTokenSampled, QuotaRefused, RequestFinished, RequestPreempted
+from kerneld.events import FirstTokenSampled, QuotaRefused, RequestDeferred, RequestFinished, RequestPreempted
 from kerneld.gauges import FairGauges, Gauges, StepGauges
 from kerneld.metrics import Metrics
 from kerneld.pricing.tariff import Tariff
 from kerneld.tenantlabels import MAX_TENANTS, OTHER
+from kerneld.weights.debts import SYSTEM, LoadCharged
 
 Samples = dict[tuple[str, tuple[tuple[str, str], ...]], float]
 
@@ -54,10 +55,16 @@ def test_waits_refusals_and_preemptions_are_counted_by_tenant(page: Page) -> Non
         FirstTokenSampled("r", "lab/bob", 0.03),
         RequestPreempted("r", "lab/ann", "share"),
         QuotaRefused("lab/bob", "max_queued", "lab"),
+        RequestDeferred("r", "lab/bob", 2.0),
+        LoadCharged("m", "lab/bob", 1_500_000),
+        LoadCharged("m", SYSTEM, 250_000),
     ):
         page.metrics.on_event(event)
 
     samples = page.samples()
+    assert page.of("tenant_deferrals_total") == {"lab/ann": 0, "lab/bob": 1}
+    assert page.of("tenant_load_seconds_total")["lab/bob"] == 1.5
+    assert samples["kerneld_system_seconds_total", (("cause", "load"),)] == 0.25
     assert page.of("tenant_queue_time_seconds_count") == {"lab/ann": 2, "lab/bob": 1}
     assert page.of("tenant_queue_time_seconds_sum")["lab/ann"] == 3.5
     assert samples["kerneld_tenant_queue_time_seconds_bucket", (("le", "0.5"), ("tenant", "lab/ann"))] == 1
