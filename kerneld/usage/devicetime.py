@@ -52,13 +52,17 @@ class DeviceTime:
     def _worth(self, row: Row, num_tokens: int) -> Iterator[tuple[str, int]]:
         """What the tokens of a row in this step are worth, and to whom."""
         request, start, end = row.request, row.position, row.position + num_tokens
-        computed = min(max(self._computed.get(request.id, 0), start), end)
-        self._computed[request.id] = max(self._computed.get(request.id, 0), end)
         tariff = self._tariff_of(request.context.model)
-        if computed > start:
-            yield SYSTEM, _cost_us(tariff, row, start, computed)
-        if end > computed:
-            yield request.tenant, _cost_us(tariff, row, computed, end)
+        if row.is_over:  # it had left when the step ran: whoever ended his request pays, whoever lost his row does not
+            yield request.tenant if request.is_finished else SYSTEM, _cost_us(tariff, row, start, end)
+            return
+        known = self._computed.get(request.id, 0)
+        again = min(max(known, start), end)
+        self._computed[request.id] = max(known, end)
+        if again > start:
+            yield SYSTEM, _cost_us(tariff, row, start, again)
+        if end > again:
+            yield request.tenant, _cost_us(tariff, row, again, end)
 
     def _split(self, total_us: int, worth: list[tuple[str, int]]) -> None:
         whole = sum(cost for _tenant, cost in worth)

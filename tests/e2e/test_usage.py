@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from kerneld_client import Client
+from kerneld_client import Client, errors
 from kerneld_client.values import Usage
 from tests.e2e.rig import FAKE, ROOT, DaemonRig, fake_model
 
@@ -112,3 +112,5 @@ def test_shares_are_drawn_as_a_tree_with_weights_and_factors(rig: DaemonRig) -> 
     with rig.connect(token=token) as ann:
         assert [record.tenant for record in ann.shares()] == ["lab", "lab/ann"]
         assert {record.tenant for record in ann.usage()} <= {"lab", "lab/ann"}
+        with pytest.raises(errors.NotFound):
+            ann.usage("lab/bob")
