@@ -146,6 +146,8 @@ def life_lines(outlook: Outlook, printer: Printer) -> Iterator[str]:
         facts.append(count_of(outlook.output_tokens, "output token"))
     if outlook.deferred_until:
         facts.append(f"deferred by a limit for {printer.left(outlook.deferred_until)}, unless the device would be idle")
+    if outlook.queue_until and outlook.state != "running":
+        facts.append(f"ends if it has not started in {printer.left(outlook.queue_until)}")
     if outlook.deadline:
         facts.append(f"deadline in {printer.left(outlook.deadline)}")
     yield f"  {capital(', '.join(facts))}."

@@ -192,6 +192,7 @@ class Outlook:
     reason: str = ""  # why it ended
     detail: str = ""
     ended_at: float = 0.0
+    queue_until: float = 0.0  # it ends if it has not started by then; 0: whenever it starts
 
 
 @dataclass(frozen=True, slots=True)

@@ -85,6 +85,7 @@ class Lookout:
             estimate=starts.estimate(request, place) if request.ticket else starts.estimator.estimate(0.0),
             deferred_until=request.defer_until if request.place is Place.DEFERRED else 0.0,
             deadline=request.deadline or 0.0,
+            queue_until=request.queue_until or 0.0,
             num_preemptions=request.num_preemptions,
             output_tokens=request.num_generated,
             first_token_s=first_token_s,

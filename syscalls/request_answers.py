@@ -37,6 +37,7 @@ def outlook(item: Outlook) -> pb.Outlook:
         reason=item.reason,
         detail=item.detail,
         ended_at=item.ended_at,
+        queue_until=item.queue_until,
     )
 
 

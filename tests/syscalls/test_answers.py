@@ -70,6 +70,7 @@ EXPLANATION = holdings.Explanation(
         reason="stop",
         detail="why",
         ended_at=16.5,
+        queue_until=17.5,
     ),
 )
 MEMORY = holdings.MemoryReport(

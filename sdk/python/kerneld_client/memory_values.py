@@ -203,6 +203,7 @@ class Outlook:
     reason: str
     detail: str
     ended_at: float
+    queue_until: float = 0.0  # it ends if it has not started by then
 
 
 @dataclass(frozen=True, slots=True)

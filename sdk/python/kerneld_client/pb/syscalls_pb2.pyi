@@ -1534,7 +1534,7 @@ class StartEstimate(_message.Message):
     def __init__(self, seconds: _Optional[float] = ..., error: _Optional[float] = ..., num_judged: _Optional[int] = ...) -> None: ...
 
 class Outlook(_message.Message):
-    __slots__ = ("request", "context_id", "tenant", "model", "state", "priority", "nice", "arrived_at", "queue_s", "position", "is_position_least", "tenant_position", "contenders", "estimate", "deferred_until", "deadline", "num_preemptions", "output_tokens", "first_token_s", "reason", "detail", "ended_at")
+    __slots__ = ("request", "context_id", "tenant", "model", "state", "priority", "nice", "arrived_at", "queue_s", "position", "is_position_least", "tenant_position", "contenders", "estimate", "deferred_until", "deadline", "num_preemptions", "output_tokens", "first_token_s", "reason", "detail", "ended_at", "queue_until")
     REQUEST_FIELD_NUMBER: _ClassVar[int]
     CONTEXT_ID_FIELD_NUMBER: _ClassVar[int]
     TENANT_FIELD_NUMBER: _ClassVar[int]
@@ -1557,6 +1557,7 @@ class Outlook(_message.Message):
     REASON_FIELD_NUMBER: _ClassVar[int]
     DETAIL_FIELD_NUMBER: _ClassVar[int]
     ENDED_AT_FIELD_NUMBER: _ClassVar[int]
+    QUEUE_UNTIL_FIELD_NUMBER: _ClassVar[int]
     request: str
     context_id: str
     tenant: str
@@ -1579,7 +1580,8 @@ class Outlook(_message.Message):
     reason: str
     detail: str
     ended_at: float
-    def __init__(self, request: _Optional[str] = ..., context_id: _Optional[str] = ..., tenant: _Optional[str] = ..., model: _Optional[str] = ..., state: _Optional[str] = ..., priority: _Optional[str] = ..., nice: _Optional[int] = ..., arrived_at: _Optional[float] = ..., queue_s: _Optional[float] = ..., position: _Optional[int] = ..., is_position_least: _Optional[bool] = ..., tenant_position: _Optional[int] = ..., contenders: _Optional[_Iterable[_Union[Contender, _Mapping]]] = ..., estimate: _Optional[_Union[StartEstimate, _Mapping]] = ..., deferred_until: _Optional[float] = ..., deadline: _Optional[float] = ..., num_preemptions: _Optional[int] = ..., output_tokens: _Optional[int] = ..., first_token_s: _Optional[float] = ..., reason: _Optional[str] = ..., detail: _Optional[str] = ..., ended_at: _Optional[float] = ...) -> None: ...
+    queue_until: float
+    def __init__(self, request: _Optional[str] = ..., context_id: _Optional[str] = ..., tenant: _Optional[str] = ..., model: _Optional[str] = ..., state: _Optional[str] = ..., priority: _Optional[str] = ..., nice: _Optional[int] = ..., arrived_at: _Optional[float] = ..., queue_s: _Optional[float] = ..., position: _Optional[int] = ..., is_position_least: _Optional[bool] = ..., tenant_position: _Optional[int] = ..., contenders: _Optional[_Iterable[_Union[Contender, _Mapping]]] = ..., estimate: _Optional[_Union[StartEstimate, _Mapping]] = ..., deferred_until: _Optional[float] = ..., deadline: _Optional[float] = ..., num_preemptions: _Optional[int] = ..., output_tokens: _Optional[int] = ..., first_token_s: _Optional[float] = ..., reason: _Optional[str] = ..., detail: _Optional[str] = ..., ended_at: _Optional[float] = ..., queue_until: _Optional[float] = ...) -> None: ...
 
 class ListRequestsRequest(_message.Message):
     __slots__ = ("page_size", "page_token", "all", "tenant")
