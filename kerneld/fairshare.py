@@ -57,7 +57,6 @@ class FairShare:
         """Slices are by rank, from the strictest class to the laxest; for the cap see `set_cap`."""
         self._tree = ShareTree(ShareRules(slices_us, cap_us))
         self._touched: dict[ShareNode, None] = {}  # nodes whose account may have changed since `changes` was asked, with all above
-        self._is_resuming = False  # accounts were restored, and nothing was charged since
 
     # ------------------------------------------------------------------------------------------------------------------ the tree
 
@@ -143,8 +142,6 @@ class FairShare:
     def charge(self, path: str, cost: int) -> None:
         """Charge `cost` microseconds to a tenant and everybody above it."""
         assert cost >= 0, "give back with refund"
-        if self._is_resuming:
-            self._end_resuming()
         for node in self._touch(path).lineage:
             if node.divisor == 1:  # most of them, once per row and step
                 node.counter += cost * node.price
@@ -246,16 +243,21 @@ class FairShare:
     def restore(self, accounts: Iterable[ShareAccount]) -> None:
         """Put accounts back, as `snapshot` gave them or all `changes` one over the other. Weights are not part of them.
 
-        Call it before anything waits. Tenants that are not known any more are left out. Those that were active are not lifted when their
-        requests queue again, until the first charge: a restart is no sleep.
+        Call it before anything waits. Tenants that are not known any more are left out. Those that were active are not lifted when
+        their requests queue again, each at its first time, whenever that is: a restart is no sleep.
         """
         restored = [(node, account) for account in accounts if (node := self._tree.kept(account.path)) is not None]
         for node, account in restored:
             node.restore(account)
             if account.last_child or account.last_active:
                 node.was_last_active(account.last_active, account.last_child)
-        self._is_resuming = True
         self.rebase()
+
+    def settle(self, tenants: Iterable[str]) -> None:
+        """Requests of before a restart are back, all of them; those of `tenants` wait. Of the others nobody is lifted less than usual."""
+        waiting = {node for tenant in tenants for node in self._tree.own(tenant).lineage}
+        for node in self._tree:
+            node.keeps_counter = node.keeps_counter and node in waiting
 
     def rebase(self) -> bool:
         """Move counters back, siblings together, where all that matter have passed `REBASE_AT`; differences between active siblings stay.
@@ -278,11 +280,6 @@ class FairShare:
         if (weight, factor_milli) != (node.weight, node.factor_milli):
             self._touched[node] = None
             node.weigh(weight, factor_milli)
-
-    def _end_resuming(self) -> None:
-        self._is_resuming = False
-        for node in self._tree:
-            node.keeps_counter = False
 
 
 def _check_weight(weight: int) -> None:

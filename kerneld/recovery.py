@@ -162,6 +162,8 @@ def _recover_requests(machine: Machine, state: LogState) -> list[Request]:
         _reserve_again(machine, request)
         machine.scheduler.recover(request, standing is not None and standing.is_running)
         unfinished.append(request)
+    machine.scheduler.settle(unfinished)
+    machine.scheduler.undefer(machine.clock())
     for request, reason, detail in over:
         machine.delivery.settle(request, reason, detail)
     return unfinished

@@ -186,6 +186,7 @@ class ShareNode:
         """Invariant 2, for a node that is about to be active."""
         assert self.parent is not None, "the root is not lifted"
         if self.keeps_counter:
+            self.keeps_counter = False
             return
         least = self.parent.least_served.least()
         reference = least or self.parent.last_active

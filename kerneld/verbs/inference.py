@@ -95,7 +95,7 @@ class InferenceVerbs:
         max_tokens = intake.check_length(context, model, len(tokens), args.max_tokens or DEFAULT_MAX_TOKENS)
         intake.check_fits(context, model, len(tokens) + max_tokens)
         intake.check_limits(context, len(tokens))
-        request = intake.make(context, args, resolve(args, context, model), len(tokens), max_tokens)
+        request = intake.make(context, args, resolve(args, context, model), tokens, max_tokens)
         intake.journal(caller, request, tokens)
         context.tokens.extend(tokens)
         reader = request.log.open(request.output_start)
@@ -154,7 +154,7 @@ class InferenceVerbs:
         intake.check_fits(context, model, len(tokens))
         intake.check_limits(context, len(tokens))
         copy = self._copy_of(context, tokens)
-        request = intake.make(copy, InferArgs(context.id), sampling, len(tokens), 0, score_from=max(context.num_tokens, 1))
+        request = intake.make(copy, InferArgs(context.id), sampling, tokens, 0, score_from=max(context.num_tokens, 1))
         await self._compute(request)
         finished = request.log.finished
         if finished is None or finished.reason is not FinishReason.STOP:
@@ -167,6 +167,7 @@ class InferenceVerbs:
         copy, reader = request.context, request.log.open(request.output_start)
         copy.move(ContextState.IDLE)
         try:
+            self._intake.take(request)
             self._intake.enqueue(request)
             async for _event in reader:
                 pass

@@ -107,11 +107,11 @@ class Intake:
         return Demand(num_input, sum(machine.residency.would_load(machine.models.get(name), context.tenant) for name in context.models))
 
     def make(
-        self, context: Context, args: InferArgs, sampling: Sampling, num_input: int, max_tokens: int, *, score_from: int = -1
+        self, context: Context, args: InferArgs, sampling: Sampling, tokens: tuple[int, ...], max_tokens: int, *, score_from: int = -1
     ) -> Request:
-        """A request that nobody knows of yet."""
+        """A request that nobody knows of yet; `tokens` are its input."""
         machine, now = self._machine, self._machine.clock()
-        start = context.num_tokens + (num_input if score_from < 0 else 0)
+        start = context.num_tokens + (len(tokens) if score_from < 0 else 0)
         grace_s = machine.config.kerneld.detach_grace_s if args.detach_grace_s is None else args.detach_grace_s
         log = OutputLog(start, machine.clock, is_held=context.durability is Durability.FSYNC)
         tokenizer = machine.models.get(context.model).tokenizer if score_from < 0 else None
@@ -120,12 +120,12 @@ class Intake:
             context=context,
             args=args,
             sampling=sampling,
-            num_input=num_input,
+            num_input=len(tokens),
             output_start=start,
             max_tokens=max_tokens,
             arrival=now,
             log=log,
-            transcript=Transcript(log, tokenizer, args.stop, context.tokens[-PREFIX_TOKENS:].tolist()),
+            transcript=Transcript(log, tokenizer, args.stop, (*context.tokens[-PREFIX_TOKENS:], *tokens)[-PREFIX_TOKENS:]),
             deadline=now + args.deadline_s if args.deadline_s else None,
             queue_until=now + args.max_queue_s if args.max_queue_s else None,
             detach_grace_s=grace_s,

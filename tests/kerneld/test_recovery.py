@@ -11,7 +11,9 @@ from drivers.contract import Sampling
 from drivers.fake_model import FakeModel
 from kerneld.calls import ContextState, Durability, Limits, ListArgs, ModelState, SetArgs
 from kerneld.errors import NotFound
-from tests.kerneld.rig import ADMIN, ANN, LANGUAGE, Rig, Sizes, in_loop, oracle, prompt_of, running
+from kerneld.events import Detail, RequestAdmitted
+from kerneld.request import Request
+from tests.kerneld.rig import ADMIN, ANN, BOB, LANGUAGE, Rig, Sizes, in_loop, oracle, prompt_of, running
 
 
 @pytest.mark.parametrize("num_turns", [0, 3, 7, 12, 20, 33])
@@ -185,6 +187,160 @@ async def test_counters_and_effects_outlive_the_daemon(tmp_path: Path) -> None:
         assert rig.machine.scheduler.shares.service("lab/ann") == service > 0
         assert (await rig.kernel.alloc(caller, AllocArgs("m"))).id == info.id
         assert len(rig.machine.contexts) == 1
+
+
+def how_it_stands(request: Request) -> tuple[object, ...]:
+    """What a restart must not change of a request that runs."""
+    paid = (request.is_charged, request.tariff, request.num_prepaid, request.num_charged, request.num_cached)
+    return (*paid, request.num_since_admission, request.num_input, request.num_generated)
+
+
+@in_loop
+async def test_the_books_are_exactly_those_of_the_last_write(tmp_path: Path) -> None:
+    async with running(Rig(tmp_path)) as rig:
+        assert rig.worker is not None
+        await rig.infer(await rig.alloc(), prompt_of(1, 9), 9)
+        for seed in range(6):
+            caller = (ANN, BOB)[seed % 2]
+            rig.begin(await rig.alloc(caller), prompt_of(seed, 9), 40, caller=caller)
+        await rig.until(lambda: sum(request.num_generated for request in rig.machine.requests.values()) > 60)
+        rig.worker.hold()
+        rig.machine.delivery.books.flush()
+        before = {request.id: how_it_stands(request) for request in rig.machine.requests.values()}
+        books = rig.machine.scheduler.accounts()
+
+        await rig.die_and_return()
+
+        assert {account.path: account.service for account in rig.machine.scheduler.shares.snapshot() if account.service} == {
+            account.path: account.service for account in books.shares if account.service
+        }
+        assert rig.machine.scheduler.accounts().outputs == books.outputs
+        assert {request.id: how_it_stands(request) for request in rig.machine.requests.values()} == before
+        assert all(request.is_interrupted for request in rig.machine.requests.values())
+
+
+@in_loop
+async def test_one_that_never_ran_is_charged_when_it_is_seated(tmp_path: Path) -> None:
+    async with running(Rig(tmp_path, Sizes(max_rows=1))) as rig:
+        assert rig.worker is not None
+        rig.worker.hold()
+        first, second = await rig.alloc(), await rig.alloc(BOB)
+        rig.begin(first, prompt_of(1, 9), 4)
+        rig.begin(second, prompt_of(2, 9), 4, caller=BOB)
+        await rig.until(lambda: len(rig.machine.requests) == 2)
+        await rig.die_and_return()
+        assert not any(request.is_charged for request in rig.machine.requests.values() if request.tenant == "lab/bob")
+        await asyncio.gather(rig.attach(first, 9), rig.attach(second, 9, BOB))
+        shares = rig.machine.scheduler.shares
+        assert min(shares.service("lab/ann"), shares.service("lab/bob")) > 0
+
+
+@in_loop
+async def test_what_contexts_cost_that_are_not_journaled_is_kept_all_the_same(tmp_path: Path) -> None:
+    async with running(Rig(tmp_path)) as rig:
+        await rig.infer(await rig.alloc(durability=Durability.NONE), prompt_of(1, 9), 9)
+        service = rig.machine.scheduler.shares.service("lab/ann")
+        rig.machine.delivery.books.flush()
+        await rig.die_and_return()
+        assert rig.machine.scheduler.shares.service("lab/ann") == service > 0
+
+
+@in_loop
+async def test_a_cancel_before_the_first_token_stays_charged_after_a_restart(tmp_path: Path) -> None:
+    async with running(Rig(tmp_path)) as rig:
+        assert rig.worker is not None
+        context = await rig.alloc()
+        rig.worker.hold()
+        rig.begin(context, prompt_of(1, 200), 9)
+        await rig.until(lambda: rig.machine.scheduler.running.total == 1)
+        assert await rig.kernel.cancel(ANN, context)
+        charged = rig.machine.scheduler.shares.service("lab/ann")
+        assert charged > 0
+        await rig.die_and_return()
+        assert rig.machine.scheduler.shares.service("lab/ann") == charged
+
+
+@in_loop
+async def test_usage_is_whole_after_a_restart(tmp_path: Path) -> None:
+    async with running(Rig(tmp_path)) as rig:
+        assert rig.worker is not None
+        done, going = await rig.alloc(), await rig.alloc()
+        await rig.infer(done, prompt_of(1, 20), 5)
+        rig.begin(going, prompt_of(2, 30), 40)
+        await rig.until(lambda: len(rig.tokens(going)) > 35)
+        await rig.die_and_return()
+        ends = [(await rig.attach(done, 20)).finished, (await rig.attach(going, 30)).finished]
+        assert [(end.usage.input_tokens, end.usage.output_tokens) for end in ends if end is not None] == [(20, 5), (30, 40)]
+
+
+@pytest.mark.parametrize("kind", [Durability.JOURNAL, Durability.FSYNC])
+@in_loop
+async def test_what_finished_before_a_restart_reads_as_it_did(tmp_path: Path, kind: Durability) -> None:
+    rig = Rig(tmp_path)
+    rig.add_tokenizer()
+    async with running(rig):
+        told = oracle(prompt_of(1, 9), 40)
+        plain, stopped, ended, cut = [await rig.alloc(durability=kind) for _ in range(4)]
+        ends = Sampling(temperature=0.0, stop_token_ids=(told[11],))
+        await asyncio.gather(
+            rig.begin(plain, prompt_of(1, 9), 12),
+            rig.begin(stopped, prompt_of(1, 9), 40, stop=(f"t{told[9]} t{told[10]}",)),
+            rig.begin(ended, prompt_of(1, 9), 40, sampling=ends),
+            rig.begin(cut, prompt_of(1, 9), 40),
+        )
+        await rig.kernel.truncate(ANN, cut, 20)
+        before = [await rig.attach(context, offset) for context in (plain, stopped, ended, cut) for offset in (0, 9, 12)]
+        await rig.die_and_return()
+        for _ in range(2):
+            after = [await rig.attach(context, offset) for context in (plain, stopped, ended, cut) for offset in (0, 9, 12)]
+            assert [(output.text, output.tokens, output.finished) for output in after] == [
+                (output.text, output.tokens, output.finished) for output in before
+            ]
+        assert f"t{told[10]}" not in before[4].text
+        more = await rig.infer(stopped, (), 3)
+        assert (await rig.attach(stopped, more.offset)).text == more.text
+
+
+def watch(rig: Rig, seated: list[str]) -> None:
+    """Note the label of every request that is seated from now on; what loads take on this machine is charged to nobody."""
+    rig.machine.scheduler.charging.surcharge = lambda _request, _cost: 0
+
+    def heard(detail: Detail) -> None:
+        if isinstance(detail, RequestAdmitted):
+            seated.append(rig.machine.requests[detail.request].context.labels["n"])
+
+    rig.machine.events.subscribe(heard)
+
+
+async def order_of_seats(rig: Rig, num_requests: int, kills_at: list[int]) -> list[str]:
+    """Let three tenants ask for much at once, and the daemon die when so many were seated; the order of first seats."""
+    async with running(rig):
+        assert rig.worker is not None
+        for path, weight in (("lab/ann", 1), ("lab/bob", 3)):
+            await rig.kernel.set_tenant(ADMIN, path, weight, Limits())
+        rig.worker.hold()
+        seated: list[str] = []
+        watch(rig, seated)
+        for number in range(num_requests):
+            caller = (ADMIN, ANN, BOB)[number * 7 % 3]
+            context = await rig.alloc(caller, labels={"n": str(number)})
+            rig.begin(context, prompt_of(number, 3 + number * 5 % 11), 1 + number * 3 % 8, caller=caller)
+            await rig.until(lambda number=number: len(rig.machine.requests) > number)  # type: ignore[misc]
+        rig.worker.release()
+        for num_seated in kills_at:
+            await rig.until(lambda num_seated=num_seated: len(set(seated)) >= num_seated)  # type: ignore[misc]
+            await rig.die_and_return()
+            watch(rig, seated)
+        await rig.until(lambda: not rig.machine.requests)
+        return list(dict.fromkeys(seated))
+
+
+@pytest.mark.parametrize("max_rows", [1, 4])
+@in_loop
+async def test_the_order_of_seats_is_that_of_the_run_that_nobody_killed(tmp_path: Path, max_rows: int) -> None:
+    sizes = Sizes(max_rows=max_rows, max_step_tokens=4096)
+    undisturbed = await order_of_seats(Rig(tmp_path / "first", sizes), 60, [])
+    assert await order_of_seats(Rig(tmp_path / "second", sizes), 60, [7, 20, 41]) == undisturbed
 
 
 @in_loop

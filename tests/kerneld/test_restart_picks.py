@@ -150,6 +150,7 @@ class Life:
                 over.append(request)
             else:
                 self.scheduler.recover(request, standing is not None and standing.is_running)
+        self.scheduler.settle(list(self.requests.values()))
         self.scheduler.undefer(max((float(op.value) for op in self.script[: self.first] if op.name == "undefer"), default=0.0))
         for request in over:
             reason = self._end_of(request)
