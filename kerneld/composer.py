@@ -32,6 +32,7 @@ from typing import NamedTuple
 from drivers.contract import FramePatch, RowStart
 from kerneld.calls import FinishReason
 from kerneld.delivery import Delivery
+from kerneld.gate import Gate
 from kerneld.prefixes import Prefixes
 from kerneld.request import Request
 from kerneld.rows import Part, Row
@@ -44,6 +45,8 @@ from memory.page import PagePlan
 from memory.pager import Pager
 
 logger = logging.getLogger(__name__)
+
+_Shortage = OutOfFrames | OverLimit | None  # None: of frames, and known without asking the pager
 
 
 class Composed(NamedTuple):
@@ -65,9 +68,7 @@ class Composer:
         self._delivery = delivery
         self._max_rows = max_rows
         self._most_newcomers = max_rows  # of the next plan (invariant 4)
-        self._is_line_stopped = False
-        self._opens_at = 0  # > 0: the line opens when this plan has landed
-        self._blocked_by = 0  # > 0: those who run find no frames before this plan has landed
+        self._gate = Gate()
         self._has_preempted = False  # for a waiting one, in this plan (invariant 3)
         self.num_attempts = 0  # plans asked of the pager
         self.on_misfit: Callable[[Request, FinishReason, str], None] = delivery.settle
@@ -81,23 +82,25 @@ class Composer:
 
     def open_line(self, last_seq: int = 0) -> None:
         """Something was given up: who did not fit may fit now, or once plan `last_seq` has landed (0: none is on its way)."""
-        self._is_line_stopped = False
-        self._opens_at, self._blocked_by = last_seq, 0
+        if last_seq:
+            self._gate.open()
+            self._gate.open_at(last_seq)
+        else:
+            self._gate.clear()
         self._scheduler.let_in()
 
     def row_ended(self, last_seq: int) -> None:
         """A row has ended: what it had is free once plan `last_seq` has landed (0: none is on its way)."""
         if last_seq:
-            self._opens_at, self._blocked_by = last_seq, 0
+            self._gate.open_at(last_seq)
         else:
             self.open_line()
 
     def landed(self, seq: int) -> None:
         """A plan has landed (invariant 2)."""
-        if self._blocked_by and seq >= self._blocked_by:
-            self._blocked_by = 0
-        if self._opens_at and (seq >= self._opens_at or not len(self.seats)):
-            self.open_line()
+        if self._gate.landed(seq) or not len(self.seats):
+            self._gate.open()
+            self._scheduler.let_in()
 
     def unseat(self, request: Request) -> Row | None:
         """Take a request off its row; the caller then ends it or lets it wait. Returns the row, if it had one."""
@@ -105,6 +108,7 @@ class Composer:
         if row is not None:
             if row.is_told:
                 request.context.kv_valid = min(row.position, request.context.num_tokens)
+                self._gate.left(row.table)
             self.seats.leave(row)
             self.prefixes.left(request)
         return row
@@ -116,7 +120,7 @@ class Composer:
 
         `last_on_way` is the number of the last plan that is on its way, 0 if there is none.
         """
-        if self._blocked_by:
+        if self._gate.is_blocked:
             return None
         self._has_preempted = False
         self._free_a_row()
@@ -131,6 +135,7 @@ class Composer:
         if not (clears or parts or pages.moves or pages.zeros or pages.late_zeros):
             self._pager.abort(pages.seq)
             return self.compose(seq, last_on_way) if self._has_candidate() else None  # who sat did not fit, and somebody waited for it
+        self._gate.last_seq = pages.seq
         return Composed(pages, clears, parts)
 
     def tell_rows(self) -> tuple[tuple[RowStart, ...], tuple[FramePatch, ...]]:
@@ -147,11 +152,11 @@ class Composer:
         return tuple(starts), tuple(patches)
 
     def _has_candidate(self) -> bool:
-        return self.seats.has_free and not self._is_line_stopped and self._scheduler.next_candidate() is not None
+        return self.seats.has_free and not self._gate.is_stopped and self._scheduler.next_candidate() is not None
 
     def _free_a_row(self) -> None:
         """Where all slots are taken, take one from somebody whose tenant is far ahead of who is next."""
-        if self._is_line_stopped or not self.seats.is_full:
+        if self._gate.is_stopped or not self.seats.is_full:
             return
         candidate = self._scheduler.next_candidate()
         if candidate is None:
@@ -164,7 +169,7 @@ class Composer:
     def _seat_candidates(self) -> int:
         """Seat who is next, while there are slots and the line is not stopped. Returns how many were seated."""
         num_seated = 0
-        while self.seats.has_free and not self._is_line_stopped and num_seated < self._most_newcomers:
+        while self.seats.has_free and not self._gate.is_stopped and num_seated < self._most_newcomers:
             request = self._scheduler.next_candidate()
             if request is None:
                 break
@@ -186,12 +191,15 @@ class Composer:
             parts = self._choose_steps()
             computed = {part.row.request.id: part.num_computed for part in parts}
             wants = [row.want(computed.get(row.request.id, 0)) for row in self.seats.rows]
-            self.num_attempts += 1
-            try:
-                return self._pager.plan(seq, wants), parts
-            except (OutOfFrames, OverLimit) as shortage:
-                if not self._give_way(shortage, last_on_way):
-                    return None
+            shortage: OutOfFrames | OverLimit | None = None
+            if len(wants) < 2 or not self._pager.room.is_short(wants, self._gate.leaving):
+                self.num_attempts += 1
+                try:
+                    return self._pager.plan(seq, wants), parts
+                except (OutOfFrames, OverLimit) as found:
+                    shortage = found
+            if not self._give_way(shortage, last_on_way):
+                return None
 
     def _choose_steps(self) -> list[Part]:
         needs = [(row, need) for row in self.seats.rows if (need := row.need()) is not None]
@@ -203,7 +211,7 @@ class Composer:
 
     # -------------------------------------------------------------------------------------------------------------- shortage
 
-    def _give_way(self, shortage: OutOfFrames | OverLimit, last_on_way: int) -> bool:
+    def _give_way(self, shortage: _Shortage, last_on_way: int) -> bool:
         """Let somebody leave its row. Returns whether it is worth trying again at once."""
         rows = [row for row in self.seats.rows if _concerns(shortage, row)]
         is_last = len(rows) == 1 and not last_on_way
@@ -216,14 +224,18 @@ class Composer:
             else:
                 self._wait_for_room(newcomers[0], rows, shortage, last_on_way)
             return True
-        if last_on_way:
-            self._opens_at = self._blocked_by = last_on_way
+        if last_on_way and self._gate.block_by_leaving():
             return False
         victim = self._scheduler.victim([row.request for row in rows])
         if victim is not None:
             self._preempt(victim, _cause(shortage))
             self._stop_line(shortage)
-            return True
+            self._gate.block(last_on_way)
+            return not last_on_way
+        if last_on_way:
+            self._gate.block(last_on_way)
+            return False
+        assert shortage is not None, "the pager was asked about the last one"
         if isinstance(shortage, OutOfFrames) and self.relieve(rows[0].request):
             if rows[0].is_told:
                 self._preempt(rows[0].request, _cause(shortage))
@@ -242,34 +254,38 @@ class Composer:
         self.unseat(newcomer)
         self._delivery.turn_back(newcomer)
 
-    def _wait_for_room(self, newcomer: Request, rows: list[Row], shortage: OutOfFrames | OverLimit, last_on_way: int) -> None:
+    def _wait_for_room(self, newcomer: Request, rows: list[Row], shortage: _Shortage, last_on_way: int) -> None:
         """A newcomer is next, and does not fit: the line stops, and somebody who is far ahead of it gives way."""
         self._turn_back(newcomer)
-        self._opens_at = last_on_way
+        self._gate.open_at(last_on_way)
         self._stop_line(shortage)
-        victim = None if self._has_preempted else self._scheduler.victim([row.request for row in rows if row.is_told], newcomer)
+        if self._takes_row(newcomer, rows, _cause(shortage)) and not last_on_way:
+            self.open_line()
+
+    def _takes_row(self, candidate: Request, rows: list[Row], cause: str) -> bool:
+        """Preempt somebody of these who is far ahead of a waiting request (invariant 3). Returns whether somebody was."""
+        victim = None if self._has_preempted else self._scheduler.victim([row.request for row in rows if row.is_told], candidate)
         if victim is not None:
             self._has_preempted = True
-            self._preempt(victim, _cause(shortage))
-            if not last_on_way:
-                self.open_line()
+            self._preempt(victim, cause)
+        return victim is not None
 
-    def _stop_line(self, shortage: OutOfFrames | OverLimit) -> None:
+    def _stop_line(self, shortage: _Shortage) -> None:
         if isinstance(shortage, OverLimit):
             self._scheduler.hold_back(shortage.owner)
         else:
-            self._is_line_stopped = True
+            self._gate.stop()
 
     def _preempt(self, victim: Request, cause: str) -> None:
         self.unseat(victim)
         self._delivery.preempted(victim, cause)
 
 
-def _concerns(shortage: OutOfFrames | OverLimit, row: Row) -> bool:
+def _concerns(shortage: _Shortage, row: Row) -> bool:
     """Whether a row's leaving could end a shortage: any row's that of frames, only the capped owner's that of its limit."""
-    return isinstance(shortage, OutOfFrames) or shortage.owner in ancestors(row.request.tenant)
+    return not isinstance(shortage, OverLimit) or shortage.owner in ancestors(row.request.tenant)
 
 
-def _cause(shortage: OutOfFrames | OverLimit) -> str:
+def _cause(shortage: _Shortage) -> str:
     """Why somebody is preempted, in a word."""
-    return "frames" if isinstance(shortage, OutOfFrames) else "limit"
+    return "limit" if isinstance(shortage, OverLimit) else "frames"

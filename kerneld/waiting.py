@@ -161,8 +161,8 @@ class Waiting:
         self.num_changes += 1
         request.missing = next((name for name in request.context.models if name not in self._resident), "")
         request.place = place = self._place_of(request)
+        request.rank = class_rank(request)
         if place is Place.LINE:
-            request.rank = class_rank(request)
             self._queues.setdefault(request.tenant, TicketQueue()).push(_line_key(request), request)
             self._shares.enqueue(request.tenant, request.rank)
             self.num_ready += 1

@@ -17,7 +17,7 @@ from __future__ import annotations
 from collections.abc import Generator, Iterable, Sequence
 from functools import partial
 
-from memory.capacity import check_fits
+from memory.capacity import Room, check_fits
 from memory.config import MemoryConfig
 from memory.costs import Costs
 from memory.disk import Disk
@@ -50,6 +50,7 @@ class Pager:
         self._flights = Flights(self._mapping)
         self.weights = {tier: WeightShelf(self._mapping, tier) for tier in (Tier.DEVICE, Tier.HOST)}
         self._tables = Tables(self._mapping, self._flights)
+        self.room = Room(self._mapping, self.weights[Tier.DEVICE])
         self.sharing = Sharing(self._mapping, self._flights, self._tables)
         order = partial((policy or LruPolicy()).order, self._tables)
         self._planner = Planner(config, self._tables, self._flights, self.weights, self._mapping, self.costs)
