@@ -59,6 +59,8 @@ def test_all_verbs_are_awaitable(rig: Rig) -> None:
                 assert await context.attach(7).result()
             assert (await k.top()).boot_generation == 1
             assert [event.sequence async for event in k.events()] == [1, 2, 3]
+            assert [each.state for each in await k.requests()] == ["waiting"]
+            assert (await k.explain(request="2" * 32)).outlook is not None
 
     asyncio.run(main())
 

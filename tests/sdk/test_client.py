@@ -144,6 +144,14 @@ def test_memory_verbs(client: kerneld_client.Client, rig: Rig) -> None:
     assert client.explain(model="m").queue is None
     with pytest.raises(errors.InvalidArgument):
         client.explain()
+    with pytest.raises(errors.InvalidArgument):
+        client.explain(request="no id")
+    asked = client.explain(request="2" * 32)
+    assert asked.outlook is not None
+    assert (asked.subject, asked.outlook.position) == (f"request {'2' * 32}", 2)
+    assert rig.kernel.seen[-1][0] == "explain_request"
+    assert [each.context_id for each in client.requests(all=True, tenant="lab")] == ["1" * 32]
+    assert rig.kernel.seen[-1][2] == ListArgs(everybody=True, tenant="lab")
     assert [part.problems for part in client.fsck()] == [(), ("it does not hold",)]
     client.add_tenant("lab/b")
     client.set_tenant("lab/b", weight=2, revision="ab")

@@ -1,0 +1,41 @@
+"""How the latest requests ended."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from kerneld.calls import Finished, FinishReason, Usage
+from kerneld.endings import Endings
+from kerneld.request import Request
+
+MakeRequest = Callable[..., Request]
+
+
+def ended(request: Request) -> Request:
+    request.context.last_finished = Finished(FinishReason.DEADLINE, Usage(), "The deadline passed.")
+    request.queue_s, request.first_token_at = 2.5, request.arrival + 3.0
+    return request
+
+
+def test_an_ending_tells_how_it_went(make_request: MakeRequest) -> None:
+    endings = Endings()
+    request = ended(make_request("lab/ann", arrival=100.0))
+
+    endings.note(request, 110.0)
+
+    found = endings.find(request.id)
+    assert found is not None
+    outlook = found.outlook
+    assert (outlook.state, outlook.reason, outlook.detail) == ("finished", "deadline", "The deadline passed.")
+    assert (outlook.queue_s, outlook.first_token_s, outlook.ended_at) == (2.5, 3.0, 110.0)
+    assert found.owner == "ann"
+
+
+def test_only_the_latest_are_remembered(make_request: MakeRequest) -> None:
+    endings = Endings(2)
+    requests = [ended(make_request()) for _ in range(3)]
+    for request in requests:
+        endings.note(request, 1.0)
+
+    assert [endings.find(request.id) is None for request in requests] == [True, False, False]
+    assert endings.find("0" * 32) is None
