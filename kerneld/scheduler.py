@@ -274,7 +274,7 @@ class Scheduler:
     def urgency(self, model: str) -> tuple[object, ...] | None:
         """How urgent a load is: the least is that of the model whose best waiter would be picked first; None: nobody waits for it."""
         waiting = self._waiting.absent(model)
-        return min(((self.shares.place(request.tenant, class_rank(request)), key, request.id) for key, request in waiting), default=None)
+        return min(((self.shares.place(request.tenant, request.rank), key, request.id) for key, request in waiting), default=None)
 
     def line(self, limit: int) -> Iterator[Request]:
         """The first of those who wait, in the order in which they would be seated if everything fitted; nothing may change meanwhile."""

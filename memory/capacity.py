@@ -52,7 +52,7 @@ class Room:
             for space_id, num_shared in zip(want.table.space_ids, want.table.num_shared, strict=True):
                 needed[space_id] += max(num_pages - num_shared, 0)
         for table in leaving:
-            if table not in wanted:
+            if table not in wanted and needed.keys() >= set(table.space_ids):  # else its model has left
                 for space_id, num_here, num_shared in zip(table.space_ids, table.num_device, table.num_shared, strict=True):
                     needed[space_id] += max(num_here - num_shared, 0)
         pools, arena = self._mapping.pools(Tier.DEVICE), self._mapping.arenas[Tier.DEVICE]
