@@ -52,6 +52,7 @@ NAMES = frozenset(
         "store.commit.after",
         "store.commit.before",
         "store.migrate.before_commit",
+        "usage.write.between",
     }
 )
 

@@ -8,6 +8,7 @@ from typing import Any, Final, Protocol
 
 from sqlalchemy import ColumnElement, Connection, Select, and_, delete, func, insert, literal, or_, select, true, update
 
+from kerneld.failpoints import hit
 from kerneld.state.commits import Commits
 from kerneld.state.statements import put_row
 from kerneld.state.tables import UsageRow, tenants, usage
@@ -87,6 +88,7 @@ class UsageStore:
         def change(connection: Connection) -> None:
             for bucket, amounts in batch.amounts.items():
                 _add_amounts(connection, bucket, amounts)
+            hit("usage.write.between")
             living = {row.path for row in connection.execute(select(tenants.c.path))}
             for path in batch.totals.keys() & living:
                 total = batch.totals[path]

@@ -57,7 +57,8 @@ class UsageBook:
     def __init__(self, policy: UsagePolicy, clocks: UsageClocks, shares: FairShare, ledger: Ledger, tariffs: Tariffs) -> None:
         self._policy, self._clocks, self._shares = policy, clocks, shares
         self.accounts = UsageAccounts(clocks.unix)
-        self.decayed = DecayedUsage(UsageClock(clocks.unix), policy.half_life_days * DAY_S)
+        self._clock = UsageClock(clocks.unix)
+        self.decayed = DecayedUsage(self._clock, policy.half_life_days * DAY_S)
         self._device_time = DeviceTime(tariffs.get, self._give_device)
         self._page_seconds = PageSeconds(ledger, clocks.monotonic)
         self._weights: dict[str, dict[str, int]] = {}  # of the children of every node, by their paths
@@ -83,7 +84,8 @@ class UsageBook:
         Service that is in those accounts and was not written is used now. Factors are in them too, and stay until the next update.
         """
         self.accounts.restore(kept.totals)
-        self.decayed.restore(UsageClock(self._clocks.unix, kept.clock), kept.decayed)
+        self._clock = UsageClock(self._clocks.unix, kept.clock)
+        self.decayed.restore(self._clock, kept.decayed)
         for path in self.accounts:
             self.accounts.begin_service(path, self._shares.own_service(path))
         self.settle()
@@ -198,8 +200,9 @@ class UsageBook:
                 raise
 
     async def forget_old(self, store: UsageStore) -> None:
-        """Drop hours that are too old. Raises: what a store raises."""
-        await store.forget(hour_of(self._clocks.unix() - self._policy.keep_days * DAY_S))
+        """Drop hours that are too old, unless the time of day is in doubt. Raises: what a store raises."""
+        if self._clock.is_trusted:
+            await store.forget(hour_of(self._clocks.unix() - self._policy.keep_days * DAY_S))
 
     def _is_asked(self, query: UsageQuery, bucket: Bucket) -> bool:
         """What `kerneld.state.usagestore` asks of a row, asked of an amount that is not written."""

@@ -33,6 +33,7 @@ class UsageClock:
         self._clock = clock
         self._wall_s = kept.wall_s if kept is not None else clock()
         self._passed_s = kept.passed_s if kept is not None else 0.0
+        self._trusted_from_s = 0.0
 
     def now(self) -> float:
         """Seconds since the first clock of this state was started."""
@@ -42,7 +43,14 @@ class UsageClock:
             logger.warning("the clock went forward by more than a day; a day counts", extra={"jump_s": round(step_s)})
         self._wall_s = wall_s
         self._passed_s += min(max(step_s, 0.0), MOST_JUMP_S)
+        if step_s > MOST_JUMP_S:
+            self._trusted_from_s = self._passed_s + DAY_S
         return self._passed_s
+
+    @property
+    def is_trusted(self) -> bool:
+        """Whether there was no jump for a day: what is deleted by the time of day is deleted for good."""
+        return self.now() >= self._trusted_from_s
 
     def kept(self) -> ClockRow:
         """What a later clock needs to go on from here."""

@@ -1,6 +1,6 @@
 """A process that changes durable state step by step and says what was acknowledged, until a failpoint ends it.
 
-    python crash_child.py journal|store|images|audit FOLDER        one line on stdout per acknowledged step, "refused" lines for refusals
+    python crash_child.py journal|store|usage|images|audit FOLDER     a line on stdout per acknowledged step, "refused" lines for refusals
 
 Imports stay inside the functions: a child that needs no database should not load one.
 """
@@ -83,6 +83,24 @@ async def store(folder: Path) -> None:
     await relations.close()
 
 
+async def usage(folder: Path) -> None:
+    """Write one request more of a tenant, four times."""
+    from kerneld.calls import Limits
+    from kerneld.state.database import sqlite_url
+    from kerneld.state.store import Store
+    from kerneld.state.tables import TenantRow, UsageRow
+    from kerneld.state.usagestore import UsageBatch
+    from kerneld.usage.amounts import Amounts, Bucket
+
+    relations = Store.open(sqlite_url(folder / "kerneld.db"))
+    await relations.add_tenant(TenantRow("lab", 1, Limits(), 1.0, bytes(32)))
+    for number in range(4):
+        more = {Bucket("lab", 1.0, 3600 * (number // 2)): Amounts(requests=1, input_tokens=10)}
+        batch = UsageBatch(more, {"lab": UsageRow(input_tokens=10 * (number + 1))}, {})
+        await attempt(f"write {number}", lambda batch=batch: relations.usage.write(batch))  # type: ignore[misc]
+    await relations.close()
+
+
 async def images(folder: Path) -> None:
     """Write two images that share a page, then delete the first."""
     from kerneld.checkpoint import ImageStore, PageContent
@@ -118,4 +136,4 @@ async def audit(folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    asyncio.run({"journal": journal, "store": store, "images": images, "audit": audit}[sys.argv[1]](Path(sys.argv[2])))
+    asyncio.run({"journal": journal, "store": store, "usage": usage, "images": images, "audit": audit}[sys.argv[1]](Path(sys.argv[2])))

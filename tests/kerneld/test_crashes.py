@@ -27,7 +27,8 @@ from kerneld.state.database import sqlite_url
 from kerneld.state.journal import Journal
 from kerneld.state.records import Record, Tokens, unpack_tokens
 from kerneld.state.store import Store
-from kerneld.state.tables import TenantRow
+from kerneld.state.tables import TenantRow, UsageRow
+from kerneld.state.usagestore import UsageQuery
 
 ROOT = Path(__file__).parents[2]
 CHILD = Path(__file__).with_name("crash_child.py")
@@ -77,6 +78,19 @@ def journaled(folder: Path) -> list[str]:
 def _number(record: Record) -> str:
     assert isinstance(record, Tokens)
     return str(unpack_tokens(record.batch[0][1])[0])
+
+
+def used(folder: Path) -> tuple[int, int, int]:
+    """Return requests and input tokens by the hour, and input tokens in all, of the tenant in the child's store."""
+
+    async def look() -> tuple[int, int, int]:
+        store = Store.open(sqlite_url(folder / "kerneld.db"))
+        found = list((await store.usage.read(UsageQuery(0, 7200, 0))).values())
+        total = (await store.usage.load()).totals.get("lab", UsageRow()).input_tokens
+        await store.close()
+        return sum(amounts.requests for amounts in found), sum(amounts.input_tokens for amounts in found), total
+
+    return asyncio.run(look())
 
 
 def stored(folder: Path) -> list[str]:
@@ -130,6 +144,14 @@ def test_the_store_keeps_what_it_acknowledged(tmp_path: Path, failpoint: str, pa
     found = stored(tmp_path)
     assert set(said) <= set(found)
     assert len(found) <= len(said) + (3 if len(said) >= 3 else 1)
+
+
+@pytest.mark.parametrize(("failpoint", "passes"), cases("usage."))
+def test_hours_and_totals_of_usage_never_part(tmp_path: Path, failpoint: str, passes: int) -> None:
+    said = acknowledged(killed_child("usage", tmp_path, failpoint, passes), "write")
+    requests, hours, total = used(tmp_path)
+    assert hours == total == 10 * requests
+    assert len(said) <= requests <= len(said) + 1
 
 
 @pytest.mark.parametrize(("failpoint", "passes"), cases("image."))
