@@ -94,6 +94,11 @@ class LoadDebts:
         for tenant, paid_us in sorted(residency.paid_us.items()):
             self._events.publish(LoadCharged(model, tenant, paid_us))
 
+    def end_all_but(self, models: set[str]) -> None:
+        """A worker came in that holds these models and no others: what the one before it held besides is gone."""
+        for model in self._residencies.keys() - models:
+            self.end(model)
+
     def forget(self, tenant: str) -> None:
         """A tenant is gone: what it would still have paid falls to the others, or to the system."""
         for model, residency in self._residencies.items():
@@ -119,7 +124,7 @@ class LoadDebts:
         self._touched.update(accounts.loads)
 
     def restore(self, accounts: Accounts, is_tenant: Callable[[str], bool]) -> None:
-        """Put back what is owed. A model that is not on the device any more is settled when it is loaded again."""
+        """Put back what is owed, until a worker says what is still on the device."""
         for model, load in accounts.loads.items():
             served_us = {tenant: us for tenant, us in load.served_us.items() if is_tenant(tenant)}
             self._residencies[model] = _Residency(load.owed_us, served_us)

@@ -102,6 +102,7 @@ class Residency:
     async def _adopt(self, device: Device, held: tuple[HeldModel, ...]) -> None:
         """Claim what the worker has before anything else is placed."""
         self._claimed = await self._claims.take(device, held)
+        self.debts.end_all_but(self._claimed)
         with contextlib.suppress(DeviceLost):  # then the next device has its turn
             await self.before_use(device)
             self._has_device.set()
@@ -116,8 +117,8 @@ class Residency:
         for task in self._tasks.values():
             task.cancel()
         self._tasks.clear()
+        self.debts.end_all_but(set())
         for model in self._models:
-            self.debts.end(model.name)
             if model.is_resident or (model.state is ModelState.REGISTERED and self.turns.demand(model)):  # evicted, and wanted again
                 self._returning.update([model.name] if model.is_resident else [])
                 model.state = ModelState.LOADING
