@@ -42,7 +42,7 @@ class Housekeeping:
             (ACCOUNTS_S, self._give_back),
             (ACCOUNTS_S, machine.starts.tick),
             (ACCOUNTS_S, machine.usage.sample),
-            (machine.config.kerneld.share_update_s, self._update_factors),
+            (machine.config.kerneld.share_update_s, self.update_factors),
             (ACCOUNTS_S, self._machine.calibration.look),
         ]
         if self._watchdog_s is not None:
@@ -126,7 +126,7 @@ class Housekeeping:
         """Write down what changed of the scheduler's books, if nothing was written since that they could go along with."""
         self._machine.delivery.books.flush()
 
-    def _update_factors(self) -> None:
+    def update_factors(self) -> None:
         """Let what was used of late change the weights, and tell if it did."""
         machine = self._machine
         before = machine.starts.map(0.0).nodes
