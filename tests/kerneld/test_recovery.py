@@ -11,7 +11,7 @@ from drivers.contract import Sampling
 from drivers.fake_model import FakeModel
 from kerneld.calls import ContextState, Durability, Limits, ListArgs, ModelState, SetArgs
 from kerneld.errors import NotFound
-from kerneld.events import Detail, RequestAdmitted
+from kerneld.events import Event, RequestAdmitted
 from kerneld.request import Request
 from tests.kerneld.rig import ADMIN, ANN, BOB, LANGUAGE, Rig, Sizes, in_loop, oracle, prompt_of, running
 
@@ -305,9 +305,9 @@ def watch(rig: Rig, seated: list[str]) -> None:
     """Note the label of every request that is seated from now on; what loads take on this machine is charged to nobody."""
     rig.machine.scheduler.charging.surcharge = lambda _request, _cost: 0
 
-    def heard(detail: Detail) -> None:
-        if isinstance(detail, RequestAdmitted):
-            seated.append(rig.machine.requests[detail.request].context.labels["n"])
+    def heard(event: Event) -> None:
+        if isinstance(event, RequestAdmitted):
+            seated.append(rig.machine.requests[event.request].context.labels["n"])
 
     rig.machine.events.subscribe(heard)
 

@@ -11,12 +11,13 @@ from __future__ import annotations
 import random
 import shutil
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
 
 from drivers.contract import Sampling
+from kerneld.accounts import Accounts
 from kerneld.bookkeeping import Bookkeeping
 from kerneld.calls import Durability, FinishReason, InferArgs, Priority, Usage
 from kerneld.context import Context
@@ -31,6 +32,7 @@ from kerneld.state.records import Admit, Alloc, Finish, Record, Tokens, pack_tok
 from kerneld.state.replay import LogState
 from kerneld.stream import OutputLog
 from kerneld.transcript import Transcript
+from tests.kerneld.small_disk import full_disk
 
 MACHINE_BOOT = b"b" * 16
 MODELS = ("m", "n")
@@ -128,7 +130,7 @@ class Life:
         self.rows: list[Request] = []
         self.requests: dict[str, Request] = {}  # unfinished
         self.arrivals = {op.arrival.request_id.hex(): op.arrival for op in script if op.arrival is not None}
-        self._op = -1
+        self._op = first - 1
         self.models: list[frozenset[str]] = []  # on the device, after each operation
         self._loaded = set(models)
         for model in self._loaded:
@@ -159,10 +161,10 @@ class Life:
 
     # ---------------------------------------------------------------------------------------------------------------------- operations
 
-    def play(self) -> None:
-        """Play the script to its end."""
-        for number, op in enumerate(self.script[self.first :], self.first):
-            self._op = number
+    def play(self, end: int | None = None) -> None:
+        """Play the script on, up to an operation or to its end."""
+        for number in range(self._op + 1, len(self.script) if end is None else end):
+            self._op, op = number, self.script[number]
             getattr(self, f"_{op.name}")(op)
             self.models.append(frozenset(self._loaded))
 
@@ -394,3 +396,40 @@ def test_the_next_thousand_picks_are_those_of_the_uninterrupted_run(tmp_path: Pa
     assert len(expected) > 1000
     assert life.picks == expected
     assert life.scheduler.accounts() == first.scheduler.accounts()
+
+
+def test_books_that_found_the_disk_full_are_written_later_and_nothing_is_lost(tmp_path: Path) -> None:
+    first = Life(tmp_path / "first", script_of(7, 60))
+    segment = first.journal._segment
+    first.journal.reserve(segment.allocated - segment.offset - (64 << 10) - 500)  # room for records, and none for the books
+    with full_disk(segment.allocated):
+        first.play(80)
+        left_by_death(tmp_path / "first", tmp_path / "behind", first.marks[-1][1], 0)
+        charged = first.scheduler.accounts()
+    first.play()
+
+    assert _service(Life(tmp_path / "behind", first.script, 80).scheduler.accounts()) < _service(charged)
+    for mark in [mark for mark, (number, _end) in enumerate(first.marks) if number in (90, 110, 130)]:
+        life = resumed(tmp_path, first, mark)
+        assert life.picks == [pick for pick in first.picks if pick[0] >= life.first]
+
+
+def _service(accounts: Accounts) -> int:
+    return next(account.service for account in accounts.shares if account.path == "lab")
+
+
+def test_a_tenant_whose_model_comes_late_keeps_what_it_is_owed(tmp_path: Path) -> None:
+    dan, eve = "lab/group/dan", "lab/group/eve"
+    rng = random.Random(1)
+    arrivals = [replace(_arrival(rng, number), tenant=(dan, eve)[number % 2], model=MODELS[number % 2]) for number in range(1, 21)]
+    first = Life(tmp_path / "first", [*(Op("arrive", replace(arrival, defer_until=0.0)) for arrival in arrivals), *[Op("step")] * 9])
+    first.play()
+    owed = first.scheduler.shares.counters(dan)
+    assert first.scheduler.waiting.of(dan)
+
+    left_by_death(tmp_path / "first", tmp_path / "next", first.marks[-1][1], 0)
+    life = Life(tmp_path / "next", first.script + [Op("step")] * 5, len(first.script), MODELS[1:])
+    life.play()
+    assert life.scheduler.shares.lag(eve, dan) > first.scheduler.shares.lag(eve, dan)
+    life.scheduler.set_resident(MODELS[0], True)
+    assert life.scheduler.shares.counters(dan)[2:] == owed[2:]
