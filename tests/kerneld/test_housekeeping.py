@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from kerneld.events import Event, IntegrityLost
+from kerneld.events import Event, IntegrityLost, ShareFactorsChanged
 from kerneld.housekeeping import Housekeeping
 from tests.kerneld.rig import Rig, in_loop, prompt_of, running
 
@@ -30,3 +30,22 @@ async def test_books_that_agree_say_nothing_and_one_wrong_counter_is_told(tmp_pa
 
         assert [type(event) for event in told] == [IntegrityLost]
         assert "table 3" in str(told[0])
+
+
+@in_loop
+async def test_a_change_of_factors_is_told_once(tmp_path: Path) -> None:
+    async with running(Rig(tmp_path)) as rig:
+        told: list[Event] = []
+        rig.machine.events.subscribe(told.append)
+        housekeeping = Housekeeping(rig.machine)
+        housekeeping.update_factors()
+        assert not told
+
+        rig.machine.scheduler.shares.charge("lab/ann", 1_000_000_000)
+        housekeeping.update_factors()
+        housekeeping.update_factors()
+
+        assert [type(event) for event in told] == [ShareFactorsChanged]
+        [event] = told
+        assert isinstance(event, ShareFactorsChanged)
+        assert event.least_milli < 1000 < event.most_milli
