@@ -79,7 +79,7 @@ async def person(admin: aio.Client, socket: Path, path: str, weight: int) -> Asy
     """Somebody with a tenant and a token of its own."""
     await admin.add_tenant(path, weight=weight)
     token = await admin.add_token(path)
-    async with await aio.connect(socket, token=token.secret, timeout_s=600) as client:
+    async with await aio.connect(socket, token=token.token, timeout_s=600) as client:
         yield Person(client)
 
 
