@@ -33,6 +33,7 @@ from drivers.contract import FramePatch, RowStart
 from kerneld.calls import FinishReason
 from kerneld.delivery import Delivery
 from kerneld.gate import Gate
+from kerneld.headroom import Headroom
 from kerneld.prefixes import Prefixes
 from kerneld.request import Request
 from kerneld.rows import Part, Row
@@ -75,6 +76,7 @@ class Composer:
         self.relieve: Callable[[Request], bool] = lambda _request: False  # has idle weights leave for pages; says whether any will
         self.advise: Callable[[OutOfFrames | OverLimit, Request], None] = lambda _shortage, _request: None  # says what would help
         self.prefixes = Prefixes(pager, scheduler, seating)
+        self.headroom = Headroom(pager, scheduler.charging.forecast, scheduler.policy.growth_share)
         # Asked of who is next, in this order; who has to wait for something has left the line then.
         self.waits: list[Callable[[Request], bool]] = [self.prefixes.must_wait]
 
@@ -175,12 +177,23 @@ class Composer:
                 break
             if self._must_wait(request):
                 continue
+            if self._is_crowded(request):
+                break
             row = self._seating.seat(request, self.seats.next_slot())
             self.seats.seat(row)
             self.prefixes.seated(row)
             self._delivery.seated(request, row.position)
             num_seated += 1
         return num_seated
+
+    def _is_crowded(self, candidate: Request) -> bool:
+        """Whether those who run will need the frames of who is next: the line stops, unless somebody who is far ahead of it gives way."""
+        if self.headroom.has_room(self.seats.rows, candidate):
+            return False
+        if not self._takes_row(candidate, self.seats.rows, "frames"):
+            self._gate.stop()
+            return True
+        return self._is_crowded(candidate)
 
     def _must_wait(self, request: Request) -> bool:
         return any(must_wait(request) for must_wait in self.waits)

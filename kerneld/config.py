@@ -77,6 +77,14 @@ class KerneldConfig:
     max_rows: int = field(default=32, metadata={"doc": "Most requests that run at once on a device.", "min": 1, "max": 1024})
     max_step_tokens: int = field(default=512, metadata={"doc": "Most tokens of one step, all requests together.", "min": 1, "max": 65536})
     max_steps: int = field(default=8, metadata={"doc": "Most steps of one quantum, made when nobody waits.", "min": 1, "max": 64})
+    growth_share: float = field(
+        default=1.0,
+        metadata={
+            "doc": "Part of the output expected of running requests for which room is kept before others are seated; 0 preempts instead.",
+            "min": 0.0,
+            "max": 1.0,
+        },
+    )
     token_gap_factor: float = field(
         default=1.8,
         metadata={"doc": "A step in which input is read may take this many times what its generating requests alone take.", "min": 1.05},

@@ -57,6 +57,16 @@ class WeightShelf:
         """Slabs of the tier that are lent to nobody."""
         return self._arena.num_free
 
+    @property
+    def slab_bytes(self) -> int:
+        """Bytes of a slab of the tier."""
+        return self._arena.slab_bytes
+
+    @property
+    def left_slabs(self) -> int:
+        """Slabs of the tier that weights leave to pages."""
+        return self._arena.num_slabs - self.num_slabs
+
     def held_bytes(self, without: Iterable[str] = ()) -> int:
         """Bytes of the slabs of all placements but these."""
         gone = set(without)
