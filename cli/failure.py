@@ -14,6 +14,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -101,7 +102,9 @@ def report(error: KerneldError) -> int:
     if holders and "Held by" not in message:
         write_note("held by: " + ", ".join(f"{owner} {bytes_text(size)}" for owner, size in holders.items()))
     retry_after_s = getattr(error, "retry_after_s", None)
-    advice = f"Try again in {retry_after_s:.0f} s." if retry_after_s else advice_for(error)
+    advice = advice_for(error)
+    if retry_after_s:
+        advice = "" if "try again in" in message else f"Try again in {math.ceil(retry_after_s)} s."
     if advice:
         write_note(advice)
     return EXIT_CODES.get(name, EXIT_ERROR)
