@@ -146,6 +146,8 @@ class Device:
                     self.on_misfit(request)
                     return
                 self.preempt(victim)
+                if victim in self.running:  # it leaves later
+                    return
             self.admit(request)
 
     def candidate(self) -> Request | None:
@@ -194,8 +196,9 @@ class Device:
 class Gaps:
     """The greatest |S_i / w_i - S_j / w_j| of any two siblings over any interval in which both had requests in line, per node."""
 
-    def __init__(self, shares: FairShare) -> None:
+    def __init__(self, shares: FairShare, only_root: bool = False) -> None:
         self._shares = shares
+        self._only_root = only_root
         self._spans: dict[tuple[ShareNode, ShareNode], tuple[int, int]] = {}  # least and greatest difference since both were queued
         self.worst_us = Fraction(0)
         self.worst_ratio = Fraction(0)  # of a gap to 1 / w_min of its siblings
@@ -203,7 +206,8 @@ class Gaps:
 
     def look(self) -> None:
         """To be called after every change."""
-        for parent in self._shares._tree:
+        tree = self._shares._tree
+        for parent in [tree.root] if self._only_root else tree:
             if len(parent.children) < 2:
                 continue
             for one, other in itertools.combinations(parent.children.values(), 2):
