@@ -16,9 +16,11 @@ Invariants
    small ones for ever. One that is out of the line stops nobody.
 2. A request's input is charged at its first admission, with the output that its tenant's last requests lead one to expect; tokens beyond
    that are charged as they come, and what was expected and did not come is given back at the end.
+   One for which nothing was computed after all is given back everything.
 3. A tenant at its limit of running requests, or of memory, is closed in the accounts: it neither stops the line nor is served.
 4. A request that is to be tried alone is admitted only when nothing runs, and nothing is admitted while it runs.
-5. Who lost its row through no decision (`interrupt`) has it again before anybody else is picked, in the order of admission; nobody pays.
+5. Who lost its row through no decision has it again before anybody else is picked, in the order of admission, and nobody pays for it; so
+   has one that was admitted and for which there was no room. One that is to be tried alone waits in line.
 
 Every call costs O(log n) of what waits, none walks all requests, but `queue_position`, a change of a model's residency, and looks ahead.
 """
@@ -26,7 +28,6 @@ Every call costs O(log n) of what waits, none walks all requests, but `queue_pos
 from __future__ import annotations
 
 import itertools
-from collections import Counter
 from collections.abc import Iterator, Sequence
 
 import msgspec
@@ -68,6 +69,7 @@ class Scheduler:
         self._victims = Victims(shares, self.charging, self.policy)
         self.locality = Locality(shares, self._waiting, self.charging, self.policy.locality_lag_us)
         self.system = SystemAccount()
+        self.system_us = self.system.us  # device time that no tenant pays, by cause
         self._turns = itertools.count(1)
         self._num_alone = 0  # running requests that tolerate no company
 
@@ -84,7 +86,7 @@ class Scheduler:
             request.turn, request.is_interrupted = next(self._turns), True
             self._closures.admitted(request.tenant)
         if request.is_charged:
-            request.queue_until = None  # it was seated once
+            request.admitted_at = request.arrival  # it was seated once
         self.enqueue(request)
 
     def admit(self, request: Request, num_cached: int) -> int:
@@ -111,11 +113,7 @@ class Scheduler:
         self._wait(request)
 
     def interrupt(self, request: Request) -> None:
-        """A running request lost its row through no decision: it has it again before anybody else is picked (invariant 5).
-
-        So it is too for one whose admission could not be carried out: it has been charged, and nobody passes it. One that is to be tried
-        alone waits in line.
-        """
+        """A running request lost its row through no decision, or there was no room for it after all (invariant 5)."""
         self._stop_running(request)
         request.is_interrupted = not request.is_alone
         if request.is_alone:
@@ -148,6 +146,7 @@ class Scheduler:
 
     def finish(self, request: Request, reason: FinishReason = FinishReason.STOP) -> int:
         """The request has ended, wherever it was. Returns what is given back of the charges."""
+        is_untouched = request.is_charged and request.is_interrupted and not (request.admitted_at or request.num_generated)
         if request.state is RequestState.RUNNING or request.is_interrupted:
             self._closures.left(request.tenant)
         if request.state is RequestState.RUNNING:
@@ -156,7 +155,7 @@ class Scheduler:
             self._waiting.remove(request)
         request.state = RequestState.FINISHED
         self._expiry.ended(request)
-        return self._spent(self.charging.end(request, reason))
+        return self._spent(self.charging.withdraw(request) if is_untouched else self.charging.end(request, reason))
 
     def suspect(self, request: Request) -> None:
         """A request may be what kills workers: it is to be tried alone."""
@@ -237,11 +236,6 @@ class Scheduler:
     def num_ready(self) -> int:
         """How many wait of whom one is next: those in line, and those that lost a row through no decision."""
         return self._waiting.num_ready
-
-    @property
-    def system_us(self) -> Counter[str]:
-        """Device time that no tenant pays, by cause."""
-        return self.system.us
 
     @property
     def step_budget(self) -> int:

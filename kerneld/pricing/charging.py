@@ -8,7 +8,8 @@
     the end            what was prepaid and did not come is given back
 
 Invariants
-1. A request is charged for its input once, however often it is preempted or admitted again; a cancelled one is not given it back.
+1. A request is charged for its input once, however often it is preempted or admitted again; a cancelled one is not given it back,
+   unless nothing was computed for it.
 2. A request keeps the tariff that it was admitted by. Its charges less its refund are `input_us + output_us` of what came, exactly.
 """
 
@@ -94,6 +95,13 @@ class Charging:
         self.forecast.ended(request.tenant, request.num_generated, is_cut_off=reason is not FinishReason.STOP)
         refund = self.prepaid_us(request)
         request.num_prepaid = 0
+        self._shares.refund(request.tenant, refund)
+        return refund
+
+    def withdraw(self, request: Request) -> int:
+        """A request ends for which nothing was computed. Returns what is given back: all but what was charged on top."""
+        refund = self._input_cost(request, self._tariff(request), request.num_cached) + self.prepaid_us(request)
+        request.num_prepaid, request.is_charged = 0, False
         self._shares.refund(request.tenant, refund)
         return refund
 
