@@ -128,7 +128,6 @@ class Assembly:
         machine.delivery.books.others += [machine.admission, machine.residency.debts]
         machine.dispatcher.on_result = self._result_heard
         machine.seating.meter.on_settled = machine.scheduler.system.had_back
-        machine.seating.meter.on_settled = machine.scheduler.system.had_back
         machine.dispatcher.on_landed = self._landed
         machine.dispatcher.on_corrupt = self._reports.corrupt
         if machine.disk_tier is not None:
@@ -194,4 +193,5 @@ def _policy_of(kernel: KerneldConfig) -> SchedulerPolicy:
         max_steps=kernel.max_steps,
         gap_factor=kernel.token_gap_factor,
         token_gap_s=kernel.token_gap_s,
+        growth_share=kernel.growth_share,
     )
