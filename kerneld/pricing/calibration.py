@@ -1,6 +1,6 @@
 """Calibration: tariffs from what steps were measured to take, so that a second of a busy device is charged as about a second.
 
-    input       a token among many
+    input       a token, and its part of a row's chunk
     output      a token, its row, and its part of a step, shared by as many rows as usually generate together
     cached      a tenth of input: nothing is computed, but it is not for nothing either
     context     for each computed token, what it takes to look back at one before it
@@ -26,6 +26,7 @@ REVISE_S: Final = 60.0
 TOLERANCE: Final = 0.25
 # A price per token and context token counts as far as it changes what a token costs here.
 USUAL_CONTEXT: Final = 1024
+USUAL_CHUNK: Final = 64  # tokens of input that a row computes in a step
 
 _NS: Final = 1e9
 
@@ -71,7 +72,7 @@ class Calibration:
 def tariff_of(fit: StepFit) -> Tariff:
     """The prices that follow from what steps take; none is 0 but that of context."""
     terms = fit.terms
-    input_ns = max(_two_digits(terms.token_s * _NS), 1)
+    input_ns = max(_two_digits((terms.token_s + terms.row_s / USUAL_CHUNK) * _NS), 1)
     output_s = terms.token_s + terms.row_s + terms.step_s / max(fit.mean_rows, 1.0)
     return Tariff(
         input_ns=input_ns,

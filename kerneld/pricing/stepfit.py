@@ -2,10 +2,12 @@
 
     seconds = step + token * tokens + row * rows + context * context tokens          no term is negative
 
-Steps that read input and steps that only generate are forgotten separately, so that what prefill costs is still known after an hour
-without any. Each step counts by how far it is off in proportion, and no further than a few times what steps are usually off: one that
-something else held up moves little. Where steps go on being off, what was before is forgotten faster, so that a device that has changed
-is believed after some dozens of them.
+Steps that read input and steps that only generate are forgotten separately, the former by tokens: what prefill costs is still known after
+an hour without any, and a hundred small chunks, which tell little of it, do not push out what a large one told. The trial of a load stays.
+
+Each step counts by how far it is off in proportion, and no further than a few times what steps are usually off: one that something else
+held up moves little. Where steps go on being off, what was before is forgotten faster, so that a device that has changed is believed after
+some dozens of them; `excess` tells at once.
 """
 
 from __future__ import annotations
@@ -16,14 +18,17 @@ from typing import Final, NamedTuple
 from kerneld.pricing.nnls import nonnegative_least_squares
 
 FIT_EVERY: Final = 32  # steps
-FORGET_PREFILL: Final = 1 - 1 / 64
-FORGET_DECODE: Final = 1 - 1 / 256
+FORGET_TOKENS: Final = 4096  # of input, after which what was seen of input before counts for about a third
+FORGET_STEPS: Final = 256  # that only generate: the same of those
+FORGET_MOST: Final = 1 / 16  # by one step
 FORGET_ERROR: Final = 1 - 1 / 32
 MIN_ERROR: Final = 0.05  # that nobody wonders at
 CLIP_ERRORS: Final = 4.0  # a step that is off by more than so many usual errors counts as one that is off by so much
-HASTE: Final = 4.0  # the most times faster that is forgotten where steps are off more than `MIN_ERROR`
+HASTE: Final = 8.0  # the most times faster that is forgotten where steps are off more than `MIN_ERROR`
 MIN_STEPS: Final = 4  # of a kind
-TRIAL_TOKENS: Final = (16, 64)  # inputs whose cost the trial of a load tells
+TRIAL_TOKENS: Final = 64  # of the input by which a load is tried
+EXCESS_WEIGHT: Final = 1 / 4  # of the last step, in what steps with input lately took beyond what was expected
+MOST_EXCESS: Final = 16.0
 
 _SIZE: Final = 4
 
@@ -68,8 +73,9 @@ class StepFit:
         self.num_steps = 0
         self.num_prefills = 0  # steps of them that read input
         self.mean_rows = 1.0  # of the last steps that only generated
+        self.excess = 1.0  # times what was expected, that the last few steps with input took
         self._has_trial = False
-        self._prefill, self._decode = _Sums(FORGET_PREFILL), _Sums(FORGET_DECODE)
+        self._trial, self._prefill, self._decode = _Sums(), _Sums(), _Sums()
 
     @property
     def is_measured(self) -> bool:
@@ -82,13 +88,12 @@ class StepFit:
         return self.is_measured and (self._has_trial or self.num_prefills > 0)
 
     def note_trial(self, token_s: float) -> None:
-        """A load tried a short input, which took so long per token. It counts until real inputs have told more."""
+        """A load tried a short input, which took so long per token. It counts like one step."""
         if self._has_trial or self.num_prefills:
             return
         self._has_trial = True
-        for num_tokens in TRIAL_TOKENS:
-            seconds = token_s * num_tokens
-            self._prefill.note(StepWork(num_tokens, 1, context_tokens(0, num_tokens)), seconds, seconds)
+        seconds = token_s * TRIAL_TOKENS
+        self._trial.note(StepWork(TRIAL_TOKENS, 1, context_tokens(0, TRIAL_TOKENS)), seconds, seconds, 0.0)
 
     def note(self, work: StepWork, seconds: float) -> None:
         """A step took so long; one that took no time says nothing."""
@@ -97,14 +102,19 @@ class StepFit:
         num_before = self.num_prefills if work.is_prefill else self.num_steps - self.num_prefills
         expected = self.terms.seconds(work) if num_before >= MIN_STEPS else 0.0
         if expected > 0:
+            if work.is_prefill:
+                self.excess += (min(seconds / expected, MOST_EXCESS) - self.excess) * EXCESS_WEIGHT
             seconds = self._clip(expected, seconds)
-        sums = self._prefill if work.is_prefill else self._decode
-        sums.note(work, seconds, expected or seconds, min(max(self.error / MIN_ERROR, 1.0), HASTE))
+        haste = min(max(self.error / MIN_ERROR, 1.0), HASTE)
+        if work.is_prefill:
+            self._prefill.note(work, seconds, expected or seconds, haste * (work.num_tokens - work.num_rows) / FORGET_TOKENS)
+        else:
+            self._decode.note(work, seconds, expected or seconds, haste / FORGET_STEPS)
         self.num_steps += 1
         if work.is_prefill:
             self.num_prefills += 1
         else:
-            self.mean_rows += (work.num_rows - self.mean_rows) * max(1 - FORGET_DECODE, 1 / (num_before + 1))
+            self.mean_rows += (work.num_rows - self.mean_rows) * max(1 / FORGET_STEPS, 1 / (num_before + 1))
         if self._is_due(num_before + 1):
             self.terms = self._fit()
 
@@ -120,24 +130,24 @@ class StepFit:
         return not self.num_steps % FIT_EVERY or (count < FIT_EVERY and not count & (count - 1))
 
     def _fit(self) -> StepTerms:
-        gram = [[a + b for a, b in zip(*rows, strict=True)] for rows in zip(self._prefill.gram, self._decode.gram, strict=True)]
-        moments = [a + b for a, b in zip(self._prefill.moments, self._decode.moments, strict=True)]
+        kinds = (self._trial, self._prefill, self._decode)
+        gram = [[sum(cells) for cells in zip(*rows, strict=True)] for rows in zip(*(kind.gram for kind in kinds), strict=True)]
+        moments = [sum(values) for values in zip(*(kind.moments for kind in kinds), strict=True)]
         return StepTerms(*nonnegative_least_squares(gram, moments))
 
 
 class _Sums:
     """Normal equations over observations that slowly lose weight."""
 
-    __slots__ = ("_cells", "_loses", "moments")
+    __slots__ = ("_cells", "moments")
 
-    def __init__(self, keep: float) -> None:
-        self._loses = 1 - keep
+    def __init__(self) -> None:
         self._cells = [0.0] * (_SIZE * (_SIZE + 1) // 2)  # the lower triangle, row by row
         self.moments: Sequence[float] = [0.0] * _SIZE
 
-    def note(self, work: StepWork, seconds: float, scale: float, haste: float = 1.0) -> None:
-        """An observation, which counts by its error in proportion to `scale`; old ones are forgotten `haste` times faster than usual."""
-        keep, aim = 1 - self._loses * haste, seconds / scale
+    def note(self, work: StepWork, seconds: float, scale: float, forgets: float) -> None:
+        """An observation, which counts by its error in proportion to `scale`, and takes that part of the weight of those before."""
+        keep, aim = 1 - min(forgets, FORGET_MOST), seconds / scale
         step, token, row, context = 1 / scale, work.num_tokens / scale, work.num_rows / scale, work.context_tokens / scale
         fresh = (
             *(step * step, token * step, token * token),

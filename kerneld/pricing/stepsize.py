@@ -18,7 +18,7 @@ from kerneld.pricing.stepcost import StepCosts
 from kerneld.pricing.stepfit import StepTerms, StepWork, context_tokens
 from kerneld.step import RowNeed
 
-MIN_PREFILL_TOKENS: Final = 16
+MIN_PREFILL_TOKENS: Final = 4  # 16, 3,000 tokens into a context of the 135M shape on two cores, took longer than 16 rows that generate
 CAUTIOUS_PREFILL_TOKENS: Final = 64  # beside rows that generate, while nobody knows what a token of input takes
 
 
@@ -56,7 +56,9 @@ class StepSizer:
         bound_s = self._policy.gap_factor * decode_s
         if self._policy.token_gap_s:
             bound_s = min(bound_s, self._policy.token_gap_s)
-        return bound_s - decode_s
+        # Where steps with input take longer than expected, what is expected is held against a shorter bound until the fit has caught up.
+        excess = max(fit.excess for fit in fits if fit is not None)
+        return bound_s / max(excess, 1.0) - decode_s
 
     def _fitting(self, prefills: Sequence[RowNeed], room_s: float, running: set[str]) -> int:
         """Tokens of input that fit into so many seconds, given to the rows in order."""

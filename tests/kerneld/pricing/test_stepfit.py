@@ -105,7 +105,7 @@ def test_the_trial_of_a_load_stands_in_until_input_was_read() -> None:
     assert fit.terms.token_s == pytest.approx(0.002, rel=0.5)
     draw = random.Random(5)
     teach(fit, TRUTH, 600, draw)
-    assert worst(fit, TRUTH) < 0.05
+    assert worst(fit, TRUTH) < 0.1  # and little then, even one that was off by half
 
 
 def test_without_a_trial_the_cost_of_input_is_unknown_until_some_was_read() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable
 
 import pytest
@@ -169,3 +170,57 @@ def test_the_scheduler_plans_by_it(make_request: MakeRequest) -> None:
 
     assert alone == [2, 2, 2, 2]
     assert (beside.num_steps, beside.num_tokens) == (1, 2 + 17)  # 0.8 * 0.110 / 0.005
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_a_long_prompt_keeps_nobody_waiting_whose_cost_is_learned_on_the_way(make_request: MakeRequest, seed: int) -> None:
+    device = Device(make_request, StepTerms(0.018, 0.0005, 0.0003, 7e-7), seed)
+
+    gaps = device.read(4000)
+
+    assert gaps[len(gaps) * 99 // 100] < 2.0
+    assert sum(gaps) / len(gaps) > 1.6  # and the room is used
+
+
+def test_a_device_that_became_slower_unseen_holds_few_steps_up(make_request: MakeRequest) -> None:
+    device = Device(make_request, StepTerms(0.018, 0.0005, 0.0003, 7e-7), 7)
+    device.read(4000)
+    device.terms = StepTerms(*(5 * term for term in device.terms))
+    for _ in range(300):
+        device.step(0, 0)  # only rows that generate tell of it
+
+    gaps = device.read(1000)
+
+    assert sum(gap > 3.0 for gap in gaps) <= 4
+
+
+class Device:
+    """Sixteen rows that generate, and prompts beside them; steps take what `terms` say, more or less."""
+
+    def __init__(self, make_request: MakeRequest, terms: StepTerms, seed: int) -> None:
+        self.terms = terms
+        self._draw = random.Random(seed)
+        self._sizer = StepSizer(StepCosts(), SchedulerPolicy())
+        self._sizer.costs.know("m", terms.seconds(StepWork(64, 1, 2016)) / 64)
+        self._request = make_request()
+        self._position = 64
+        for _ in range(160):
+            self.step(0, 0)
+
+    def step(self, num_prefill: int, position: int) -> float:
+        """Make a step with so many tokens of input; returns how many times longer it is than without."""
+        self._position += 1
+        alone = StepWork(16, 16, 16 * self._position)
+        work = StepWork(16 + num_prefill, 16 + (num_prefill > 0), alone.context_tokens + context_tokens(position, num_prefill))
+        self._sizer.costs.note({"m": work}, self.terms.seconds(work) * self._draw.gauss(1.0, 0.05))
+        return self.terms.seconds(work) / self.terms.seconds(alone)
+
+    def read(self, num_tokens: int) -> list[float]:
+        """Read a prompt, in as many steps as that takes; returns how many times longer each one is than without, shortest first."""
+        done, gaps = 0, []
+        while done < num_tokens:
+            rows = [RowNeed(self._request, 1, 100, self._position)] * 16
+            budget = self._sizer.budget([*rows, RowNeed(self._request, max(num_tokens - done, 2), 100, done)])
+            gaps.append(self.step(budget - 16, done))
+            done += budget - 16
+        return sorted(gaps)
