@@ -11,9 +11,10 @@ Invariants
 from __future__ import annotations
 
 from array import array
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import singledispatchmethod
+from typing import TypeVar
 
 import msgspec
 
@@ -41,6 +42,8 @@ from kerneld.state.records import (
     Truncate,
     unpack_tokens,
 )
+
+ValueT = TypeVar("ValueT")
 
 EFFECT_LIFETIME_S = 24 * 3600.0
 
@@ -210,10 +213,10 @@ class LogState:
     @apply.register
     def _accounts(self, record: Accounts) -> None:
         self._shares.update((share.path, share) for share in record.shares)
-        self._outputs.update(record.outputs)
         self._tariffs.update(record.tariffs)
-        self._rates = {tenant: rates for tenant, rates in (self._rates | record.rates).items() if rates}
-        self._loads = {model: load for model, load in (self._loads | record.loads).items() if load.owed_us}
+        _update(self._outputs, record.outputs, bool)
+        _update(self._rates, record.rates, bool)
+        _update(self._loads, record.loads, lambda load: bool(load.owed_us))
 
     @apply.register
     def _stands_so(self, record: Standing) -> None:
@@ -270,6 +273,14 @@ def compacted(records: Iterable[Record], now: float) -> Iterator[Record]:
     state = LogState.fold(records)
     state.forget_effects(now - EFFECT_LIFETIME_S)
     return state.snapshot()
+
+
+def _update(known: dict[str, ValueT], changes: dict[str, ValueT], tells: Callable[[ValueT], bool]) -> None:
+    """Put changes over what is known; one that tells nothing takes its entry away."""
+    known.update(changes)
+    for key, value in changes.items():
+        if not tells(value):
+            del known[key]
 
 
 def _check_offset(context: ContextRecord, offset: int) -> None:

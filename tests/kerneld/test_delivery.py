@@ -11,6 +11,7 @@ import pytest
 from drivers.contract import Sampling
 from drivers.fake_model import FakeModel
 from kerneld.calls import Durability, FinishReason
+from kerneld.events import Event, FirstTokenSampled, RequestFinished
 from kerneld.state.journal import Journal
 from kerneld.state.replay import LogState
 from tests.kerneld.rig import ANN, GREEDY, LANGUAGE, Rig, in_loop, oracle, prompt_of, running
@@ -141,6 +142,24 @@ async def test_a_disk_that_takes_no_more_ends_requests_and_shows_nothing_unwritt
         await rig.die_and_return()
         assert {context: rig.tokens(context) for context in ids[:2]} == before
         assert not rig.machine.requests
+
+
+@in_loop
+async def test_tokens_are_journaled_with_what_they_cost_and_ends_with_what_is_given_back(tmp_path: Path) -> None:
+    async with running(Rig(tmp_path)) as rig:
+        checked: list[str] = []
+
+        def heard(event: Event) -> None:
+            if isinstance(event, FirstTokenSampled | RequestFinished):
+                kept = {account.path: account.service for account in journaled(rig).accounts.shares}
+                assert kept["lab/ann"] == rig.machine.scheduler.shares.service("lab/ann") > 0
+                checked.append(event.request)
+
+        rig.machine.events.subscribe(heard)
+        contexts = [await rig.alloc() for _ in range(4)]
+        for _ in range(2):  # the second time their output is paid for ahead
+            await asyncio.gather(*[rig.begin(context, prompt_of(seed, 9), 5 + seed) for seed, context in enumerate(contexts)])
+        assert len(checked) == 16
 
 
 @in_loop
