@@ -13,7 +13,7 @@ Invariants
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 from drivers.contract import StepResult
 from kerneld.pricing.tariff import Tariff
@@ -41,37 +41,43 @@ class DeviceTime:
             self._heard_seq = flight.seq
             if copies_us := self._whole_us(result.copies.up_s + result.copies.down_s):
                 self._give(SYSTEM, copies_us)
-        parts = [flight.parts[item.slot] for item in result.rows if not item.error]
-        worth = [item for part in parts for item in self._worth(part.row, part.num_first if step_idx == 0 else 1)]
+        worth: dict[str, int] = {}
+        for item in result.rows:
+            if not item.error:
+                part = flight.parts[item.slot]
+                self._weigh(part.row, part.num_first if step_idx == 0 else 1, worth)
         self._split(self._whole_us(result.compute_s), worth)
 
     def ended(self, request: Request) -> None:
         """A request has ended."""
         self._computed.pop(request.id, None)
 
-    def _worth(self, row: Row, num_tokens: int) -> Iterator[tuple[str, int]]:
-        """What the tokens of a row in this step are worth, and to whom."""
-        request, start, end = row.request, row.position, row.position + num_tokens
+    def _weigh(self, row: Row, num_tokens: int, worth: dict[str, int]) -> None:
+        """Add what the tokens of a row in this step are worth to those for whom they are computed."""
+        request, start = row.request, row.position
+        end, tenant = start + num_tokens, request.tenant
         tariff = self._tariff_of(request.context.model)
         if row.is_over:  # it had left when the step ran: whoever ended his request pays, whoever lost his row does not
-            yield request.tenant if request.is_finished else SYSTEM, _cost_us(tariff, row, start, end)
+            payer = tenant if request.is_finished else SYSTEM
+            worth[payer] = worth.get(payer, 0) + _cost_us(tariff, row, start, end)
             return
         known = self._computed.get(request.id, 0)
-        again = min(max(known, start), end)
-        self._computed[request.id] = max(known, end)
-        if again > start:
-            yield SYSTEM, _cost_us(tariff, row, start, again)
-        if end > again:
-            yield request.tenant, _cost_us(tariff, row, again, end)
+        if known > start:
+            again = min(known, end)
+            worth[SYSTEM] = worth.get(SYSTEM, 0) + _cost_us(tariff, row, start, again)
+            start = again
+        if end > start:
+            worth[tenant] = worth.get(tenant, 0) + _cost_us(tariff, row, start, end)
+            self._computed[request.id] = end
 
-    def _split(self, total_us: int, worth: list[tuple[str, int]]) -> None:
-        whole = sum(cost for _tenant, cost in worth)
+    def _split(self, total_us: int, worth: dict[str, int]) -> None:
+        whole = sum(worth.values())
         if not whole:
             if total_us:
                 self._give(SYSTEM, total_us)  # every row of it failed
             return
         reached = given = 0
-        for tenant, cost in worth:
+        for tenant, cost in worth.items():
             reached += cost
             part = total_us * reached // whole - given
             given += part
@@ -86,8 +92,10 @@ class DeviceTime:
 
 def _cost_us(tariff: Tariff, row: Row, start: int, end: int) -> int:
     """What computing tokens [start, end) of a row costs by the tariff; never nothing."""
-    num_input = max(min(end, row.total) - start, 0)
-    cost = tariff.input_us(0, start + num_input) - tariff.input_us(0, start) if num_input else 0
-    if end > start + num_input:
-        cost += tariff.output_us(start + num_input, end - start - num_input)
-    return max(cost, 1)
+    if start >= row.total:
+        return tariff.output_us(start, end - start) or 1
+    last = min(end, row.total)
+    cost = tariff.input_us(0, last) - tariff.input_us(0, start)
+    if end > last:
+        cost += tariff.output_us(last, end - last)
+    return cost or 1

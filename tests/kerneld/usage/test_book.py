@@ -294,6 +294,28 @@ async def test_factors_follow_from_usage_level_by_level_and_are_kept_over_a_deat
 
 
 @in_loop
+async def test_the_effective_share_is_what_tenants_get_that_all_want_the_device(tmp_path: Path) -> None:
+    async with running(Rig(tmp_path)) as rig:
+        shares = rig.machine.scheduler.shares
+        await rig.kernel.add_tenant(ADMIN, "lab/cat", 2, rig.machine.tenants.get("lab").limits)
+        shares.charge("lab/ann", 4_000_000_000)
+        rig.machine.usage.update_factors()
+        told = {path: record.effective_share for path, record in shares_of(rig).items() if "/" in path}
+        before = {path: shares.service(path) for path in told}
+        for path in told:
+            shares.enqueue(path)
+        for _ in range(3000):
+            picked = shares.pick()
+            assert picked is not None
+            shares.charge(picked, 1000)
+        got = {path: (shares.service(path) - before[path]) / 3_000_000 for path in told}
+        for path in told:
+            shares.dequeue(path)
+    assert got == pytest.approx(told, abs=0.002)
+    assert sorted(got, key=got.__getitem__) == ["lab/ann", "lab/bob", "lab/cat"]
+
+
+@in_loop
 async def test_what_a_group_asked_for_itself_competes_with_its_members(tmp_path: Path) -> None:
     async with running(Rig(tmp_path)) as rig:
         rig.machine.scheduler.shares.charge("lab", 4_000_000_000)
