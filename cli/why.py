@@ -41,7 +41,8 @@ def why(shell: Shell, subject: str, everybodys: bool) -> None:
     """
     with shell.connect() as client:
         if not subject:
-            shell.printer.rows(client.requests(all=everybodys), request_columns(shell.printer), name=lambda it: str(it.request))
+            found = sorted(client.requests(all=everybodys), key=turn_of)
+            shell.printer.rows(found, request_columns(shell.printer), name=lambda it: str(it.request))
             return
         told = explain(client, subject)
     if not shell.printer.is_for_people:
@@ -49,6 +50,11 @@ def why(shell: Shell, subject: str, everybodys: bool) -> None:
         return
     for line in lines_of(told, shell.printer):
         write_line(line)
+
+
+def turn_of(outlook: Outlook) -> tuple[bool, bool, int, float]:
+    """Those that run come first, then those in line by their places, then those beside it."""
+    return outlook.state != "running", not outlook.position, outlook.position, outlook.arrived_at
 
 
 def request_columns(printer: Printer) -> tuple[Column, ...]:

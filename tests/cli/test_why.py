@@ -37,8 +37,8 @@ what would help, the smallest change first
 """
 LIST = """\
 REQUEST       CONTEXT       TENANT   STATE    PLACE  STARTS IN  WAITED  TOKENS  MODEL
-bbbbbbbbbbbb  aaaaaaaaaaaa  lab/ana  waiting      5     ~4.2 s   3.2 s       7  small
 cccccccccccc  aaaaaaaaaaaa  lab/ana  running                     3.2 s       7  small
+bbbbbbbbbbbb  aaaaaaaaaaaa  lab/ana  waiting      5     ~4.2 s   3.2 s       7  small
 """
 WAITS = replace(EXPLANATION, outlook=OUTLOOK)
 
@@ -67,8 +67,8 @@ def test_a_context_is_taken_for_its_request(kernelctl: Kernelctl) -> None:
 def test_without_a_subject_the_requests_are_listed_with_their_places(kernelctl: Kernelctl) -> None:
     assert kernelctl("why").stdout == LIST
     assert kernelctl.client.arguments_of("requests") == ((), {"all": False})
-    assert kernelctl("why", "-o", "name").stdout == f"{'b' * 32}\n{'c' * 32}\n"
-    assert json.loads(kernelctl("why", "--all", "-o", "json").stdout)[0]["position"] == 5
+    assert kernelctl("why", "-o", "name").stdout == f"{'c' * 32}\n{'b' * 32}\n"
+    assert json.loads(kernelctl("why", "--all", "-o", "json").stdout)[1]["position"] == 5
 
 
 def test_one_that_ended_says_how_it_went(kernelctl: Kernelctl) -> None:
