@@ -6,15 +6,15 @@ import random
 from fractions import Fraction
 
 import pytest
-from hypothesis import settings
+from hypothesis import given
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from kerneld.accounts import ShareAccount
 from kerneld.errors import InvalidArgument, NotFound, WrongState
-from kerneld.fairshare import MAX_WEIGHT, FairShare
+from kerneld.fairshare import MAX_FACTOR, MAX_WEIGHT, MIN_FACTOR, FairShare
 from kerneld.sharenode import SCALE
 
+SLICES_US = (0, 50, 200)
 PATHS = ["a", "b", "a/x", "a/y", "a/x/deep", "b/z"]
 
 
@@ -272,6 +272,247 @@ def test_rebasing_keeps_every_difference_among_active_siblings() -> None:
     assert not shares.rebase()
 
 
+def test_a_factor_multiplies_the_weight() -> None:
+    shares = make_shares("a", "b")
+    shares.set_factor("a", 2500)
+    for path in ("a", "b"):
+        shares.charge(path, 1000)
+
+    assert (counter(shares, "a"), counter(shares, "b")) == (400, 1000)
+    assert (shares.service("a"), shares.service("b")) == (1000, 1000)
+
+
+@pytest.mark.parametrize("milli", [0, -1, MIN_FACTOR - 1, MAX_FACTOR + 1])
+def test_factors_out_of_bounds_are_refused(milli: int) -> None:
+    with pytest.raises(InvalidArgument):
+        make_shares("a").set_factor("a", milli)
+
+
+@given(changes=st.lists(st.tuples(st.integers(1, MAX_WEIGHT), st.integers(MIN_FACTOR, MAX_FACTOR), st.integers(0, 10**7)), max_size=20))
+def test_reweighting_loses_less_than_one_counter_unit_each_time(changes: list[tuple[int, int, int]]) -> None:  # invariant 1
+    shares = make_shares("a")
+    exact = Fraction(0)
+    for weight, milli, cost in changes:
+        shares.set_weight("a", weight)
+        shares.set_factor("a", milli)
+        shares.charge("a", cost)
+        exact += Fraction(cost * SCALE * 1000, weight * milli)
+
+    assert 0 <= exact - account(shares, "a").counter <= 1 + 2 * len(changes)
+
+
+def test_a_stricter_class_goes_first_until_it_is_a_slice_ahead() -> None:
+    shares = FairShare((0, 50, 200))
+    for path in ("batch", "quick"):
+        shares.add(path)
+    for _ in range(20):
+        shares.enqueue("quick", 0)
+        shares.enqueue("batch", 1)
+
+    assert serve(shares, [20] * 8) == ["quick", "quick", "quick", "batch", "quick", "batch", "quick", "batch"]
+
+
+def test_the_slice_is_that_of_the_best_class_that_waits_below() -> None:
+    shares = FairShare((0, 50, 200))
+    for path in ("lab/ann", "lab/bob", "other"):
+        shares.add(path)
+    shares.enqueue("other", 1)
+    shares.enqueue("lab/ann", 2)
+    shares.charge("lab/bob", 30)
+    before = shares.pick()
+
+    shares.enqueue("lab/bob", 0)
+    with_quick = shares.pick()
+    shares.dequeue("lab/bob", 0)
+
+    assert (before, with_quick, shares.pick()) == ("other", "lab/bob", "other")
+
+
+def test_slices_are_divided_by_the_weight() -> None:
+    shares = FairShare((0, 100, 100))
+    shares.add("heavy", 4)
+    shares.add("light", 1)
+    shares.enqueue("heavy", 1)
+    shares.enqueue("light", 0)
+    shares.charge("light", 26)
+
+    assert shares.pick() == "heavy"
+
+
+def test_whoever_wakes_is_lifted_to_the_least_counter_whatever_the_classes() -> None:  # invariant 2
+    shares = FairShare((0, 50, 200))
+    for path in "abc":
+        shares.add(path)
+    shares.enqueue("a", 0)
+    shares.charge("a", 100)
+    shares.enqueue("b", 2)
+    shares.refund("a", 40)  # 60, and b, which waits behind its slice, has 100
+
+    shares.enqueue("c", 0)
+
+    assert counter(shares, "c") == 60
+
+
+def test_a_tenant_that_wakes_far_ahead_is_put_back_to_the_cap() -> None:  # invariant 2
+    shares = make_shares("a", "b")
+    shares.set_cap(50)
+    shares.set_weight("a", 2)
+    shares.charge("a", 1000)
+    shares.enqueue("b")
+
+    shares.enqueue("a")
+
+    assert (counter(shares, "a"), shares.service("a")) == (25, 1000)
+
+
+def test_without_a_cap_a_tenant_stays_where_its_charges_brought_it() -> None:
+    shares = make_shares("a", "b")
+    shares.charge("a", 1000)
+    shares.enqueue("b")
+    shares.enqueue("a")
+
+    assert counter(shares, "a") == 1000
+
+
+@pytest.mark.parametrize(("cap_us", "expected"), [(0, 0), (30, 70), (500, 0)])
+def test_a_tenant_that_was_held_stays_behind_by_the_cap_at_most(cap_us: int, expected: int) -> None:  # invariant 2
+    shares = make_shares("a", "b")
+    shares.set_cap(cap_us)
+    shares.enqueue("a")
+    shares.enqueue("b")
+    shares.hold("a")
+    shares.dequeue("a")
+    shares.charge("b", 100)
+
+    shares.enqueue("a")
+    shares.release("a")
+
+    assert counter(shares, "a") == expected
+
+
+def test_near_ones_are_within_the_lag_at_each_level_and_the_pick_comes_first() -> None:
+    shares = make_shares("g/a", "g/b", "g/c", "h", "i")
+    costs = {"g/a": 5, "g/b": 15, "g/c": 40, "h": 70, "i": 300}  # 60 for g
+    for path, cost in costs.items():
+        shares.charge(path, cost)
+    for path in costs:
+        shares.enqueue(path)
+
+    assert shares.near(0, 8) == [shares.pick()] == ["g/a"]
+    assert shares.near(10, 8) == ["g/a", "g/b", "h"]
+    assert shares.near(1000, 8) == ["g/a", "g/b", "g/c", "h", "i"]
+    assert shares.near(1000, 2) == ["g/a", "g/b"]
+    assert FairShare().near(1000, 8) == []
+
+
+def test_a_look_at_near_ones_changes_nothing() -> None:
+    shares = make_shares(*PATHS)
+    for idx, path in enumerate(PATHS):
+        shares.enqueue(path)
+        shares.charge(path, 10 * idx)
+    kept = shares.snapshot()
+
+    shares.near(1000, 3)
+
+    assert shares.snapshot() == kept
+    assert serve(shares, [7] * 50) == serve(restored(shares, kept), [7] * 50)
+
+
+def restored(shares: FairShare, kept: tuple[ShareAccount, ...]) -> FairShare:
+    """A tree like another one, with the accounts that were kept of it."""
+    other = make_shares(*PATHS)
+    other.restore(kept)
+    for path in PATHS:
+        other.enqueue(path)
+    return other
+
+
+def test_a_fork_goes_on_like_the_original_and_leaves_it_alone() -> None:
+    shares = FairShare((0, 50, 200))
+    for idx, path in enumerate(PATHS):
+        shares.add(path, 1 + idx)
+        for _ in range(9):
+            shares.enqueue(path, idx % 3)
+        shares.charge(path, 13 * idx)
+    shares.set_open("b", False)
+    kept = shares.snapshot()
+
+    twin = shares.fork()
+    picks = serve(twin, [11] * 60)
+
+    assert shares.snapshot() == kept
+    assert serve(shares, [11] * 60) == picks
+    assert twin.snapshot() == shares.snapshot()
+
+
+def test_a_tenant_with_a_held_request_is_not_removed() -> None:
+    shares = make_shares("a")
+    shares.hold("a")
+    with pytest.raises(WrongState):
+        shares.remove("a")
+    shares.release("a")
+
+    shares.remove("a")
+
+    assert "a" not in shares
+
+
+def test_an_account_that_was_kept_of_a_removed_tenant_is_overwritten_by_the_next_of_its_name() -> None:
+    shares = make_shares("a")
+    shares.charge("a", 100)
+    kept = {each.path: each for each in shares.changes()}
+    shares.remove("a")
+    shares.add("a")
+    kept |= {each.path: each for each in shares.changes()}
+
+    assert kept["a"].service == 0
+
+
+def test_ten_thousand_requests_of_one_tenant_are_one_entry_in_the_line() -> None:
+    shares = make_shares("crowd", "other")
+    shares.enqueue("other")
+    for _ in range(10_000):
+        shares.enqueue("crowd")
+    for _ in range(3000):
+        shares.charge("crowd", 1)
+        shares.dequeue("crowd")
+        shares.pick()
+        shares.charge("other", 1)
+
+    line = shares._tree.root.line
+    assert len(line._entries) == 2
+    assert abs(counter(shares, "crowd") - counter(shares, "other")) <= 1
+
+
+def test_coming_and_going_leaves_no_dead_entries_behind() -> None:
+    shares = make_shares("low", "high")
+    shares.enqueue("low")
+    shares.charge("high", 1000)
+    for rank in [0, 1, 2] * 1000:
+        shares.enqueue("high", rank)
+        shares.dequeue("high", rank)
+
+    assert len(shares._tree.root.line._entries) <= 2
+
+
+def test_counters_are_moved_back_before_they_leave_64_bits() -> None:
+    shares = FairShare((0, 50, 200))
+    for path in ("a", "b"):
+        shares.add(path)
+        shares.set_factor(path, MIN_FACTOR)
+        shares.enqueue(path)
+    kept: dict[str, ShareAccount] = {}
+    for day in range(200):
+        shares.charge("a", 86_400_000_000)
+        shares.charge("b", 86_400_000_000 + day)
+        kept |= {each.path: each for each in shares.changes()}
+        assert all(abs(each.counter) < 1 << 62 for each in kept.values())
+
+    behind = account(shares, "a").counter - account(shares, "b").counter
+    assert behind == -sum(range(200)) * 4 * SCALE
+    assert kept == {each.path: each for each in shares.snapshot()}
+
+
 def test_a_restart_does_not_change_the_next_picks() -> None:
     paths = [f"g{i % 3}/p{i}" for i in range(9)]
     draw = random.Random(5)
@@ -292,102 +533,3 @@ def test_a_restart_does_not_change_the_next_picks() -> None:
         after.enqueue(path)
 
     assert serve(after, costs[500:]) == serve(before, costs[500:])
-
-
-class LifeOfTree(RuleBasedStateMachine):
-    """Random arrivals, departures, charges, refunds, weights and limits, against what the rules say of the whole tree."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.shares = make_shares(*PATHS)
-        self.waiting = dict.fromkeys(PATHS, 0)
-        self.closed: set[str] = set()
-        self.charged = dict.fromkeys(PATHS, 0)
-
-    @rule(path=st.sampled_from(PATHS))
-    def arrive(self, path: str) -> None:
-        before = accounts(self.shares)
-        was_active = self.active_nodes()
-        self.shares.enqueue(path)
-        self.waiting[path] += 1
-        self.check_lifts(before, was_active)
-
-    @precondition(lambda self: any(self.waiting.values()))
-    @rule(data=st.data())
-    def depart(self, data: st.DataObject) -> None:
-        path = data.draw(st.sampled_from([path for path, num in self.waiting.items() if num]))
-        self.shares.dequeue(path)
-        self.waiting[path] -= 1
-
-    @rule(path=st.sampled_from(PATHS), cost=st.integers(0, 1000))
-    def charge(self, path: str, cost: int) -> None:
-        self.shares.charge(path, cost)
-        self.charged[path] += cost
-
-    @rule(path=st.sampled_from(PATHS), cost=st.integers(0, 1000))
-    def refund(self, path: str, cost: int) -> None:
-        cost = min(cost, self.charged[path])
-        self.shares.refund(path, cost)
-        self.charged[path] -= cost
-
-    @rule(path=st.sampled_from(PATHS), weight=st.integers(1, 5))
-    def reweight(self, path: str, weight: int) -> None:
-        self.shares.set_weight(path, weight)
-
-    @rule(path=st.sampled_from(PATHS), is_open=st.booleans())
-    def open_or_close(self, path: str, is_open: bool) -> None:
-        self.shares.set_open(path, is_open)
-        (self.closed.discard if is_open else self.closed.add)(path)
-
-    def active_nodes(self) -> set[str]:
-        """Paths of all nodes that are active by rule 4, hidden children included."""
-        active = set()
-        for path, num in self.waiting.items():
-            if not num:
-                continue
-            node = f"{path}/."
-            while node and node not in self.closed:
-                active.add(node)
-                node = node.rpartition("/")[0]
-        return active
-
-    def check_lifts(self, before: dict[str, ShareAccount], was_active: set[str]) -> None:
-        """Invariant 2, of every node that became active, against its siblings that were."""
-        after = accounts(self.shares)
-        for node in self.active_nodes() - was_active:
-            siblings = [before[other].counter for other in was_active if parent_of(other) == parent_of(node)]
-            reference = min(siblings) if siblings else before[parent_of(node)].last_active
-            assert after[node].counter == max(before[node].counter if node in before else 0, reference)
-
-    @invariant()
-    def the_books_agree(self) -> None:
-        active = self.active_nodes()
-        assert {each.path for each in self.shares.snapshot() if each.is_active and each.path} == active
-        for path in PATHS:
-            assert self.shares.service(path) == sum(cost for other, cost in self.charged.items() if f"{other}/".startswith(f"{path}/"))
-
-    @invariant()
-    def the_pick_is_that_of_the_rules(self) -> None:
-        kept = accounts(self.shares)
-        active = self.active_nodes()
-        node = ""
-        while not node.endswith("/."):
-            children = [other for other in active if parent_of(other) == node]
-            if not children:
-                assert self.shares.pick() is None
-                return
-            node = min(children, key=lambda child: (kept[child].counter, child))
-        assert self.shares.pick() == parent_of(node)
-
-
-def accounts(shares: FairShare) -> dict[str, ShareAccount]:
-    """Everything that is kept, by path."""
-    return {each.path: each for each in shares.snapshot()}
-
-
-def parent_of(path: str) -> str:
-    return path.rpartition("/")[0]
-
-
-TestLifeOfTree = LifeOfTree.TestCase
-TestLifeOfTree.settings = settings(stateful_step_count=40)
