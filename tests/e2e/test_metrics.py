@@ -29,6 +29,21 @@ VLLM_NAMES = (
     "request_queue_time_seconds_bucket",
 )
 
+FAIRNESS = (
+    'service_total{tenant="admin"}',
+    'service_total{tenant="other"}',
+    "lag{",
+    "jain_index ",
+    'share_factor{tenant="admin"}',
+    'tenant_queue_time_seconds_bucket{le="0.01",tenant="admin"}',
+    'tenant_time_to_first_token_seconds_count{tenant="admin"}',
+    'deadline_misses_total{tenant="admin"}',
+    "num_requests_deferred ",
+    "start_estimate_error_ratio ",
+    'system_seconds_total{cause="load"}',
+    'tariff_nanoseconds{model="toy",token="output"}',
+)
+
 
 @pytest.fixture(scope="module")
 def rig(tmp_path_factory: pytest.TempPathFactory) -> Iterator[DaemonRig]:
@@ -75,6 +90,18 @@ def test_counters_move_by_what_was_served(rig: DaemonRig, k: Client) -> None:
     before = [value(rig, name) for name in names]
     k.alloc("toy").infer(tokens=[5] * 10, max_tokens=25, ignore_eos=True).result()
     assert [value(rig, name) - old for name, old in zip(names, before, strict=True)] == [10, 25, 1, 1]
+
+
+def test_fairness_is_on_the_page(rig: DaemonRig, k: Client) -> None:
+    k.alloc("toy").infer(tokens=[5] * 10, max_tokens=25, ignore_eos=True).result()
+
+    page = get(rig, "/metrics")[1]
+
+    assert [name for name in FAIRNESS if f"\nkerneld_{name}" not in page] == []
+    assert value(rig, "service_total") > 0
+    assert value(rig, "jain_index") == 1
+    assert value(rig, "tenant_queue_time_seconds_count") == value(rig, "request_queue_time_seconds_count")
+    assert value(rig, "step_token_budget") > 0
 
 
 def test_no_label_names_a_context_or_a_token(rig: DaemonRig, k: Client) -> None:
