@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import json
 import math
+import re
+import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import ExitStack
+from typing import Any
 
 import pytest
 
 from kerneld_client import Client, Context, Limits, errors
+from kerneld_client.values import LimitMode
 from tests.e2e.rig import FAKE, DaemonRig, fake_model, script, until
 
 
@@ -47,11 +53,17 @@ class Tenants:
         self._k = k
         self._stack = stack
 
-    def add(self, path: str, **limits: int) -> Client:
+    def add(self, path: str, **limits: Any) -> Client:
         """A client of a new tenant."""
         self._k.add_tenant(path, limits=Limits(**limits))
         self._stack.callback(self._k.remove_tenant, path, force=True)
         return self._stack.enter_context(self._rig.connect(token=self._k.add_token(path).token))
+
+
+def kernelctl(rig: DaemonRig, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """What a person types, and what it says."""
+    command = [sys.executable, "-P", "-m", "cli.main", "--socket", str(rig.socket), *arguments]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
 
 
 def run(context: Context, num_tokens: int) -> int:
@@ -110,6 +122,95 @@ def test_a_rate_says_exactly_when_to_come_again(tenants: Tenants, limit: str, us
     assert refusal.value.retry_after_s is not None
     assert 0 < refusal.value.retry_after_s <= 10.0  # until one request, or a hundred tokens, are earned again
     assert f"try again in {math.ceil(refusal.value.retry_after_s)} s" in str(refusal.value)
+
+
+def test_an_administrator_sets_limits_soft_and_hard_and_sees_them(rig: DaemonRig, k: Client, tenants: Tenants) -> None:
+    lab = tenants.add("guest")
+    options = (
+        "--requests-per-minute",
+        "2",
+        "--loads-per-hour",
+        "4",
+        "--soft",
+        "loads_per_hour",
+        "--max-running",
+        "3",
+        "--hard",
+        "max_running",
+    )
+    assert kernelctl(rig, "tenant", "set", "guest", *options).returncode == 0
+    shown = kernelctl(rig, "tenant", "show", "guest").stdout
+    facts = {line.split("  ")[0]: line.split("  ")[-1].strip() for line in shown.splitlines()}
+    assert {"requests/min": "2 hard", "loads/hour": "4 soft", "max running": "3 hard"}.items() <= facts.items()
+    contexts = [lab.alloc("toy") for _ in range(3)]
+    for context in contexts[:2]:
+        run(context, 2)
+    with pytest.raises(errors.QuotaExceeded) as refusal:
+        run(contexts[2], 2)
+    assert str(refusal.value).startswith("Tenant 'guest' may use 2 requests per minute; try again in ")
+    changed = kernelctl(rig, "tenant", "set", "guest", "--soft", "requests_per_minute", "-o", "json")
+    assert json.loads(changed.stdout)["limits"]["modes"] == {"loads_per_hour": "soft", "max_running": "hard", "requests_per_minute": "soft"}
+    assert run(contexts[2], 2) == 2, "nobody else is there: it need not wait for its minute"
+
+
+def test_requests_above_a_soft_rate_run_when_nobody_else_is_there(k: Client, tenants: Tenants) -> None:
+    calm, busy = tenants.add("calm", requests_per_minute=1, modes={"requests_per_minute": LimitMode.SOFT}), tenants.add("busy")
+    work = [busy.alloc("toy").infer(tokens=[5], max_tokens=300, ignore_eos=True) for _ in range(4)]
+    until(lambda: k.top().running == 2)
+    since = max(event.sequence for event in k.events()) + 1
+    contexts = [calm.alloc("toy") for _ in range(2)]
+    limited = [context.infer(tokens=[5], max_tokens=3, ignore_eos=True) for context in contexts]
+    assert [len(stream.result().tokens) for stream in limited] == [3, 3]
+    for stream in work:
+        stream.result()
+    admitted = [event.facts["tenant"] for event in k.events(since=since) if event.name == "RequestAdmitted"]
+    assert admitted[-1] == "calm"
+
+
+def test_running_requests_above_a_hard_limit_are_refused(tenants: Tenants) -> None:
+    lab = tenants.add("lab", max_running=1, modes={"max_running": LimitMode.HARD})
+    contexts = [lab.alloc("toy") for _ in range(2)]
+    stream = contexts[0].infer(tokens=[5], max_tokens=400, ignore_eos=True)
+    next(stream)
+    with pytest.raises(errors.QuotaExceeded, match="Tenant 'lab' has 1 requests, as many as may run or wait") as refusal:
+        run(contexts[1], 1)
+    assert (refusal.value.facts["limit"], refusal.value.facts["retry"]) == ("max_running", "estimate")
+    stream.cancel()
+    stream.result()
+    assert run(contexts[1], 1) == 1
+
+
+def test_who_reads_a_refusal_is_told_what_to_do(rig: DaemonRig, k: Client, tenants: Tenants) -> None:
+    tenants.add("lab", requests_per_minute=1)
+    token = rig.folder / "token"
+    token.write_text(k.add_token("lab").token)
+    token.chmod(0o600)
+    with rig.connect(token=token.read_text()) as person:
+        context = person.alloc("toy")
+        run(context, 2)
+    refused = kernelctl(rig, "--token-file", str(token), "infer", context.id)
+    assert refused.returncode == 6
+    assert re.fullmatch(r"error: Tenant 'lab' may use 1 requests per minute; try again in \d+ s\.\n", refused.stderr)
+
+
+def test_bad_limits_and_weights_say_what_is_accepted(rig: DaemonRig, k: Client, tenants: Tenants) -> None:
+    tenants.add("lab")
+    for arguments, told in (
+        (("--weight", "0"), "0 is not a weight: use 1 to 10000. Who is to get only what others leave uses contexts of the class idle"),
+        (("--soft", "max_contexts"), "'max_contexts' is always hard, or is no limit; soft or hard can be max_running,"),
+        (("--requests-per-minute", "-1"), "-1 is not in the range x>=0"),
+    ):
+        refused = kernelctl(rig, "tenant", "set", "lab", *arguments)
+        assert (refused.returncode, told in " ".join(refused.stderr.split())) == (2, True), refused.stderr
+    with pytest.raises(errors.InvalidArgument, match=r"modes\['max_contexts'\]: is always hard; soft or hard can be requests_per_minute"):
+        k.set_tenant("lab", limits=Limits(max_contexts=1, modes={"max_contexts": LimitMode.SOFT}))
+    with pytest.raises(errors.InvalidArgument, match=r"modes\['pages'\]: is no limit"):
+        k.set_tenant("lab", limits=Limits(modes={"pages": LimitMode.SOFT}))
+    with pytest.raises(errors.InvalidArgument, match="weight: use 1 to 10000; it is 0"):
+        k.set_tenant("lab", weight=0)
+    with pytest.raises(errors.InvalidArgument, match="weight: use 1 to 10000; it is 0"):
+        k.add_tenant("eve", weight=0)
+    assert (next(t.weight for t in k.tenants() if t.path == "lab"), "eve" in {t.path for t in k.tenants()}) == (1, False)
 
 
 def test_what_can_never_fit_its_tenant_is_refused_with_needs_and_limit(tenants: Tenants) -> None:

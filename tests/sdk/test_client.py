@@ -10,7 +10,7 @@ import grpc
 import pytest
 
 import kerneld_client
-from kerneld.calls import Access, Grant, Limits, ListArgs, Priority, RegisterArgs, Role
+from kerneld.calls import Access, Grant, LimitMode, Limits, ListArgs, Priority, RegisterArgs, Role
 from kerneld.errors import CannotFit, QuotaExceeded, Unavailable
 from kerneld_client import errors, values
 from tests.syscalls.fake_kernel import piece_at, token_at
@@ -156,6 +156,21 @@ def test_memory_verbs(client: kerneld_client.Client, rig: Rig) -> None:
     client.add_tenant("lab/b")
     client.set_tenant("lab/b", weight=2, revision="ab")
     assert rig.kernel.seen[-1][2] == ("lab/b", 2, None, "ab")
+
+
+def test_modes_of_limits_are_sent_as_words_and_a_wrong_one_is_named(client: kerneld_client.Client, rig: Rig) -> None:
+    limits = values.Limits(max_running=2, modes={"max_running": values.LimitMode.HARD})
+    assert client.add_tenant("lab/m", limits=limits).limits == limits
+    assert rig.kernel.seen[-1][2] == ("lab/m", 1, Limits(max_running=2, modes={"max_running": LimitMode.HARD}))
+    with pytest.raises(errors.InvalidArgument, match=r"limits.modes\['max_running'\]: must be soft or hard"):
+        client.add_tenant("lab/n", limits=values.Limits(modes={"max_running": "firm"}))  # type: ignore[dict-item]
+
+
+def test_a_weight_of_nothing_is_sent_as_it_is(client: kerneld_client.Client, rig: Rig) -> None:
+    client.add_tenant("lab/w", weight=0)
+    assert rig.kernel.seen[-1][2] == ("lab/w", 0, Limits()), "whoever gives none is refused, and not taken for 1"
+    with pytest.raises(errors.InvalidArgument, match="weight"):
+        client.add_tenant("lab/x", weight=-1)
 
 
 def test_every_mutating_call_has_a_request_id_of_its_own_or_the_callers(client: kerneld_client.Client, rig: Rig) -> None:

@@ -80,7 +80,9 @@ MEMORY = holdings.MemoryReport(
 )
 MODEL = calls.ModelInfo("demo", "/m", calls.ModelState.FAILED, "llama", "float32", 1, 2, 3, 4, "h", "cpu:0", 5, 6, "why", "int8", True)
 IMAGE = calls.ImageInfo("a" * 32, "b" * 32, "demo", "alice", "lab", 1, 2, 3, 4.5, "name")
-TENANT = calls.TenantInfo("lab", 2, calls.Limits(1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12), 1.5, 3, 4, 5, 6, 7, 8, 9, 10, 11, "ab", (CHANGE,))
+MODES = {"max_running": calls.LimitMode.HARD, "loads_per_hour": calls.LimitMode.SOFT}
+LIMITS = calls.Limits(1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, MODES)
+TENANT = calls.TenantInfo("lab", 2, LIMITS, 1.5, 3, 4, 5, 6, 7, 8, 9, 10, 11, "ab", (CHANGE,))
 TOKEN = calls.TokenInfo("t1", "lab", "ci", frozenset({calls.Role.USER, calls.Role.ADMIN}), 1.0, 2.0, 3.0)
 TOP = calls.TopFrame(
     at=1.0,

@@ -13,6 +13,7 @@ from kerneld.calls import (
     ForkArgs,
     Grant,
     InferArgs,
+    LimitMode,
     Limits,
     ListArgs,
     Priority,
@@ -119,6 +120,9 @@ def test_roles_are_named_and_a_token_without_any_is_a_users() -> None:
 def test_limits_take_over_every_field() -> None:
     assert convert.limits_of(pb.Limits(device_bytes=1, host_bytes=2, max_contexts=3, max_running=4, max_queued=5)) == Limits(1, 2, 3, 4, 5)
     assert convert.limits_of(pb.Limits(requests_per_minute=6, tokens_per_minute=7, image_bytes=8)) == Limits(0, 0, 0, 0, 0, 6, 7, 8)
+    modes = {"max_running": pb.LIMIT_MODE_HARD, "loads_per_hour": pb.LIMIT_MODE_SOFT}
+    of_loads = Limits(loads_per_hour=4, modes={"loads_per_hour": LimitMode.SOFT, "max_running": LimitMode.HARD})
+    assert convert.limits_of(pb.Limits(loads_per_hour=4, modes=modes)) == of_loads
 
 
 def test_lists_carry_page_and_conditions() -> None:
