@@ -58,22 +58,28 @@ def make_request() -> Callable[..., Request]:
         context = Context(id=f"{number:032x}", owner="ann", tenant=tenant, model=model, fingerprint="f", seed=1, created_at=0.0)
         context.nice, context.priority = nice, priority
         context.tokens.extend(range(num_input))
-        log = OutputLog(num_input, lambda: 0.0)
-        return Request(
-            id=f"{number + (1 << 64):032x}",
-            context=context,
-            args=InferArgs(context_id=context.id),
-            sampling=Sampling(),
-            num_input=num_input,
-            output_start=num_input,
-            max_tokens=max_tokens,
-            arrival=float(number) if arrival is None else arrival,
-            log=log,
-            transcript=Transcript(log, None),
-            deadline=deadline,
-        )
+        request = new_request(context, f"{number + (1 << 64):032x}", max_tokens, float(number) if arrival is None else arrival)
+        request.deadline = deadline
+        return request
 
     return make
+
+
+def new_request(context: Context, request_id: str, max_tokens: int = 100, arrival: float = 0.0) -> Request:
+    """A request whose input is all that its context has."""
+    log = OutputLog(context.num_tokens, lambda: 0.0)
+    return Request(
+        id=request_id,
+        context=context,
+        args=InferArgs(context_id=context.id),
+        sampling=Sampling(),
+        num_input=context.num_tokens,
+        output_start=context.num_tokens,
+        max_tokens=max_tokens,
+        arrival=arrival,
+        log=log,
+        transcript=Transcript(log, None),
+    )
 
 
 @pytest.fixture(scope="session")
