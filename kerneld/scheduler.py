@@ -35,6 +35,7 @@ import msgspec
 from kerneld.accounts import Accounts
 from kerneld.calls import FinishReason
 from kerneld.closures import Closures
+from kerneld.errors import WrongState
 from kerneld.expiry import Expired, Expiry
 from kerneld.fairshare import FairShare
 from kerneld.locality import Locality
@@ -197,7 +198,9 @@ class Scheduler:
         self._closures.let_in()
 
     def remove_tenant(self, path: str) -> None:
-        """Forget a tenant that has no children and nothing waiting. Raises: NotFound, WrongState."""
+        """Forget a tenant that has no children, and nothing that waits or runs. Raises: NotFound, WrongState."""
+        if self.waiting.of(path) or self.running.of(path):
+            raise WrongState(f"Tenant {path!r} still has requests.", facts={"tenant": path})
         self.shares.remove(path)
         self.charging.forget(path)
         self._waiting.forget(path)

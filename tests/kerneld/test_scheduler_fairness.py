@@ -13,11 +13,12 @@ from hypothesis import given, settings, target
 from hypothesis import strategies as st
 
 from kerneld.calls import Priority
+from kerneld.errors import WrongState
 from kerneld.fairshare import FairShare
 from kerneld.request import Request
 from kerneld.sharenode import ShareNode, ShareRules
 from kerneld.sharetree import ShareTree
-from tests.kerneld.fairness_rig import BACKLOG, Device, Gaps, Job, Source, hog, make_shares, random_source, run, run_random_tree
+from tests.kerneld.fairness_rig import BACKLOG, MODEL, Device, Gaps, Job, Source, hog, make_shares, random_source, run, run_random_tree
 
 NUM_TREES = 2_000 if settings().max_examples > 200 else 200
 SEEDS = st.integers(0, 2**32 - 1)
@@ -253,3 +254,21 @@ def test_who_cancels_before_the_first_token_has_paid() -> None:
 
     assert gaps.worst_ratio <= 2 * device.dearest.u_us
     assert device.shares.service("quitter") > Fraction(9, 10) * device.shares.service("honest")
+
+
+@pytest.mark.parametrize("is_resident", [True, False])
+def test_a_tenant_with_requests_is_not_removed_wherever_they_are(is_resident: bool) -> None:
+    device = Device(make_shares({"a": 1}))
+    device.scheduler.set_resident(MODEL, is_resident)
+    request = device.arrive(Job("a", 5, 5, 5))
+    with pytest.raises(WrongState):
+        device.scheduler.remove_tenant("a")
+    device.scheduler.set_resident(MODEL, True)
+    device.seat()
+    with pytest.raises(WrongState):
+        device.scheduler.remove_tenant("a")
+    device.cancel(request)
+
+    device.scheduler.remove_tenant("a")
+
+    assert "a" not in device.shares
