@@ -51,6 +51,8 @@ class Loading:
 
     async def run(self, model: Model, device: Device) -> None:
         """Load a model that the device knows of. Raises: DriverError, PagingError, WrongState."""
+        if self.turns.held.seconds_left(model.name):
+            self.followers.tell(model, "held back", 0, model.size_bytes)
         await self.turns.held_back(model)
         offsets, slots = await self._place(model, device)
         self.turns.placed(model)
