@@ -27,7 +27,8 @@ from kerneld.events import (
 from kerneld.gauges import FairGauges
 from kerneld.histogram import BatchHistogram
 from kerneld.tenantlabels import MAX_TENANTS, OTHER, TenantLabels
-from kerneld.weights.debts import SYSTEM, LoadCharged
+from kerneld.usage.amounts import SYSTEM
+from kerneld.weights.debts import LoadCharged
 
 RANK_S: Final = 60.0  # how often the places of tenants are given anew; they are when somebody asks for the page
 _WAIT_S: Final = (0.01, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0)

@@ -16,14 +16,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Final
 
 from kerneld.accounts import NO_CHANGES, Accounts, LoadAccount
 from kerneld.eventbus import EventBus
 from kerneld.events import Event
 from kerneld.request import Request
-
-SYSTEM: Final = "(system)"  # no tenant may be called so
+from kerneld.usage.amounts import SYSTEM
 
 
 @dataclass(frozen=True, slots=True)

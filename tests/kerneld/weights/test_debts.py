@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 
 from kerneld.eventbus import EventBus
 from kerneld.request import Request
-from kerneld.weights.debts import SYSTEM, LoadDebts, split
+from kerneld.usage.amounts import SYSTEM
+from kerneld.weights.debts import LoadDebts, split
 
 MakeRequest = Callable[..., Request]
 

@@ -10,7 +10,7 @@ import pytest
 from drivers.fake_model import FakeModel
 from kerneld.calls import Caller, LimitMode, Limits, ModelState, Priority, RegisterArgs
 from kerneld.errors import QuotaExceeded
-from kerneld.weights.debts import SYSTEM
+from kerneld.usage.amounts import SYSTEM
 from tests.kerneld.rig import ADMIN, ANN, BOB, SLAB, Output, Rig, Sizes, in_loop, prompt_of, running
 
 NAMES = ("ant", "bee", "cow")
