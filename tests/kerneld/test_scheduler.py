@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from drivers.contract import Sampling
-from kerneld.calls import InferArgs, Priority
+from kerneld.calls import FinishReason, InferArgs, Priority
 from kerneld.context import Context
 from kerneld.fairshare import FairShare
 from kerneld.policy import SchedulerPolicy
@@ -176,6 +176,239 @@ def test_cancelled_requests_leave_no_trace(scheduler: Scheduler, make_request: M
     assert (scheduler.waiting.total, scheduler.running.of("lab")) == (0, 1)
 
 
+# ------------------------------------------------------------------------------------------------------ rows lost through no decision
+
+
+def run_all(scheduler: Scheduler, *requests: Request) -> None:
+    for request in requests:
+        scheduler.enqueue(request)
+        scheduler.admit(request, 0)
+
+
+def test_who_lost_its_row_has_it_again_before_anybody_in_the_order_of_admission(  # invariant 5
+    scheduler: Scheduler, make_request: MakeRequest
+) -> None:
+    ran = [make_request(tenant) for tenant in ("other", "lab/ann", "lab/bob")]
+    run_all(scheduler, *ran)
+    waiting = make_request("lab/ann", nice=-20)
+    scheduler.enqueue(waiting)
+
+    for request in reversed(ran):
+        scheduler.interrupt(request)
+
+    assert admit_all(scheduler) == [*ran, waiting]
+
+
+def test_who_lost_its_row_twice_keeps_the_place_of_its_first_admission(scheduler: Scheduler, make_request: MakeRequest) -> None:
+    first, second = make_request("other"), make_request("lab/ann")
+    run_all(scheduler, first, second)
+    for request in (first, second):
+        scheduler.interrupt(request)
+
+    scheduler.admit(first, 0)
+    scheduler.interrupt(first)
+
+    assert admit_all(scheduler) == [first, second]
+
+
+def test_an_interruption_changes_no_counter_and_costs_nothing(scheduler: Scheduler, make_request: MakeRequest) -> None:  # invariant 5
+    ran = [make_request(tenant) for tenant in ("other", "lab/ann", "lab/bob")]
+    run_all(scheduler, *ran)
+    scheduler.enqueue(make_request("other"))
+    before = scheduler.accounts()
+
+    for request in ran:
+        scheduler.interrupt(request)
+    charged = [scheduler.admit(request, 0) for request in ran]
+
+    assert scheduler.accounts() == before
+    assert charged == [0, 0, 0]
+
+
+def test_a_preempted_one_waits_in_line_and_is_not_first(scheduler: Scheduler, make_request: MakeRequest) -> None:
+    preempted, interrupted = make_request("lab/ann", arrival=0.0), make_request("lab/ann", arrival=1.0)
+    run_all(scheduler, preempted, interrupted)
+
+    scheduler.preempt(preempted)
+    scheduler.interrupt(interrupted)
+
+    assert admit_all(scheduler) == [interrupted, preempted]
+
+
+def test_whoever_is_to_be_tried_alone_waits_in_line(scheduler: Scheduler, make_request: MakeRequest) -> None:
+    suspect, other = make_request("lab/ann", arrival=1.0), make_request("lab/ann", arrival=0.0)
+    run_all(scheduler, suspect)
+    scheduler.enqueue(other)
+    scheduler.interrupt(suspect)
+
+    scheduler.suspect(suspect)
+
+    assert scheduler.next_candidate() is other
+    assert scheduler.queue_position(suspect) == 2
+
+
+def test_an_interrupted_one_of_a_tenant_that_waits_for_memory_stops_nobody(scheduler: Scheduler, make_request: MakeRequest) -> None:
+    held, other = make_request("lab/ann"), make_request("other")
+    run_all(scheduler, held)
+    scheduler.enqueue(other)
+    scheduler.interrupt(held)
+
+    scheduler.hold_back("lab")
+    meanwhile = scheduler.next_candidate()
+    scheduler.let_in()
+
+    assert (meanwhile, scheduler.next_candidate()) == (other, held)
+
+
+def test_an_interrupted_one_whose_model_goes_is_first_when_it_is_back(scheduler: Scheduler, make_request: MakeRequest) -> None:
+    ran, other = make_request("lab/ann"), make_request("other", model="n")
+    run_all(scheduler, ran)
+    scheduler.set_resident("n", True)
+    scheduler.enqueue(other)
+    scheduler.interrupt(ran)
+
+    scheduler.set_resident("m", False)
+    meanwhile = scheduler.next_candidate()
+    scheduler.set_resident("m", True)
+
+    assert (meanwhile, scheduler.next_candidate()) == (other, ran)
+
+
+def test_after_a_restart_those_that_ran_are_first_as_they_ran(scheduler: Scheduler, make_request: MakeRequest) -> None:
+    ran = [make_request("lab/bob", arrival=9.0), make_request("lab/ann", arrival=8.0)]
+    waited = make_request("other", arrival=1.0)
+    scheduler.recover(waited, is_running=False)
+    for request in ran:
+        request.is_charged = True
+        scheduler.recover(request, is_running=True)
+
+    assert admit_all(scheduler) == [*ran, waited]
+
+
+def test_one_for_which_there_was_no_room_gets_everything_back_when_it_ends(scheduler: Scheduler, make_request: MakeRequest) -> None:
+    request = make_request("lab/ann", num_input=100)
+    run_all(scheduler, request)
+    scheduler.interrupt(request)
+
+    refund = scheduler.finish(request, FinishReason.DEADLINE)
+
+    assert (refund, scheduler.shares.service("lab")) == (1000, 0)
+
+
+# --------------------------------------------------------------------------------------------------------------------- beside the line
+
+
+def test_a_deferred_request_waits_until_its_time(scheduler: Scheduler, make_request: MakeRequest) -> None:
+    deferred, other = make_request("lab/ann", arrival=0.0), make_request("lab/ann", arrival=1.0)
+    scheduler.enqueue(deferred)
+    scheduler.enqueue(other)
+
+    scheduler.defer(deferred, 50.0)
+    before = (scheduler.next_candidate(), scheduler.undefer(49.0), scheduler.num_deferred)
+    joined = scheduler.undefer(50.0)
+
+    assert before == (other, False, 1)
+    assert (joined, scheduler.next_candidate()) == (True, deferred)
+
+
+def test_a_deferred_request_is_admitted_early_when_nobody_else_is_there(scheduler: Scheduler, make_request: MakeRequest) -> None:
+    late, soon = make_request("lab/ann"), make_request("lab/bob")
+    for request, until in ((late, 50.0), (soon, 40.0)):
+        scheduler.defer(request, until)
+        scheduler.enqueue(request)
+
+    assert admit_all(scheduler) == [soon, late]
+    assert (scheduler.num_deferred, scheduler.undefer(60.0)) == (0, False)
+
+
+def test_a_deferred_request_that_is_admitted_early_is_not_owed_what_others_were_served(
+    scheduler: Scheduler, make_request: MakeRequest
+) -> None:
+    busy, deferred = make_request("lab/bob"), make_request("lab/ann", num_input=0)
+    run_all(scheduler, busy)
+    scheduler.shares.charge("lab/bob", 1000)
+    scheduler.defer(deferred, 50.0)
+    scheduler.enqueue(deferred)
+
+    scheduler.admit(deferred, 0)
+
+    assert scheduler.shares.lag("lab/bob", "lab/ann") == 0
+
+
+def test_a_deferred_request_does_not_shorten_quanta(scheduler: Scheduler, make_request: MakeRequest) -> None:
+    request = make_request("other")
+    scheduler.defer(request, 50.0)
+    scheduler.enqueue(request)
+
+    assert scheduler.plan_step([RowNeed(make_request(), 1, 100)]).num_steps == 2
+
+
+# --------------------------------------------------------------------------------------------------------------------------- looks ahead
+
+
+def test_the_line_is_the_order_in_which_all_would_be_seated(scheduler: Scheduler, make_request: MakeRequest) -> None:
+    ran = make_request("other")
+    run_all(scheduler, ran)
+    for number in range(12):
+        tenant = ("lab/ann", "lab/bob", "other")[number % 3]
+        scheduler.enqueue(make_request(tenant, num_input=7 * number % 50, nice=number % 2))
+    scheduler.interrupt(ran)
+
+    told = list(scheduler.line(100))
+
+    assert told == admit_all(scheduler)
+    assert told[0] is ran
+
+
+def test_looking_at_the_line_changes_nothing_and_ends_where_it_is_told(scheduler: Scheduler, make_request: MakeRequest) -> None:
+    for _ in range(5):
+        scheduler.enqueue(make_request("lab/ann"))
+    before = (scheduler.accounts(), scheduler.next_candidate())
+
+    told = list(scheduler.line(3))
+
+    assert len(told) == 3
+    assert (scheduler.accounts(), scheduler.next_candidate()) == before
+
+
+def test_the_most_urgent_model_is_that_of_the_waiter_that_would_be_picked_first(scheduler: Scheduler, make_request: MakeRequest) -> None:
+    scheduler.enqueue(make_request("lab/ann", model="rich"))
+    scheduler.enqueue(make_request("other", model="poor"))
+    scheduler.enqueue(make_request("lab/ann", model="poor"))
+    scheduler.shares.charge("lab/ann", 1000)
+
+    urgencies = [scheduler.urgency(model) for model in ("poor", "rich", "nobody's")]
+
+    assert urgencies[2] is None
+    assert urgencies[0] is not None
+    assert urgencies[1] is not None
+    assert urgencies[0] < urgencies[1]
+
+
+def test_of_one_tenant_the_stricter_class_makes_a_load_more_urgent(scheduler: Scheduler, make_request: MakeRequest) -> None:
+    scheduler.enqueue(make_request("lab/ann", model="a", priority=Priority.BATCH, arrival=0.0))
+    scheduler.enqueue(make_request("lab/ann", model="b", arrival=9.0))
+
+    batch, interactive = scheduler.urgency("a"), scheduler.urgency("b")
+
+    assert batch is not None
+    assert interactive is not None
+    assert interactive < batch
+
+
+def test_ten_thousand_requests_of_one_tenant_come_and_go_in_constant_time_each(scheduler: Scheduler, make_request: MakeRequest) -> None:
+    requests = [make_request("lab/ann", num_input=0) for _ in range(10_000)]
+    for request in requests:
+        scheduler.enqueue(request)
+
+    for request in requests[:9_000]:
+        scheduler.finish(request, FinishReason.CANCELLED)
+
+    assert scheduler.next_candidate() is requests[9_000]
+    assert len(scheduler._waiting.queue("lab/ann")._heap) <= 2 * 1_000 + 16
+    assert (scheduler.waiting.total, scheduler.shares.service("lab")) == (1_000, 0)
+
+
 # ------------------------------------------------------------------------------------------------------------------- limits and company
 
 
@@ -318,6 +551,14 @@ def test_a_parked_request_does_not_shorten_quanta(scheduler: Scheduler, make_req
     scheduler.enqueue(make_request("other", model="absent"))
 
     assert scheduler.plan_step([RowNeed(make_request(), 1, 100)]).num_steps == 2
+
+
+def test_better_classes_have_their_input_read_first(scheduler: Scheduler, make_request: MakeRequest) -> None:
+    batch, interactive = make_request(priority=Priority.BATCH), make_request()
+
+    shape = scheduler.plan_step([RowNeed(batch, 500, 100), RowNeed(interactive, 40, 100)])
+
+    assert [(share.request, share.num_tokens) for share in shape.shares] == [(interactive, 40), (batch, 24)]
 
 
 def test_an_unfinished_prefill_makes_single_steps(scheduler: Scheduler, make_request: MakeRequest) -> None:
@@ -470,6 +711,14 @@ class LifeOfScheduler(RuleBasedStateMachine):
         self.running.remove(request)
         self.waiting.append(request)
 
+    @precondition(lambda self: self.running)
+    @rule(data=st.data())
+    def interrupt(self, data: st.DataObject) -> None:
+        request = data.draw(st.sampled_from(self.running))
+        self.scheduler.interrupt(request)
+        self.running.remove(request)
+        self.waiting.append(request)
+
     @precondition(lambda self: self.running or self.waiting)
     @rule(data=st.data())
     def finish(self, data: st.DataObject) -> None:
@@ -507,17 +756,21 @@ class LifeOfScheduler(RuleBasedStateMachine):
     @invariant()
     def the_candidate_is_the_best_of_its_tenant_and_there_is_one_if_one_may_run(self) -> None:
         ready = [request for request in self.waiting if request.context.model in self.resident and not request.is_parked]
-        eligible = [request for request in ready if self.has_room(request.tenant)]
+        eligible = [request for request in ready if request.is_interrupted or self.has_room(request.tenant)]
         candidate = self.scheduler.next_candidate()
         assert (candidate is None) == (not eligible)
-        if candidate is not None:
+        interrupted = [request for request in ready if request.is_interrupted]
+        if interrupted:
+            assert candidate is min(interrupted, key=lambda request: request.turn)
+        elif candidate is not None:
             assert candidate in eligible
             ranks = [(request.context.nice, request.arrival) for request in eligible if request.tenant == candidate.tenant]
             assert (candidate.context.nice, candidate.arrival) == min(ranks)
 
     def has_room(self, tenant: str) -> bool:
+        have_rows = self.running + [request for request in self.waiting if request.is_interrupted]
         return all(
-            not limit or sum(below(request.tenant, path) for request in self.running) < limit
+            not limit or sum(below(request.tenant, path) for request in have_rows) < limit
             for path, limit in self.limits.items()
             if below(tenant, path)
         )
