@@ -10,7 +10,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from kerneld_client import Client
+from kerneld_client import Client, Limits, errors
 from tests.e2e.rig import MODEL, DaemonRig
 
 NAMES = ("red", "green", "blue")
@@ -75,6 +75,35 @@ def test_requests_on_all_of_them_at_once_are_answered(k: Client) -> None:
     for asker in askers:
         asker.join(timeout=120)
     assert answers == dict.fromkeys(NAMES, told)
+
+
+def test_the_seconds_of_loads_are_charged_whole_to_those_that_were_served(k: Client) -> None:
+    say(k, "red")
+    since = max(event.sequence for event in k.events()) + 1
+    for name in ("green", "blue", "red"):
+        say(k, name)
+    events = [event for event in k.events(since=since) if event.name in ("ModelLoaded", "LoadCharged")]
+    loaded = {event.facts["model"]: round(float(event.facts["seconds"]) * 1e6) for event in events if event.name == "ModelLoaded"}
+    tenant = k.whoami().tenant
+    paid = [event.facts for event in events if event.name == "LoadCharged" and event.facts["model"] in ("green", "blue")]
+    assert [(facts["tenant"], int(facts["load_us"])) for facts in paid] == [(tenant, loaded[facts["model"]]) for facts in paid]
+    assert len(paid) == 2
+
+
+def test_loads_above_the_limit_of_a_tenant_are_refused_and_told_when_to_come(rig: DaemonRig, k: Client) -> None:
+    say(k, "red")
+    k.add_tenant("guest", limits=Limits(loads_per_hour=1))
+    try:
+        with rig.connect(token=k.add_token("guest").token) as guest:
+            assert len(say(guest, "red", 4)) == 4, "it is there, and costs no load"
+            assert len(say(guest, "green", 4)) == 4
+            with pytest.raises(errors.QuotaExceeded, match="Tenant 'guest' may start 1 loads of models per hour; try again in") as refusal:
+                say(guest, "blue", 4)
+            assert 3000 < (refusal.value.retry_after_s or 0) <= 3601
+            say(k, "blue")
+            assert len(say(guest, "blue", 4)) == 4, "another one has loaded it"
+    finally:
+        k.remove_tenant("guest", force=True)
 
 
 def test_a_pinned_model_stays_through_the_death_of_its_worker(rig: DaemonRig, k: Client) -> None:

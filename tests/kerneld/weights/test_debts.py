@@ -10,7 +10,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from kerneld.calls import FinishReason
 from kerneld.eventbus import EventBus
+from kerneld.fairshare import FairShare
+from kerneld.pricing.charging import Charging
 from kerneld.request import Request
 from kerneld.usage.amounts import SYSTEM
 from kerneld.weights.debts import LoadDebts, split
@@ -109,6 +112,31 @@ def test_a_removed_tenant_leaves_its_part_to_the_others(ledger: Ledger, make_req
     ledger.debts.end("m")
     assert ledger.told[SYSTEM] == 900
     ledger.check(2000)
+
+
+def test_what_was_paid_for_a_load_is_not_given_back(ledger: Ledger, make_request: MakeRequest) -> None:  # invariant 2
+    shares = FairShare()
+    shares.add("lab")
+    charging = Charging(shares)
+    charging.surcharge = ledger.debts.surcharge
+    for _ in range(2):  # the second is expected to be as long as the first
+        request = make_request("lab", num_input=10, max_tokens=50)
+        shares.enqueue("lab")
+        charging.admission(request, 0)
+        shares.dequeue("lab")
+        request.context.tokens.extend(range(50))
+        charging.output(request, 50)
+        charging.end(request, FinishReason.STOP)
+    before = shares.service("lab")
+    ledger.debts.begin("m", 1_000_000)
+    request = make_request("lab", num_input=10, max_tokens=50)
+    charged_us = charging.admission(request, 0)
+    refund_us = charging.end(request, FinishReason.CANCELLED)
+
+    assert charged_us == 2 * (charged_us - ledger.told["lab"]), "half of it was for the load"
+    assert 0 < refund_us <= charged_us - ledger.told["lab"]
+    assert shares.service("lab") - before == charged_us - refund_us
+    assert ledger.told["lab"] == charged_us // 2
 
 
 def test_who_paid_is_told_when_the_model_leaves(ledger: Ledger, make_request: MakeRequest) -> None:
