@@ -1,7 +1,7 @@
 """Headroom: whether those who run leave room for one more, once all of them have grown as far as is expected.
 
-    tokens of a row    |---- now ----|- - - left - - -|         left: what its tenant's last outputs lead one to expect, or what it asked
-                                                                for where nothing is known; past that, a page
+    tokens of a row    |---- now ----|- - - left - - -|         left: what the last outputs of its tenant and of all lead one to
+                                                                expect, or what it asked for where nothing is known; past that, a page
 
 Somebody who would take what others are going to need waits: he, or somebody else, would be preempted before long, and what was computed of
 him would be for nothing. It is an estimate: where it is wrong somebody is preempted, and where outputs are shorter, frames lie idle.
@@ -52,7 +52,7 @@ class Headroom:
         """Tokens that a request is still expected to generate."""
         if request.is_scoring:
             return 0
-        expected = min(self._forecast.of(request.tenant) or request.max_tokens, request.max_tokens)
+        expected = min(self._forecast.usual(request.tenant) or request.max_tokens, request.max_tokens)
         return min(max(expected - request.num_generated, self._pager.page_tokens), request.num_remaining)
 
     def _room_bytes(self, spaces: Sequence[Space]) -> int:

@@ -1,11 +1,20 @@
-"""Arrivals: the requests that a workload comes to. The same workload gives the same jobs; each tenant draws from a generator of its own."""
+"""Arrivals: the requests that a workload comes to. The same workload gives the same jobs; each tenant draws from a generator of its own.
+
+Lengths are quasi-random: whatever part of a tenant's requests is served, it has about the mean length of all. So schedulers that serve
+different requests are compared by what they do, and not by how long these happen to be.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from random import Random
+from typing import Final
 
 from kerneld.simulation.workload import Arrival, Job, Phase, TenantLoad, Workload
+
+# Multiples of these fill the unit square evenly. Source: Roberts, "The unreasonable effectiveness of quasirandom sequences", 2018 (R2).
+_STEP_INPUT: Final = 0.7548776662466927
+_STEP_OUTPUT: Final = 0.5698402909980532
 
 
 def jobs_of(workload: Workload) -> tuple[Job, ...]:
@@ -18,12 +27,13 @@ def jobs_of(workload: Workload) -> tuple[Job, ...]:
 
 def _jobs_of_tenant(tenant: TenantLoad, workload: Workload) -> Iterator[Job]:
     random = Random(f"{workload.seed}:{tenant.path}")
-    for arrival_s in _times(tenant, workload.duration_s, random):
-        num_output = tenant.output.draw(random)
+    first_input, first_output = random.random(), random.random()
+    for count, arrival_s in enumerate(_times(tenant, workload.duration_s, random)):
+        num_output = tenant.output.at((first_output + count * _STEP_OUTPUT) % 1.0)
         yield Job(
             tenant=tenant.path,
             arrival_s=round(arrival_s, 6),
-            num_input=tenant.input.draw(random),
+            num_input=tenant.input.at((first_input + count * _STEP_INPUT) % 1.0),
             num_output=num_output,
             max_tokens=max(tenant.max_tokens, num_output),
             priority=tenant.priority,

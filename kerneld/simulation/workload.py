@@ -5,9 +5,10 @@ Workload --draw (kerneld.simulation.arrivals)--> Jobs, in the order of arrival
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from enum import Enum
-from random import Random
+from statistics import NormalDist
 from typing import Final
 
 from drivers.sim import StepModel
@@ -19,6 +20,7 @@ MIB: Final = 1 << 20
 # Output counts twice, as in the paper; and on the default device, a second of service is about a second.
 PAPER_TARIFF: Final = Tariff(input_ns=750_000, cached_ns=75_000, output_ns=1_500_000)
 ENDLESS: Final = float("inf")
+_EDGE: Final = 1e-9
 
 
 class WorkloadInvalid(ValueError):
@@ -44,8 +46,8 @@ class Fixed:
         """The greatest length that can come."""
         return self.tokens
 
-    def draw(self, _random: Random) -> int:
-        """The next length."""
+    def at(self, _part: float) -> int:
+        """The length that a part of all are below."""
         return self.tokens
 
 
@@ -61,9 +63,9 @@ class Uniform:
         """The greatest length that can come."""
         return self.high
 
-    def draw(self, random: Random) -> int:
-        """The next length."""
-        return random.randint(self.low, self.high)
+    def at(self, part: float) -> int:
+        """The length that a part of all are below."""
+        return min(self.low + int(part * (self.high - self.low + 1)), self.high)
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,11 +76,10 @@ class Lognormal:
     sigma: float
     most: int
 
-    def draw(self, random: Random) -> int:
-        """The next length."""
-        from math import log
-
-        drawn = random.lognormvariate(log(self.mean) - self.sigma**2 / 2, self.sigma)
+    def at(self, part: float) -> int:
+        """The length that a part of all are below."""
+        normal = NormalDist(math.log(self.mean) - self.sigma**2 / 2, self.sigma) if self.sigma else None
+        drawn = math.exp(normal.inv_cdf(min(max(part, _EDGE), 1 - _EDGE))) if normal else self.mean
         return min(max(round(drawn), 1), self.most)
 
 

@@ -58,6 +58,7 @@ STOP_TOKEN: Final = 2
 _GRANULE: Final = 4096
 _FIRST_TOKEN: Final = 3  # of inputs; those below mean something to the device
 _MAX_SLAB_PAGES: Final = 64
+_TICK_S: Final = 0.25  # as `kerneld.housekeeping`
 _DEADLINE_S: Final = 1e9  # of a step: a simulated one never hangs
 
 
@@ -98,6 +99,7 @@ class World:
         composer = Composer(self.pager, self.scheduler, seating, self._delivery, device.max_rows)
         self.dispatcher = Dispatcher(self.pager, composer, self._delivery, StepDeadline(_DEADLINE_S, 1.0))
         self.dispatcher.on_result = self._heard
+        seating.meter.on_settled = self.scheduler.system.had_back
         self.model = self._add_model(models, memory)
         self._add_tenants(tenants)
         frame_bytes = {space.space_id: space.device_frame_bytes for space in self.model.spaces}
@@ -111,6 +113,7 @@ class World:
         """Send the jobs, run until the workload's end, and say what became of each, in the order of arrival."""
         for job in jobs:
             self.loop.call_at(job.arrival_s, self._arrive, job)
+        self._keep_house()
         self.loop.run(self._workload.duration_s)
         for job, request in self.requests.values():
             self._record(job, request, Outcome.WAITING if request.first_token_at is None else Outcome.CUT)
@@ -128,23 +131,28 @@ class World:
         except (QuotaExceeded, NeverFits):
             self.records.append(self._blank(job, self._num_requests, Outcome.REJECTED))
             return
-        self.admission.take_request(job.tenant, Demand(job.num_input))
+        held_back = self.admission.take_request(job.tenant, Demand(job.num_input))
         request = self._request(job)
+        if held_back.request_s:
+            request.defer_until = self.loop.time() + held_back.request_s
         request.context.move(ContextState.READY)
         request.context.active_request = request.id
         self.requests[request.id] = job, request
         self.scheduler.enqueue(request)
-        if request.deadline is not None:
-            self.loop.call_at(request.deadline, self._end_late)
         self.dispatcher.arrived()
 
     def _heard(self, flight: Flight, step_idx: int, is_last: bool, result: StepResult) -> None:
         self._seating.meter.heard(flight, step_idx, is_last, result)
         self.scheduler.sizer.costs.heard(flight, step_idx, is_last, result)
 
-    def _end_late(self) -> None:
-        for request, detail in self.scheduler.expired(self.loop.time()):
+    def _keep_house(self) -> None:
+        """What the daemon's housekeeping does for requests."""
+        now = self.loop.time()
+        for request, detail in self.scheduler.expired(now, now):
             self.dispatcher.end(request, FinishReason.DEADLINE, detail)
+        if self.scheduler.undefer(now):
+            self.dispatcher.arrived()
+        self.loop.call_later(_TICK_S, self._keep_house)
 
     def _finished(self, request: Request) -> None:
         job, _request = self.requests.pop(request.id)
