@@ -84,6 +84,10 @@ class Estimator:
         self._charged_us = max(self._charged_us * kept + charged_us, 0.0)
         self._busy_s = self._busy_s * kept + busy_s
 
+    def forget_rate(self) -> None:
+        """Work is counted in another measure from now on: nothing is known of the rate. How far estimates are off stays."""
+        self._charged_us = self._busy_s = self._mean_us = 0.0
+
     def note_admission(self, charged_us: int) -> None:
         """A request was admitted, and charged."""
         self._mean_us += (charged_us - self._mean_us) / (_MEAN_OF if self._mean_us else 1)

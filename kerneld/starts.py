@@ -10,11 +10,11 @@ something that no share brings nearer (a model, pages, a prefix, a limit), nobod
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 from kerneld.estimate import Estimator, Level, Rival
-from kerneld.events import Event, RequestAdmitted, RequestArrived, RequestFinished
+from kerneld.events import Event, RequestAdmitted, RequestArrived, RequestFinished, TariffChanged
 from kerneld.holdings import StartEstimate
 from kerneld.request import Place, Request
 from kerneld.scheduler import Scheduler
@@ -25,6 +25,7 @@ from kerneld.tally import ancestors
 
 # A picture of the shares serves so long: a thousand arrivals in a second take it four times.
 MAP_LIFETIME_S: Final = 0.25
+MEAN_OF: Final = 64  # outputs
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +51,7 @@ class Starts:
         self._clock = clock
         self._expected: dict[str, _Expected] = {}  # by request id
         self._backlog_us: dict[str, int] = {}  # by path of a node, hidden ones too
+        self._mean_output = 0.0  # tokens of the requests that ended
         self._map = ShareMap(())
         self._mapped_at = float("-inf")
         self._ticked: tuple[float, int, bool] | None = None  # when, what was charged by then, and whether somebody waited
@@ -70,6 +72,10 @@ class Starts:
                     self.estimator.note_start(expected.raw_s, expected.told_s, event.queue_s)
         elif isinstance(event, RequestFinished):
             self._forget(event.request)
+            if event.output_tokens:
+                self._mean_output += (event.output_tokens - self._mean_output) / (MEAN_OF if self._mean_output else 1)
+        elif isinstance(event, TariffChanged):
+            self._reprice()
 
     def arrived(self, request: Request) -> None:
         """A request that was never admitted has begun to wait."""
@@ -78,10 +84,7 @@ class Starts:
         tenant = request.tenant
         raw_s = self._raw_s(tenant, self._backlog_us.get(own_path(tenant), 0)) if request.place is Place.LINE else None
         told_s = self.estimator.told_s(raw_s) if raw_s is not None else 0.0
-        cost_us = self._scheduler.charging.expected_cost(request, min(request.context.kv_valid, request.output_start))
-        self._expected[request.id] = _Expected(tenant, cost_us, raw_s, told_s)
-        for path in _paths(tenant):
-            self._backlog_us[path] = self._backlog_us.get(path, 0) + cost_us
+        self._expect(request.id, _Expected(tenant, self._cost_us(request), raw_s, told_s))
 
     def tick(self) -> None:
         """Measure, once a second. As long as nothing better is known, what is charged while nobody waits is taken for the rate."""
@@ -95,6 +98,30 @@ class Starts:
             if now > before and (is_full or (self.estimator.rate is None and scheduler.running.total)):
                 self.estimator.note_rate(shares.total_us - charged_us, now - before)
         self._ticked = now, shares.total_us, has_line
+
+    def _expect(self, request_id: str, expected: _Expected) -> None:
+        self._expected[request_id] = expected
+        for path in _paths(expected.tenant):
+            self._backlog_us[path] = self._backlog_us.get(path, 0) + expected.cost_us
+
+    def _cost_us(self, request: Request) -> int:
+        """What a request will have been charged in the end. Where nothing is known of its tenant's outputs, they are like everybody's."""
+        charging = self._scheduler.charging
+        cost_us = charging.expected_cost(request, min(request.context.kv_valid, request.output_start))
+        if charging.forecast.of(request.tenant) or request.is_scoring:
+            return cost_us
+        num_output = min(request.max_tokens, round(self._mean_output) or request.max_tokens)
+        return cost_us + charging.tariffs.get(request.context.model).output_us(request.output_start, num_output)
+
+    def _reprice(self) -> None:
+        """Prices have changed: what was measured by the old ones says nothing, and what waits costs something else."""
+        self.estimator.forget_rate()
+        self._ticked = None
+        for request_id, expected in list(self._expected.items()):
+            self._forget(request_id)
+            request = self._requests.get(request_id)
+            if request is not None:
+                self._expect(request_id, replace(expected, cost_us=self._cost_us(request)))
 
     def _forget(self, request_id: str) -> _Expected | None:
         expected = self._expected.pop(request_id, None)

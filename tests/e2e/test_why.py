@@ -69,8 +69,8 @@ def test_why_names_what_is_ahead_and_when_it_starts(rig: DaemonRig, tmp_path: Pa
         k.add_tenant("hogs")
         token_file.write_text(k.add_token("hogs", name="hog").token)
     with rig.connect() as k, kerneld_client.connect(rig.socket, token_file=token_file) as hogs_client:
-        hogs = Crowd(hogs_client, 24)
-        until(lambda: len(hogs.waiting()) >= 12 and all(each.estimate.seconds is not None for each in hogs.waiting()), timeout_s=60)
+        hogs = Crowd(hogs_client, 32)
+        until(lambda: any(each.estimate.seconds for each in hogs.waiting()), timeout_s=60)
         mine = Crowd(k, 8)
         until(lambda: len(mine.waiting()) >= 6)
         last = mine.waiting()[-1]

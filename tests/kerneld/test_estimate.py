@@ -75,6 +75,16 @@ def test_refunds_do_not_make_a_rate_negative() -> None:
     assert estimator.rate is None
 
 
+def test_a_rate_that_is_forgotten_is_measured_anew() -> None:
+    estimator = measured()
+    estimator.note_admission(400_000)
+    estimator.forget_rate()
+    assert estimator.raw_s(1000, ()) is None
+    estimator.note_rate(500_000, 1.0)
+    assert estimator.raw_s(0, ()) == 0.0
+    assert estimator.rate == 500_000
+
+
 def test_the_error_is_the_median_of_the_last_starts() -> None:
     estimator = measured()
     for told_s, waited_s in ((1.0, 2.0), (3.0, 2.0), (2.2, 2.0)):

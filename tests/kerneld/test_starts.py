@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 
 from kerneld.calls import FinishReason, Priority
-from kerneld.events import RequestAdmitted, RequestArrived, RequestFinished
+from kerneld.events import RequestAdmitted, RequestArrived, RequestFinished, TariffChanged
 from kerneld.fairshare import FairShare
+from kerneld.pricing.tariff import Tariff
 from kerneld.request import Request
 from kerneld.scheduler import Scheduler
 from kerneld.starts import Starts
@@ -48,7 +49,7 @@ class Line:
 
     def end(self, request: Request) -> None:
         self.scheduler.finish(request)
-        self.starts.on_event(RequestFinished(request.id, "c", request.tenant, FinishReason.STOP, 1, 0, 1, 0.0, 0.0))
+        self.starts.on_event(RequestFinished(request.id, "c", request.tenant, FinishReason.CANCELLED, 1, 0, 0, 0.0, 0.0))
 
     def seconds(self, request: Request) -> float | None:
         return self.starts.estimate(request, self.scheduler.queue_position(request)).seconds
@@ -125,6 +126,43 @@ def test_work_that_left_the_line_is_ahead_of_nobody(line: Line) -> None:
     assert before is not None
     assert after is not None
     assert after < before / 10
+
+
+def test_outputs_of_a_tenant_that_nobody_knows_are_as_long_as_those_of_others(line: Line) -> None:
+    def wait_of_the_second() -> float:
+        first, second = line.arrive("bob"), line.arrive("bob")
+        line.now += 1
+        seconds = line.seconds(second)
+        line.end(second)
+        line.end(first)
+        assert seconds is not None
+        return seconds
+
+    longest = wait_of_the_second()  # 100 tokens, which is all that they may have
+    for _ in range(200):
+        line.starts.on_event(RequestFinished("r", "c", "ann", FinishReason.STOP, 1, 0, 10, 0.0, 0.0))
+
+    assert wait_of_the_second() < 0.7 * longest
+
+
+def test_new_prices_make_what_was_measured_worthless(line: Line) -> None:
+    waiting = [line.arrive("ann") for _ in range(3)]
+    line.scheduler.charging.tariffs.put("m", Tariff(100, 10, 200))
+    line.starts.on_event(TariffChanged("m", 100, 10, 200, 0))
+    line.now += 1
+    assert line.seconds(waiting[-1]) is None
+
+    line.tick()
+    line.scheduler.shares.charge("bob", 10)
+    line.tick()
+
+    before = line.seconds(waiting[-1])
+    assert before is not None
+    line.end(waiting[0])
+    line.now += 1
+    after = line.seconds(waiting[-1])
+    assert after is not None
+    assert after < before
 
 
 def test_who_waits_for_a_model_has_no_estimate(line: Line) -> None:
