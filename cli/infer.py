@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from cli.failure import FINISH_CODES
-from cli.handle import find_context
+from cli.handle import find_context, short
 from cli.render import Column, Printer, plain, write_line, write_note, write_text
 from cli.target import Shell, output_option, pass_shell
 
@@ -212,7 +212,7 @@ def show_stream(printer: Printer, context: Context, stream: Any, cancels: bool =
     if printer.is_for_people:
         note_ending(result)
         if stats:
-            write_note(usage_text(result.usage))
+            write_note(f"request {short(result.request)}: {usage_text(result.usage)}")
     else:
         printer.document({"context": context.id, **plain(result)})
     exit_code = FINISH_CODES.get(plain(result.finish_reason), 0)
