@@ -35,7 +35,9 @@ _SAMPLING = (
     click.option("--ignore-eos", is_flag=True, help="Go on past the model's end token."),
     click.option("--logprobs", type=click.IntRange(0, 20), help="Give log-probabilities, and those of this many likeliest tokens."),
     click.option("--deadline", "deadline_s", type=click.FloatRange(0, min_open=True), help="Seconds after which the request is cancelled."),
-    click.option("--max-queue", "max_queue_s", type=click.FloatRange(0, min_open=True), help="Seconds that it may wait for its first turn."),
+    click.option(
+        "--max-queue", "max_queue_s", type=click.FloatRange(0, min_open=True), help="Seconds that it may wait for its first turn."
+    ),
 )
 
 
