@@ -28,7 +28,9 @@ class TomlTable:
 
     def number(self, key: str, default: float | None = None, *, least: float = 0.0, is_above: bool = False) -> float:
         """A number, not below `least`, or above it with `is_above`. Without a default it must be there. Raises: WorkloadInvalid."""
-        value = self._get(key, default)
+        if not self.has(key) and default is not None:
+            return default
+        value = self._values.get(key)
         is_number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
         if not is_number or value < least or (is_above and value == least):  # type: ignore[operator]
             raise self.error(key, f"a number {'above' if is_above else 'of at least'} {least:g}")
