@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import random
 from pathlib import Path
 
 import pytest
@@ -37,8 +38,8 @@ class Zoo:
             self.rig.add_model(name, FakeModel(weights_bytes=4 * SLAB, num_layers=4, seed=seed))
         self._seed = 0
 
-    async def open(self) -> None:
-        for name in NAMES:
+    async def open(self, *others: str) -> None:
+        for name in (*NAMES, *others):
             await self.rig.kernel.register_model(ADMIN, RegisterArgs(name, str(self.rig.folder / "models" / name)))
 
     def state(self, name: str) -> ModelState:
@@ -125,7 +126,7 @@ async def test_who_waited_for_the_longest_time_is_next_however_urgent_others_are
         long = await zoo.begin(ANN, "ant", 40)
         await zoo.rig.until(lambda: worker.num_steps >= 5)
         worker.hold()
-        first = await zoo.begin(ANN, "bee")
+        first = await zoo.begin(ANN, "bee", priority=Priority.BATCH)
         await zoo.waits("bee")
         zoo.clock.now += 29
         second = await zoo.begin(BOB, "cow")
@@ -143,16 +144,47 @@ async def test_who_waited_for_the_longest_time_is_next_however_urgent_others_are
 
 @in_loop
 async def test_room_that_was_made_for_one_is_taken_by_no_other(tmp_path: Path) -> None:
-    zoo = Zoo(tmp_path, min_residency_s=0.0, max_model_wait_s=0.0)
+    zoo = Zoo(tmp_path, device_slabs=11, min_residency_s=0.0)
+    zoo.rig.add_model("elk", FakeModel(weights_bytes=8 * SLAB, num_layers=4, seed=9))
+    async with running(zoo.rig, loads=False):
+        await zoo.open("elk")
+        for name in ("ant", "bee"):
+            await zoo.ask(ANN, name)
+        large = await zoo.begin(BOB, "elk")  # both have to leave for it, one after the other
+        await zoo.rig.until(lambda: ModelState.REGISTERED in (zoo.state("ant"), zoo.state("bee")))
+        left = next(name for name in ("ant", "bee") if zoo.state(name) is ModelState.REGISTERED)
+        small = await zoo.begin(ANN, left)  # it would fit where it was, while the other one is still leaving
+        await large
+        zoo.advance(30)
+        await small
+        assert await zoo.loaded() == ["ant", "bee", "elk", left]
+
+
+@in_loop
+@pytest.mark.parametrize("seed", range(5))
+async def test_whatever_is_asked_for_is_answered(tmp_path: Path, seed: int) -> None:
+    chance, zoo = random.Random(seed), Zoo(tmp_path, min_residency_s=1.0, max_model_wait_s=5.0)
     async with running(zoo.rig, loads=False):
         await zoo.open()
-        for _ in range(5):
-            tasks = [await zoo.begin(caller, name, 3) for name in NAMES for caller in (ANN, BOB)]
-            while not all(task.done() for task in tasks):
-                zoo.advance(0.2)
-                for _ in range(300):  # until everything has been done that may be done in a turn
-                    await asyncio.sleep(0)
-        assert len(await zoo.loaded()) <= 15, "whoever came was served before it had to leave"
+        tasks = []
+        for _ in range(25):
+            caller, name = chance.choice((ANN, BOB)), chance.choice(NAMES)
+            tasks.append(await zoo.begin(caller, name, chance.randint(1, 12), chance.choice((Priority.INTERACTIVE, Priority.BATCH))))
+            zoo.advance(chance.random())
+            for _ in range(chance.randint(0, 40)):
+                await asyncio.sleep(0)
+        for _ in range(200):
+            zoo.advance(1)
+            for _ in range(200):
+                await asyncio.sleep(0)
+            if all(task.done() for task in tasks):
+                break
+        assert [(await task).reason for task in tasks] == ["length"] * 25
+        load_us = [round(float(event["seconds"]) * 1e6) for event in await zoo.events("ModelLoaded")]
+        for name in NAMES:
+            if zoo.state(name) is ModelState.RESIDENT:
+                await zoo.rig.kernel.unload_model(ADMIN, name)
+        assert sum((await charged(zoo)).values()) == sum(load_us)
 
 
 # ---------------------------------------------------------------------------------------------------------------------- who may begin
