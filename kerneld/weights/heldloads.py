@@ -15,6 +15,7 @@ class _Held:
     """A load that waits for its time."""
 
     until: float
+    most_s: float  # from now on, whatever a clock that goes back says
     tenants: set[str] = field(default_factory=set)
 
 
@@ -31,8 +32,8 @@ class HeldLoads:
             self.release(name)
             return
         until = self._clock() + seconds
-        held = self._held.setdefault(name, _Held(until))
-        held.until = min(held.until, until)
+        held = self._held.setdefault(name, _Held(until, seconds))
+        held.until, held.most_s = min(held.until, until), min(held.most_s, seconds)
         held.tenants.add(tenant)
 
     def release(self, name: str) -> None:
@@ -42,7 +43,11 @@ class HeldLoads:
     def seconds_left(self, name: str) -> float:
         """Seconds for which a load is still held back; 0: it is not."""
         held = self._held.get(name)
-        return 0.0 if held is None else max(held.until - self._clock(), 0.0)
+        if held is None:
+            return 0.0
+        held.most_s = min(held.most_s, max(held.until - self._clock(), 0.0))
+        held.until = min(held.until, self._clock() + held.most_s)
+        return held.most_s
 
     def holds_others(self, name: str, tenant: str) -> bool:
         """Whether a load is held back, and not for this tenant yet."""

@@ -55,6 +55,8 @@ class Line:
     def first(self) -> Waiter:
         """Who is next. Somebody has to wait."""
         now = self._clock()
+        for waiter in self._waiting:
+            waiter.since = min(waiter.since, now)  # after a clock that went back it waits for the bound once more at most
         overdue = [waiter for waiter in self._waiting if now - waiter.since >= self._max_wait_s and self._is_wanted(waiter)]
         if overdue:
             return min(overdue, key=lambda waiter: waiter.since)

@@ -153,6 +153,7 @@ class Turns:
         return [self._standing(model) for model in resident]
 
     def _standing(self, model: Model) -> Standing:
+        model.resident_since = min(model.resident_since, self._clock())  # a clock that goes back keeps nobody on the device
         source = "host" if self._parking.can_hold(model) else "disk"
         return Standing(
             name=model.name,

@@ -83,6 +83,15 @@ def test_who_tries_again_has_waited_since_the_first_time(waiting: Waiting) -> No
     assert waiting.first == "urgent"
 
 
+def test_a_clock_that_goes_back_makes_nobody_wait_longer_than_the_bound(waiting: Waiting) -> None:
+    waiting.join("patient", 1000)
+    waiting.clock.advance(-5000)
+    waiting.join("urgent", 1)
+    assert waiting.first == "urgent"
+    waiting.clock.advance(MAX_WAIT_S)
+    assert waiting.first == "patient"
+
+
 @given(st.lists(st.tuples(st.integers(0, 5), st.floats(0, 20)), min_size=1, max_size=30))
 def test_whoever_waited_longest_beyond_the_bound_is_first(arrivals: list[tuple[int, float]]) -> None:
     waiting, since = Waiting(), {}
@@ -109,6 +118,16 @@ def test_a_load_is_held_back_until_its_time(held: HeldLoads, waiting: Waiting) -
     assert held.seconds_left("m") == 1.0
     waiting.clock.advance(1.0)
     assert (held.seconds_left("m"), held.holds_others("m", "guest")) == (0.0, False)
+
+
+def test_a_clock_that_goes_back_holds_no_load_longer(held: HeldLoads, waiting: Waiting) -> None:
+    held.hold("m", "lab", 60.0)
+    waiting.clock.advance(20.0)
+    assert held.seconds_left("m") == 40.0
+    waiting.clock.advance(-5000.0)
+    assert held.seconds_left("m") == 40.0
+    waiting.clock.advance(40.0)
+    assert held.seconds_left("m") == 0.0
 
 
 def test_the_earliest_time_counts_and_who_is_not_held_back_lets_it_go(held: HeldLoads) -> None:

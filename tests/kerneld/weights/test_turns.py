@@ -161,6 +161,21 @@ async def test_room_that_was_made_for_one_is_taken_by_no_other(tmp_path: Path) -
 
 
 @in_loop
+async def test_a_clock_that_goes_back_keeps_no_model_on_the_device(tmp_path: Path) -> None:
+    zoo = Zoo(tmp_path)
+    async with running(zoo.rig, loads=False):
+        await zoo.open()
+        await zoo.ask(ANN, "ant")
+        zoo.clock.now += 1
+        await zoo.ask(ANN, "ant")
+        zoo.clock.now -= 900
+        bee = await zoo.begin(BOB, "bee")
+        await zoo.waits("bee")
+        zoo.advance(10)
+        assert (await bee).reason == "length"
+
+
+@in_loop
 @pytest.mark.parametrize("seed", range(5))
 async def test_whatever_is_asked_for_is_answered(tmp_path: Path, seed: int) -> None:
     chance, zoo = random.Random(seed), Zoo(tmp_path, min_residency_s=1.0, max_model_wait_s=5.0)
