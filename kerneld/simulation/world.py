@@ -22,7 +22,7 @@ from typing import Final
 from drivers.contract import KvGroupSpec, ModelSpec, Sampling, StepResult
 from drivers.sim import SimDevice
 from kerneld.admission import Admission, Demand
-from kerneld.calls import ContextState, Durability, FinishReason, InferArgs, ModelState, Priority
+from kerneld.calls import ContextState, Durability, FinishReason, InferArgs, Limits, ModelState, Priority
 from kerneld.composer import Composer
 from kerneld.context import Context
 from kerneld.deadline import StepDeadline
@@ -45,6 +45,7 @@ from kerneld.simulation.workload import Job, TenantLoad, Workload
 from kerneld.state.tables import TenantRow
 from kerneld.stream import OutputLog
 from kerneld.tenants import TenantTable
+from kerneld.tierlimits import TierLimits
 from kerneld.transcript import Transcript
 from kerneld.weights.identities import Identities
 from memory.config import MemoryConfig
@@ -238,6 +239,7 @@ class World:
         return model
 
     def _add_tenants(self, tenants: TenantTable) -> None:
+        limits = TierLimits(self.pager.ledger, lambda _event: None)
         for load in self._workload.tenants:
             self.admission.set_limits(load.path, load.limits)
         known = self._workload.tenants if self.scheduling is Scheduling.HVTC else (TenantLoad(EVERYONE),)
@@ -246,6 +248,7 @@ class World:
             self.scheduler.shares.add(load.path, load.weight)
             self.scheduler.set_max_running(load.path, load.limits.max_running)
             self.pager.ledger.set_weight(load.path, load.weight)
+            limits.put(load.path, Limits(), load.limits)
 
 
 def memory_of(workload: Workload) -> MemoryConfig:
