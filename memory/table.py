@@ -175,6 +175,7 @@ class PageTable:
         "pins",
         "reach",
         "resident",
+        "space_ids",
         "spaces",
     )
 
@@ -183,6 +184,7 @@ class PageTable:
         self.owner = owner
         self.label = ""  # whose it is, as decisions about it are to say
         self.spaces = spaces
+        self.space_ids = tuple(space.space_id for space in spaces)  # asked for often
         self.page_tokens = spaces[0].page_tokens
         self.pages: list[list[Page]] = [[] for _ in spaces]
         self.reach = 0  # tokens from here on are not valid, even when all outstanding plans are done
@@ -204,11 +206,6 @@ class PageTable:
         self.is_buried = False  # it is to leave device and host
         self.is_awaited = False  # its pages were fetched, and wait for the plan that wants them
         self.is_dropped = False
-
-    @property
-    def space_ids(self) -> tuple[int, ...]:
-        """The space of every group."""
-        return tuple(space.space_id for space in self.spaces)
 
     @property
     def num_pages(self) -> int:
