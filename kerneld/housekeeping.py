@@ -102,7 +102,8 @@ class Housekeeping:
     def _end_late(self) -> None:
         """End requests that ran out of time or that nobody reads any more; deferred ones join the line when their time has come."""
         machine = self._machine
-        for request, detail in machine.scheduler.expired(machine.clock(), time.monotonic()):
+        steady = time.monotonic() if machine.clock is time.time else None  # no other clock jumps
+        for request, detail in machine.scheduler.expired(machine.clock(), steady):
             machine.dispatcher.end(request, FinishReason.DEADLINE, detail)
         if machine.scheduler.undefer(machine.clock()):
             machine.dispatcher.arrived()
