@@ -60,7 +60,7 @@ async def recover(machine: Machine, state: LogState) -> tuple[int, int]:
     needed = {name for request in requests for name in request.context.models}
     ahead = sorted(wanted - needed, key=lambda name: (not machine.models.get(name).is_pinned, name))
     for name in [*sorted(needed), *ahead]:
-        machine.residency.start(machine.models.get(name), is_ahead=name not in needed)
+        machine.residency.bring_back(machine.models.get(name), is_ahead=name not in needed)
     return len(machine.contexts), len(requests)
 
 

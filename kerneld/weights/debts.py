@@ -9,7 +9,8 @@ is left at the end is split among those that were served, by the service that ea
 Invariants
 1. What is charged for a load, over all tenants and the system, is its us, exactly: no more, no less, whatever happens on the way.
 2. Charges for loads are never given back: a request that is cancelled was served by the load all the same.
-3. Loads that no tenant asked for (ahead of need, or to bring back what a dead worker held) are the system's.
+3. Loads that no tenant asked for (ahead of need, or to bring back what was there before a death) are the system's.
+4. A death changes nothing of what is owed: it is paid on when the model is back, so that a restart changes nobody's place.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from kerneld.usage.amounts import SYSTEM
 
 @dataclass(frozen=True, slots=True)
 class LoadCharged(Event):
-    """A model left the device; of what its load took, this tenant paid so much."""
+    """A load is paid; of what it took, this tenant paid so much."""
 
     model: str
     tenant: str
@@ -43,44 +44,50 @@ class _Residency:
 
 
 class LoadDebts:
-    """What is owed for the models that are on the device."""
+    """What is owed for the models that are on the device; of one that is paid it knows nothing any more."""
 
     def __init__(self, events: EventBus) -> None:
         self._events = events
-        self._residencies: dict[str, _Residency] = {}  # by model
+        self._residencies: dict[str, _Residency] = {}  # by model: those for which something is owed
         self._touched: set[str] = set()  # models whose debt is to be written
         self.charge: Callable[[str, int], None] = lambda _tenant, _us: None  # in the accounts of shares, at the end of a residency
         self.on_charged: Callable[[str, int], None] = lambda _tenant, _us: None  # told of every charge, the system's too
         self.on_payer: Callable[[str], None] = lambda _tenant: None  # told of everybody who pays for a load, once a load
 
     def begin(self, model: str, load_us: int, *, is_system: bool = False) -> None:
-        """A model was loaded."""
+        """A model was loaded. If that is the system's, what was owed for it before is owed still (invariant 4)."""
+        if is_system:
+            self.on_payer(SYSTEM)
+            self.on_charged(SYSTEM, load_us)
+            self._events.publish(LoadCharged(model, SYSTEM, load_us))
+            return
         self.end(model)
         self._touched.add(model)
-        residency = self._residencies[model] = _Residency(0 if is_system else load_us)
-        if is_system:
-            self._note(residency, SYSTEM, load_us)
+        self._residencies[model] = _Residency(load_us)
+        if not load_us:
+            self.end(model)
 
     def surcharge(self, request: Request, cost_us: int) -> int:
         """A request is charged for work. Returns what it pays on top for the loads of its model and adapter: as much again at most."""
-        room_us = cost_us
+        if not self._residencies:  # mostly: this is asked for every row of every step
+            return 0
+        room_us, tenant = cost_us, request.tenant
         for model in request.context.models:
             residency = self._residencies.get(model)
             if residency is None:
                 continue
-            tenant = request.tenant
+            self._touched.add(model)
             residency.served_us[tenant] = residency.served_us.get(tenant, 0) + cost_us
-            if residency.owed_us:
-                self._touched.add(model)
             part_us = min(room_us, residency.owed_us)
-            if part_us:
-                room_us -= part_us
-                residency.owed_us -= part_us
-                self._note(residency, tenant, part_us)
+            room_us -= part_us
+            residency.owed_us -= part_us
+            self._note(residency, tenant, part_us)
+            if not residency.owed_us:
+                self.end(model)
         return cost_us - room_us
 
     def end(self, model: str) -> None:
-        """A model left the device, or the device is gone: what is still owed is split among those it served."""
+        """A load is paid, or the model left the device: what is still owed is split among those it served."""
         residency = self._residencies.pop(model, None)
         if residency is None:
             return
@@ -129,7 +136,7 @@ class LoadDebts:
 
     def _account(self, model: str) -> LoadAccount:
         residency = self._residencies.get(model)
-        if residency is None or not residency.owed_us:
+        if residency is None:
             return LoadAccount(0)
         return LoadAccount(residency.owed_us, dict(residency.served_us))
 

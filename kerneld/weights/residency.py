@@ -55,7 +55,7 @@ class Residency:
         self._adoption: asyncio.Task[None] | None = None
         self._claimed: set[str] = set()  # models whose weights the worker had already
         self._ahead: set[str] = set()  # models that are loaded ahead of need, and only beside those that are there
-        self._returning: set[str] = set()  # models that a dead worker took with it
+        self._returning: set[str] = set()  # models that are brought back after a death: their load is nobody's doing
         self._placement = Placement(memory, pager)
         self._identities = Identities(memory, pager, boot_generation)
         self._claims = Claims(models, self._placement, self._identities, pager.costs)
@@ -102,7 +102,7 @@ class Residency:
     async def _adopt(self, device: Device, held: tuple[HeldModel, ...]) -> None:
         """Claim what the worker has before anything else is placed."""
         self._claimed = await self._claims.take(device, held)
-        self.debts.end_all_but(self._claimed)
+        self.debts.end_all_but(self._claimed | self._returning)
         with contextlib.suppress(DeviceLost):  # then the next device has its turn
             await self.before_use(device)
             self._has_device.set()
@@ -117,7 +117,6 @@ class Residency:
         for task in self._tasks.values():
             task.cancel()
         self._tasks.clear()
-        self.debts.end_all_but(set())
         for model in self._models:
             if model.is_resident or (model.state is ModelState.REGISTERED and self.turns.demand(model)):  # evicted, and wanted again
                 self._returning.update([model.name] if model.is_resident else [])
@@ -163,6 +162,11 @@ class Residency:
         task = asyncio.get_running_loop().create_task(self._load(model), name=f"load {model.name}")
         self._tasks[model.name] = task
         task.add_done_callback(lambda done: self._loaded(model, done))
+
+    def bring_back(self, model: Model, *, is_ahead: bool) -> None:
+        """Load a model that was wanted before a restart."""
+        self._returning.add(model.name)
+        self.start(model, is_ahead=is_ahead)
 
     async def load(self, model: Model) -> AsyncIterator[LoadProgress]:
         """Load a model, or join a load on its way, and tell its progress until it is resident.

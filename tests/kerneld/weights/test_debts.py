@@ -88,6 +88,16 @@ def test_a_load_that_served_nobody_or_that_nobody_asked_for_is_the_systems(ledge
     ledger.check(570)
 
 
+def test_a_load_that_brings_a_model_back_leaves_what_is_owed_as_it_is(ledger: Ledger, make_request: MakeRequest) -> None:  # invariant 4
+    ledger.debts.begin("m", 1000)
+    ledger.serve(make_request("lab/ann"), 300)
+    ledger.debts.begin("m", 500, is_system=True)
+
+    assert (ledger.debts.owed_us("m"), ledger.told[SYSTEM]) == (700, 500)
+    assert ledger.serve(make_request("lab/bob"), 900) == 700
+    ledger.check(1500)
+
+
 def test_an_adapter_and_its_base_together_cost_no_more_than_the_work(ledger: Ledger, make_request: MakeRequest) -> None:
     request = make_request("lab", model="base")
     request.context.adapter = "adapter"
@@ -139,10 +149,12 @@ def test_what_was_paid_for_a_load_is_not_given_back(ledger: Ledger, make_request
     assert ledger.told["lab"] == charged_us // 2
 
 
-def test_who_paid_is_told_when_the_model_leaves(ledger: Ledger, make_request: MakeRequest) -> None:
+def test_who_paid_is_told_when_a_load_is_paid(ledger: Ledger, make_request: MakeRequest) -> None:
     told: list[Any] = []
     ledger.events.subscribe(told.append)
     ledger.debts.begin("m", 100)
+    ledger.serve(make_request("lab"), 60)
+    assert not told
     ledger.serve(make_request("lab"), 60)
     ledger.debts.end("m")
 

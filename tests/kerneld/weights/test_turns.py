@@ -300,16 +300,17 @@ async def test_a_load_that_nobody_used_or_that_brings_back_what_a_dead_worker_he
         await zoo.ask(ANN, "ant")
         worker = zoo.rig.worker
         assert worker is not None
+        owed_us = zoo.rig.machine.residency.debts.owed_us("ant")
         worker.die()
         await zoo.rig.until(lambda: len(zoo.rig.workers) == 2 and zoo.state("ant") is ModelState.RESIDENT)
-        await zoo.ask(ANN, "ant")
+        assert zoo.rig.machine.residency.debts.owed_us("ant") == owed_us
         await zoo.rig.kernel.unload_model(ADMIN, "ant")
         load_us = [round(float(event["seconds"]) * 1e6) for event in await zoo.events("ModelLoaded")]
         assert await charged(zoo) == {SYSTEM: load_us[0] + load_us[2], "lab/ann": load_us[1]}
 
 
 @in_loop
-async def test_what_is_owed_for_a_load_outlives_the_front_where_the_worker_does(tmp_path: Path) -> None:
+async def test_what_is_owed_for_a_load_outlives_the_front_and_the_worker(tmp_path: Path) -> None:
     zoo = Zoo(tmp_path)
     async with running(zoo.rig, loads=False):
         await zoo.open()
@@ -318,12 +319,12 @@ async def test_what_is_owed_for_a_load_outlives_the_front_where_the_worker_does(
         await zoo.ask(ANN, "ant")
         owed_us = zoo.rig.machine.residency.debts.owed_us("ant")
         assert 0 < owed_us < 10_000_000
-        await zoo.rig.die_and_return(keeps_worker=True)
-        await zoo.rig.until(lambda: zoo.state("ant") is ModelState.RESIDENT)
-        assert zoo.rig.machine.residency.debts.owed_us("ant") == owed_us
-        await zoo.rig.die_and_return()
-        await zoo.rig.until(lambda: zoo.state("ant") is ModelState.RESIDENT)
-        assert (await charged(zoo))["lab/ann"] == owed_us, "the worker died, and with it what it had loaded"
+        for keeps_worker in (True, False):
+            await zoo.rig.die_and_return(keeps_worker=keeps_worker)
+            await zoo.rig.until(lambda: zoo.state("ant") is ModelState.RESIDENT)
+            assert zoo.rig.machine.residency.debts.owed_us("ant") == owed_us
+        await zoo.rig.kernel.unload_model(ADMIN, "ant")
+        assert (await charged(zoo))["lab/ann"] == owed_us
 
 
 # ------------------------------------------------------------------------------------------------------------------- two at a time
