@@ -196,18 +196,27 @@ class CuttingProxy:
         self._rig.run(stop)
 
     async def _serve_login(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        upstream, closing = await asyncio.open_unix_connection(f"{self._rig.path}.login")
-        writer.write(await upstream.read())
-        await writer.drain()
-        writer.close()
-        closing.close()
+        try:
+            upstream, closing = await asyncio.open_unix_connection(f"{self._rig.path}.login")
+            try:
+                writer.write(await upstream.read())
+                await writer.drain()
+            finally:
+                closing.close()
+        finally:
+            writer.close()
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         task = asyncio.current_task()
         assert task is not None
         self._serving.add(task)
         task.add_done_callback(self._serving.discard)
-        budget = self._cuts.pop(0) if self._cuts else 1 << 40
+        try:
+            await self._relay(reader, writer, self._cuts.pop(0) if self._cuts else 1 << 40)
+        finally:
+            writer.transport.abort()
+
+    async def _relay(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, budget: int) -> None:
         back, forth = await asyncio.open_unix_connection(self._rig.path)
         up = asyncio.create_task(_pump(reader, forth, 1 << 40))
         try:
@@ -215,9 +224,8 @@ class CuttingProxy:
                 self.num_cut += 1
         finally:
             up.cancel()
-            await asyncio.gather(up, return_exceptions=True)
-            writer.transport.abort()
             forth.transport.abort()
+            await asyncio.gather(up, return_exceptions=True)
 
 
 async def _pump(source: asyncio.StreamReader, sink: Any, budget: int) -> bool:
