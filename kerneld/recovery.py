@@ -144,8 +144,8 @@ def _finished(finish: Finish | None) -> Finished | None:
 def _recover_requests(machine: Machine, state: LogState) -> list[Request]:
     """Let unfinished requests stand with the scheduler as they stood. Returns them.
 
-    One whose last token was journaled, and its end was not, ends when all the others are in the accounts again: what it is given back
-    depends on them.
+    One whose last token was journaled, and its end was not, ends when all the others are in the accounts again: it may have kept somebody
+    at a limit, who wakes up among them.
     """
     unfinished: list[Request] = []
     over: list[tuple[Request, FinishReason, str]] = []
@@ -156,11 +156,11 @@ def _recover_requests(machine: Machine, state: LogState) -> list[Request]:
         request = _request_of(machine, context, admit)
         stand_again(request, standing)
         reason, detail = _begin_again(machine, request)
+        machine.scheduler.recover(request, standing is not None and standing.is_running)
         if reason is not None:
             over.append((request, reason, detail))
             continue
         _reserve_again(machine, request)
-        machine.scheduler.recover(request, standing is not None and standing.is_running)
         unfinished.append(request)
     machine.scheduler.settle(unfinished)
     machine.scheduler.undefer(machine.clock())

@@ -92,7 +92,8 @@ class Waiting:
             self._resident.discard(model)
             queues = (*self._queues.values(), self._front, self._deferred)
             moved = [request for queue in queues for request in queue.live() if model in request.context.models]
-        for request in moved:
+        # In an order that a restart does not change: it decides who is lifted to whom.
+        for request in sorted(moved, key=lambda request: (request.arrival, request.id)):
             self.move(request)
 
     def undefer(self, now: float) -> bool:

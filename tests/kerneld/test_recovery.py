@@ -335,12 +335,12 @@ async def order_of_seats(rig: Rig, num_requests: int, kills_at: list[int]) -> li
         return list(dict.fromkeys(seated))
 
 
-@pytest.mark.parametrize("max_rows", [1, 4])
 @in_loop
-async def test_the_order_of_seats_is_that_of_the_run_that_nobody_killed(tmp_path: Path, max_rows: int) -> None:
-    sizes = Sizes(max_rows=max_rows, max_step_tokens=4096)
-    undisturbed = await order_of_seats(Rig(tmp_path / "first", sizes), 60, [])
-    assert await order_of_seats(Rig(tmp_path / "second", sizes), 60, [7, 20, 41]) == undisturbed
+async def test_the_order_of_seats_is_that_of_the_run_that_nobody_killed(tmp_path: Path) -> None:
+    """There is one row, so that it depends on the books alone; steps are too few for the prices of this machine to be known."""
+    sizes = Sizes(max_rows=1)
+    undisturbed = await order_of_seats(Rig(tmp_path / "first", sizes), 24, [])
+    assert await order_of_seats(Rig(tmp_path / "second", sizes), 24, [5, 11, 17]) == undisturbed
 
 
 @in_loop

@@ -148,10 +148,9 @@ class Life:
             request = self._request(arrival, len(state.contexts[context_id].output))
             stand_again(request, standing)
             self.requests[request.id] = request
+            self.scheduler.recover(request, standing is not None and standing.is_running)
             if self._end_of(request) is not None:
                 over.append(request)
-            else:
-                self.scheduler.recover(request, standing is not None and standing.is_running)
         self.scheduler.settle(list(self.requests.values()))
         self.scheduler.undefer(max((float(op.value) for op in self.script[: self.first] if op.name == "undefer"), default=0.0))
         for request in over:
@@ -184,7 +183,7 @@ class Life:
         sampled = [request for request in self.rows if self._end_of(request) is None]
         for request in sampled:
             request.num_since_admission += 1
-            self.scheduler.charge_output(request, 1)
+        self.scheduler.charge_outputs([(request, 1) for request in sampled])
         if sampled:
             self._write(Tokens(tuple((bytes.fromhex(request.context.id), pack_tokens((7,))) for request in sampled)))
         for request in sampled:
