@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from kerneld.calls import Priority
 from kerneld.errors import WrongState
 from kerneld.fairshare import FairShare
+from kerneld.pricing.forecast import Forecast
 from kerneld.request import Request
 from kerneld.sharenode import ShareNode, ShareRules
 from kerneld.sharetree import ShareTree
@@ -55,6 +56,34 @@ def test_shares_follow_weights_within_two_percent() -> None:
     total = sum(device.shares.service(tenant) for tenant in weights)
     for tenant, weight in weights.items():
         assert abs(device.shares.service(tenant) / total - weight / 10) <= 0.02 * weight / 10
+
+
+class _Wild(Forecast):
+    """Expects anything: nothing, a little, more than can come."""
+
+    draw = random.Random(5)
+
+    def of(self, tenant: str) -> int:
+        """Never the same."""
+        return self.draw.choice((0, 0, 5, 40, 1_000_000))
+
+
+def with_wild_forecast(shares: FairShare, capacity: int) -> Device:
+    """A device whose forecasts are worth nothing, so that much is prepaid that never comes."""
+    device = Device(shares, capacity)
+    device.scheduler.charging.forecast = _Wild()
+    return device
+
+
+@settings(max_examples=NUM_TREES // 4)
+@given(seed=SEEDS)
+def test_no_forecast_breaks_the_bound(seed: int) -> None:
+    _Wild.draw = random.Random(seed)
+    outcome = run_random_tree(seed, make=with_wild_forecast)
+    target(outcome.ratio)
+
+    assert outcome.gap_us <= outcome.bound_us
+    assert 2 * outcome.counter_gap_us <= outcome.bound_us
 
 
 # ---------------------------------------------------------------------------------------------------------------------- the lift
