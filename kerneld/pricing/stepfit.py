@@ -23,7 +23,8 @@ FORGET_STEPS: Final = 256  # that only generate: the same of those
 FORGET_MOST: Final = 1 / 16  # by one step
 FORGET_ERROR: Final = 1 - 1 / 32
 MIN_ERROR: Final = 0.05  # that nobody wonders at
-CLIP_ERRORS: Final = 4.0  # a step that is off by more than so many usual errors counts as one that is off by so much
+CLIP_ERRORS: Final = 4.0  # a step that is off by more than so many usual errors counts as one that is off by so much,
+MIN_BAND: Final = 1.0  # but one that took up to twice what was expected always counts as it is
 HASTE: Final = 8.0  # the most times faster that is forgotten where steps are off more than `MIN_ERROR`
 MIN_STEPS: Final = 4  # of a kind
 TRIAL_TOKENS: Final = 64  # of the input by which a load is tried
@@ -120,7 +121,7 @@ class StepFit:
 
     def _clip(self, expected: float, seconds: float) -> float:
         """A step as far as it is believed; how far it is off counts for those after it, up to twice as far as that."""
-        band = CLIP_ERRORS * max(self.error, MIN_ERROR)
+        band = max(CLIP_ERRORS * self.error, MIN_BAND)
         off = seconds / expected - 1
         self.error = self.error * FORGET_ERROR + min(abs(off), 2 * band) * (1 - FORGET_ERROR)
         return expected * (1 + max(-min(band, 0.9), min(off, band)))
