@@ -19,7 +19,7 @@ async def test_a_time_in_the_past_and_one_that_is_no_time_are_refused(tmp_path: 
     async with running(Rig(tmp_path)) as rig:
         context = await rig.alloc()
         with pytest.raises(InvalidArgument, match=limit):
-            await rig.infer(context, prompt_of(1, 9), 3, **{limit: seconds})
+            await rig.infer(context, prompt_of(1, 9), 3, **{limit: seconds})  # type: ignore[arg-type]
         assert rig.tokens(context) == []
 
 
@@ -52,8 +52,10 @@ async def test_what_was_prepaid_is_given_back_when_the_deadline_passes(tmp_path:
         assert rig.worker is not None
         shares = rig.machine.scheduler.shares
         rig.machine.scheduler.charging.surcharge = lambda _request, _cost: 0  # what the load took on this machine
+        context = await rig.alloc()
         await rig.infer(await rig.alloc(), prompt_of(1, 9), 30)
-        before, context = shares.service("lab/ann"), await rig.alloc()
+        before = shares.service("lab/ann")
+        await rig.settle()
         rig.worker.hold()
         late = rig.begin(context, prompt_of(2, 9), 40, deadline_s=3.0)
         await rig.until(lambda: rig.machine.scheduler.running.total == 1)
