@@ -37,10 +37,13 @@ class Line:
         self._waiting: list[Waiter] = []
         self._since: dict[str, float] = {}  # by name (invariant 2)
         self.urgency: Urgency = lambda _name: None
+        self.is_wanted: Callable[[Model], bool] = lambda _model: False  # whether requests are on a model, parked ones too
 
     def join(self, model: Model) -> Waiter:
         """Wait for room."""
-        waiter = Waiter(model, self._since.setdefault(model.name, self._clock()))
+        now = self._clock()
+        since = self._since[model.name] = min(self._since.get(model.name, now), now)
+        waiter = Waiter(model, since)
         self._waiting.append(waiter)
         return waiter
 
@@ -57,15 +60,10 @@ class Line:
         now = self._clock()
         for waiter in self._waiting:
             waiter.since = min(waiter.since, now)  # after a clock that went back it waits for the bound once more at most
-        overdue = [waiter for waiter in self._waiting if now - waiter.since >= self._max_wait_s and self._is_wanted(waiter)]
+        wanted = [waiter for waiter in self._waiting if self.is_wanted(waiter.model)]
+        overdue = [waiter for waiter in wanted if now - waiter.since >= self._max_wait_s]
         if overdue:
             return min(overdue, key=lambda waiter: waiter.since)
-        urgencies = [self._urgency(waiter) for waiter in self._waiting]
-        wanted = [(urgency, idx) for idx, urgency in enumerate(urgencies) if urgency is not None]
-        return self._waiting[min(wanted)[1]] if wanted else self._waiting[0]
-
-    def _is_wanted(self, waiter: Waiter) -> bool:
-        return self._urgency(waiter) is not None
-
-    def _urgency(self, waiter: Waiter) -> tuple[object, ...] | None:
-        return self.urgency(waiter.model.name)
+        urgencies = [self.urgency(waiter.model.name) for waiter in wanted]
+        urgent = [(urgency, idx) for idx, urgency in enumerate(urgencies) if urgency is not None]
+        return wanted[min(urgent)[1]] if urgent else (wanted or self._waiting)[0]

@@ -48,6 +48,7 @@ class Turns:
         self.held = HeldLoads(clock)
         self._changed = asyncio.Event()
         self.demand: Callable[[Model], int] = lambda _model: 0  # requests that run on a model or wait for it
+        self.line.is_wanted = lambda model: self.demand(model) > 0
         self.is_idle: Callable[[], bool] = lambda: True  # nobody runs, and nobody waits who could
 
     def look_again(self) -> None:

@@ -25,7 +25,9 @@ class Waiting:
         self.clock = FakeClock()
         self.line = Line(self.clock, MAX_WAIT_S)
         self.urgency: dict[str, tuple[int, ...]] = {}
+        self.parked: set[str] = set()  # models whose requests are all parked for something else
         self.line.urgency = self.urgency.get
+        self.line.is_wanted = lambda model: model.name in self.urgency or model.name in self.parked
 
     def join(self, name: str, *urgency: int) -> None:
         if urgency:
@@ -57,6 +59,16 @@ def test_a_model_that_nobody_waits_for_comes_after_those_that_are_wanted(waiting
     assert waiting.first == "by hand"
     waiting.join("wanted", 7)
     assert waiting.first == "wanted"
+
+
+def test_a_model_whose_requests_are_parked_is_wanted_too(waiting: Waiting) -> None:
+    waiting.join("by hand")
+    waiting.parked.add("parked")
+    waiting.join("parked")
+    assert waiting.first == "parked"
+    waiting.clock.advance(MAX_WAIT_S)
+    waiting.join("urgent", 1)
+    assert waiting.first == "parked"
 
 
 def test_nobody_is_overtaken_for_longer_than_the_longest_wait(waiting: Waiting) -> None:
