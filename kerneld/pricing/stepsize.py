@@ -18,8 +18,8 @@ from kerneld.pricing.stepcost import StepCosts
 from kerneld.pricing.stepfit import StepTerms, StepWork, context_tokens
 from kerneld.step import RowNeed
 
-# Far into a context a few tokens take long: by the costs learned of the 135M shape on two cores, 16 tokens at position 3,000 take as long as
-# a step of 16 rows that generate.
+# Far into a context a few tokens take long: by the costs learned of the 135M shape on two cores, 16 tokens at position 3,000 take as long
+# as a step of 16 rows that generate.
 MIN_PREFILL_TOKENS: Final = 4
 CAUTIOUS_PREFILL_TOKENS: Final = 64  # beside rows that generate, while nobody knows what a token of input takes
 
