@@ -1,6 +1,6 @@
 """Composer: who sits on the device in the next plan, which steps they get, and which pages that takes.
 
-    seat who is next --> choose steps --> find pages --> Composed
+    seat who is next --> choose steps --> find pages --> Composed          where `headroom` says that there is room for it
                               ^                |
                               '-- give way <---' shortage
 
@@ -63,10 +63,7 @@ class Composer:
 
     def __init__(self, pager: Pager, scheduler: Scheduler, seating: Seating, delivery: Delivery, max_rows: int) -> None:
         self.seats = Seats(max_rows)
-        self._pager = pager
-        self._scheduler = scheduler
-        self._seating = seating
-        self._delivery = delivery
+        self._pager, self._scheduler, self._seating, self._delivery = pager, scheduler, seating, delivery
         self._max_rows = max_rows
         self._most_newcomers = max_rows  # of the next plan (invariant 4)
         self._gate = Gate()
@@ -188,12 +185,11 @@ class Composer:
 
     def _is_crowded(self, candidate: Request) -> bool:
         """Whether those who run will need the frames of who is next: the line stops, unless somebody who is far ahead of it gives way."""
-        if self.headroom.has_room(self.seats.rows, candidate):
-            return False
-        if not self._takes_row(candidate, self.seats.rows, "frames"):
-            self._gate.stop()
-            return True
-        return self._is_crowded(candidate)
+        while not self.headroom.has_room(self.seats.rows, candidate):
+            if not self._takes_row(candidate, self.seats.rows, "frames"):
+                self._gate.stop()
+                return True
+        return False
 
     def _must_wait(self, request: Request) -> bool:
         return any(must_wait(request) for must_wait in self.waits)
