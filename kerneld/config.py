@@ -87,10 +87,10 @@ class KerneldConfig:
     )
     token_gap_factor: float = field(
         default=1.8,
-        metadata={"doc": "A step in which input is read may take this many times what its generating requests alone take.", "min": 1.05},
+        metadata={"doc": "A step in which input is read may take this many times what its generating requests alone take.", "min": 1.0},
     )
     token_gap_s: float = field(
-        default=0.0, metadata={"doc": "Seconds that such a step may take at most, as far as is known; 0: no bound.", "min": 0}
+        default=0.05, metadata={"doc": "Or so many seconds, where that is longer: a pause between tokens that nobody minds.", "min": 0}
     )
     max_queued: int = field(default=1024, metadata={"doc": "Most requests that wait, all tenants together.", "min": 1})
     max_contexts: int = field(default=10_000, metadata={"doc": "Most contexts, all tenants together.", "min": 1})

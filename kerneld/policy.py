@@ -19,6 +19,6 @@ class SchedulerPolicy:
     slices_us: tuple[int, int, int] = (0, 1_000_000, 4_000_000)
     share_cap_us: int = 60_000_000  # that a tenant may be away from the others when it begins to wait, at weight 1; 0: any distance
     gap_factor: float = 1.8  # a step with input in it may take so many times what it would for its decoding rows alone
-    token_gap_s: float = 0.0  # and no longer than this; 0: no bound
+    token_gap_s: float = 0.0  # or as long as this, where that is longer: nobody minds such a pause between two tokens
     max_quantum_s: float = 0.25  # predicted; a quantum of one step may take longer
     growth_share: float = 1.0  # of the output that is expected of running rows, how much room is kept for before others are seated

@@ -1,7 +1,7 @@
 """StepSizer: how many tokens the next step may compute, and how many steps the next quantum may have, so that running rows go on in time.
 
     decoding rows alone            |####|
-    with a chunk of a prefill      |####|::::|         at most `gap_factor` times as long, and `token_gap_s` where that is set
+    with a chunk of a prefill      |####|::::|         at most `gap_factor` times as long, or as `token_gap_s` where that is longer
                                          ^ room for input; never less than `MIN_PREFILL_TOKENS`, so that a prefill gets on
 
 Two plans are outstanding at most, so who arrives waits for two steps.
@@ -55,9 +55,7 @@ class StepSizer:
         decode_s = self.costs.predict(_works(row for row in rows if row.num_pending == 1))
         if decode_s is None or not all(fit is not None and fit.knows_prefill for fit in fits):
             return None
-        bound_s = self._policy.gap_factor * decode_s
-        if self._policy.token_gap_s:
-            bound_s = min(bound_s, self._policy.token_gap_s)
+        bound_s = max(self._policy.gap_factor * decode_s, self._policy.token_gap_s)
         # Where steps with input take longer than expected, what is expected is held against a shorter bound until the fit has caught up.
         excess = max(fit.excess for fit in fits if fit is not None)
         return bound_s / max(excess, 1.0) - decode_s
