@@ -21,7 +21,7 @@ from kerneld.events import QuotaRefused, RequestArrived, RequestDeferred
 from kerneld.machine import Machine
 from kerneld.models import Model
 from kerneld.remedies import Needer, remedies_of
-from kerneld.request import Request
+from kerneld.request import Place, Request
 from kerneld.state.journal import RECORD_BYTES, TOKEN_BYTES
 from kerneld.state.records import Admit, pack_tokens
 from kerneld.stream import OutputLog
@@ -142,10 +142,19 @@ class Intake:
             machine.scheduler.defer(request, request.arrival + held_back.request_s)
             machine.events.publish(RequestDeferred(request.id, context.tenant, held_back.request_s))
             machine.delivery.books.note(request)
+            asyncio.get_running_loop().call_later(held_back.request_s, self._join, request)
         for model in [machine.models.get(name) for name in context.models]:
             if machine.residency.would_load(model, context.tenant):
                 machine.residency.hold_back(model, context.tenant, held_back.load_s)
         return demand
+
+    def _join(self, request: Request) -> None:
+        """The rate has room for a request that was held back, whatever the Unix clock was set to meanwhile."""
+        scheduler, now = self._machine.scheduler, self._machine.clock()
+        if request.place is Place.DEFERRED:
+            scheduler.defer(request, now)
+        if scheduler.undefer(now):
+            self._machine.dispatcher.arrived()
 
     def journal(self, caller: Caller, request: Request, tokens: tuple[int, ...]) -> None:
         """Make the request a promise; what it took of its tenant's rates is in the same write. Raises: DiskFull; then nothing happened."""

@@ -11,6 +11,7 @@ import pytest
 from kerneld.admission import Demand
 from kerneld.calls import LimitMode, Limits
 from kerneld.errors import InvalidArgument, QuotaExceeded
+from tests.kerneld.conftest import FakeClock
 from tests.kerneld.rig import ADMIN, ANN, BOB, Output, Rig, Sizes, in_loop, prompt_of, running
 
 
@@ -60,6 +61,24 @@ async def test_requests_above_a_soft_rate_wait_behind_those_of_others(tmp_path: 
         assert [(await task).reason for task in tasks] == ["length"] * 5
         admitted = [event["tenant"] for event in await events(rig, "RequestAdmitted")]
         assert admitted[-1] == "lab/ann", "it ran when nobody else was there, a minute before its time"
+
+
+@in_loop
+async def test_a_clock_that_is_set_back_holds_no_request_back(tmp_path: Path) -> None:
+    clock = FakeClock()
+    async with running(Rig(tmp_path, Sizes(max_rows=1), clock=clock)) as rig:
+        await set_limits(rig, "lab/ann", soft("requests_per_minute", requests_per_minute=600))
+        for _ in range(605):
+            rig.machine.admission.take_request("lab/ann", Demand(1))
+        callers = Callers(rig)
+        assert rig.worker is not None
+        rig.worker.hold()
+        tasks = [await callers.begin(caller) for caller in (BOB, ANN)]
+        assert rig.machine.scheduler.num_deferred == 1
+        clock.advance(-3600)
+        await rig.until(lambda: not rig.machine.scheduler.num_deferred)  # half a second later
+        rig.worker.release()
+        await asyncio.gather(*tasks)
 
 
 @in_loop
