@@ -50,6 +50,7 @@ class Bookkeeping:
     def note(self, request: Request) -> None:
         """A request was seated, preempted or deferred. One that lost its row through no decision stands as if it ran."""
         if request.context.durability is not Durability.NONE:
+            self._restanding.pop(request.id, None)  # they are told in the order in which they came to stand so
             self._restanding[request.id] = request
 
     def forget(self, request: Request) -> None:
