@@ -418,7 +418,9 @@ def messages(draw: st.DrawFn, kind: type[Message], handles: list[str], depth: in
 def fill(draw: st.DrawFn, message: Any, field: Any, handles: list[str], depth: int) -> None:
     """Give one field a value."""
     if field.message_type is not None and field.message_type.GetOptions().map_entry:
-        getattr(message, field.name).update(draw(st.dictionaries(st.sampled_from(TEXTS[:6]), st.sampled_from(TEXTS), max_size=3)))
+        key = st.sampled_from((*TEXTS[:6], "max_running", "loads_per_hour"))
+        value = scalars(field.message_type.fields_by_name["value"], handles)
+        getattr(message, field.name).update(draw(st.dictionaries(key, value, max_size=3)))
     elif field.message_type is not None:
         kind = getattr(pb, field.message_type.name)
         part = draw(messages(kind, handles, depth + 1)) if depth < 3 else kind()
