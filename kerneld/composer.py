@@ -73,7 +73,7 @@ class Composer:
         self.relieve: Callable[[Request], bool] = lambda _request: False  # has idle weights leave for pages; says whether any will
         self.advise: Callable[[OutOfFrames | OverLimit, Request], None] = lambda _shortage, _request: None  # says what would help
         self.prefixes = Prefixes(pager, scheduler, seating)
-        self.headroom = Headroom(pager, scheduler.charging.forecast, scheduler.policy.growth_share)
+        self.headroom = Headroom(pager, scheduler.charging.parts, scheduler.policy.growth_share)
         # Asked of who is next, in this order; who has to wait for something has left the line then.
         self.waits: list[Callable[[Request], bool]] = [self.prefixes.must_wait]
 

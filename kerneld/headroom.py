@@ -1,7 +1,7 @@
 """Headroom: whether those who run leave room for one more, once all of them have grown as far as is expected.
 
-    tokens of a row    |---- now ----|- - - left - - -|         left: what the last outputs of its tenant and of all lead one to
-                                                                expect, or what it asked for where nothing is known; past that, a page
+    tokens of a row    |---- now ----|- - - left - - -|         left: of what it asked for, the part that its tenant's requests use
+                                                                on average (all of it where nothing is known); past that, a page
 
 Somebody who would take what others are going to need waits: he, or somebody else, would be preempted before long, and what was computed of
 him would be for nothing. It is an estimate: where it is wrong somebody is preempted, and where outputs are shorter, frames lie idle.
@@ -13,9 +13,10 @@ light tenant's first token after 5.8 s on average, and after 2.1 s this way).
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
-from kerneld.pricing.forecast import Forecast
+from kerneld.pricing.usedparts import UsedParts
 from kerneld.request import Request
 from kerneld.rows import Row
 from memory.page import Space, Tier
@@ -26,10 +27,10 @@ from memory.table import PageTable
 class Headroom:
     """Estimates of one device. It changes nothing."""
 
-    def __init__(self, pager: Pager, forecast: Forecast, growth_share: float) -> None:
+    def __init__(self, pager: Pager, parts: UsedParts, growth_share: float) -> None:
         """`growth_share`: of what rows are expected to grow by, how much is kept free for them; 0: nothing."""
         self._pager = pager
-        self._forecast = forecast
+        self._parts = parts
         self._growth_share = growth_share
 
     def has_room(self, rows: Sequence[Row], candidate: Request) -> bool:
@@ -52,7 +53,7 @@ class Headroom:
         """Tokens that a request is still expected to generate."""
         if request.is_scoring:
             return 0
-        expected = min(self._forecast.usual(request.tenant) or request.max_tokens, request.max_tokens)
+        expected = math.ceil(self._parts.of(request.tenant) * request.max_tokens)
         return min(max(expected - request.num_generated, self._pager.page_tokens), request.num_remaining)
 
     def _room_bytes(self, spaces: Sequence[Space]) -> int:

@@ -23,6 +23,7 @@ from kerneld.fairshare import FairShare
 from kerneld.pricing.forecast import Forecast
 from kerneld.pricing.tariff import Tariff
 from kerneld.pricing.tariffs import Tariffs
+from kerneld.pricing.usedparts import UsedParts
 from kerneld.request import Request
 
 
@@ -33,6 +34,7 @@ class Charging:
         self._shares = shares
         self.tariffs = Tariffs()
         self.forecast = Forecast()
+        self.parts = UsedParts()
         # Told of every charge: the request, and what it is charged. Returns what it is charged on top, which is not given back.
         self.surcharge: Callable[[Request, int], int] = lambda _request, _cost: 0
 
@@ -93,6 +95,8 @@ class Charging:
         if not request.is_charged:
             return 0
         self.forecast.ended(request.tenant, request.num_generated, is_cut_off=reason is not FinishReason.STOP)
+        if reason in (FinishReason.STOP, FinishReason.LENGTH) and not request.is_scoring:
+            self.parts.ended(request.tenant, request.num_generated, request.max_tokens)
         refund = self.prepaid_us(request)
         request.num_prepaid = 0
         self._shares.refund(request.tenant, refund)
@@ -108,6 +112,7 @@ class Charging:
     def forget(self, tenant: str) -> None:
         """A tenant is gone."""
         self.forecast.forget(tenant)
+        self.parts.forget(tenant)
 
     # ----------------------------------------------------------------------------------------------------------- keeping and restoring
 

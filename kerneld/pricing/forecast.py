@@ -11,7 +11,6 @@ from collections.abc import Iterable, Mapping
 from typing import Final
 
 OUTPUTS_REMEMBERED: Final = 5
-_ENDED_REMEMBERED: Final = 64  # of everybody together, about
 
 
 class Forecast:
@@ -20,23 +19,14 @@ class Forecast:
     def __init__(self) -> None:
         self._outputs: dict[str, tuple[int, ...]] = {}
         self._changed: set[str] = set()
-        self._mean, self._num_ended = 0.0, 0  # of everybody's last outputs; a restart forgets them
 
     def of(self, tenant: str) -> int:
         """Tokens that the next output of a tenant is expected to have; 0 where nothing is known."""
         outputs = self._outputs.get(tenant)
         return sum(outputs) // len(outputs) if outputs else 0
 
-    def usual(self, tenant: str) -> int:
-        """The same, drawn towards the outputs of everybody by as much as few say little; 0 where nothing is known of anybody."""
-        outputs = self._outputs.get(tenant, ())
-        return int((sum(outputs) + OUTPUTS_REMEMBERED * self._mean) / (len(outputs) + OUTPUTS_REMEMBERED)) if self._num_ended else 0
-
     def ended(self, tenant: str, num_tokens: int, *, is_cut_off: bool) -> None:
         """An output of a tenant ended. One of no tokens says nothing of how long outputs are."""
-        if num_tokens > (self._mean if is_cut_off else 0):
-            self._num_ended = min(self._num_ended + 1, _ENDED_REMEMBERED)
-            self._mean += (num_tokens - self._mean) / self._num_ended
         if num_tokens <= (self.of(tenant) if is_cut_off else 0):
             return
         self._outputs[tenant] = (*self._outputs.get(tenant, ()), num_tokens)[-OUTPUTS_REMEMBERED:]

@@ -9,7 +9,7 @@ from drivers.contract import Sampling
 from kerneld.calls import InferArgs
 from kerneld.context import Context
 from kerneld.headroom import Headroom
-from kerneld.pricing.forecast import Forecast
+from kerneld.pricing.usedparts import UsedParts
 from kerneld.request import Request
 from kerneld.rows import Row
 from kerneld.stream import OutputLog
@@ -27,7 +27,7 @@ class Bench:
     """A device of a few pages, and requests on it."""
 
     num_pages: int
-    forecast: Forecast = field(default_factory=Forecast)
+    parts: UsedParts = field(default_factory=UsedParts)
 
     def __post_init__(self) -> None:
         self.pager = Pager(MemoryConfig(self.num_pages * FRAME, 0, page_tokens=PAGE_TOKENS, slab_bytes=FRAME, granule_bytes=FRAME))
@@ -51,7 +51,7 @@ class Bench:
         return Row(request, self.num_requests, request.context.table, 0, num_input, max_tokens)
 
     def has_room(self, rows: list[Row], candidate: Request, growth_share: float = 1.0) -> bool:
-        return Headroom(self.pager, self.forecast, growth_share).has_room(rows, candidate)
+        return Headroom(self.pager, self.parts, growth_share).has_room(rows, candidate)
 
 
 def test_beside_nobody_there_is_room_for_anybody() -> None:
@@ -73,14 +73,15 @@ def test_outputs_that_ended_say_how_much_is_kept() -> None:
     rows = [bench.row(8, 1000)]
     assert not bench.has_room(rows, bench.request(8, 1000))
 
-    bench.forecast.ended("lab/ann", 12, is_cut_off=False)
+    bench.parts.ended("lab/ann", 12, 1000)
 
     assert bench.has_room(rows, bench.request(8, 1000))
 
 
 def test_a_row_that_passed_what_was_expected_may_grow_by_a_page() -> None:
     bench = Bench(10)
-    bench.forecast.ended("lab/ann", 4, is_cut_off=False)
+    bench.parts.ended("lab/ann", 4, 1000)
+    bench.parts.ended("lab/ann", 4, 1000)
     row = bench.row(8, 1000)
     row.request.context.tokens.extend([1] * 16)
 

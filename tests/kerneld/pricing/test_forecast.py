@@ -72,26 +72,3 @@ def test_all_changes_one_over_the_other_are_the_forecast() -> None:
 
     assert again.snapshot() == forecast.snapshot() == {"ann": (3, 4, 5)}
     assert forecast.changes() == {}
-
-
-def test_few_outputs_of_a_tenant_are_drawn_towards_those_of_everybody() -> None:
-    forecast = Forecast()
-    assert forecast.usual("ann") == 0
-
-    for _ in range(20):
-        forecast.ended("bob", 100, is_cut_off=False)
-    assert forecast.usual("ann") == 100
-
-    forecast.ended("ann", 700, is_cut_off=False)
-    assert 100 < forecast.usual("ann") < forecast.of("ann")
-    assert forecast.usual("bob") < forecast.usual("ann")
-
-
-def test_an_output_that_was_cut_off_tells_of_everybody_only_that_they_are_longer() -> None:
-    forecast = Forecast()
-    forecast.ended("ann", 100, is_cut_off=False)
-    forecast.ended("bob", 1, is_cut_off=True)
-    assert forecast.usual("carl") == 100
-
-    forecast.ended("bob", 300, is_cut_off=True)
-    assert forecast.usual("carl") == 200
