@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import ExitStack
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -211,6 +212,27 @@ def test_bad_limits_and_weights_say_what_is_accepted(rig: DaemonRig, k: Client, 
     with pytest.raises(errors.InvalidArgument, match="weight: use 1 to 10000; it is 0"):
         k.add_tenant("eve", weight=0)
     assert (next(t.weight for t in k.tenants() if t.path == "lab"), "eve" in {t.path for t in k.tenants()}) == (1, False)
+
+
+def test_what_was_used_of_a_rate_outlives_kill_9(tmp_path: Path) -> None:
+    own = DaemonRig(tmp_path, *FAKE)
+    try:
+        own.start()
+        with own.connect() as k:
+            k.load(fake_model(own.folder), name="toy")
+            k.add_tenant("lab", limits=Limits(requests_per_minute=2))
+            token = k.add_token("lab").token
+        with own.connect(token=token) as lab:
+            for _ in range(2):
+                run(lab.alloc("toy"), 2)
+        own.kill()
+        own.start()
+        with own.connect(token=token) as lab:
+            with pytest.raises(errors.QuotaExceeded) as refusal:
+                run(lab.alloc("toy"), 2)
+            assert 0 < (refusal.value.retry_after_s or 0) <= 31
+    finally:
+        own.clean_up()
 
 
 def test_what_can_never_fit_its_tenant_is_refused_with_needs_and_limit(tenants: Tenants) -> None:
