@@ -72,7 +72,7 @@ def tenant() -> None:
 
 @tenant.command()
 @click.argument("path", metavar="NAME")
-@click.option("--weight", type=parse_weight, default="1", show_default=True, help="Its share, against its siblings.")
+@click.option("--weight", type=parse_weight, metavar="INTEGER", default="1", show_default=True, help="Its share, against its siblings.")
 @limit_options
 @output_option
 @pass_shell
@@ -84,7 +84,7 @@ def add(shell: Shell, /, path: str, weight: int, **limits: int | tuple[str, ...]
 
 @tenant.command("set")
 @click.argument("path", metavar="NAME")
-@click.option("--weight", type=parse_weight, help="Its share, against its siblings.")
+@click.option("--weight", type=parse_weight, metavar="INTEGER", help="Its share, against its siblings.")
 @limit_options
 @output_option
 @pass_shell
