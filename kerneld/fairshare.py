@@ -56,6 +56,7 @@ class FairShare:
     def __init__(self, slices_us: tuple[int, int, int] = (0, 0, 0), cap_us: int = 0) -> None:
         """Slices are by rank, from the strictest class to the laxest; for the cap see `set_cap`."""
         self._tree = ShareTree(ShareRules(slices_us, cap_us))
+        self.least_weight_milli = FULL_FACTOR  # that a node has had: a counter grows by no more than cost * 1000 / this
         self._touched: dict[ShareNode, None] = {}  # nodes whose account may have changed since `changes` was asked, with all above
 
     # ------------------------------------------------------------------------------------------------------------------ the tree
@@ -175,23 +176,23 @@ class FairShare:
         """
         return [_tenant_of(node) for node in islice(self._tree.root.near(lag_us * SCALE, most), most)]
 
-    def lag(self, path: str, other: str, rank: int = 0, other_rank: int = 0) -> int:
+    def lag(self, path: str, other: str, rank: int = 0, other_rank: int = 0, *, returned_us: int = 0, charged_us: int = 0) -> int:
         """How far `path` is ahead of `other` in counter units, where their ways from the root part; 0 within one tenant.
 
-        Ranks put each of them back by its slice, as when they are compared in the line.
+        Ranks put each of them back by its slice, as when they are compared in the line. It is told as if `path` were given back
+        `returned_us`, and `other` charged `charged_us`.
         """
-        for mine, theirs in zip(reversed(self._tree.own(path).lineage), reversed(self._tree.own(other).lineage), strict=False):
-            if mine is not theirs:
-                return mine.counter + mine.slice_of(rank) - theirs.counter - theirs.slice_of(other_rank)
-        return 0
-
-    def lag_after(self, path: str, other: str, ranks: tuple[int, int], returned_us: int, charged_us: int) -> int:
-        """The same, were `path` given back so much and `other` charged so much; `ranks` are of both."""
-        for mine, theirs in zip(reversed(self._tree.own(path).lineage), reversed(self._tree.own(other).lineage), strict=False):
-            if mine is not theirs:
-                deadline = mine.counter + mine.slice_of(ranks[0]) - mine.units(returned_us)
-                return deadline - theirs.counter - theirs.slice_of(ranks[1]) - theirs.units(charged_us)
-        return 0
+        mine, theirs = self._tree.own(path).lineage, self._tree.own(other).lineage
+        level, most = -1, -min(len(mine), len(theirs))
+        while mine[level] is theirs[level]:
+            level -= 1
+            if level < most:
+                return 0
+        one, two = mine[level], theirs[level]
+        lead = one.counter - two.counter
+        if rank or other_rank:
+            lead += one.slice_of(rank) - two.slice_of(other_rank)
+        return lead - one.units(returned_us) - two.units(charged_us) if returned_us or charged_us else lead
 
     def place(self, path: str, rank: int) -> tuple[tuple[int, str], ...]:
         """The place of a tenant for which a request of a rank would begin to wait now: of two, the lesser one would be picked first."""
@@ -279,6 +280,7 @@ class FairShare:
     def _weigh(self, node: ShareNode, weight: int, factor_milli: int) -> None:
         if (weight, factor_milli) != (node.weight, node.factor_milli):
             self._touched[node] = None
+            self.least_weight_milli = min(self.least_weight_milli, weight * factor_milli)
             node.weigh(weight, factor_milli)
 
 

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from itertools import islice
-from typing import Final
+from typing import Final, NamedTuple
 
 from kerneld.fairshare import FairShare
 from kerneld.pricing.charging import Charging
@@ -28,6 +28,15 @@ from kerneld.waiting import Waiting
 
 MOST_LOOKED_AT: Final = 8
 MOST_PASSED: Final = 8
+
+
+class _Best(NamedTuple):
+    """Whom a tenant would send first, as long as its queue is that, and no more is known."""
+
+    num_changes: int
+    stamp: int
+    request: Request
+    saved_us: int
 
 
 class Locality:
@@ -42,6 +51,8 @@ class Locality:
         self.num_at_hand: Callable[[Request], int] = lambda _request: 0  # leading tokens of a waiting request
         self._seen: tuple[str, int, int] | None = None  # for what the last choice was made: pick, changes of queues, stamp
         self._chosen: Request | None = None
+        self._bests: dict[str, _Best] = {}  # by tenant
+        self._nothing_at: tuple[int, int] | None = None  # changes of queues, stamp: then nobody was found who saves anything
 
     def choose(self, pick: str) -> Request:
         """Who goes first where the accounts name this tenant; something of it waits."""
@@ -49,14 +60,18 @@ class Locality:
         stamp = self.stamp() if self._lag_us else 0
         if not stamp:
             return first
-        seen = pick, self._waiting.num_changes, stamp
-        if seen != self._seen or self._chosen is None:
-            self._seen, self._chosen = seen, self._best(pick)
+        now = self._waiting.num_changes, stamp
+        if now == self._nothing_at:
+            return first
+        if (pick, *now) != self._seen or self._chosen is None:
+            self._chosen, saved_us = self._best(pick)
+            self._seen, self._nothing_at = (pick, *now), None if saved_us else now
         return self._chosen
 
     def forget(self) -> None:
-        """A tenant was closed: the last choice may be one of its requests."""
+        """A tenant was closed, or is gone: the last choice may be one of its requests."""
         self._chosen = None
+        self._bests.clear()
 
     def admitted(self, request: Request) -> None:
         """A request that waits in line is admitted: those that it passes in its own queue were passed once more."""
@@ -65,7 +80,8 @@ class Locality:
                 return
             passed.num_passed += 1
 
-    def _best(self, pick: str) -> Request:
+    def _best(self, pick: str) -> tuple[Request, int]:
+        """Who goes first, and what that saves."""
         best, best_us = self._best_of(pick)
         for path in self._shares.near(self._lag_us, MOST_LOOKED_AT):
             if path == pick:
@@ -73,12 +89,18 @@ class Locality:
             other, saved_us = self._best_of(path)
             if saved_us > best_us and saved_us - best_us > self._lag(other, pick):
                 best, best_us = other, saved_us
-        return best
+        return best, best_us
 
     def _best_of(self, path: str) -> tuple[Request, int]:
         """Of a tenant's first requests, the one that saves most, the earlier one of two; and what it saves."""
-        saved = [(request, self._saved_us(request)) for request in _equals(self._waiting.queue(path))]
-        return max(saved, key=_saving)
+        queue, stamp = self._waiting.queue(path), self.stamp()
+        known = self._bests.get(path)
+        if known is not None and (known.num_changes, known.stamp) == (queue.num_changes, stamp):
+            return known.request, known.saved_us
+        saved = [(request, self._saved_us(request)) for request in _equals(queue)]
+        best, saved_us = max(saved, key=_saving)
+        self._bests[path] = _Best(queue.num_changes, stamp, best, saved_us)
+        return best, saved_us
 
     def _saved_us(self, request: Request) -> int:
         num_tokens = self.num_at_hand(request)

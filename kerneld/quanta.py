@@ -6,7 +6,6 @@ from collections.abc import Sequence
 
 from kerneld.pricing.stepsize import StepSizer
 from kerneld.step import RowNeed, StepShape, longest_quantum, share_budget
-from kerneld.waiting import class_rank
 
 
 class Quanta:
@@ -22,7 +21,8 @@ class Quanta:
 
         It has one step while somebody waits or a prefill is unfinished, else twice as many as the last one, up to the policy's limits.
         """
-        rows = sorted(rows, key=_class_of)
+        if any(row.request.rank for row in rows):
+            rows = sorted(rows, key=_class_of)
         self.last_budget = self._sizer.budget(rows)
         shares = share_budget(rows, self.last_budget)
         longest = 1 if has_waiting else longest_quantum(rows, shares)
@@ -33,4 +33,4 @@ class Quanta:
 
 
 def _class_of(row: RowNeed) -> int:
-    return class_rank(row.request)
+    return row.request.rank

@@ -76,7 +76,7 @@ class Request:
     is_interrupted: bool = False  # it lost its row through no decision, and has none since
     defer_until: float = 0.0  # Unix seconds; > 0: it waits beside the line because of a soft limit
     turn: int = 0  # its number among admissions; kept while it is interrupted
-    rank: int = 0  # its class, as the shares know it while it waits
+    rank: int = 0  # of its class: a lower one goes first, a higher one gives way first; changes when the scheduler hears of it
     num_passed: int = 0  # times that one behind it in its own queue was admitted before it
     is_charged: bool = False  # its input was paid for
     tariff: Tariff | None = None  # that it was admitted by

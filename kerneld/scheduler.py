@@ -50,7 +50,7 @@ from kerneld.step import RowNeed, StepShape
 from kerneld.systemaccount import SystemAccount
 from kerneld.tally import Tally
 from kerneld.victims import Victims
-from kerneld.waiting import Waiting
+from kerneld.waiting import Waiting, class_rank
 
 
 class Scheduler:
@@ -105,7 +105,7 @@ class Scheduler:
         self.running.add(request.tenant)
         self._num_alone += request.is_alone
         self._victims.rows_changed()
-        return self._spent(self.charging.admission(request, num_cached))
+        return self._victims.spent(self.charging.admission(request, num_cached))
 
     def preempt(self, request: Request) -> None:
         """A running request waits again, at its old place in line, because others need what it has. It is not charged for it."""
@@ -124,6 +124,7 @@ class Scheduler:
     def reorder(self, request: Request) -> None:
         """The class or niceness of a request changed; it takes the place that it has by them now."""
         self._victims.rows_changed()
+        request.rank = class_rank(request)
         if request.ticket:
             self._waiting.move(request)
 
@@ -156,7 +157,7 @@ class Scheduler:
             self._waiting.remove(request)
         request.state = RequestState.FINISHED
         self._expiry.ended(request)
-        return self._spent(self.charging.withdraw(request) if is_untouched else self.charging.end(request, reason))
+        return self._victims.spent(self.charging.withdraw(request) if is_untouched else self.charging.end(request, reason))
 
     def suspect(self, request: Request) -> None:
         """A request may be what kills workers: it is to be tried alone."""
@@ -173,11 +174,12 @@ class Scheduler:
 
     def charge_output(self, request: Request, num_tokens: int) -> int:
         """The request generated tokens. Returns what it was charged, which is nothing as long as they are prepaid."""
-        return self._spent(self.charging.output(request, num_tokens))
+        return self.charge_outputs([(request, num_tokens)])
 
     def charge_outputs(self, generated: Sequence[tuple[Request, int]]) -> int:
         """The same for all tokens of a step: each tenant is charged in one go. Returns what was charged, all together."""
-        return self._spent(self.charging.outputs(generated))
+        self._victims.num_steps += 1
+        return self._victims.spent(self.charging.outputs(generated))
 
     def set_resident(self, model: str, is_resident: bool) -> None:
         """A model came or went: what waits for it joins the line, or waits beside it until the model comes back."""
@@ -204,6 +206,7 @@ class Scheduler:
         self.shares.remove(path)
         self.charging.forget(path)
         self._waiting.forget(path)
+        self.locality.forget()
         self._closures.forget(path)
 
     # ----------------------------------------------------------------------------------------------------------- keeping and restoring
@@ -286,10 +289,6 @@ class Scheduler:
         return self._waiting.position(request)
 
     # --------------------------------------------------------------------------------------------------------------------- inside
-
-    def _spent(self, us: int) -> int:
-        self._victims.spent_us += us
-        return us
 
     def _wait(self, request: Request) -> None:
         request.state = RequestState.QUEUED

@@ -40,6 +40,8 @@ class StepShape:
 
 def share_budget(rows: Sequence[RowNeed], budget: int) -> tuple[RowShare, ...]:
     """Divide a step's token budget: one token for each decoding row first, the rest to prefills in order, each as much as it can use."""
+    if len(rows) <= budget and all(row.num_pending == 1 for row in rows):  # most steps
+        return tuple([RowShare(row.request, 1) for row in rows])
     left = budget - min(budget, sum(row.num_pending == 1 for row in rows))  # for prefills
     decoding = budget - left
     shares = []

@@ -22,11 +22,12 @@ class TicketQueue:
     dead entry goes when it comes to the top, or when the dead are too many.
     """
 
-    __slots__ = ("_heap", "_num_live")
+    __slots__ = ("_heap", "_num_live", "num_changes")
 
     def __init__(self) -> None:
         self._heap: list[_Entry] = []
         self._num_live = 0
+        self.num_changes = 0
 
     def __len__(self) -> int:
         return self._num_live
@@ -34,11 +35,13 @@ class TicketQueue:
     def push(self, key: Key, request: Request) -> None:
         """Let a request with a fresh ticket wait."""
         heapq.heappush(self._heap, (key, request.ticket, request))
+        self.num_changes += 1
         self._num_live += 1
 
     def discard(self) -> None:
         """One of the entries has died."""
         self._num_live -= 1
+        self.num_changes += 1
         if len(self._heap) > 2 * self._num_live + _SLACK:
             self._heap = [entry for entry in self._heap if entry[1] == entry[2].ticket]
             heapq.heapify(self._heap)

@@ -554,7 +554,8 @@ def test_a_parked_request_does_not_shorten_quanta(scheduler: Scheduler, make_req
 
 
 def test_better_classes_have_their_input_read_first(scheduler: Scheduler, make_request: MakeRequest) -> None:
-    batch, interactive = make_request(priority=Priority.BATCH), make_request()
+    batch, interactive = make_request("lab", priority=Priority.BATCH), make_request("lab")
+    run_all(scheduler, batch, interactive)
 
     shape = scheduler.plan_step([RowNeed(batch, 500, 100), RowNeed(interactive, 40, 100)])
 

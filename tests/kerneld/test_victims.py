@@ -104,6 +104,7 @@ def test_nobody_gives_way_before_its_minimum_service(scheduler: Scheduler, make_
 
     early = scheduler.victim([row], candidate)
     row.num_since_admission = 4
+    scheduler.charge_outputs([])  # a step
 
     assert (early, scheduler.victim([row], candidate)) == (None, row)
 
