@@ -109,10 +109,10 @@ class Machine:
 
     def num_visible(self, context: Context) -> int:
         """Tokens of a context that may be shown: with durability `fsync`, those that are on the disk."""
-        request = self.requests.get(context.active_request) or self.last_logs.get(context.id)
-        if context.durability is not Durability.FSYNC or request is None:
+        if context.durability is not Durability.FSYNC:
             return context.num_tokens
-        return request.log.end
+        request = self.requests.get(context.active_request) or self.last_logs.peek(context.id)
+        return context.num_tokens if request is None else request.log.end
 
     def know_tenant(self, tenant: TenantRow) -> tuple[LimitChange, ...]:
         """Let every part know a tenant, or what changed of it; says what became of limits of memory that changed."""

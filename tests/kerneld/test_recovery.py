@@ -9,7 +9,7 @@ import pytest
 
 from drivers.contract import Sampling
 from drivers.fake_model import FakeModel
-from kerneld.calls import ContextState, Durability, Limits, ListArgs, ModelState, SetArgs
+from kerneld.calls import ContextState, Durability, FinishReason, Limits, ListArgs, ModelState, SetArgs
 from kerneld.errors import NotFound
 from kerneld.events import Event, RequestAdmitted
 from kerneld.request import Request
@@ -348,6 +348,27 @@ async def test_a_model_comes_back_by_itself(tmp_path: Path) -> None:
     async with running(Rig(tmp_path)) as rig:
         await rig.die_and_return()
         await rig.until(lambda: rig.machine.models.get("m").state is ModelState.RESIDENT)
+
+
+@in_loop
+async def test_a_request_whose_model_is_gone_ends_with_an_error(tmp_path: Path) -> None:
+    async with running(Rig(tmp_path, Sizes(max_rows=1))) as rig:
+        assert rig.worker is not None
+        ran, waited = await rig.alloc(), await rig.alloc(BOB)
+        rig.begin(ran, prompt_of(1, 9), 40)
+        rig.begin(waited, prompt_of(2, 9), 40, caller=BOB)
+        await rig.until(lambda: len(rig.tokens(ran)) > 14)
+        rig.worker.hold()
+        await rig.machine.store.remove_model("m", [])
+
+        await rig.die_and_return()
+
+        assert not rig.machine.requests
+        assert rig.machine.scheduler.waiting.total == rig.machine.scheduler.running.total == 0
+        finished = [context.last_finished for context in rig.machine.contexts]
+        assert [item.reason for item in finished if item is not None] == [FinishReason.ERROR] * 2
+        await rig.die_and_return()
+        assert not rig.machine.requests
 
 
 @in_loop
