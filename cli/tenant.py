@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import click
 
 from cli.limits import change_text, is_any_named, limit_columns, limit_options, limit_text, make_limits, parse_weight
-from cli.render import Column, Printer, bytes_text, count_text, word, write_line, write_note
+from cli.render import Column, Printer, bytes_text, count_text, seconds_text, word, write_line, write_note
 from cli.target import Shell, output_option, pass_shell
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ def tenant_columns(printer: Printer) -> tuple[Column, ...]:
         Column("CONTEXTS", lambda t: str(t.num_contexts), is_number=True),
         Column("RUNNING", lambda t: str(t.num_running), is_number=True),
         Column("QUEUED", lambda t: str(t.num_queued), is_number=True),
-        Column("SERVICE", lambda t: count_text(t.service), is_number=True),
+        Column("SERVICE", lambda t: seconds_text(t.service / 1e6), is_number=True),
         Column("KV DEVICE", lambda t: bytes_text(t.kv_device_bytes), is_number=True),
         Column("HOST", lambda t: bytes_text(t.kv_host_bytes), is_number=True),
         Column("DISK", lambda t: bytes_text(t.kv_disk_bytes), is_number=True),
@@ -109,7 +109,7 @@ def set_command(shell: Shell, /, path: str, weight: int | None, **limits: int | 
 @output_option
 @pass_shell
 def list_tenants(shell: Shell) -> None:
-    """List tenants."""
+    """List tenants. SERVICE is the device time that was charged to each and those beneath it; JSON and YAML have it in microseconds."""
     with shell.connect() as client:
         shell.printer.rows(client.tenants(), tenant_columns(shell.printer), path_of)
 

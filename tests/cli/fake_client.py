@@ -119,7 +119,7 @@ OUTLOOK = memory_values.Outlook(
 )
 BOOKS = memory_values.PartChecked("books", 12, "pages", 0, ())
 JOURNAL = memory_values.PartChecked("journal", 3, "records", 2048, ("it ends early",))
-TENANT = values.TenantInfo("lab", 2, LIMITS, 1, 1, 0, 12_345, 2 << 20, 0, LONG_AGO, 100, 50, 1 << 20, "ab12", (CHANGE,))
+TENANT = values.TenantInfo("lab", 2, LIMITS, 1, 1, 0, 941_900_000, 2 << 20, 0, LONG_AGO, 100, 50, 1 << 20, "ab12", (CHANGE,))
 USAGE = (
     usage_values.UsageRecord("lab/ana", 1772352000.0, False, 3, 1200, 64, 30, 2.5, 2_400_000, 12_500.0, 40.0, 0.0, 1, 0.5),
     usage_values.UsageRecord("lab/bo", 1772352000.0, True, 1, 10, 0, 5, 0.1, 100_000, 3.0, 0.0, 0.0, 0, 0.0),

@@ -326,7 +326,7 @@ class TenantInfo:
     num_contexts: int
     num_running: int
     num_queued: int
-    service: int
+    service: int  # charged to it and everybody beneath it, ever: microseconds of device time
     kv_device_bytes: int
     kv_host_bytes: int
     created_at: float
