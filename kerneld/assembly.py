@@ -191,6 +191,9 @@ def _policy_of(kernel: KerneldConfig) -> SchedulerPolicy:
     return SchedulerPolicy(
         max_step_tokens=kernel.max_step_tokens,
         max_steps=kernel.max_steps,
+        min_service_tokens=kernel.min_service_tokens,
+        preempt_lag_us=round(kernel.preempt_lag_s * 1e6),
+        locality_lag_us=round(kernel.locality_lag_s * 1e6),
         gap_factor=kernel.token_gap_factor,
         token_gap_s=kernel.token_gap_s,
         growth_share=kernel.growth_share,

@@ -77,6 +77,16 @@ class KerneldConfig:
     max_rows: int = field(default=32, metadata={"doc": "Most requests that run at once on a device.", "min": 1, "max": 1024})
     max_step_tokens: int = field(default=512, metadata={"doc": "Most tokens of one step, all requests together.", "min": 1, "max": 65536})
     max_steps: int = field(default=8, metadata={"doc": "Most steps of one quantum, made when nobody waits.", "min": 1, "max": 64})
+    min_service_tokens: int = field(
+        default=64, metadata={"doc": "Tokens that a request generates before it may lose its row to another one.", "min": 0, "max": 65536}
+    )
+    preempt_lag_s: float = field(
+        default=0.25, metadata={"doc": "Device seconds by which a tenant is ahead that loses a row to one that waits.", "min": 0}
+    )
+    locality_lag_s: float = field(
+        default=0.05,
+        metadata={"doc": "Device seconds by which a tenant may be ahead and go first for what is cached of it; 0: never.", "min": 0},
+    )
     growth_share: float = field(
         default=1.0,
         metadata={

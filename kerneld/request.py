@@ -1,6 +1,6 @@
 """The request: one infer in flight, from admission to its finish reason.
 
-    QUEUED <-> RUNNING -> FINISHED        preemption and the loss of a worker lead back to QUEUED, at the old place in the queue
+    QUEUED <-> RUNNING -> FINISHED        preemption leads back to QUEUED, at the old place; the loss of a worker too, before all others
        '------------------^
 
 Positions of its context while it runs (`output_start` never changes):

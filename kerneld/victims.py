@@ -46,6 +46,8 @@ class Victims:
         """Who gives way to a request that is next and does not fit; None if nobody is far enough ahead."""
         if candidate is self._calm_for and self.spent_us < self._calm_until_us and self.num_steps < self._calm_until_step:
             return None
+        if candidate.defer_until:
+            return None  # above a limit: it runs where nobody is in its way
         far, most, soonest = [], 0, self._policy.min_service_tokens
         limit, charged_us = self._policy.preempt_lag_us * SCALE, -1
         for row in rows:

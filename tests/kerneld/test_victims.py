@@ -135,6 +135,16 @@ def test_a_row_that_came_later_is_looked_at_too(scheduler: Scheduler, make_reque
     assert (level, scheduler.victim([row, rich], candidate)) == (None, rich)
 
 
+def test_a_deferred_request_takes_nobodys_row(scheduler: Scheduler, make_request: MakeRequest) -> None:
+    row = run(scheduler, make_request("ann", num_input=0))
+    candidate = make_request("bob", num_input=0)
+    scheduler.defer(candidate, 50.0)
+    scheduler.enqueue(candidate)
+    scheduler.shares.charge("ann", 10 * LAG)
+
+    assert (scheduler.next_candidate(), scheduler.victim([row], candidate)) == (candidate, None)
+
+
 class Overload:
     """A device of some rows, and tenants that always have work; rows are taken whenever the rules allow it."""
 
