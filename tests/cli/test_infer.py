@@ -64,6 +64,13 @@ def test_a_chat_says_why_an_answer_failed(kernelctl: Kernelctl) -> None:
     assert "ended: error. The model could not be loaded." in kernelctl("chat", "small", stdin="Hello\n").stderr
 
 
+def test_how_long_a_request_may_wait_and_take_can_be_said(kernelctl: Kernelctl) -> None:
+    kernelctl("infer", "c1", "Hello", "--max-queue", "2.5", "--deadline", "60")
+
+    assert kernelctl.client.arguments_of("infer")[1] == {"text": "Hello", "max_queue_s": 2.5, "deadline_s": 60.0}
+    assert kernelctl("infer", "c1", "Hello", "--max-queue", "0").exit_code == 2
+
+
 def test_run_as_chat_sends_a_message(kernelctl: Kernelctl) -> None:
     kernelctl("run", "small", "Hello", "--chat")
 

@@ -98,9 +98,9 @@ def test_sampling_takes_over_every_parameter() -> None:
         ignore_eos=True,
         logprobs=0,
     )
-    args = convert.infer_args(pb.InferRequest(context_id=ID, max_tokens=5, sampling=message, deadline_s=2, detach_grace_s=0))
+    args = convert.infer_args(pb.InferRequest(context_id=ID, max_tokens=5, sampling=message, deadline_s=2, detach_grace_s=0, max_queue_s=3))
     sampling = Sampling(0.0, 4, 0.5, 0.1, 1.5, 0.25, -0.5, 7, (3,), 0)
-    assert args == InferArgs(ID, None, 5, sampling, True, ("x",), True, 2.0, 0.0)
+    assert args == InferArgs(ID, None, 5, sampling, True, ("x",), True, 2.0, 0.0, 3.0)
 
 
 def test_a_score_needs_input() -> None:
