@@ -13,6 +13,7 @@ from kerneld.eventbus import EventBus
 from kerneld.events import Event, RequestArrived, RequestFinished
 from kerneld.simulation.replay import Replay
 from kerneld.simulation.workload import Job, TenantLoad, WorkloadInvalid
+from tests.kerneld.rig import Rig, in_loop, running
 
 
 def arrived(request: str, tenant: str = "lab/ann", num_input: int = 7, max_tokens: int = 64) -> RequestArrived:
@@ -108,3 +109,16 @@ def test_a_log_that_is_none_is_refused(tmp_path: Path, text: str, said: str) -> 
 def test_a_log_that_is_not_there_is_named(tmp_path: Path) -> None:
     with pytest.raises(WorkloadInvalid, match="cannot read the event log"):
         Replay.read(tmp_path / "absent.jsonl")
+
+
+@in_loop
+async def test_what_a_daemon_did_can_be_sent_again(tmp_path: Path) -> None:
+    async with running(Rig(tmp_path)) as rig:
+        context_id = await rig.alloc(priority=Priority.BATCH)
+        await rig.infer(context_id, range(3, 13), max_tokens=6)
+        records = [record async for record in rig.machine.events.follow(0, follow=False)]
+    path = tmp_path / "events.jsonl"
+    path.write_text("".join(json.dumps(asdict(record)) + "\n" for record in records))
+    [job] = Replay.read(path).jobs
+
+    assert (job.tenant, job.num_input, job.num_output, job.max_tokens, job.priority) == ("lab/ann", 10, 6, 6, Priority.BATCH)
