@@ -57,6 +57,7 @@ class FairShare:
         """Slices are by rank, from the strictest class to the laxest; for the cap see `set_cap`."""
         self._tree = ShareTree(ShareRules(slices_us, cap_us))
         self.least_weight_milli = FULL_FACTOR  # that a node has had: a counter grows by no more than cost * 1000 / this
+        self.num_reweighs = 0
         self._touched: dict[ShareNode, None] = {}  # nodes whose account may have changed since `changes` was asked, with all above
 
     # ------------------------------------------------------------------------------------------------------------------ the tree
@@ -281,6 +282,7 @@ class FairShare:
         if (weight, factor_milli) != (node.weight, node.factor_milli):
             self._touched[node] = None
             self.least_weight_milli = min(self.least_weight_milli, weight * factor_milli)
+            self.num_reweighs += 1
             node.weigh(weight, factor_milli)
 
 

@@ -67,7 +67,7 @@ class Scheduler:
         self.running = Tally()
         self._closures = Closures(shares)
         self._expiry = Expiry()
-        self._victims = Victims(shares, self.charging, self.policy)
+        self._victims = Victims(shares, self.charging, self._waiting, self.policy)
         self.locality = Locality(shares, self._waiting, self.charging, self.policy.locality_lag_us)
         self.system = SystemAccount()
         self.system_us = self.system.us  # device time that no tenant pays, by cause
@@ -104,7 +104,6 @@ class Scheduler:
         request.state = RequestState.RUNNING
         self.running.add(request.tenant)
         self._num_alone += request.is_alone
-        self._victims.rows_changed()
         return self._victims.spent(self.charging.admission(request, num_cached))
 
     def preempt(self, request: Request) -> None:
@@ -123,7 +122,6 @@ class Scheduler:
 
     def reorder(self, request: Request) -> None:
         """The class or niceness of a request changed; it takes the place that it has by them now."""
-        self._victims.rows_changed()
         request.rank = class_rank(request)
         if request.ticket:
             self._waiting.move(request)

@@ -14,26 +14,64 @@ served twice the lag: two tenants of equal weight never take rows from each othe
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 from kerneld.fairshare import FairShare
 from kerneld.policy import SchedulerPolicy
 from kerneld.pricing.charging import Charging
 from kerneld.request import Request
 from kerneld.sharenode import FULL_FACTOR, SCALE
+from kerneld.waiting import Waiting
+
+
+class _Calm(NamedTuple):
+    """Nobody was far enough ahead of a candidate, and until then nobody can be: as much has to be charged, or as many steps to be made."""
+
+    found_for: tuple[object, ...]  # the candidate, its cost, and everything else that leads follow from but what is charged
+    until_us: int  # of `Victims.spent_us`
+    until_step: int  # of `Victims.num_steps`
+
+
+class _Look:
+    """What a look at all rows tells of when the next one is worth it.
+
+    A lead grows by what is charged, and by a token of what was prepaid with each step: each may use up half of what is missing.
+    """
+
+    def __init__(self, lag_us: int, min_service_tokens: int) -> None:
+        self.lag_us = lag_us
+        self._min_service_tokens = min_service_tokens
+        self._missing_us = lag_us + 1
+        self._num_steps = min_service_tokens + 1
+
+    def level(self, lead: int, token_us: int) -> None:
+        """A row is not far enough ahead; each token of what it prepaid costs so much at most."""
+        missing_us = self.lag_us - lead // SCALE
+        self._missing_us = min(self._missing_us, missing_us)
+        if token_us:
+            self._num_steps = min(self._num_steps, missing_us // (8 * token_us))  # at the least weight there is, a quarter
+
+    def unserved(self, num_tokens: int) -> None:
+        """A row is far ahead, and has not had its minimum service."""
+        self._num_steps = min(self._num_steps, self._min_service_tokens - num_tokens)
+
+    def calm(self, found_for: tuple[object, ...], spent_us: int, num_steps: int, least_weight_milli: int) -> _Calm:
+        """When it is worth looking again."""
+        growth_us = self._missing_us * least_weight_milli // (2 * FULL_FACTOR)
+        return _Calm(found_for, spent_us + growth_us, num_steps + self._num_steps)
 
 
 class Victims:
     """Chooses who gives way; changes nothing."""
 
-    def __init__(self, shares: FairShare, charging: Charging, policy: SchedulerPolicy) -> None:
+    def __init__(self, shares: FairShare, charging: Charging, waiting: Waiting, policy: SchedulerPolicy) -> None:
         self._shares = shares
+        self._waiting = waiting
         self._charging = charging
         self._policy = policy
-        self.spent_us = 0  # charged or given back so far, all together; nobody's lead grows faster, least weights apart
+        self.spent_us = 0  # charged or given back so far, all together
         self.num_steps = 0  # in each of which a row generates a token at most
-        self._calm_for: Request | None = None  # nobody is far enough ahead of it
-        self._calm_until_us = 0  # of `spent_us`
-        self._calm_until_step = 0  # of `num_steps`
+        self._calm: _Calm | None = None
 
     def least_deserving(self, rows: Sequence[Request]) -> Request | None:
         """Who gives way when those that run need frames: those that had their minimum service first, but not the only one."""
@@ -44,37 +82,34 @@ class Victims:
 
     def for_waiting(self, rows: Sequence[Request], candidate: Request) -> Request | None:
         """Who gives way to a request that is next and does not fit; None if nobody is far enough ahead."""
-        if candidate is self._calm_for and self.spent_us < self._calm_until_us and self.num_steps < self._calm_until_step:
-            return None
         if candidate.defer_until:
             return None  # above a limit: it runs where nobody is in its way
-        far, most, soonest = [], 0, self._policy.min_service_tokens
-        limit, charged_us = self._policy.preempt_lag_us * SCALE, -1
+        charged_us = self._charging.expected_cost(candidate, candidate.num_cached)
+        found_for = (candidate.id, charged_us, self._waiting.num_changes, self._shares.num_reweighs, [row.id for row in rows])
+        calm = self._calm
+        if calm is not None and calm.found_for == found_for and self.spent_us < calm.until_us and self.num_steps < calm.until_step:
+            return None
+        far, look = [], _Look(self._policy.preempt_lag_us, self._policy.min_service_tokens)
         for row in rows:
             lead = self._shares.lag(row.tenant, candidate.tenant, row.rank, candidate.rank)
-            if lead > limit:  # few of them
-                charged_us = self._charging.expected_cost(candidate, candidate.num_cached) if charged_us < 0 else charged_us
+            token_us = 0
+            if lead > look.lag_us * SCALE:  # few of them
                 lead = self._earned_lead(row, candidate, charged_us)
-            if lead <= limit:
-                most = max(most, lead)
+                token_us = self._charging.dearest_prepaid_us(row)
+            if lead <= look.lag_us * SCALE:
+                look.level(lead, token_us)
             elif self._is_served(row):
                 far.append(row)
             else:
-                soonest = min(soonest, self._policy.min_service_tokens - row.num_since_admission)
+                look.unserved(row.num_since_admission)
         if not far:
-            missing_us = self._policy.preempt_lag_us - most // SCALE
-            self._calm_for, self._calm_until_us = candidate, self.spent_us + missing_us * self._shares.least_weight_milli // FULL_FACTOR
-            self._calm_until_step = self.num_steps + soonest
+            self._calm = look.calm(found_for, self.spent_us, self.num_steps, self._shares.least_weight_milli)
         return max(far, key=self._dispensability, default=None)
 
     def spent(self, us: int) -> int:
         """So much was charged, or given back. Returns it."""
         self.spent_us += us
         return us
-
-    def rows_changed(self) -> None:
-        """Somebody was admitted, or changed class: what was found of the others says nothing of it."""
-        self._calm_for = None
 
     def _earned_lead(self, row: Request, candidate: Request, charged_us: int) -> int:
         """How far a row's tenant is ahead of a candidate's in counter units, as far as that counts here."""

@@ -72,6 +72,11 @@ class Charging:
         """What a request has paid ahead for output that has not come."""
         return self._tariff(request).output_us(request.output_start + request.num_charged, request.num_prepaid)
 
+    def dearest_prepaid_us(self, request: Request) -> int:
+        """The most that one of the tokens costs that a request has paid ahead for, rounded up."""
+        end = request.output_start + request.num_charged + request.num_prepaid
+        return self._tariff(request).output_us(end - 1, 1) + 1 if request.num_prepaid else 0
+
     def output(self, request: Request, num_tokens: int) -> int:
         """Charge tokens that a request generated. Returns what it was charged, which is nothing as long as they are prepaid."""
         cost = self._output_cost(request, num_tokens)
