@@ -131,6 +131,7 @@ class Life:
         self.requests: dict[str, Request] = {}  # unfinished
         self.arrivals = {op.arrival.request_id.hex(): op.arrival for op in script if op.arrival is not None}
         self._op = first - 1
+        self._now = max((float(op.value) for op in script[:first] if op.name == "undefer"), default=0.0)
         self.models: list[frozenset[str]] = []  # on the device, after each operation
         self._loaded = set(models)
         for model in self._loaded:
@@ -152,7 +153,7 @@ class Life:
             if self._end_of(request) is not None:
                 over.append(request)
         self.scheduler.settle(list(self.requests.values()))
-        self.scheduler.undefer(max((float(op.value) for op in self.script[: self.first] if op.name == "undefer"), default=0.0))
+        self.scheduler.undefer(self._now)
         for request in over:
             reason = self._end_of(request)
             assert reason is not None
@@ -202,6 +203,7 @@ class Life:
     def _fill(self) -> None:
         """Fill the rows; the winner that finds none free may take one from a tenant that is far ahead."""
         has_preempted = False
+        self.scheduler.undefer(self._now)
         while (request := self.scheduler.next_candidate()) is not None:
             if len(self.rows) == MAX_ROWS:
                 victim = None if has_preempted else self.scheduler.victim(self.rows, request)
@@ -247,7 +249,7 @@ class Life:
         self.scheduler.charging.tariffs.put(op.path, Tariff(1000 * op.value, 100 * op.value, 3000 * op.value, op.value))
 
     def _undefer(self, op: Op) -> None:
-        self.scheduler.undefer(float(op.value))
+        self._now = max(self._now, float(op.value))
 
     def _flush(self, _op: Op) -> None:
         self.books.flush()
