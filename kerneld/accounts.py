@@ -25,6 +25,7 @@ class ShareAccount(msgspec.Struct, frozen=True, array_like=True):
     last_active: int  # counter of the child that was active last
     factor_milli: int = 1000  # its weight is multiplied by this / 1000
     last_child: str = ""  # name of the child that was active last: what it is charged from now on moves `last_active`
+    is_removed: bool = False  # the node is gone, and nothing is kept of it
 
 
 class RateAccount(msgspec.Struct, frozen=True, array_like=True):

@@ -39,6 +39,7 @@ from typing import Final
 
 from kerneld.accounts import ShareAccount
 from kerneld.errors import InvalidArgument, NotFound, WrongState
+from kerneld.sharechanges import ShareChanges
 from kerneld.sharenode import FULL_FACTOR, OWN, SCALE, ShareNode, ShareRules
 from kerneld.sharetree import ShareTree
 from kerneld.standings import Standing, standing_of
@@ -58,7 +59,8 @@ class FairShare:
         self._tree = ShareTree(ShareRules(slices_us, cap_us))
         self.least_weight_milli = FULL_FACTOR  # that a node has had: a counter grows by no more than cost * 1000 / this
         self.num_reweighs = 0
-        self._touched: dict[ShareNode, None] = {}  # nodes whose account may have changed since `changes` was asked, with all above
+        self._changes = ShareChanges()
+        self._touched = self._changes.touched
 
     # ------------------------------------------------------------------------------------------------------------------ the tree
 
@@ -67,8 +69,8 @@ class FairShare:
         _check_weight(weight)
         is_new = path not in self._tree
         node = self._tree.get_or_add(path)
-        if is_new:  # an account of that name may have been kept that is not its own
-            self._touched |= dict.fromkeys(node.lineage)
+        if is_new:
+            self._touched[node] = None
         self._weigh(node, weight, node.factor_milli)
 
     def set_weight(self, path: str, weight: int) -> None:
@@ -110,7 +112,7 @@ class FairShare:
             raise WrongState(f"Tenant {path!r} still has children or waiting requests.", facts={"tenant": path})
         self._tree.remove(node)
         for gone in (node, *node.children.values()):
-            self._touched.pop(gone, None)
+            self._changes.remove(gone)
 
     def __contains__(self, path: str) -> bool:
         return path in self._tree
@@ -230,17 +232,15 @@ class FairShare:
 
     def changes(self) -> tuple[ShareAccount, ...]:
         """The part of `snapshot` that changed since the last call: the later of two goes over the earlier, path by path."""
-        if not self._touched:
-            return ()
-        touched = {node: None for low in self._touched for node in low.lineage}
-        if any(node.counter > REBASE_AT for node in touched) and self.rebase():
-            touched |= {node: None for low in self._touched for node in low.lineage}
-        self._touched.clear()
-        return tuple(node.account() for node in (self._tree.root, *touched))
+        nodes = self._changes.nodes()
+        full = [node.parent for node in nodes if node.counter > REBASE_AT and node.parent is not None]
+        if full and self._rebase(full):
+            nodes = self._changes.nodes()
+        return self._changes.take(self._tree.root, nodes)
 
     def unkept(self, changes: Iterable[ShareAccount]) -> None:
         """Changes that were told could not be written: they count as changed again."""
-        self._touched |= {node: None for account in changes if (node := self._tree.kept(account.path)) is not None and account.path}
+        self._changes.put_back(self._tree, changes)
 
     def restore(self, accounts: Iterable[ShareAccount]) -> None:
         """Put accounts back, as `snapshot` gave them or all `changes` one over the other. Weights are not part of them.
@@ -248,7 +248,8 @@ class FairShare:
         Call it before anything waits. Tenants that are not known any more are left out. Those that were active are not lifted when
         their requests queue again, each at its first time, whenever that is: a restart is no sleep.
         """
-        restored = [(node, account) for account in accounts if (node := self._tree.kept(account.path)) is not None]
+        kept = [account for account in accounts if not account.is_removed]
+        restored = [(node, account) for account in kept if (node := self._tree.kept(account.path)) is not None]
         for node, account in restored:
             node.restore(account)
             if account.last_child or account.last_active:
@@ -266,9 +267,7 @@ class FairShare:
 
         A sibling that is behind the others by then is raised to them, which is what its next lift would do.
         """
-        moved = [node for node in self._tree if node.children and node.rebase_children(REBASE_AT)]
-        self._touched |= {child: None for node in moved for child in node.children.values()}
-        return bool(moved)
+        return self._rebase(node for node in self._tree if node.children)
 
     # ------------------------------------------------------------------------------------------------------------------- inside
 
@@ -277,6 +276,11 @@ class FairShare:
         own = self._tree.own(path)
         self._touched[own] = None
         return own
+
+    def _rebase(self, parents: Iterable[ShareNode]) -> bool:
+        moved = [node for node in parents if node.rebase_children(REBASE_AT)]
+        self._touched |= {child: None for node in moved for child in node.children.values()}
+        return bool(moved)
 
     def _weigh(self, node: ShareNode, weight: int, factor_milli: int) -> None:
         if (weight, factor_milli) != (node.weight, node.factor_milli):

@@ -218,6 +218,9 @@ class ShareNode:
 
     def rebase_children(self, at: int) -> bool:
         """Move the children's counters back together if all that matter have passed `at`; whether they were moved."""
+        least = self.least_served.least()
+        if least is not None and least.counter < at:  # asked with every step while one is there and others are not
+            return False
         active = [child.counter for child in self.children.values() if child.is_active or child.keeps_counter or child.num_held]
         last = self.last_active
         base = min(active) if active else (last.counter if last else 0)

@@ -11,7 +11,7 @@ class Tariffs:
     """The tariff of each model; a model that is not known has the one that stands in until it was measured."""
 
     def __init__(self) -> None:
-        self._tariffs: dict[str, Tariff] = {}
+        self._tariffs: dict[str, Tariff] = {}  # those that were measured
         self._changed: set[str] = set()
 
     def get(self, model: str) -> Tariff:
@@ -20,10 +20,9 @@ class Tariffs:
 
     def put(self, model: str, tariff: Tariff) -> None:
         """A model has another tariff."""
-        if tariff == self.get(model):
-            return
-        self._tariffs[model] = tariff
-        self._changed.add(model)
+        if tariff != self.get(model):
+            self._set(model, tariff)
+            self._changed.add(model)
 
     def forget(self, model: str) -> None:
         """A model was removed: another one of its name has to be measured."""
@@ -33,7 +32,7 @@ class Tariffs:
 
     def snapshot(self) -> dict[str, Tariff]:
         """Every tariff that was measured, by model."""
-        return {model: tariff for model, tariff in self._tariffs.items() if tariff != UNCALIBRATED}
+        return dict(self._tariffs)
 
     def changes(self) -> dict[str, Tariff]:
         """The tariffs that changed since the last call; a forgotten one is the uncalibrated one."""
@@ -47,4 +46,11 @@ class Tariffs:
 
     def restore(self, tariffs: Mapping[str, Tariff]) -> None:
         """Put tariffs back, as `snapshot` gave them or all `changes` one over the other."""
-        self._tariffs.update(tariffs)
+        for model, tariff in tariffs.items():
+            self._set(model, tariff)
+
+    def _set(self, model: str, tariff: Tariff) -> None:
+        if tariff == UNCALIBRATED:
+            self._tariffs.pop(model, None)
+        else:
+            self._tariffs[model] = tariff

@@ -20,7 +20,7 @@ import msgspec
 
 from kerneld.accounts import Accounts, LoadAccount, RateAccount, ShareAccount
 from kerneld.errors import DataLoss
-from kerneld.pricing.tariff import Tariff
+from kerneld.pricing.tariff import UNCALIBRATED, Tariff
 from kerneld.state.contextrecord import ContextRecord
 from kerneld.state.records import (
     Admit,
@@ -212,8 +212,12 @@ class LogState:
 
     @apply.register
     def _accounts(self, record: Accounts) -> None:
-        self._shares.update((share.path, share) for share in record.shares)
-        self._tariffs.update(record.tariffs)
+        for share in record.shares:
+            if share.is_removed:
+                self._shares.pop(share.path, None)
+            else:
+                self._shares[share.path] = share
+        _update(self._tariffs, record.tariffs, lambda tariff: tariff != UNCALIBRATED)
         _update(self._outputs, record.outputs, bool)
         _update(self._rates, record.rates, bool)
         _update(self._loads, record.loads, lambda load: bool(load.owed_us))

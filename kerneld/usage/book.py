@@ -76,7 +76,10 @@ class UsageBook:
         """A tenant was removed."""
         self.accounts.forget(path)
         self.decayed.forget(path)
-        self._weights.get(_parent(path), {}).pop(path, None)
+        siblings = self._weights.get(_parent(path), {})
+        siblings.pop(path, None)
+        if not siblings:
+            self._weights.pop(_parent(path), None)
 
     def restore(self, kept: UsageKept) -> None:
         """Take over what was written, when all tenants are known and their share accounts are restored.

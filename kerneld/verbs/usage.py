@@ -15,6 +15,7 @@ from kerneld.state.usagestore import FIRST, UsageQuery
 from kerneld.usage.amounts import AMOUNTS, HOUR_S, SYSTEM, Amounts, Bucket, hour_of
 from kerneld.usage.report import ShareRecord, Span, UsageArgs, UsageRecord
 
+_LATEST_S = 1e11  # the latest time that a call may name
 _SPAN_S = {Span.HOUR: HOUR_S, Span.DAY: 24 * HOUR_S, Span.TOTAL: 0}
 
 
@@ -148,6 +149,9 @@ def _bucket_of(token: str) -> Bucket:
         return FIRST
     parts = token.split(" ", 2)
     try:
-        return Bucket(parts[2], float(parts[1]), int(parts[0]))
+        last = Bucket(parts[2], float(parts[1]), int(parts[0]))
+        if not 0 <= last.hour <= _LATEST_S:
+            raise ValueError("no hour")
     except (IndexError, ValueError):
         raise InvalidArgument("page_token", "must be what next_page_token was.") from None
+    return last

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Iterable
 from fractions import Fraction
 
 import pytest
@@ -533,3 +534,44 @@ def test_a_restart_does_not_change_the_next_picks() -> None:
         after.enqueue(path)
 
     assert serve(after, costs[500:]) == serve(before, costs[500:])
+
+
+def test_what_was_kept_of_a_removed_tenant_is_gone_whether_or_not_another_of_its_name_came() -> None:
+    shares = make_shares("a", "b")
+    for path in "ab":
+        shares.enqueue(path)
+        shares.charge(path, 100)
+        shares.dequeue(path)
+    kept = keep({}, shares.changes())
+    for path in "ab":
+        shares.remove(path)
+    shares.add("a")  # it has not asked for anything yet
+
+    told = shares.changes()
+    shares.unkept(told)
+    assert shares.changes() == told
+    assert set(keep(kept, told)) == {"", "a"}
+    again = make_shares("a", "b")
+    again.restore((*kept.values(), *told))
+    assert (again.own_service("a"), again.service("b")) == (0, 0)
+
+
+def keep(kept: dict[str, ShareAccount], told: Iterable[ShareAccount]) -> dict[str, ShareAccount]:
+    """What changes come to, as the journal has it."""
+    for each in told:
+        if each.is_removed:
+            kept.pop(each.path, None)
+        else:
+            kept[each.path] = each
+    return kept
+
+
+def test_a_counter_that_has_left_64_bits_behind_waits_for_its_siblings_and_costs_no_walk() -> None:
+    shares = make_shares("a", "b", "c")
+    shares.enqueue("a")
+    shares.enqueue("b")
+    shares.charge("a", 1 << 41)  # b is far behind, so nobody is moved
+
+    assert [each.counter for each in shares.changes() if each.path == "a"] == [1 << 61]
+    shares.charge("b", 1 << 41)
+    assert {each.path: each.counter for each in shares.changes() if each.path in ("a", "b")} == {"a": 0, "b": 0}

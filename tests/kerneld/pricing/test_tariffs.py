@@ -47,3 +47,14 @@ def test_all_changes_one_over_the_other_are_the_tariffs_with_forgotten_ones_gone
 
     assert again.snapshot() == tariffs.snapshot() == {"n": SLOW}
     assert again.get("m") == UNCALIBRATED
+
+
+def test_a_forgotten_model_leaves_nothing_behind() -> None:
+    tariffs = Tariffs()
+    for name in ("m", "n"):
+        tariffs.put(name, FAST)
+        tariffs.forget(name)
+    tariffs.restore({"m": UNCALIBRATED})
+
+    assert tariffs.snapshot() == {}
+    assert tariffs.changes() == {"m": UNCALIBRATED, "n": UNCALIBRATED}

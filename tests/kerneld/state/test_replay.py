@@ -14,7 +14,7 @@ from kerneld import calls
 from kerneld.accounts import Accounts, LoadAccount, RateAccount, ShareAccount
 from kerneld.calls import Access, Durability, FinishReason, Priority, Usage
 from kerneld.errors import DataLoss
-from kerneld.pricing.tariff import Tariff
+from kerneld.pricing.tariff import UNCALIBRATED, Tariff
 from kerneld.state.records import (
     Admit,
     Alloc,
@@ -134,6 +134,14 @@ def test_of_two_accounts_the_later_goes_over_the_earlier_entry_by_entry() -> Non
     assert accounts.shares == (share("", 1), share("a", 5), share("b", 6))
     assert accounts.outputs == {"a": (2, 9)}
     assert accounts.tariffs == {"m": Tariff(1, 1, 1), "n": Tariff(2, 2, 2)}
+
+
+def test_accounts_of_removed_tenants_and_tariffs_of_removed_models_are_not_kept() -> None:
+    first = Accounts((share("a", 2), share("a/.", 2), share("b", 3)), tariffs={"m": Tariff(1, 1, 1)})
+    gone = [ShareAccount(path, 0, 0, 0, False, 0, is_removed=True) for path in ("a", "a/.", "never")]
+    accounts = LogState.fold([first, Accounts((*gone, share("a", 0)), tariffs={"m": UNCALIBRATED})]).accounts
+    assert accounts.shares == (share("b", 3), share("a", 0))
+    assert accounts.tariffs == {}
 
 
 def test_tokens_use_up_what_is_prepaid_and_count_as_served() -> None:

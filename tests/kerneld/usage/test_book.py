@@ -227,7 +227,7 @@ async def test_hours_and_days_are_told_apart_and_paged(tmp_path: Path) -> None:
         assert part["lab/ann"].output_tokens == 2 + 3
         assert part["lab/ann"].start == starts[1]
         assert await usage_of(rig, ANN, since=now[0] + DAY_S) == {}
-        for token in ("x", "1 2", "a b c"):
+        for token in ("x", "1 2", "a b c", "-3600 0.0 lab", f"{1 << 80} 0.0 lab"):
             with pytest.raises(KernelError, match="page_token"):
                 await usage_of(rig, page_token=token)
 
