@@ -29,6 +29,7 @@ from kerneld.transcript import Transcript
 T = TypeVar("T")
 
 ROWS, TENANTS, STEPS = 32, 64, 4000
+SETTLING = 1000  # steps until what tenants' outputs are expected to be is known
 MODEL = "model"
 TARIFF = Tariff(input_ns=60_000, cached_ns=600, output_ns=300_000, context_ns=10)  # a step of 32 rows in 10 ms: where deciding matters
 PARTS = ("who is next", "who gives way", "shape of the step", "tokens charged", "who comes, ends and is seated")
@@ -126,7 +127,7 @@ class Load:
 def cost(num_queued: int, num_steps: int) -> tuple[float, float, dict[str, float]]:
     """Mean and median microseconds of a step with so many in the queue, and the mean of each part."""
     load = Load(num_queued)
-    for _ in range(num_steps // 10):
+    for _ in range(SETTLING):
         load.step()
     load.took = dict.fromkeys(PARTS, 0.0)
     took = [load.step() for _ in range(num_steps)]

@@ -88,6 +88,10 @@ class Charging:
         """Charge the tokens that a step generated, each tenant in one go. Returns what was charged, all together."""
         costs: dict[str, int] = {}
         for request, num_tokens in generated:
+            if request.num_prepaid >= num_tokens:  # most of them
+                request.num_prepaid -= num_tokens
+                request.num_charged += num_tokens
+                continue
             cost = self._output_cost(request, num_tokens)
             if cost:
                 costs[request.tenant] = costs.get(request.tenant, 0) + cost

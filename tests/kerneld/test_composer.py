@@ -138,3 +138,25 @@ async def test_newcomers_that_were_turned_back_are_charged_once(tmp_path: Path) 
         await ask_at_once(rig, 10, 30, 60)
 
         assert scheduler.shares.service("lab") == 10 * (30 * 10 + 60 * 20)
+
+
+@pytest.mark.parametrize(("locality_lag_s", "order"), [(0.05, ["busy", "cached", "cold"]), (0.0, ["busy", "cold", "cached"])])
+@in_loop
+async def test_of_one_tenants_requests_the_one_whose_prefix_is_known_goes_first(
+    tmp_path: Path, locality_lag_s: float, order: list[str]
+) -> None:
+    async with running(Rig(tmp_path, Sizes(max_rows=1), locality_lag_s=locality_lag_s)) as rig:
+        assert rig.worker is not None
+        await rig.infer(await rig.alloc(), prompt_of(1, 200), 3)
+        await rig.settle()
+        watch = Watch(rig)
+        rig.worker.hold()
+        names = {}
+        for name, prompt in (("busy", prompt_of(2, 9)), ("cold", prompt_of(3, 200)), ("cached", prompt_of(1, 200))):
+            context, task = await begin(rig, ANN, prompt, 5)
+            names[context] = name
+        rig.worker.release()
+        await task
+        await rig.until(lambda: not rig.machine.requests)
+
+        assert [names[context] for context in watch.seated] == order
