@@ -57,7 +57,8 @@ class Explainer:
         return self._context(context, self._machine.requests.get(context.active_request))
 
     def _context(self, context: Context, request: Request | None) -> Explanation:
-        obstacles = list(self._obstacles(context, request))
+        outlook = self._lookout.outlook(request) if request is not None else None
+        obstacles = list(self._obstacles(context, request, outlook))
         shortage = self._shortage(obstacles)
         remedies = self.remedies(shortage, context.tenant, context.model) if shortage is not None else []
         is_short = shortage is not None
@@ -70,7 +71,7 @@ class Explainer:
             holders=tuple(self.holders(Tier.DEVICE)) if is_short else (),
             remedies=tuple(remedies),
             queue=self._place(request) if request is not None else None,
-            outlook=self._lookout.outlook(request) if request is not None else None,
+            outlook=outlook,
         )
 
     def _summary(self, context: Context, request: Request | None, obstacles: list[Obstacle]) -> str:
@@ -96,9 +97,9 @@ class Explainer:
         if num_lost:
             yield Placement("nowhere", 0, num_lost)
 
-    def _obstacles(self, context: Context, request: Request | None) -> Iterator[Obstacle]:
+    def _obstacles(self, context: Context, request: Request | None, outlook: Outlook | None) -> Iterator[Obstacle]:
         """What stands in the way of its request, the nearest first."""
-        if request is None or request.state is RequestState.RUNNING:
+        if request is None or outlook is None or request.state is RequestState.RUNNING:
             return
         machine = self._machine
         for name in context.models:
@@ -116,14 +117,14 @@ class Explainer:
         seats = machine.config.kerneld.max_rows
         if machine.scheduler.running.total >= seats:
             yield Obstacle("ROWS", f"all {seats} rows of the device are taken (kerneld.max_rows).")
-        yield from self._queue_obstacles(request)
+        yield from self._queue_obstacles(outlook)
 
-    def _queue_obstacles(self, request: Request) -> Iterator[Obstacle]:
-        outlook = self._lookout.outlook(request)
+    @staticmethod
+    def _queue_obstacles(outlook: Outlook) -> Iterator[Obstacle]:
         if outlook.position > 1 or outlook.tenant_position > 1:
             at_least = "at least " if outlook.is_position_least else ""
             place = f"{at_least}number {outlook.position} of all in line, and " if outlook.position else ""
-            yield Obstacle("QUEUE", f"it is {place}number {outlook.tenant_position} in the line of {request.tenant}.")
+            yield Obstacle("QUEUE", f"it is {place}number {outlook.tenant_position} in the line of {outlook.tenant}.")
 
     @staticmethod
     def _parked_obstacle(context: Context) -> Obstacle:

@@ -50,14 +50,15 @@ class Lookout:
         """One page of the requests that wait or run, by id: the caller's own, or everybody's. Raises: InvalidArgument."""
         self._machine.starts.map(0.0)  # as it is now
         everybody = args.everybody and may_see_everything(self._caller.principal)
-        requests = self._machine.requests
 
-        def is_wanted(outlook: Outlook) -> bool:
-            context = requests[outlook.request].context
+        def is_wanted(request: Request) -> bool:
+            context = request.context
             is_own = everybody or is_owner(self._caller.principal, context.owner, context.tenant)
             return is_own and (not args.tenant or is_beneath(context.tenant, args.tenant))
 
-        return page_of(sorted(requests), args, lambda request_id: self._brief(requests[request_id]), is_wanted)
+        # Only what is shown is looked at closely: who lists his own requests does not pay for those of all others.
+        shown = page_of(sorted(self._machine.requests), args, self._machine.requests.__getitem__, is_wanted)
+        return ListPage(tuple(self._brief(request) for request in shown.items), shown.next_page_token)
 
     def outlook(self, request: Request) -> Outlook:
         """How a request that has not ended stands, and who is ahead of it."""
