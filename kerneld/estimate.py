@@ -1,13 +1,12 @@
 """Estimator: in how many seconds a request starts, and how far the last such estimates were off.
 
-    seconds = (work that is served before it + half of what one admission takes) / rate * bias
+    seconds = (work that is served before it + half of what one admission takes) / rate
 
 Work is what the tariffs charge, in microseconds of device time. Served before a request is what its own tenant has ahead of it; when that
 is done, the tenant's counter has moved on by work / weight, and siblings that are behind that point are served up to it first. The same
 then holds for their parent, with the work of all of them, and so on to the root.
 
     rate     work charged per second of the wall while there was something to do, the last seconds counting most
-    bias     median of actual / expected over the last first admissions, so that what the model leaves out is made good
     error    median of |estimate - actual| / actual over the last first admissions
 
 It knows no clock: who feeds it says how long things took. Asking costs O(siblings) on each level.
@@ -17,16 +16,14 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from statistics import median
-from typing import Final
+from typing import Final, NamedTuple
 
 from kerneld.holdings import StartEstimate
 
 JUDGED: Final = 64
-MIN_BIAS_JUDGED: Final = 8
-MAX_BIAS: Final = 4.0
 # Waits below this are those of the next step: an estimate is judged as if the wait had been as long.
 LEAST_WAIT_S: Final = 0.05
 # After this time what was measured of the rate counts for 1/e.
@@ -34,8 +31,7 @@ MEMORY_S: Final = 10.0
 _MEAN_OF: Final = 64  # admissions
 
 
-@dataclass(frozen=True, slots=True)
-class Rival:
+class Rival(NamedTuple):
     """A node of the tree of shares with work waiting."""
 
     counter_us: float  # device time over weight
@@ -48,7 +44,7 @@ class Level:
     """A level of the tree: the node of the tenant that asks, or one above it, and its siblings with work waiting."""
 
     own: Rival
-    siblings: tuple[Rival, ...]
+    siblings: Sequence[Rival]
 
 
 class Estimator:
@@ -58,9 +54,7 @@ class Estimator:
         self._charged_us = 0.0  # fading
         self._busy_s = 0.0  # fading alike
         self._mean_us = 0.0  # of what an admission charges
-        self._biases: deque[float] = deque(maxlen=JUDGED)
         self._errors: deque[float] = deque(maxlen=JUDGED)
-        self._bias = 1.0
         self._error: float | None = None
 
     @property
@@ -92,26 +86,18 @@ class Estimator:
         """A request was admitted, and charged."""
         self._mean_us += (charged_us - self._mean_us) / (_MEAN_OF if self._mean_us else 1)
 
-    def note_start(self, raw_s: float, told_s: float, waited_s: float) -> None:
-        """A request started for the first time: what was expected at its arrival, before and after the bias, and how long it waited."""
+    def note_start(self, expected_s: float, waited_s: float) -> None:
+        """A request started for the first time: how long it was expected to wait at its arrival, and how long it waited."""
         waited_s = max(waited_s, LEAST_WAIT_S)
-        self._errors.append(abs(max(told_s, LEAST_WAIT_S) - waited_s) / waited_s)
+        self._errors.append(abs(max(expected_s, LEAST_WAIT_S) - waited_s) / waited_s)
         self._error = median(self._errors)
-        if raw_s >= LEAST_WAIT_S:
-            self._biases.append(waited_s / raw_s)
-        if len(self._biases) >= MIN_BIAS_JUDGED:
-            self._bias = min(max(median(self._biases), 1 / MAX_BIAS), MAX_BIAS)
 
-    def raw_s(self, own_us: int, levels: Iterable[Level]) -> float | None:
-        """Seconds to a start without the bias, were the device full; None: unknown. `levels` from the tenant itself up to the root."""
+    def seconds(self, own_us: int, levels: Iterable[Level]) -> float | None:
+        """Seconds to a start, were the device full; None: unknown. `levels` from the tenant itself up to the root."""
         rate = self.rate
         if rate is None:
             return None
         return (work_ahead(own_us, levels) + self._mean_us / 2) / rate
-
-    def told_s(self, raw_s: float) -> float:
-        """The same with the bias."""
-        return raw_s * self._bias
 
     def estimate(self, seconds: float | None) -> StartEstimate:
         """Seconds with what such estimates are worth."""
@@ -123,5 +109,7 @@ def work_ahead(own_us: int, levels: Iterable[Level]) -> float:
     work = float(own_us)
     for level in levels:
         reach = level.own.counter_us + work / level.own.weight
-        work += sum(min(max(reach - rival.counter_us, 0.0) * rival.weight, rival.backlog_us) for rival in level.siblings)
+        work += sum(
+            min((reach - counter_us) * weight, backlog_us) for counter_us, weight, backlog_us in level.siblings if counter_us < reach
+        )
     return work

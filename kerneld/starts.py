@@ -26,6 +26,8 @@ from kerneld.tally import ancestors
 # A picture of the shares serves so long: a thousand arrivals in a second take it four times.
 MAP_LIFETIME_S: Final = 0.25
 MEAN_OF: Final = 64  # outputs
+# Of arrivals one is judged in so long: with 1,000 tenants that wait an estimate takes half a millisecond.
+JUDGE_EVERY_S: Final = 0.02
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,8 +36,7 @@ class _Expected:
 
     tenant: str
     cost_us: int
-    raw_s: float | None
-    told_s: float
+    wait_s: float | None  # None: nobody could say, or it is not judged
 
 
 class Starts:
@@ -54,6 +55,7 @@ class Starts:
         self._mean_output = 0.0  # tokens of the requests that ended
         self._map = ShareMap(())
         self._mapped_at = float("-inf")
+        self._judged_at = float("-inf")  # when a request came whose estimate is judged
         self._ticked: tuple[float, int, bool] | None = None  # when, what was charged by then, and whether somebody waited
 
     # ------------------------------------------------------------------------------------------------------------------ what happens
@@ -68,8 +70,8 @@ class Starts:
             expected = self._forget(event.request)
             if expected is not None:
                 self.estimator.note_admission(expected.cost_us)
-                if expected.raw_s is not None:
-                    self.estimator.note_start(expected.raw_s, expected.told_s, event.queue_s)
+                if expected.wait_s is not None:
+                    self.estimator.note_start(expected.wait_s, event.queue_s)
         elif isinstance(event, RequestFinished):
             self._forget(event.request)
             if event.output_tokens:
@@ -82,9 +84,10 @@ class Starts:
         if request.is_charged or request.id in self._expected:
             return
         tenant = request.tenant
-        raw_s = self._raw_s(tenant, self._backlog_us.get(own_path(tenant), 0)) if request.place is Place.LINE else None
-        told_s = self.estimator.told_s(raw_s) if raw_s is not None else 0.0
-        self._expect(request.id, _Expected(tenant, self._cost_us(request), raw_s, told_s))
+        wait_s, now = None, self._clock()
+        if request.place is Place.LINE and now - self._judged_at >= JUDGE_EVERY_S:
+            wait_s, self._judged_at = self._seconds(tenant, self._backlog_us.get(own_path(tenant), 0)), now
+        self._expect(request.id, _Expected(tenant, self._cost_us(request), wait_s))
 
     def tick(self) -> None:
         """Measure, once a second. As long as nothing better is known, what is charged while nobody waits is taken for the rate."""
@@ -145,8 +148,7 @@ class Starts:
         own = self.map().nodes.get(own_path(request.tenant))
         num_waiting = max(own.num_waiting if own is not None else 1, position)
         ahead_us = self._backlog_us.get(own_path(request.tenant), 0) * (position - 1) // num_waiting
-        raw_s = self._raw_s(request.tenant, ahead_us)
-        return self.estimator.estimate(None if raw_s is None else self.estimator.told_s(raw_s))
+        return self.estimator.estimate(self._seconds(request.tenant, ahead_us))
 
     def map(self, lifetime_s: float = MAP_LIFETIME_S) -> ShareMap:
         """The tree of shares, as it was at most so long ago."""
@@ -155,16 +157,16 @@ class Starts:
             self._map, self._mapped_at = ShareMap(self._scheduler.shares.standings(with_own=True)), now
         return self._map
 
-    def _raw_s(self, tenant: str, own_us: int) -> float | None:
+    def _seconds(self, tenant: str, own_us: int) -> float | None:
         """Seconds to the start of a request in line that has `own_us` of its tenant's work ahead of it; None: unknown."""
         if self._scheduler.num_ready <= 1 and self._scheduler.running.total < self._max_rows:
             return 0.0
-        return self.estimator.raw_s(own_us, self._levels(tenant))
+        return self.estimator.seconds(own_us, self._levels(tenant))
 
     def _levels(self, tenant: str) -> Iterator[Level]:
         shares = self.map()
         for own in shares.lineage(tenant):
-            siblings = tuple(self._rival(each) for each in shares.siblings(own.path))
+            siblings = [self._rival(each) for each in shares.siblings(own.path)]
             mine = self._rival(own)
             if not own.is_active and siblings:  # it was idle when the picture was taken: it is lifted to the least of the others
                 least = min(rival.counter_us for rival in siblings)

@@ -116,6 +116,22 @@ def test_estimates_are_judged_by_the_first_admission_only(line: Line) -> None:
     assert line.starts.estimator.num_judged == judged + 1
 
 
+def test_of_a_burst_one_is_judged_and_all_count_as_work_ahead(line: Line) -> None:
+    judged, before = line.starts.estimator.num_judged, line.seconds(line.arrive("bob"))
+    burst = [line.arrive("bob") for _ in range(5)]
+    line.now += 1
+    last = line.arrive("bob")
+
+    after = line.seconds(last)
+    for request in [*burst, last]:
+        line.admit(request, queue_s=1.0)
+
+    assert before is not None
+    assert after is not None
+    assert after > 5 * before
+    assert line.starts.estimator.num_judged == judged + 1
+
+
 def test_work_that_left_the_line_is_ahead_of_nobody(line: Line) -> None:
     heavy, light = line.arrive("ann", num_input=100_000), line.arrive("ann")
     line.now += 1
