@@ -85,7 +85,8 @@ class Victims:
         if candidate.defer_until:
             return None  # above a limit: it runs where nobody is in its way
         charged_us = self._charging.expected_cost(candidate, candidate.num_cached)
-        found_for = (candidate.id, charged_us, self._waiting.num_changes, self._shares.num_reweighs, [row.id for row in rows])
+        # Who is admitted waits no more, so the same number of rows since the last change of queues is the same rows.
+        found_for = (candidate.id, charged_us, self._waiting.num_changes, self._shares.num_reweighs, len(rows))
         calm = self._calm
         if calm is not None and calm.found_for == found_for and self.spent_us < calm.until_us and self.num_steps < calm.until_step:
             return None
