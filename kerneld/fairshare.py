@@ -219,7 +219,7 @@ class FairShare:
         return [standing_of(node) for node in self._tree if node.name and (with_own or node.name != OWN)]
 
     def fork(self) -> FairShare:
-        """An independent copy, for looking ahead. Walks the tree."""
+        """An independent copy of all who wait and may be next, for looking ahead; nobody else may begin to wait in it."""
         twin = FairShare()
         twin._tree = self._tree.fork()
         return twin

@@ -26,7 +26,7 @@ class ShareChanges:
         return {node: None for low in self.touched for node in low.lineage}
 
     def take(self, root: ShareNode, nodes: Iterable[ShareNode]) -> tuple[ShareAccount, ...]:
-        """The accounts of `nodes`, which are all that changed, and behind those that are gone: one of the same name may have come since."""
+        """The accounts of `nodes`, which are all that changed, after those that are gone: one of the same name may have come since."""
         if not (self.touched or self._removed):
             return ()
         gone = [ShareAccount(path, 0, 0, 0, False, 0, is_removed=True) for path in self._removed]

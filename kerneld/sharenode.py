@@ -143,7 +143,8 @@ class ShareNode:
 
     def copy(self, other: ShareNode) -> None:
         """Be in the same state as a node of another tree, whose place in that is the same; for a node that has just been added."""
-        self.weigh(other.weight, other.factor_milli)
+        self.weight, self.factor_milli = other.weight, other.factor_milli
+        self.price, self.divisor = other.price, other.divisor
         self.counter, self.remainder, self.service = other.counter, other.remainder, other.service
         self.is_open, self.keeps_counter, self.num_held = other.is_open, other.keeps_counter, other.num_held
         self.num_by_rank = list(other.num_by_rank)

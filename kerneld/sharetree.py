@@ -69,15 +69,15 @@ class ShareTree:
                 del self._nodes[gone.path]
 
     def fork(self) -> ShareTree:
-        """An independent copy."""
+        """An independent copy of the nodes that are active. Nobody is lifted there: it does not know who was active before."""
         twin = ShareTree(ShareRules(self.rules.slices_us, self.rules.cap_us), self._node_type)
-        for node in self:
-            if node.parent is not None:
-                twin._add_child(twin._nodes[node.parent.path], node.name).copy(node)
-        for node in self:
-            if node.last_active is not None:
-                account = node.account()
-                twin._nodes[node.path].was_last_active(account.last_active, account.last_child)
+        pairs = [(self.root, twin.root)]
+        for node, copy in pairs:
+            for child in node.children.values():
+                if child.is_active:
+                    made = twin._add_child(copy, child.name)
+                    made.copy(child)
+                    pairs.append((child, made))
         return twin
 
     def _add_child(self, parent: ShareNode, name: str) -> ShareNode:
