@@ -67,7 +67,7 @@ class Scheduler:
         self.running = Tally()
         self._closures = Closures(shares)
         self._expiry = Expiry()
-        self._victims = Victims(shares, self.charging, self._waiting, self.policy)
+        self._victims = Victims(shares, self.charging, self._waiting, self.running, self.policy)
         self.locality = Locality(shares, self._waiting, self.charging, self.policy.locality_lag_us)
         self.system = SystemAccount()
         self.system_us = self.system.us  # device time that no tenant pays, by cause

@@ -9,10 +9,15 @@ the victim prepaid and did not get yet, and, unless the victim is of a laxer cla
 
 So after the change the victim's tenant is still ahead by more than the lag, and gets a row back by preemption only once the other one was
 served twice the lag: two tenants of equal weight never take rows from each other in turn.
+
+Before that, who asks for little is not kept waiting by who has much, whatever the lag: where nothing of a tenant runs, and fewer of its
+requests wait than the tenant with the most rows has rows, that one gives one up that has had `turn_tokens`, unless it is behind or of a better
+class. Tenants that both have long queues are left to the lag.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -21,6 +26,7 @@ from kerneld.policy import SchedulerPolicy
 from kerneld.pricing.charging import Charging
 from kerneld.request import Request
 from kerneld.sharenode import FULL_FACTOR, SCALE
+from kerneld.tally import Tally
 from kerneld.waiting import Waiting
 
 
@@ -64,9 +70,10 @@ class _Look:
 class Victims:
     """Chooses who gives way; changes nothing."""
 
-    def __init__(self, shares: FairShare, charging: Charging, waiting: Waiting, policy: SchedulerPolicy) -> None:
+    def __init__(self, shares: FairShare, charging: Charging, waiting: Waiting, running: Tally, policy: SchedulerPolicy) -> None:
         self._shares = shares
         self._waiting = waiting
+        self._running = running
         self._charging = charging
         self._policy = policy
         self.spent_us = 0  # charged or given back so far, all together
@@ -84,6 +91,8 @@ class Victims:
         """Who gives way to a request that is next and does not fit; None if nobody is far enough ahead."""
         if candidate.defer_until:
             return None  # above a limit: it runs where nobody is in its way
+        if not self._running.of(candidate.tenant) and (spare := self._spare(rows, candidate)) is not None:
+            return spare
         charged_us = self._charging.expected_cost(candidate, candidate.num_cached)
         # Who is admitted waits no more, so the same number of rows since the last change of queues is the same rows.
         found_for = (candidate.id, charged_us, self._waiting.num_changes, self._shares.num_reweighs, len(rows))
@@ -106,6 +115,21 @@ class Victims:
         if not far:
             self._calm = look.calm(found_for, self.spent_us, self.num_steps, self._shares.least_weight_milli)
         return max(far, key=self._dispensability, default=None)
+
+    def _spare(self, rows: Sequence[Request], candidate: Request) -> Request | None:
+        """A row of the tenant that has the most of them, for one that has none and asks for fewer."""
+        tenant, num_rows = Counter(row.tenant for row in rows).most_common(1)[0] if rows else ("", 0)
+        if self._waiting.tally.of(candidate.tenant) >= num_rows:
+            return None
+        spare = [
+            row
+            for row in rows
+            if row.tenant == tenant
+            and row.num_since_admission >= self._policy.turn_tokens
+            and row.rank >= candidate.rank
+            and self._shares.lag(tenant, candidate.tenant, row.rank, candidate.rank) >= 0
+        ]
+        return max(spare, key=self._dispensability, default=None)
 
     def spent(self, us: int) -> int:
         """So much was charged, or given back. Returns it."""

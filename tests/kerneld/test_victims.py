@@ -135,6 +135,43 @@ def test_a_row_that_came_later_is_looked_at_too(scheduler: Scheduler, make_reque
     assert (level, scheduler.victim([row, rich], candidate)) == (None, rich)
 
 
+def test_who_has_nothing_running_takes_a_row_from_who_has_most(scheduler: Scheduler, make_request: MakeRequest) -> None:
+    rows = [run(scheduler, make_request(tenant, num_input=0), 8) for tenant in ("ann", "bob", "bob", "bob")]
+    candidate = wait(scheduler, make_request("eve"))
+
+    assert scheduler.victim(rows, candidate) is rows[-1]
+
+
+def test_who_has_nothing_running_takes_nobodys_only_row(scheduler: Scheduler, make_request: MakeRequest) -> None:
+    rows = [run(scheduler, make_request(tenant, num_input=0), 8) for tenant in ("ann", "bob")]
+
+    assert scheduler.victim(rows, wait(scheduler, make_request("eve"))) is None
+
+
+def test_who_has_a_long_queue_is_left_to_the_lag(scheduler: Scheduler, make_request: MakeRequest) -> None:
+    rows = [run(scheduler, make_request("bob", num_input=0), 8) for _ in range(2)]
+    candidate = wait(scheduler, make_request("eve"))
+    wait(scheduler, make_request("eve"))
+
+    assert scheduler.victim(rows, candidate) is None
+
+
+def test_who_has_a_row_takes_no_other_for_having_fewer(scheduler: Scheduler, make_request: MakeRequest) -> None:
+    rows = [run(scheduler, make_request(tenant, num_input=0), 8) for tenant in ("ann", "bob", "bob", "bob")]
+
+    assert scheduler.victim(rows, wait(scheduler, make_request("ann"))) is None
+
+
+@pytest.mark.parametrize("case", ["just seated", "behind", "of a better class"])
+def test_a_row_is_kept_that_is(scheduler: Scheduler, make_request: MakeRequest, case: str) -> None:
+    num_served = 7 if case == "just seated" else 8
+    rows = [run(scheduler, make_request("bob", num_input=0), num_served) for _ in range(2)]
+    candidate = wait(scheduler, make_request("eve", priority=Priority.IDLE if case == "of a better class" else Priority.INTERACTIVE))
+    scheduler.shares.charge("eve", 1 if case == "behind" else 0)
+
+    assert scheduler.victim(rows, candidate) is None
+
+
 def test_a_deferred_request_takes_nobodys_row(scheduler: Scheduler, make_request: MakeRequest) -> None:
     row = run(scheduler, make_request("ann", num_input=0))
     candidate = make_request("bob", num_input=0)
