@@ -8,7 +8,7 @@ Invariants
    whose it is: who waits that long and asks again is not refused by another.
 2. A refused call took nothing from any bucket. One that a soft rate holds back took its part: who comes next is held back behind it.
 3. What is used of a rate outlives a restart: it is written along with the request that used it.
-4. Tokens that a request generates are taken from the buckets as they come, and may leave a debt: it delays the next request, not this one.
+4. Tokens that a request generated are taken from the buckets when it ends, and may leave a debt: it delays the next request, not this one.
 """
 
 from __future__ import annotations
@@ -26,8 +26,11 @@ from kerneld.errors import QueueFull, QuotaExceeded
 from kerneld.limitmodes import mode_of
 from kerneld.tally import Tally, ancestors
 
-# An estimate: nobody knows when a place in a queue will be free, or a request end. It is when it is worth asking again.
-RETRY_QUEUE_S: Final = 1.0
+# Nobody knows when a request ends, or when the next one leaves a queue as long as nothing was measured: it is worth asking again then.
+RETRY_S: Final = 1.0
+# Bounds of what is estimated.
+LEAST_RETRY_S: Final = 0.1
+MOST_RETRY_S: Final = 60.0
 
 REQUESTS: Final = "requests_per_minute"
 TOKENS: Final = "tokens_per_minute"
@@ -93,9 +96,14 @@ class Admission:
         self._tenants: dict[str, _Tenant] = {}
         self._touched: set[str] = set()  # tenants whose rates are to be written
         self.unix: Callable[[], float] = time.time
+        # Seconds until the next one of those starts that wait below a tenant, "": of all; None: unknown.
+        self.next_start_s: Callable[[str], float | None] = lambda _path: None
 
     def set_limits(self, path: str, limits: Limits) -> None:
-        """A tenant's limits are these from now on. A rate that it had keeps the time until it is full, whatever its new amount."""
+        """A tenant's limits are these from now on.
+
+        What was used of a rate that it had counts against its new amount.
+        """
         now_us = self._now_us()
         old = self._tenants.get(path)
         buckets = {}
@@ -104,7 +112,7 @@ class Admission:
             if amount:
                 bucket = buckets[rate] = RateBucket(amount, period_us, now_us)
                 if old is not None and rate in old.buckets:
-                    bucket.set_full_in(old.buckets[rate].full_in_us(now_us), now_us)
+                    bucket.set_full_in(old.buckets[rate].full_in_with_us(amount, now_us), now_us)
         self._tenants[path] = _Tenant(limits, buckets)
         if buckets or (old is not None and old.buckets):
             self._touched.add(path)
@@ -127,11 +135,11 @@ class Admission:
     def check_request(self, tenant: str, demand: Demand) -> None:
         """Whether a request may come in now. Raises: QueueFull, QuotaExceeded; nothing is taken."""
         if self._waiting.total >= self._max_queued:
-            raise _queue_error("", self._max_queued)
+            raise self._queue_error("", self._max_queued)
         for path, known in self._limited(tenant):
             limits = known.limits
             if limits.max_queued and self._waiting.of(path) >= limits.max_queued:
-                raise _queue_error(path, limits.max_queued)
+                raise self._queue_error(path, limits.max_queued)
             is_hard = limits.max_running and mode_of(limits, "max_running") is LimitMode.HARD
             if is_hard and self._waiting.of(path) + self._running.of(path) >= limits.max_running:
                 raise _running_error(path, limits.max_running)
@@ -148,6 +156,10 @@ class Admission:
             bucket.take(demand.of(rate), now_us)
             self._touched.add(path)
         return HeldBack(request_us / SECOND_US, load_us / SECOND_US)
+
+    def held_back_s(self, tenant: str) -> float:
+        """For how long soft rates would hold back a request that came now; the shortest that there is."""
+        return self._longest(tenant, Demand(0), LimitMode.SOFT, (REQUESTS, TOKENS)).wait_us / SECOND_US
 
     def give_back(self, tenant: str, demand: Demand) -> None:
         """A request that came in ended before it ever ran: what it took is there again."""
@@ -220,6 +232,15 @@ class Admission:
                     longest = _Short(path, rate, bucket.amount, wait_us)
         return longest
 
+    def _queue_error(self, path: str, limit: int) -> QueueFull:
+        who = f"tenant {path!r}" if path else "this daemon"
+        start_s = self.next_start_s(path)
+        return QueueFull(
+            f"The queue of {who} is full: {limit} requests wait.",
+            facts={"limit": "max_queued", "value": str(limit), "holder": path, "retry": "estimate"},
+            retry_after_s=RETRY_S if start_s is None else min(max(start_s, LEAST_RETRY_S), MOST_RETRY_S),
+        )
+
 
 def _rate_error(short: _Short) -> QuotaExceeded:
     # A microsecond more than that: the caller's clock and ours cut the present one off at different places.
@@ -236,7 +257,7 @@ def _running_error(path: str, limit: int) -> QuotaExceeded:
     return QuotaExceeded(
         f"Tenant {path!r} has {limit} requests, as many as may run or wait; one has to end first.",
         facts={"limit": "max_running", "value": str(limit), "holder": path, "retry": "estimate"},
-        retry_after_s=RETRY_QUEUE_S,
+        retry_after_s=RETRY_S,
     )
 
 
@@ -245,13 +266,4 @@ def _count_error(noun: str, path: str, limit: int) -> QuotaExceeded:
     return QuotaExceeded(
         f"{who} has {limit} {noun}, as many as it may have; free one first.",
         facts={"limit": f"max_{noun}", "value": str(limit), "holder": path},
-    )
-
-
-def _queue_error(path: str, limit: int) -> QueueFull:
-    who = f"tenant {path!r}" if path else "this daemon"
-    return QueueFull(
-        f"The queue of {who} is full: {limit} requests wait.",
-        facts={"limit": "max_queued", "value": str(limit), "holder": path, "retry": "estimate"},
-        retry_after_s=RETRY_QUEUE_S,
     )

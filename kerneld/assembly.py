@@ -125,6 +125,7 @@ class Assembly:
         machine.delivery.on_finished = self._request_finished
         machine.delivery.on_unsynced = machine.dispatcher.end
         machine.authenticator.on_tenant_seen = self._tenant_seen
+        machine.admission.next_start_s = machine.starts.next_s
         machine.delivery.books.others += [machine.admission, machine.residency.debts]
         machine.dispatcher.on_result = self._result_heard
         machine.seating.meter.on_settled = machine.scheduler.system.had_back
@@ -158,7 +159,7 @@ class Assembly:
 
     def _request_finished(self, request: Request) -> None:
         machine, context = self._machine, request.context
-        machine.requests.pop(request.id, None)
+        machine.forget_request(request)
         machine.endings.note(request, machine.clock())
         machine.residency.turns.note_used(context.models)
         if machine.disk_tier is not None:

@@ -46,6 +46,12 @@ class RateBucket:
         self._refill(now_us)
         return -(-(self.amount * self.period_us - self._level) // self.amount)
 
+    def full_in_with_us(self, amount: int, now_us: int) -> int:
+        """The same if it held `amount` from now on: what was used stays used, and alone leaves no debt where there was none."""
+        full_in_us = self.full_in_us(now_us)
+        scaled_us = -(-full_in_us * self.amount // amount)
+        return scaled_us if amount >= self.amount else max(full_in_us, min(scaled_us, self.period_us))
+
     def set_full_in(self, full_in_us: int, now_us: int) -> None:
         """Make it one that is full in so many microseconds."""
         self._level = (self.period_us - max(full_in_us, 0)) * self.amount

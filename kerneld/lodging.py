@@ -168,7 +168,7 @@ class Lodging:
 
     def _demand(self, model: Model) -> int:
         """Requests that run on a model or wait for it."""
-        return sum(model.name in request.context.models for request in self.machine.requests.values())
+        return self.machine.demand[model.name]
 
     def _is_idle(self) -> bool:
         """Whether nothing runs, and nothing waits that could."""

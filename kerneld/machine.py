@@ -1,11 +1,12 @@
 """Machine: all live parts of one daemon, wired. Verbs and recovery act on it, `kerneld.daemon` builds it.
 
-It has no behaviour but what concerns several parts at once and belongs to none of them: that a tenant comes or goes.
+It has no behaviour but what concerns several parts at once and belongs to none of them: that a tenant or a request comes or goes.
 """
 
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -31,9 +32,10 @@ from kerneld.models import ModelTable
 from kerneld.pins import Pins
 from kerneld.pricing.calibration import Calibration
 from kerneld.renderer import TemplateRenderer
-from kerneld.request import Request
+from kerneld.request import Place, Request
 from kerneld.scheduler import Scheduler
 from kerneld.seating import Seating
+from kerneld.security.acl import is_beneath
 from kerneld.security.identity import Authenticator
 from kerneld.starts import Starts
 from kerneld.state.journal import Journal
@@ -83,6 +85,7 @@ class Machine:
     renderer: TemplateRenderer
     throughput: Throughput
     requests: dict[str, Request] = field(default_factory=dict)  # unfinished, by request id
+    demand: Counter[str] = field(default_factory=Counter)  # how many of them there are on each model and adapter, by name
     last_logs: LastLogs = field(default_factory=LastLogs)
     endings: Endings = field(default_factory=Endings)
     limits: TierLimits = field(init=False)
@@ -114,6 +117,19 @@ class Machine:
         request = self.requests.get(context.active_request) or self.last_logs.peek(context.id)
         return context.num_tokens if request is None else request.log.end
 
+    def know_request(self, request: Request) -> None:
+        """A request has come in, or is back after a restart."""
+        self.requests[request.id] = request
+        self.demand.update(request.context.models)
+
+    def forget_request(self, request: Request) -> None:
+        """A request has ended."""
+        if self.requests.pop(request.id, None) is not None:
+            self.demand.subtract(request.context.models)
+            for name in request.context.models:
+                if not self.demand[name]:
+                    del self.demand[name]
+
     def know_tenant(self, tenant: TenantRow) -> tuple[LimitChange, ...]:
         """Let every part know a tenant, or what changed of it; says what became of limits of memory that changed."""
         old = self.tenants.get(tenant.path).limits if tenant.path in self.tenants else Limits()
@@ -126,8 +142,20 @@ class Machine:
             shares.add(tenant.path, tenant.weight)
         self.scheduler.set_max_running(tenant.path, limits.max_running)
         self.admission.set_limits(tenant.path, limits)
+        self._hasten(tenant.path)
         self.pager.ledger.set_weight(tenant.path, tenant.weight)
         return self.limits.put(tenant.path, old, limits)
+
+    def _hasten(self, path: str) -> None:
+        """Limits of a tenant have changed: requests that soft ones hold back wait no longer than one would that came now."""
+        now = self.clock()
+        for request in [each for each in self.requests.values() if each.place is Place.DEFERRED and is_beneath(each.tenant, path)]:
+            until = now + self.admission.held_back_s(request.tenant)
+            if until < request.defer_until:
+                self.scheduler.defer(request, until)
+                self.delivery.books.note(request)
+        if self.scheduler.undefer(now):
+            self.dispatcher.arrived()
 
     def forget_tenant(self, path: str) -> None:
         """A removed tenant leaves no account, and none of its bytes (promise 10)."""

@@ -193,7 +193,7 @@ def _begin_again(machine: Machine, request: Request) -> tuple[FinishReason | Non
     """Make a request its context's active one, with the output that it had; says how it ended, if it has."""
     context = request.context
     context.active_request = request.id
-    machine.requests[request.id] = request
+    machine.know_request(request)
     if not context.is_alive:
         return FinishReason.ERROR, context.failure
     context.move(ContextState.READY)

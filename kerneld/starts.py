@@ -55,6 +55,7 @@ class Starts:
         self._mean_output = 0.0  # tokens of the requests that ended
         self._map = ShareMap(())
         self._mapped_at = float("-inf")
+        self._next_s: dict[str, float | None] = {}  # by tenant: who is refused asks again and again
         self._judged_at = float("-inf")  # when a request came whose estimate is judged
         self._ticked: tuple[float, int, bool] | None = None  # when, what was charged by then, and whether somebody waited
 
@@ -150,11 +151,19 @@ class Starts:
         ahead_us = self._backlog_us.get(own_path(request.tenant), 0) * (position - 1) // num_waiting
         return self.estimator.estimate(self._seconds(request.tenant, ahead_us))
 
+    def next_s(self, path: str) -> float | None:
+        """When the next one of those starts that wait below a tenant, "": of all; None: unknown."""
+        self.map()
+        if path not in self._next_s:
+            self._next_s[path] = self._seconds(path, 0) if path else self.estimator.seconds(0, ())
+        return self._next_s[path]
+
     def map(self, lifetime_s: float = MAP_LIFETIME_S) -> ShareMap:
         """The tree of shares, as it was at most so long ago."""
         now = self._clock()
         if now - self._mapped_at >= lifetime_s:
             self._map, self._mapped_at = ShareMap(self._scheduler.shares.standings(with_own=True)), now
+            self._next_s.clear()
         return self._map
 
     def _seconds(self, tenant: str, own_us: int) -> float | None:

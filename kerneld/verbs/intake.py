@@ -142,16 +142,17 @@ class Intake:
             machine.scheduler.defer(request, request.arrival + held_back.request_s)
             machine.events.publish(RequestDeferred(request.id, context.tenant, held_back.request_s))
             machine.delivery.books.note(request)
-            asyncio.get_running_loop().call_later(held_back.request_s, self._join, request)
+            asyncio.get_running_loop().call_later(held_back.request_s, self._join, request.id)
         for model in [machine.models.get(name) for name in context.models]:
             if machine.residency.would_load(model, context.tenant):
                 machine.residency.hold_back(model, context.tenant, held_back.load_s)
         return demand
 
-    def _join(self, request: Request) -> None:
+    def _join(self, request_id: str) -> None:
         """The rate has room for a request that was held back, whatever the Unix clock was set to meanwhile."""
         scheduler, now = self._machine.scheduler, self._machine.clock()
-        if request.place is Place.DEFERRED:
+        request = self._machine.requests.get(request_id)
+        if request is not None and request.place is Place.DEFERRED:
             scheduler.defer(request, now)
         if scheduler.undefer(now):
             self._machine.dispatcher.arrived()
@@ -193,7 +194,7 @@ class Intake:
         context.move(ContextState.READY)
         context.active_request, context.last_used_at = request.id, request.arrival
         machine.last_logs.forget(context.id)
-        machine.requests[request.id] = request
+        machine.know_request(request)
         machine.scheduler.enqueue(request)
         machine.events.publish(_arrived(request))
         machine.idle_slabs.wake()

@@ -64,6 +64,8 @@ class Line:
         overdue = [waiter for waiter in wanted if now - waiter.since >= self._max_wait_s]
         if overdue:
             return min(overdue, key=lambda waiter: waiter.since)
+        if len(wanted) == 1:  # mostly: an urgency is that of the best of all who wait for the model
+            return wanted[0]
         urgencies = [self.urgency(waiter.model.name) for waiter in wanted]
         urgent = [(urgency, idx) for idx, urgency in enumerate(urgencies) if urgency is not None]
         return wanted[min(urgent)[1]] if urgent else (wanted or self._waiting)[0]

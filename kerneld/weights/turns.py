@@ -78,13 +78,14 @@ class Turns:
         waiter = self.line.join(model)
         self.look_again()  # another one may not be first any more
         try:
-            while not await self._make_way(waiter, places, evict):
+            while not ((is_next := self._is_next(waiter)) and await self._make_way(waiter, places, evict)):
                 now = self._clock()
                 # Where all that may leave is too little, others are on their way in or out, or rows of others have to end first.
                 gives_up_at = NEVER if self.demand(model) else waiter.since + self._rules.max_wait_s
                 if now >= gives_up_at or not self._could_ever(places):
                     raise shortage
-                await self._wait(min(self._next_look(waiter, places, now), gives_up_at) - now)
+                look_at = self._choose(waiter, places, now).until if is_next else now + _BEHIND_S
+                await self._wait(min(look_at, gives_up_at) - now)
         finally:
             self.line.leave(waiter)
             if self._decider is waiter:
@@ -92,10 +93,8 @@ class Turns:
             self.look_again()
 
     async def _make_way(self, waiter: Waiter, places: tuple[int, ...], evict: Callable[[Model], Awaitable[None]]) -> bool:
-        """Have others leave for a model, if it is first in the line. Returns whether it is worth another try."""
+        """Have others leave for the model whose turn it is. Returns whether it is worth another try."""
         model = waiter.model
-        if self._decider is not None or self._is_kept_from(model) or self.line.first() is not waiter:
-            return False
         victims: tuple[str, ...] = ()
         if not self._placement.fits(places):
             victims = self._choose(waiter, places, self._clock()).victims
@@ -110,10 +109,9 @@ class Turns:
         wanted = Wanted(waiter.since, self.demand(waiter.model))
         return choose(wanted, self._standings(waiter.model), now, self._rules, self._fits(places))
 
-    def _next_look(self, waiter: Waiter, places: tuple[int, ...], now: float) -> float:
-        """When a model that waits has to look again though nobody tells it to."""
-        is_next = self._decider is None and not self._is_kept_from(waiter.model) and self.line.first() is waiter
-        return self._choose(waiter, places, now).until if is_next else now + _BEHIND_S
+    def _is_next(self, waiter: Waiter) -> bool:
+        """Whether it is the turn of a model that waits."""
+        return self._decider is None and not self._is_kept_from(waiter.model) and self.line.first() is waiter
 
     def _is_kept_from(self, model: Model) -> bool:
         """Whether room is being made for somebody else (invariant 1)."""

@@ -72,6 +72,19 @@ def test_queues_are_bounded_by_tenant_and_by_the_daemon(admission: Admission, wa
     assert (caught.value.facts["holder"], caught.value.retry_after_s) == ("lab", 1.0)
 
 
+@pytest.mark.parametrize(("start_s", "retry_s"), [(None, 1.0), (0.0, 0.1), (2.5, 2.5), (600.0, 60.0)])
+def test_a_full_queue_says_when_the_next_one_leaves_it(admission: Admission, waiting: Tally, start_s: float, retry_s: float) -> None:
+    asked: list[str] = []
+    admission.next_start_s = lambda path: asked.append(path) or start_s  # type: ignore[func-returns-value]
+    admission.set_limits("lab", Limits(max_queued=1))
+    waiting.add("lab/bob")
+
+    with pytest.raises(QueueFull) as caught:
+        admission.check_request("lab/ann", Demand(1))
+
+    assert (asked, caught.value.retry_after_s) == (["lab"], retry_s)
+
+
 def test_requests_per_minute_say_when_the_next_may_come(admission: Admission, clock: FakeClock) -> None:
     admission.set_limits("lab", Limits(requests_per_minute=2))
     for path in ("lab/ann", "lab/bob"):
@@ -211,15 +224,43 @@ def test_a_request_that_never_ran_is_given_back(admission: Admission) -> None:
     admission.check_request("lab", Demand(1))
 
 
-def test_another_rate_does_not_forgive_what_was_used(admission: Admission) -> None:
+def test_a_rate_that_is_changed_back_and_forth_forgives_nothing_that_was_used(admission: Admission) -> None:
     admission.set_limits("lab", Limits(requests_per_minute=1))
     admission.take_request("lab", Demand(1))
 
-    for requests_per_minute in (60, 1, 5):
+    for requests_per_minute in (60, 5, 1):
         admission.set_limits("lab", Limits(requests_per_minute=requests_per_minute))
 
     with pytest.raises(QuotaExceeded):
         admission.check_request("lab", Demand(1))
+
+
+def test_a_rate_that_is_raised_counts_what_was_used_against_its_new_amount(admission: Admission) -> None:
+    admission.set_limits("lab", Limits(tokens_per_minute=100))
+    admission.take_request("lab", Demand(1000))
+
+    admission.set_limits("lab", Limits(tokens_per_minute=2000))
+    admission.check_request("lab", Demand(1000))
+
+    with pytest.raises(QuotaExceeded) as caught:
+        admission.check_request("lab", Demand(1001))
+    assert caught.value.retry_after_s == pytest.approx(60 / 2000, abs=1e-5)
+
+
+def test_a_rate_that_is_lowered_leaves_no_debt_for_what_was_allowed(admission: Admission) -> None:
+    admission.set_limits("lab", Limits(requests_per_minute=60))
+    for _ in range(60):
+        admission.take_request("lab", Demand(1))
+
+    admission.set_limits("lab", Limits(requests_per_minute=2))
+
+    with pytest.raises(QuotaExceeded) as caught:
+        admission.check_request("lab", Demand(1))
+    assert caught.value.retry_after_s == pytest.approx(30.0)
+    admission.set_limits("lab", Limits(requests_per_minute=1))
+    with pytest.raises(QuotaExceeded) as caught:
+        admission.check_request("lab", Demand(1))
+    assert caught.value.retry_after_s == pytest.approx(60.0)
 
 
 def test_ten_thousand_waiting_requests_of_one_tenant_are_a_full_queue(waiting: Tally, running: Tally, clock: FakeClock) -> None:

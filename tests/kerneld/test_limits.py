@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 from pathlib import Path
 from typing import Any
 
@@ -96,6 +97,43 @@ async def test_a_request_that_is_cancelled_while_it_is_held_back_gives_its_place
         tasks.append(await callers.begin(ANN))
         (last,) = (request for request in rig.machine.requests.values() if request.defer_until)
         assert last.defer_until - last.arrival == pytest.approx(60.0, abs=5.0)
+        rig.worker.release()
+        await asyncio.gather(*tasks)
+
+
+@in_loop
+@pytest.mark.parametrize("limits", [Limits(), soft("requests_per_minute", requests_per_minute=1000)])
+async def test_a_soft_rate_that_is_raised_or_taken_away_lets_go_whom_it_held_back(tmp_path: Path, limits: Limits) -> None:
+    async with running(Rig(tmp_path, Sizes(max_rows=1))) as rig:
+        await set_limits(rig, "lab", soft("requests_per_minute", requests_per_minute=1))
+        callers = Callers(rig)
+        assert rig.worker is not None
+        rig.worker.hold()
+        tasks = [await callers.begin(caller) for caller in (BOB, ANN, ANN, ANN)]
+        assert rig.machine.scheduler.num_deferred == 3
+
+        await set_limits(rig, "lab", limits)
+
+        await rig.until(lambda: not rig.machine.scheduler.num_deferred)
+        assert rig.machine.scheduler.waiting.total == 3
+        rig.worker.release()
+        await asyncio.gather(*tasks)
+
+
+@in_loop
+async def test_who_was_cancelled_while_it_was_held_back_is_remembered_by_nobody(tmp_path: Path) -> None:
+    async with running(Rig(tmp_path, Sizes(max_rows=1))) as rig:
+        await set_limits(rig, "lab/ann", soft("requests_per_minute", requests_per_minute=1))
+        callers = Callers(rig)
+        assert rig.worker is not None
+        rig.worker.hold()
+        tasks = [await callers.begin(caller) for caller in (BOB, ANN, ANN)]
+        (held,) = (request for request in rig.machine.requests.values() if request.defer_until)
+        await rig.kernel.free(ANN, held.context.id)
+        await tasks.pop()
+        gc.collect()
+        holders = [each for each in gc.get_objects() if isinstance(each, asyncio.TimerHandle) and held in (each._args or ())]
+        assert not holders
         rig.worker.release()
         await asyncio.gather(*tasks)
 
