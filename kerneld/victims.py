@@ -11,8 +11,8 @@ So after the change the victim's tenant is still ahead by more than the lag, and
 served twice the lag: two tenants of equal weight never take rows from each other in turn.
 
 Before that, who asks for little is not kept waiting by who has much, whatever the lag: where nothing of a tenant runs, and fewer of its
-requests wait than the tenant with the most rows has rows, that one gives one up that has had `turn_tokens`, unless it is behind or of a better
-class. Tenants that both have long queues are left to the lag.
+requests wait than the tenant with the most rows has rows, that one gives one up that has had `turn_tokens`, unless it is behind or of a
+better class. Tenants that both have long queues are left to the lag.
 """
 
 from __future__ import annotations
