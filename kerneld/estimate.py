@@ -6,7 +6,7 @@ Work is what the tariffs charge, in microseconds of device time. Served before a
 is done, the tenant's counter has moved on by work / weight, and siblings that are behind that point are served up to it first. The same
 then holds for their parent, with the work of all of them, and so on to the root.
 
-    rate     work charged per second of the wall while there was something to do, the last seconds counting most
+    rate     work done per second of the wall while there was something to do, the last seconds counting most
     error    median of |estimate - actual| / actual over the last first admissions
 
 It knows no clock: who feeds it says how long things took. Asking costs O(siblings) on each level.
@@ -51,7 +51,7 @@ class Estimator:
     """Numbers alone: the live parts are `kerneld.starts`' to read."""
 
     def __init__(self) -> None:
-        self._charged_us = 0.0  # fading
+        self._done_us = 0.0  # fading
         self._busy_s = 0.0  # fading alike
         self._mean_us = 0.0  # of what an admission charges
         self._errors: deque[float] = deque(maxlen=JUDGED)
@@ -60,7 +60,7 @@ class Estimator:
     @property
     def rate(self) -> float | None:
         """Work per second, in microseconds; None as long as none was seen."""
-        return self._charged_us / self._busy_s if self._charged_us > 0 and self._busy_s > 0 else None
+        return self._done_us / self._busy_s if self._done_us > 0 and self._busy_s > 0 else None
 
     @property
     def error(self) -> float | None:
@@ -72,15 +72,15 @@ class Estimator:
         """How many estimates the error is of."""
         return len(self._errors)
 
-    def note_rate(self, charged_us: int, busy_s: float) -> None:
-        """In some seconds with something to do, so much was charged, refunds taken off."""
+    def note_rate(self, done_us: int, busy_s: float) -> None:
+        """In some seconds with something to do, so much was done."""
         kept = math.exp(-busy_s / MEMORY_S)
-        self._charged_us = max(self._charged_us * kept + charged_us, 0.0)
+        self._done_us = max(self._done_us * kept + done_us, 0.0)
         self._busy_s = self._busy_s * kept + busy_s
 
     def forget_rate(self) -> None:
         """Work is counted in another measure from now on: nothing is known of the rate. How far estimates are off stays."""
-        self._charged_us = self._busy_s = self._mean_us = 0.0
+        self._done_us = self._busy_s = self._mean_us = 0.0
 
     def note_admission(self, charged_us: int) -> None:
         """A request was admitted, and charged."""

@@ -93,7 +93,7 @@ class ServiceMetrics:
         yield self._counter("quota_rejections", "Calls that a limit refused.", "limit", lambda each: each.refusals)
         yield self._total("deadline_misses", "Requests that their deadline ended.", lambda each: each.deadline_misses)
         yield self._total("tenant_deferrals", "Requests that waited behind a soft limit.", lambda each: each.deferrals)
-        text = "What loads of models took that a tenant paid for; told when the model leaves the device."
+        text = "What loads of models took that a tenant paid for; told when a load is paid, or the model leaves the device."
         yield self._total("tenant_load_seconds", text, lambda each: each.load_us / 1e6)
         yield from _scheduler_families(fair)
         yield _system_family({**fair.system_us, "load": self._system_loads_us})

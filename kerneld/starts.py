@@ -3,14 +3,15 @@
     waits --> its start is estimated, what it will be charged counts as work ahead of others --> admitted: the estimate is judged
                                                                                               '-> ended before: it is forgotten
 
-`tick` once a second measures the rate at which work is done, and keeps the last minute of everybody's service. Where a request waits for
-something that no share brings nearer (a model, pages, a prefix, a limit), nobody can say when it starts.
+`tick` once a second measures the rate at which work is done, keeps the last minute of everybody's service, and prices anew what waits.
+Where a request waits for something that no share brings nearer (a model, pages, a prefix, a limit), nobody can say when it starts.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from itertools import islice
 from typing import Final
 
 from kerneld.estimate import Estimator, Level, Rival
@@ -26,6 +27,7 @@ from kerneld.tally import ancestors
 # A picture of the shares serves so long: a thousand arrivals in a second take it four times.
 MAP_LIFETIME_S: Final = 0.25
 MEAN_OF: Final = 64  # outputs
+REPRICED: Final = 256  # requests a second, which takes some 2 ms
 # Of arrivals one is judged in so long: with 1,000 tenants that wait an estimate takes half a millisecond.
 JUDGE_EVERY_S: Final = 0.02
 
@@ -50,14 +52,15 @@ class Starts:
         self._requests = requests
         self._max_rows = max_rows
         self._clock = clock
-        self._expected: dict[str, _Expected] = {}  # by request id
+        self._expected: dict[str, _Expected] = {}  # by request id, those that were priced longest ago first
+        self._begun: dict[str, Request] = {}  # by request id: those that were admitted
         self._backlog_us: dict[str, int] = {}  # by path of a node, hidden ones too
         self._mean_output = 0.0  # tokens of the requests that ended
         self._map = ShareMap(())
         self._mapped_at = float("-inf")
         self._next_s: dict[str, float | None] = {}  # by tenant: who is refused asks again and again
         self._judged_at = float("-inf")  # when a request came whose estimate is judged
-        self._ticked: tuple[float, int, bool] | None = None  # when, what was charged by then, and whether somebody waited
+        self._ticked: tuple[float, int, bool] | None = None  # when, what was done by then, and whether somebody waited
 
     # ------------------------------------------------------------------------------------------------------------------ what happens
 
@@ -68,20 +71,28 @@ class Starts:
             if request is not None:
                 self.arrived(request)
         elif isinstance(event, RequestAdmitted):
-            expected = self._forget(event.request)
+            expected, request = self._forget(event.request), self._requests.get(event.request)
+            if request is not None:
+                self._begun[request.id] = request
             if expected is not None:
                 self.estimator.note_admission(expected.cost_us)
                 if expected.wait_s is not None:
                     self.estimator.note_start(expected.wait_s, event.queue_s)
         elif isinstance(event, RequestFinished):
             self._forget(event.request)
+            self._begun.pop(event.request, None)
             if event.output_tokens:
                 self._mean_output += (event.output_tokens - self._mean_output) / (MEAN_OF if self._mean_output else 1)
         elif isinstance(event, TariffChanged):
-            self._reprice()
+            # What was measured by the old prices says nothing, and what waits costs something else.
+            self.estimator.forget_rate()
+            self._ticked = None
+            self._reprice(len(self._expected))
 
     def arrived(self, request: Request) -> None:
-        """A request that was never admitted has begun to wait."""
+        """A request waits, or is back after a restart."""
+        if request.is_charged:
+            self._begun[request.id] = request
         if request.is_charged or request.id in self._expected:
             return
         tenant = request.tenant
@@ -91,17 +102,20 @@ class Starts:
         self._expect(request.id, _Expected(tenant, self._cost_us(request), wait_s))
 
     def tick(self) -> None:
-        """Measure, once a second. As long as nothing better is known, what is charged while nobody waits is taken for the rate."""
+        """Measure, and price anew; once a second. Until something better is known, what is done while nobody waits is the rate."""
         now, scheduler = self._clock(), self._scheduler
         shares = self.map(0.0)
         self.window.note(now, shares.nodes.values())
         has_line = bool(shares.active)
+        # Prepaid output is work to come: without it, what is charged comes in lumps, and an idle second is followed by a busy one.
+        done_us = shares.total_us - sum(map(scheduler.charging.prepaid_us, self._begun.values()))
         if self._ticked is not None:
-            before, charged_us, had_line = self._ticked
+            before, done_before_us, had_line = self._ticked
             is_full = has_line and had_line
             if now > before and (is_full or (self.estimator.rate is None and scheduler.running.total)):
-                self.estimator.note_rate(shares.total_us - charged_us, now - before)
-        self._ticked = now, shares.total_us, has_line
+                self.estimator.note_rate(done_us - done_before_us, now - before)
+        self._ticked = now, done_us, has_line
+        self._reprice(REPRICED)
 
     def _expect(self, request_id: str, expected: _Expected) -> None:
         self._expected[request_id] = expected
@@ -117,14 +131,11 @@ class Starts:
         num_output = min(request.max_tokens, round(self._mean_output) or request.max_tokens)
         return cost_us + charging.tariffs.get(request.context.model).output_us(request.output_start, num_output)
 
-    def _reprice(self) -> None:
-        """Prices have changed: what was measured by the old ones says nothing, and what waits costs something else."""
-        self.estimator.forget_rate()
-        self._ticked = None
-        for request_id, expected in list(self._expected.items()):
-            self._forget(request_id)
-            request = self._requests.get(request_id)
-            if request is not None:
+    def _reprice(self, most: int) -> None:
+        """Those that were priced longest ago are priced anew: the outputs of their tenants have told more since."""
+        for request_id in list(islice(self._expected, most)):
+            expected, request = self._forget(request_id), self._requests.get(request_id)
+            if expected is not None and request is not None:
                 self._expect(request_id, replace(expected, cost_us=self._cost_us(request)))
 
     def _forget(self, request_id: str) -> _Expected | None:

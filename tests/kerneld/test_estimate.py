@@ -69,7 +69,7 @@ def test_the_rate_is_that_of_the_last_seconds() -> None:
     assert estimator.rate == pytest.approx(500_000, rel=0.01)
 
 
-def test_refunds_do_not_make_a_rate_negative() -> None:
+def test_a_rate_is_never_negative() -> None:
     estimator = measured(1000)
     estimator.note_rate(-5000, 1.0)
     assert estimator.rate is None

@@ -161,6 +161,21 @@ def test_outputs_of_a_tenant_that_nobody_knows_are_as_long_as_those_of_others(li
     assert wait_of_the_second() < 0.7 * longest
 
 
+def test_what_waits_is_priced_anew_as_outputs_tell_more(line: Line) -> None:
+    waiting = [line.arrive("bob") for _ in range(3)]
+    line.now += 1
+    before = line.seconds(waiting[-1])
+    for _ in range(200):
+        line.scheduler.charging.forecast.ended("bob", 10, is_cut_off=False)
+
+    line.tick(0.0)
+
+    after = line.seconds(waiting[-1])
+    assert before is not None
+    assert after is not None
+    assert after < before
+
+
 def test_new_prices_make_what_was_measured_worthless(line: Line) -> None:
     waiting = [line.arrive("ann") for _ in range(3)]
     line.scheduler.charging.tariffs.put("m", Tariff(100, 10, 200))
@@ -186,6 +201,23 @@ def test_who_waits_for_a_model_has_no_estimate(line: Line) -> None:
     assert line.seconds(request) is None
     line.admit(line.arrive("bob"), queue_s=1.0)
     line.end(request)
+
+
+def test_output_that_is_paid_ahead_is_done_when_it_comes(make_request: MakeRequest) -> None:
+    line = Line(make_request)
+    line.scheduler.charging.tariffs.put("m", Tariff(0, 0, 1_000_000))
+    line.scheduler.charging.forecast.ended("ann", 100, is_cut_off=False)
+    first = line.arrive("ann")
+    line.arrive("ann")
+    line.tick()
+    line.admit(first)
+    assert line.scheduler.charging.prepaid_us(first) >= 10_000
+
+    for _ in range(4):
+        line.scheduler.charge_output(first, 2)
+        line.tick()
+
+    assert line.starts.estimator.rate == pytest.approx(2000)
 
 
 def test_a_clock_that_stands_still_measures_nothing(line: Line) -> None:
