@@ -54,6 +54,10 @@ class Endings:
         if len(self._endings) > self._most:
             del self._endings[next(iter(self._endings))]
 
+    def forget(self, tenant: str) -> None:
+        """A tenant is gone: a later one of its name is somebody else."""
+        self._endings = {request: ending for request, ending in self._endings.items() if ending.outlook.tenant != tenant}
+
     def find(self, request_id: str) -> Ending | None:
         """How a request ended; None if nobody remembers."""
         return self._endings.get(request_id)

@@ -164,6 +164,7 @@ class Machine:
         self.usage.forget(path)
         self.admission.remove(path)
         self.residency.debts.forget(path)
+        self.endings.forget(path)
         self.scheduler.remove_tenant(path)
         self.limits.remove(path)
         self.pager.sharing.forget_cache(path)

@@ -103,6 +103,7 @@ class AdminVerbs:
             machine.limits.check(path, limits)
         with machine.effects.done_by(caller, "set_tenant") as effects:
             await machine.store.set_tenant(path, weight, limits, effects)
+        old = machine.tenants.get(path)  # somebody else may have changed or removed it meanwhile
         row = replace(old, weight=old.weight if weight is None else weight, limits=old.limits if limits is None else limits)
         changes = machine.know_tenant(row)
         machine.events.publish(TenantChanged(path, "set"))

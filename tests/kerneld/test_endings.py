@@ -39,3 +39,15 @@ def test_only_the_latest_are_remembered(make_request: MakeRequest) -> None:
 
     assert [endings.find(request.id) is None for request in requests] == [True, False, False]
     assert endings.find("0" * 32) is None
+
+
+def test_a_later_tenant_of_the_same_name_is_told_nothing(make_request: MakeRequest) -> None:
+    endings = Endings()
+    gone, other = ended(make_request("lab/ann")), ended(make_request("lab/bob"))
+    for request in (gone, other):
+        endings.note(request, 1.0)
+
+    endings.forget("lab/ann")
+
+    assert endings.find(gone.id) is None
+    assert endings.find(other.id) is not None

@@ -105,3 +105,14 @@ async def test_a_drain_says_what_ended_and_what_is_left(tmp_path: Path) -> None:
         assert (drained.finished, drained.left_for_next_start) == (0, 1)
         await rig.die_and_return()
         assert (await rig.attach(second, 9)).tokens == oracle(prompt_of(2, 9), 30)
+
+
+@in_loop
+async def test_changes_of_a_tenant_at_the_same_time_are_all_kept(tmp_path: Path) -> None:
+    async with running(Rig(tmp_path)) as rig:
+        limits = Limits(max_queued=3)
+        await asyncio.gather(rig.kernel.set_tenant(ADMIN, "lab/ann", 5, None), rig.kernel.set_tenant(ADMIN, "lab/ann", None, limits))
+
+        row = rig.machine.tenants.get("lab/ann")
+
+        assert (row.weight, row.limits) == (5, limits)
