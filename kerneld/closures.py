@@ -17,7 +17,8 @@ class Closures:
         self._shares = shares
         self._rows = Tally()  # requests that run, or are to run on
         self._max_running: dict[str, int] = {}
-        self._held_back: set[str] = set()  # tenants that wait for memory of their own
+        # Tenants that wait for memory of their own, in an order that a run repeats: it decides who is lifted to whom.
+        self._held_back: dict[str, None] = {}
 
     def set_max_running(self, path: str, limit: int) -> None:
         """How many requests of a tenant, and of all below it, may run at once; 0: any number. Raises: NotFound."""
@@ -26,14 +27,14 @@ class Closures:
 
     def hold_back(self, path: str) -> None:
         """A tenant is at its limit of memory: it is closed until `let_in`. Raises: NotFound."""
-        self._held_back.add(path)
+        self._held_back[path] = None
         self._shares.set_open(path, False)
 
     def let_in(self) -> None:
         """Memory was given up: tenants that were held back may be next again."""
         if not self._held_back:
             return
-        held_back, self._held_back = self._held_back, set()
+        held_back, self._held_back = self._held_back, {}
         for path in held_back:
             if path in self._shares:
                 self._shares.set_open(path, self._has_room(path))
@@ -63,6 +64,7 @@ class Closures:
     def forget(self, path: str) -> None:
         """A tenant is gone."""
         self._max_running.pop(path, None)
+        self._held_back.pop(path, None)
 
     def _has_room(self, path: str) -> bool:
         limit = self._max_running.get(path, 0)

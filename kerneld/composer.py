@@ -40,14 +40,12 @@ from kerneld.rows import Part, Row
 from kerneld.scheduler import Scheduler
 from kerneld.seating import Seating
 from kerneld.seats import Seats
-from kerneld.tally import ancestors
+from kerneld.shortage import Shortage, cause_of, concerns
 from memory.errors import OutOfFrames, OverLimit
 from memory.page import PagePlan
 from memory.pager import Pager
 
 logger = logging.getLogger(__name__)
-
-_Shortage = OutOfFrames | OverLimit | None  # None: of frames, and known without asking the pager
 
 
 class Composed(NamedTuple):
@@ -65,9 +63,9 @@ class Composer:
         self.seats = Seats(max_rows)
         self._pager, self._scheduler, self._seating, self._delivery = pager, scheduler, seating, delivery
         self._max_rows = max_rows
-        self._most_newcomers = max_rows  # of the next plan (invariant 4)
+        self._most_newcomers = max_rows  # of the next plan; one after a shortage
         self._gate = Gate()
-        self._has_preempted = False  # for a waiting one, in this plan (invariant 3)
+        self._has_preempted = False  # for a waiting one: once in a plan
         self.num_attempts = 0  # plans asked of the pager
         self.on_misfit: Callable[[Request, FinishReason, str], None] = delivery.settle
         self.relieve: Callable[[Request], bool] = lambda _request: False  # has idle weights leave for pages; says whether any will
@@ -133,7 +131,8 @@ class Composer:
             self._most_newcomers = min(2 * self._most_newcomers, self._max_rows)
         if not (clears or parts or pages.moves or pages.zeros or pages.late_zeros):
             self._pager.abort(pages.seq)
-            return self.compose(seq, last_on_way) if self._has_candidate() else None  # who sat did not fit, and somebody waited for it
+            is_waited_for = not (len(self.seats) or self._gate.is_stopped) and self._scheduler.next_candidate() is not None
+            return self.compose(seq, last_on_way) if is_waited_for else None  # who sat did not fit, and somebody waited for it
         self._gate.last_seq = pages.seq
         return Composed(pages, clears, parts)
 
@@ -150,20 +149,23 @@ class Composer:
             self._delivery.started(row.request)
         return tuple(starts), tuple(patches)
 
-    def _has_candidate(self) -> bool:
-        return self.seats.has_free and not self._gate.is_stopped and self._scheduler.next_candidate() is not None
+    def can_seat(self) -> bool:
+        """Whether a plan that is composed now could have somebody new in it, as far as slots go."""
+        candidate = None if self._gate.is_stopped else self._scheduler.next_candidate()
+        return candidate is not None and (self.seats.has_free or self._victim_for(candidate) is not None)
 
     def _free_a_row(self) -> None:
         """Where all slots are taken, take one from somebody whose tenant is far ahead of who is next."""
         if self._gate.is_stopped or not self.seats.is_full:
             return
         candidate = self._scheduler.next_candidate()
-        if candidate is None:
-            return
-        victim = self._scheduler.victim([row.request for row in self.seats.rows], candidate)
-        if victim is not None and not self._must_wait(candidate):
+        victim = None if candidate is None else self._victim_for(candidate)
+        if candidate is not None and victim is not None and not self._must_wait(candidate):
             self._has_preempted = True
             self._preempt(victim, "rows")
+
+    def _victim_for(self, candidate: Request) -> Request | None:
+        return self._scheduler.victim([row.request for row in self.seats.rows], candidate)
 
     def _seat_candidates(self) -> int:
         """Seat who is next, while there are slots and the line is not stopped. Returns how many were seated."""
@@ -187,7 +189,8 @@ class Composer:
         """Whether those who run will need the frames of who is next: the line stops, unless somebody who is far ahead of it gives way."""
         while not self.headroom.has_room(self.seats.rows, candidate):
             if not self._takes_row(candidate, self.seats.rows, "frames"):
-                self._gate.stop()
+                if not candidate.defer_until:  # which is in nobody's way: whoever comes may fit
+                    self._gate.stop()
                 return True
         return False
 
@@ -220,9 +223,9 @@ class Composer:
 
     # -------------------------------------------------------------------------------------------------------------- shortage
 
-    def _give_way(self, shortage: _Shortage, last_on_way: int) -> bool:
+    def _give_way(self, shortage: Shortage, last_on_way: int) -> bool:
         """Let somebody leave its row. Returns whether it is worth trying again at once."""
-        rows = [row for row in self.seats.rows if _concerns(shortage, row)]
+        rows = [row for row in self.seats.rows if concerns(shortage, row)]
         is_last = len(rows) == 1 and not last_on_way
         newcomers = [row.request for row in rows if not row.is_told]
         if newcomers and not is_last:
@@ -237,7 +240,7 @@ class Composer:
             return False
         victim = self._scheduler.victim([row.request for row in rows])
         if victim is not None:
-            self._preempt(victim, _cause(shortage))
+            self._preempt(victim, cause_of(shortage))
             self._stop_line(shortage)
             self._gate.block(last_on_way)
             return not last_on_way
@@ -247,7 +250,7 @@ class Composer:
         assert shortage is not None, "the pager was asked about the last one"
         if isinstance(shortage, OutOfFrames) and self.relieve(rows[0].request):
             if rows[0].is_told:
-                self._preempt(rows[0].request, _cause(shortage))
+                self._preempt(rows[0].request, cause_of(shortage))
             else:
                 self._turn_back(rows[0].request)
             self._stop_line(shortage)
@@ -263,23 +266,23 @@ class Composer:
         self.unseat(newcomer)
         self._delivery.turn_back(newcomer)
 
-    def _wait_for_room(self, newcomer: Request, rows: list[Row], shortage: _Shortage, last_on_way: int) -> None:
+    def _wait_for_room(self, newcomer: Request, rows: list[Row], shortage: Shortage, last_on_way: int) -> None:
         """A newcomer is next, and does not fit: the line stops, and somebody who is far ahead of it gives way."""
         self._turn_back(newcomer)
         self._gate.open_at(last_on_way)
         self._stop_line(shortage)
-        if self._takes_row(newcomer, rows, _cause(shortage)) and not last_on_way:
+        if self._takes_row(newcomer, rows, cause_of(shortage)) and not last_on_way:
             self.open_line()
 
     def _takes_row(self, candidate: Request, rows: list[Row], cause: str) -> bool:
-        """Preempt somebody of these who is far ahead of a waiting request (invariant 3). Returns whether somebody was."""
+        """Preempt somebody of these who is far ahead of a waiting request. Returns whether somebody was."""
         victim = None if self._has_preempted else self._scheduler.victim([row.request for row in rows if row.is_told], candidate)
         if victim is not None:
             self._has_preempted = True
             self._preempt(victim, cause)
         return victim is not None
 
-    def _stop_line(self, shortage: _Shortage) -> None:
+    def _stop_line(self, shortage: Shortage) -> None:
         if isinstance(shortage, OverLimit):
             self._scheduler.hold_back(shortage.owner)
         else:
@@ -288,13 +291,3 @@ class Composer:
     def _preempt(self, victim: Request, cause: str) -> None:
         self.unseat(victim)
         self._delivery.preempted(victim, cause)
-
-
-def _concerns(shortage: _Shortage, row: Row) -> bool:
-    """Whether a row's leaving could end a shortage: any row's that of frames, only the capped owner's that of its limit."""
-    return not isinstance(shortage, OverLimit) or shortage.owner in ancestors(row.request.tenant)
-
-
-def _cause(shortage: _Shortage) -> str:
-    """Why somebody is preempted, in a word."""
-    return "limit" if isinstance(shortage, OverLimit) else "frames"

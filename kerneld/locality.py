@@ -50,7 +50,7 @@ class Locality:
         self.stamp: Callable[[], int] = lambda: 0  # changes when KV is at hand that was not before; 0: nothing is at all
         self.num_at_hand: Callable[[Request], int] = lambda _request: 0  # leading tokens of a waiting request
         self._seen: tuple[str, int, int] | None = None  # for what the last choice was made: pick, changes of queues, stamp
-        self._chosen: Request | None = None
+        self._chosen: Request | None = None  # one of the pick's
         self._bests: dict[str, _Best] = {}  # by tenant
         self._nothing_at: tuple[int, int] | None = None  # changes of queues, stamp: then nobody was found who saves anything
 
@@ -64,8 +64,11 @@ class Locality:
         if now == self._nothing_at:
             return first
         if (pick, *now) != self._seen or self._chosen is None:
-            self._chosen, saved_us = self._best(pick)
+            chosen, saved_us = self._best(pick)
+            # One of another tenant is not remembered: what that is charged meanwhile may bring it further ahead than the lag.
+            self._chosen = chosen if chosen.tenant == pick else None
             self._seen, self._nothing_at = (pick, *now), None if saved_us else now
+            return chosen
         return self._chosen
 
     def forget(self) -> None:

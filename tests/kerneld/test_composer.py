@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from kerneld.calls import Caller, Priority
+from kerneld.calls import Caller, LimitMode, Limits, Priority
 from kerneld.events import Event, RequestAdmitted, RequestPreempted
-from tests.kerneld.rig import ANN, BOB, Output, Rig, Sizes, in_loop, oracle, prompt_of, running
+from tests.kerneld.rig import ADMIN, ANN, BOB, Output, Rig, Sizes, in_loop, oracle, prompt_of, running
 
 
 class Watch:
@@ -118,6 +118,26 @@ async def test_a_large_winner_that_does_not_fit_is_passed_by_nobody(tmp_path: Pa
 
         assert watch.seated[:2] == [holder, large]
         assert len(watch.seated) == 5
+
+
+@in_loop
+async def test_a_deferred_one_that_finds_no_room_stops_nobody(tmp_path: Path) -> None:
+    async with running(Rig(tmp_path, Sizes(device_slabs=5, host_slabs=64))) as rig:  # 64 pages for KV
+        watch = Watch(rig)
+        limits = Limits(requests_per_minute=1, modes={"requests_per_minute": LimitMode.SOFT})
+        await rig.kernel.set_tenant(ADMIN, "lab/ann", None, limits)
+        await rig.infer(await rig.alloc(ANN), prompt_of(0, 5), 3)
+        holder, held = await begin(rig, BOB, prompt_of(1, 40), 120)
+        await rig.until(lambda: len(rig.tokens(holder)) > 50)
+        large, large_task = await begin(rig, ANN, prompt_of(2, 190), 8)
+        assert rig.machine.scheduler.num_deferred == 1
+        small, small_task = await begin(rig, BOB, prompt_of(3, 5), 3)
+
+        await small_task
+        assert not held.done()
+        await asyncio.gather(held, large_task)
+
+        assert watch.seated[1:] == [holder, small, large]
 
 
 async def begin(rig: Rig, caller: Caller, prompt: tuple[int, ...], num_output: int) -> tuple[str, asyncio.Task[Output]]:

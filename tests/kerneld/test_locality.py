@@ -72,7 +72,6 @@ def test_it_has_to_save_more_than_it_goes_ahead(cache: Cache, make_request: Make
     scheduler.shares.charge("bob", saved - 1)
     worth = scheduler.next_candidate()
     scheduler.shares.charge("bob", 1)
-    cache.stamp += 1
 
     assert (worth, scheduler.next_candidate()) == (cached, first)
 
@@ -194,3 +193,15 @@ def test_the_lag_counts_at_each_level_of_the_tree(cache: Cache, make_request: Ma
     scheduler.shares.charge("lab/lee", LAG + 1)
 
     assert scheduler.next_candidate() is first
+
+
+def test_nobody_is_preferred_any_more_who_was_charged_meanwhile(cache: Cache, make_request: MakeRequest) -> None:
+    scheduler = new_scheduler(cache)
+    first, cached = make_request("ann"), make_request("bob", num_input=100_000)
+    wait(scheduler, first, cached)
+    cache.known[cached.id] = 99_999
+    preferred = scheduler.next_candidate()
+
+    scheduler.shares.charge("bob", LAG + 1)  # for what runs of it: no queue changes by that
+
+    assert (preferred, scheduler.next_candidate()) == (cached, first)
