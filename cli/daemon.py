@@ -149,10 +149,15 @@ def sim(workload: str, plots: Path | None, no_plots: bool, records: Path | None,
 
     \b
     Service counts 1 per input token, at the first token, and 2 per output token, evenly from first token to finish.
-    max_gap    largest difference of accumulated service, by claim, between two tenants at any instant
+    max_gap    largest difference of accumulated service between two tenants at any instant; where weights differ,
+               service is divided by the claim: a tenant's part of the machine, over that of the least entitled one
     max_diff   worst window of 60 s, one every 10 s: sum over tenants of the lesser of what each had less than
                the best served, and what it had arrived but not served; per second
-    Both follow from the records alone. Requests that run when time is up count as served so far.
+    
+    Of --records, max_gap needs tenant, scheduler, first_token_s, finish_s, input_tokens and output_tokens (and the
+    weights, where they differ); mean_ttft_s arrival_s; tokens_per_s the duration; rejected needs outcome; max_diff
+    needs wanted_tokens (output that a request asks the device for) and outcome as well (rejected ones want nothing).
+    finish_s of a request that runs when time is up is that time: it counts as served so far.
     With -o json or yaml, plots are written only where --plots says.
     """
     from cli.sim import load_workload, run_and_show
