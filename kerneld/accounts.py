@@ -21,11 +21,12 @@ class ShareAccount(msgspec.Struct, frozen=True, array_like=True):
     counter: int
     remainder: int
     service: int  # cost charged, refunds taken off, in microseconds of device time
-    is_active: bool  # something waits at it or below
+    is_active: bool  # something waits at it or below that may be next
     last_active: int  # counter of the child that was active last
     factor_milli: int = 1000  # its weight is multiplied by this / 1000
     last_child: str = ""  # name of the child that was active last: what it is charged from now on moves `last_active`
     is_removed: bool = False  # the node is gone, and nothing is kept of it
+    is_held: bool = False  # a request at it or below is held out of the line
 
 
 class RateAccount(msgspec.Struct, frozen=True, array_like=True):

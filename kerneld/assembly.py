@@ -71,7 +71,7 @@ class Assembly:
         kernel, memory = config.kerneld, config.memory
         events = EventBus(clock)
         policy = _policy_of(kernel)
-        scheduler = Scheduler(FairShare(policy.slices_us, policy.share_cap_us), policy)
+        scheduler = Scheduler(FairShare(policy.slices_us, policy.share_cap_us, policy.held_cap_us), policy)
         pager, tenants, models = Pager(memory), TenantTable(), ModelTable(str(root) for root in kernel.model_roots)
         admission = Admission(scheduler.waiting, scheduler.running, kernel.max_queued, kernel.max_contexts)
         seating = Seating(pager, models, tenants, events)

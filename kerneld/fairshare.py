@@ -22,7 +22,8 @@ Invariants
 2. Lift: a node that becomes active is raised to the least counter among its active siblings; if none is active, to the counter of the
    sibling that was active last. A lift never lowers. (Without it, a tenant that slept would be owed the service it never asked for.)
    Cap: nor is it further ahead than `cap / weight` of the least of them; what lies beyond is forgiven, not given back.
-   A tenant with a request that is held out of the line is not asleep: until `release` it and those above it may stay behind, by the cap.
+   A tenant with a request that is held out of the line is not asleep: it and those above it are lifted when that begins to wait, and until
+   `release` they may stay behind from there on, by `held cap / weight` when they are active again.
 3. A refund undoes its charge, to the unit.
 4. A node is active if and only if it is open and has an active child; the hidden child is active while requests wait in it.
 5. Every active node has entries in its parent's heaps that are low enough (`kerneld.shareheap`).
@@ -54,9 +55,9 @@ REBASE_AT: Final = 1 << 60
 class FairShare:
     """Accounts of service per tenant, and the order in which tenants are next."""
 
-    def __init__(self, slices_us: tuple[int, int, int] = (0, 0, 0), cap_us: int = 0) -> None:
-        """Slices are by rank, from the strictest class to the laxest; for the cap see `set_cap`."""
-        self._tree = ShareTree(ShareRules(slices_us, cap_us))
+    def __init__(self, slices_us: tuple[int, int, int] = (0, 0, 0), cap_us: int = 0, held_cap_us: int = 0) -> None:
+        """Slices are by rank, from the strictest class to the laxest; for the caps see invariant 2, at weight 1; 0: any distance."""
+        self._tree = ShareTree(ShareRules(slices_us, cap_us, held_cap_us))
         self.least_weight_milli = FULL_FACTOR  # that a node has had: a counter grows by no more than cost * 1000 / this
         self.num_reweighs = 0
         self._changes = ShareChanges()
@@ -93,16 +94,14 @@ class FairShare:
         node = self._tree.kept(path) if path in self._tree else None
         return node.factor_milli if node is not None else FULL_FACTOR
 
-    def set_cap(self, us: int) -> None:
-        """How far a node may be away from its active siblings when it becomes active, at weight 1; 0: any distance (invariant 2)."""
-        self._tree.rules.cap_us = us
-
     def set_open(self, path: str, is_open: bool) -> None:
         """Close a tenant that is at a limit, so that nothing below it is picked; or open it again. Raises: NotFound."""
         node = self._tree.get(path)
         if node.is_open != is_open:
             self._touch(path)
             node.is_open = is_open
+            if is_open and node.num_held:
+                node.wake()
             node.refresh()
 
     def remove(self, path: str) -> None:
@@ -133,15 +132,12 @@ class FairShare:
         node.refresh()
 
     def hold(self, path: str) -> None:
-        """A request of this tenant is out of the line for a while, through no doing of its own (invariant 2)."""
-        for node in self._touch(path).lineage:
-            node.num_held += 1
+        """A request of this tenant begins to wait out of the line, or goes on so, through no doing of its own (invariant 2)."""
+        self._touch(path).hold()
 
     def release(self, path: str) -> None:
         """A request that was held is in the line again, or has ended."""
-        for node in self._touch(path).lineage:
-            assert node.num_held > 0, "nothing is held in this tenant"
-            node.num_held -= 1
+        self._touch(path).release()
 
     def charge(self, path: str, cost: int) -> None:
         """Charge `cost` microseconds to a tenant and everybody above it."""
@@ -260,7 +256,8 @@ class FairShare:
         """Requests of before a restart are back, all of them; those of `tenants` wait. Of the others nobody is lifted less than usual."""
         waiting = {node for tenant in tenants for node in self._tree.own(tenant).lineage}
         for node in self._tree:
-            node.keeps_counter = node.keeps_counter and node in waiting
+            if node not in waiting:
+                node.keeps_counter = node.was_held = False
 
     def rebase(self) -> bool:
         """Move counters back, siblings together, where all that matter have passed `REBASE_AT`; differences between active siblings stay.

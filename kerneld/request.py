@@ -18,6 +18,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from enum import Enum
+from typing import Final
 
 from drivers.contract import Sampling, TokenLogprob
 from kerneld.calls import FinishReason, InferArgs, Priority, Usage
@@ -25,6 +26,8 @@ from kerneld.context import Context
 from kerneld.pricing.tariff import Tariff
 from kerneld.stream import OutputLog
 from kerneld.transcript import Transcript
+
+UNCOUNTED: Final = -1  # no rank
 
 
 class RequestState(Enum):
@@ -77,6 +80,8 @@ class Request:
     defer_until: float = 0.0  # Unix seconds; > 0: it waits beside the line because of a soft limit
     turn: int = 0  # its number among admissions; kept while it is interrupted
     rank: int = 0  # of its class: a lower one goes first, a higher one gives way first; changes when the scheduler hears of it
+    counted_rank: int = UNCOUNTED  # under which the shares count it in line
+    is_held: bool = False  # the shares hold its tenant's place for it
     num_passed: int = 0  # times that one behind it in its own queue was admitted before it
     is_charged: bool = False  # its input was paid for
     tariff: Tariff | None = None  # that it was admitted by

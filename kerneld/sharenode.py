@@ -29,7 +29,8 @@ class ShareRules:
     """What holds for all nodes of a tree, in microseconds of device time."""
 
     slices_us: tuple[int, int, int] = (0, 0, 0)  # by rank: how far a request's tenant is put back in line against others
-    cap_us: int = 0  # that a node may be away from its siblings when it becomes active; 0: any distance
+    cap_us: int = 0  # that a node may be ahead of its siblings when it becomes active; 0: any distance
+    held_cap_us: int = 0  # that one with a held request may be behind them then; 0: any distance
 
 
 class ShareNode:
@@ -40,6 +41,7 @@ class ShareNode:
         "counter",
         "divisor",
         "factor_milli",
+        "held",
         "is_active",
         "is_open",
         "keeps_counter",
@@ -58,6 +60,7 @@ class ShareNode:
         "remainder",
         "rules",
         "service",
+        "was_held",
         "weight",
     )
 
@@ -81,8 +84,10 @@ class ShareNode:
         self.rank = 0  # the best that waits at it or below; the last one that did, if it is not active
         self.lead = 0  # the slice of that rank, in counter units
         self.keeps_counter = False  # it was active when the accounts were kept: the next lift is left out
+        self.was_held = False  # a request was held then: so is the first that comes back
         self.num_by_rank = [0] * NUM_RANKS  # active children by their rank; in a hidden child: requests that wait
         self.num_held = 0  # requests at it and below that are out of the line for a while
+        self.held: dict[ShareNode, None] = {}  # children that have any
         self.last_active: ShareNode | None = None  # the child that was active last
         # Active children: by who is next, and by who was served least. Without slices these are the same.
         self.line: ShareHeap[ShareNode] = ShareHeap(counts_class=True)
@@ -100,7 +105,7 @@ class ShareNode:
         """Undo a charge (invariant 3)."""
         self.charge(-cost)
         if self.is_active:
-            self._enter()
+            self.enter()
 
     def weigh(self, weight: int, factor_milli: int) -> None:
         """Change the weight; charges to come are divided by it. What is left of earlier divisions loses less than one counter unit."""
@@ -110,7 +115,7 @@ class ShareNode:
         self.price, self.divisor = price.numerator, price.denominator
         self.lead = self.slice_of(self.rank)
         if self.is_active:
-            self._enter()
+            self.enter()
 
     def units(self, cost_us: int) -> int:
         """A cost in counter units, at this node's weight."""
@@ -128,10 +133,11 @@ class ShareNode:
             counter=self.counter,
             remainder=self.remainder,
             service=self.service,
-            is_active=self.is_active or self.num_held > 0,
+            is_active=self.is_active or self.keeps_counter,
             last_active=last.counter if last else 0,
             factor_milli=self.factor_milli,
             last_child=last.name if last and self.children.get(last.name) is last else "",
+            is_held=self.num_held > 0 or self.was_held,
         )
 
     def restore(self, account: ShareAccount) -> None:
@@ -139,18 +145,7 @@ class ShareNode:
         self.weigh(self.weight, account.factor_milli)
         self.counter, self.remainder = account.counter, account.remainder % self.divisor
         self.service = account.service
-        self.keeps_counter = account.is_active
-
-    def copy(self, other: ShareNode) -> None:
-        """Be in the same state as a node of another tree, whose place in that is the same; for a node that has just been added."""
-        self.weight, self.factor_milli = other.weight, other.factor_milli
-        self.price, self.divisor = other.price, other.divisor
-        self.counter, self.remainder, self.service = other.counter, other.remainder, other.service
-        self.is_open, self.keeps_counter, self.num_held = other.is_open, other.keeps_counter, other.num_held
-        self.num_by_rank = list(other.num_by_rank)
-        self.rank, self.lead, self.is_active = other.rank, other.lead, other.is_active
-        if self.is_active:
-            self._enter()
+        self.keeps_counter, self.was_held = account.is_active, account.is_held
 
     def was_last_active(self, counter: int, name: str = "") -> None:
         """Whoever of the children was active last had this counter: it is what the next lift asks for. `name` is empty if it is gone."""
@@ -187,24 +182,59 @@ class ShareNode:
         """Invariant 2, for a node that is about to be active."""
         assert self.parent is not None, "the root is not lifted"
         if self.keeps_counter:
-            self.keeps_counter = False
+            self.keeps_counter = self.was_held = False
             return
         least = self.parent.least_served.least()
         reference = least or self.parent.last_active
+        is_held, self.was_held = self.is_held, False
         if reference is None:
             return
-        cap = self.units(self.rules.cap_us)
         if self.counter < reference.counter:
-            if not self.num_held:
+            if not is_held:
                 self._put(reference.counter)
-            elif cap:
-                self._put(max(self.counter, reference.counter - cap))
-        elif cap and least is not None and self.counter > least.counter + cap:
-            self._put(least.counter + cap)
+            elif self.rules.held_cap_us:
+                self._put(max(self.counter, reference.counter - self.units(self.rules.held_cap_us)))
+        elif self.rules.cap_us and least is not None:
+            self._put(min(self.counter, least.counter + self.units(self.rules.cap_us)))
+
+    @property
+    def is_held(self) -> bool:
+        """Whether a request at it or below is held, or was when the accounts were kept."""
+        return self.num_held > 0 or self.was_held
+
+    def hold(self) -> None:
+        """A request of a hidden child is held. Who was asleep is lifted as if that waited in line: nobody is owed anything of before."""
+        is_open = True
+        for node in self.lineage:
+            assert node.parent is not None, "the root is in no lineage"
+            is_open = is_open and node.is_open
+            if is_open and not node.is_held:
+                node.wake()
+            node.num_held, node.was_held = node.num_held + 1, False
+            node.parent.held[node] = None
+
+    def release(self) -> None:
+        """A request of a hidden child that was held is in line, or has ended."""
+        assert self.num_held > 0, "nothing is held in this tenant"
+        for node in self.lineage:
+            assert node.parent is not None, "the root is in no lineage"
+            node.num_held -= 1
+            if not node.num_held:
+                del node.parent.held[node]
+                node.keeps_counter = False  # it is in line, or asleep
+
+    def wake(self) -> None:
+        """Lift it, unless it is active, as if it became active now: to the least active sibling, else to the least that is held."""
+        assert self.parent is not None, "the root is not lifted"
+        if not (self.is_active or self.keeps_counter):
+            held = (node for node in self.parent.held if node is not self)
+            reference = self.parent.least_served.least() or min(held, key=_counter_of, default=self.parent.last_active)
+            if reference is not None:
+                self._put(max(self.counter, reference.counter))
 
     def counter_if_active(self) -> int:
         """The counter that it has, or would be lifted to; the cap is left aside."""
-        if self.is_active or self.keeps_counter or self.num_held or self.parent is None:
+        if self.is_active or self.keeps_counter or self.is_held or self.parent is None:
             return self.counter
         reference = self.parent.least_served.least() or self.parent.last_active
         return self.counter if reference is None else max(self.counter, reference.counter)
@@ -222,7 +252,7 @@ class ShareNode:
         least = self.least_served.least()
         if least is not None and least.counter < at:  # asked with every step while one is there and others are not
             return False
-        active = [child.counter for child in self.children.values() if child.is_active or child.keeps_counter or child.num_held]
+        active = [child.counter for child in self.children.values() if child.is_active or child.keeps_counter or child.is_held]
         last = self.last_active
         base = min(active) if active else (last.counter if last else 0)
         if base < at:
@@ -249,16 +279,20 @@ class ShareNode:
             self.lift()
             self.is_active = True
         self.rank, self.lead = rank, self.slice_of(rank)
-        self._enter()
+        self.enter()
 
     def _put(self, counter: int) -> None:
         """Move the counter to where no charge brought it; nothing is left over from earlier divisions."""
         if counter != self.counter:
             self.counter, self.remainder = counter, 0
 
-    def _enter(self) -> None:
+    def enter(self) -> None:
         """Have entries in the parent's heaps that are low enough."""
         assert self.parent is not None, "the root is in no heap"
         self.parent.line.enter(self)
         if self.parent.least_served is not self.parent.line:
             self.parent.least_served.enter(self)
+
+
+def _counter_of(node: ShareNode) -> int:
+    return node.counter

@@ -70,13 +70,13 @@ class ShareTree:
 
     def fork(self) -> ShareTree:
         """An independent copy of the nodes that are active. Nobody is lifted there: it does not know who was active before."""
-        twin = ShareTree(ShareRules(self.rules.slices_us, self.rules.cap_us), self._node_type)
+        twin = ShareTree(self.rules, self._node_type)
         pairs = [(self.root, twin.root)]
         for node, copy in pairs:
             for child in node.children.values():
                 if child.is_active:
                     made = twin._add_child(copy, child.name)
-                    made.copy(child)
+                    _copy_state(child, made)
                     pairs.append((child, made))
         return twin
 
@@ -87,3 +87,11 @@ class ShareTree:
         if name == OWN:
             self._owns[parent.path] = node
         return node
+
+
+def _copy_state(node: ShareNode, copy: ShareNode) -> None:
+    copy.weight, copy.factor_milli, copy.price, copy.divisor = node.weight, node.factor_milli, node.price, node.divisor
+    copy.counter, copy.remainder, copy.service = node.counter, node.remainder, node.service
+    copy.num_by_rank, copy.rank, copy.lead = list(node.num_by_rank), node.rank, node.lead
+    copy.is_active = True
+    copy.enter()

@@ -3,13 +3,15 @@
     line       in the queue of its tenant, by (class, nice, arrival), and counted in the shares: picked in the order of the accounts
     front      lost its row through no decision: seated again before anybody else is picked, in the order of admission; not in the shares,
                so that neither a crash nor the want of a page changes anybody's counter
-    parked     what it needs is on its way: in nobody's way until then
-    absent     its model or its adapter is not on the device
+    parked     what it needs is on its way: in nobody's way until then; held in the shares
+    absent     its model or its adapter is not on the device; held in the shares
     deferred   above a soft limit until some time: in nobody's way until then
 
 Invariants
 1. A request that waits is in exactly one place, `request.place`, counts once in `tally`, and has a ticket; one that does not has none.
-2. The shares count the requests of the line and no others, each under the class that it had when it came.
+2. The shares count the requests of the line and no others, each under its class when it moved last (`counted_rank`), and hold those that
+   are parked or absent (`is_held`), but for those that would be at the front or deferred else. Who goes from one place to another is never
+   out of the shares between them, so that it is lifted by none of it.
 3. Where a request belongs follows from what is known of it alone (`_place_of`): whoever changes that moves it.
 """
 
@@ -21,7 +23,7 @@ from typing import Final
 
 from kerneld.calls import Priority
 from kerneld.fairshare import FairShare
-from kerneld.request import Place, Request
+from kerneld.request import UNCOUNTED, Place, Request
 from kerneld.tally import Tally
 from kerneld.ticketqueue import Key, TicketQueue
 
@@ -54,24 +56,23 @@ class Waiting:
         """A request begins to wait, at the place where it belongs now."""
         self.tally.add(request.tenant)
         self._enter(request)
+        self._tell_shares(request)
 
     def remove(self, request: Request) -> None:
         """A request waits no more."""
         self._leave(request)
         self.tally.remove(request.tenant)
-        if request.is_parked:
-            request.is_parked = False
-            self._release(request)
+        request.is_parked = False
+        self._tell_shares(request)
 
     def move(self, request: Request) -> None:
         """What is known of a waiting request has changed: it goes where it belongs now."""
         self._leave(request)
         self._enter(request)
+        self._tell_shares(request)
 
     def park(self, request: Request) -> None:
         """A request waits beside the line for something that is on its way."""
-        if not request.is_interrupted:
-            self._shares.hold(request.tenant)
         request.is_parked = True
         self.move(request)
 
@@ -79,7 +80,6 @@ class Waiting:
         """What a parked request waited for is there, or will not come."""
         request.is_parked = False
         self.move(request)
-        self._release(request)
 
     def set_resident(self, model: str, is_resident: bool) -> None:
         """A model came or went: what waits for it goes to its old place, or aside until it is back. Walks what waits, if it went."""
@@ -165,13 +165,12 @@ class Waiting:
         request.rank = class_rank(request)
         if place is Place.LINE:
             self._queues.setdefault(request.tenant, TicketQueue()).push(_line_key(request), request)
-            self._shares.enqueue(request.tenant, request.rank)
             self.num_ready += 1
         elif place is Place.FRONT:
             self._front.push((request.turn,), request)
             self.num_ready += 1
         elif place is Place.DEFERRED:
-            self._deferred.push((request.defer_until,), request)
+            self._deferred.push((request.defer_until, request.arrival), request)
         elif place is Place.ABSENT:
             self._absent.setdefault(request.missing, {}).setdefault(request.tenant, TicketQueue()).push(_line_key(request), request)
 
@@ -181,7 +180,6 @@ class Waiting:
         self.num_changes += 1
         if place is Place.LINE:
             self._queues[request.tenant].discard()
-            self._shares.dequeue(request.tenant, request.rank)
             self.num_ready -= 1
         elif place is Place.FRONT:
             self._front.discard()
@@ -191,9 +189,21 @@ class Waiting:
         elif place is Place.ABSENT:
             self._leave_absent(request)
 
-    def _release(self, request: Request) -> None:
-        if not request.is_interrupted:
-            self._shares.release(request.tenant)
+    def _tell_shares(self, request: Request) -> None:
+        """Make invariant 2 true again of a request that has moved: it comes before it goes."""
+        shares, tenant = self._shares, request.tenant
+        rank, counted_rank = request.rank if request.place is Place.LINE else UNCOUNTED, request.counted_rank
+        is_held, was_held = _is_held(request), request.is_held
+        request.counted_rank, request.is_held = rank, is_held
+        if is_held and not was_held:
+            shares.hold(tenant)
+        if rank != counted_rank:
+            if rank != UNCOUNTED:
+                shares.enqueue(tenant, rank)
+            if counted_rank != UNCOUNTED:
+                shares.dequeue(tenant, counted_rank)
+        if was_held and not is_held:
+            shares.release(tenant)
 
     def _leave_absent(self, request: Request) -> None:
         tenants = self._absent[request.missing]
@@ -202,6 +212,10 @@ class Waiting:
             del tenants[request.tenant]
         if not tenants:
             del self._absent[request.missing]
+
+
+def _is_held(request: Request) -> bool:
+    return request.place in (Place.PARKED, Place.ABSENT) and not (request.is_interrupted or request.defer_until)
 
 
 def _line_key(request: Request) -> Key:

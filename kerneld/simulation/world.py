@@ -72,7 +72,7 @@ class Scheduling(Enum):
 
 def make_scheduler(policy: SchedulerPolicy) -> Scheduler:
     """The scheduler of the daemon."""
-    return Scheduler(FairShare(policy.slices_us, policy.share_cap_us), policy)
+    return Scheduler(FairShare(policy.slices_us, policy.share_cap_us, policy.held_cap_us), policy)
 
 
 class World:

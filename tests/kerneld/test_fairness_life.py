@@ -16,7 +16,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from kerneld.accounts import Accounts, ShareAccount
 from kerneld.calls import FinishReason, Priority
 from kerneld.fairshare import MAX_FACTOR, MIN_FACTOR, FairShare
-from kerneld.request import Place, Request
+from kerneld.request import UNCOUNTED, Place, Request
 from kerneld.scheduler import Scheduler
 from kerneld.sharenode import FULL_FACTOR, SCALE, ShareNode
 from tests.kerneld.fairness_rig import MODEL, NUM_ROWS, Job, check_heaps, make_request, make_shares
@@ -208,7 +208,7 @@ class LifeOfScheduler(RuleBasedStateMachine):
 
 def reborn(request: Request) -> Request:
     """The same request, as a recovery makes it."""
-    return dataclasses.replace(request, ticket=0, turn=0, place=Place.NOWHERE)
+    return dataclasses.replace(request, ticket=0, turn=0, place=Place.NOWHERE, counted_rank=UNCOUNTED, is_held=False)
 
 
 TestLifeOfScheduler = LifeOfScheduler.TestCase

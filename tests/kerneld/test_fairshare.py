@@ -355,9 +355,9 @@ def test_whoever_wakes_is_lifted_to_the_least_counter_whatever_the_classes() -> 
 
 
 def test_a_tenant_that_wakes_far_ahead_is_put_back_to_the_cap() -> None:  # invariant 2
-    shares = make_shares("a", "b")
-    shares.set_cap(50)
-    shares.set_weight("a", 2)
+    shares = FairShare(cap_us=50)
+    shares.add("a", 2)
+    shares.add("b")
     shares.charge("a", 1000)
     shares.enqueue("b")
 
@@ -377,8 +377,9 @@ def test_without_a_cap_a_tenant_stays_where_its_charges_brought_it() -> None:
 
 @pytest.mark.parametrize(("cap_us", "expected"), [(0, 0), (30, 70), (500, 0)])
 def test_a_tenant_that_was_held_stays_behind_by_the_cap_at_most(cap_us: int, expected: int) -> None:  # invariant 2
-    shares = make_shares("a", "b")
-    shares.set_cap(cap_us)
+    shares = FairShare(held_cap_us=cap_us)
+    shares.add("a")
+    shares.add("b")
     shares.enqueue("a")
     shares.enqueue("b")
     shares.hold("a")

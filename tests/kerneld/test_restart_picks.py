@@ -37,7 +37,7 @@ from tests.kerneld.small_disk import full_disk
 MACHINE_BOOT = b"b" * 16
 MODELS = ("m", "n")
 TENANTS = ("lab", "lab/ann", "lab/bob", "lab/group/eve", "lab/group/dan", "other", "other/zoe")
-POLICY = SchedulerPolicy(min_service_tokens=2, preempt_lag_us=300, slices_us=(0, 300, 1500), share_cap_us=5000)
+POLICY = SchedulerPolicy(min_service_tokens=2, preempt_lag_us=300, slices_us=(0, 300, 1500), share_cap_us=5000, held_cap_us=4000)
 MAX_ROWS = 5
 WEIGHTS = {"lab/ann": 3, "lab/group/eve": 2, "other": 5}
 LIMITS = {"lab/bob": 1, "other": 3}
@@ -110,15 +110,15 @@ class Op:
 class Life:
     """One life of the daemon's scheduling half."""
 
-    def __init__(self, folder: Path, script: list[Op], first: int = 0, models: Iterable[str] = MODELS) -> None:
-        """Begin at an operation of a script; `models` are on the device then."""
+    def __init__(self, folder: Path, script: list[Op], first: int = 0, models: Iterable[str] = MODELS, *, is_cold: bool = False) -> None:
+        """Begin at an operation of a script; `models` are on the device then, or, on a cold device, come when requests are back."""
         self.script = script
         self.first = first
         self.picks: list[tuple[int, str]] = []  # (operation, request)
         self.marks: list[tuple[int, int]] = []  # (operation, end of the journal) of every write
         self.journal = Journal(folder, machine_boot=MACHINE_BOOT)
         state = LogState.fold(self.journal.replay())
-        shares = FairShare(POLICY.slices_us, POLICY.share_cap_us)
+        shares = FairShare(POLICY.slices_us, POLICY.share_cap_us, POLICY.held_cap_us)
         self.scheduler = Scheduler(shares, POLICY)
         for path in TENANTS:
             shares.add(path, WEIGHTS.get(path, 1))
@@ -134,9 +134,14 @@ class Life:
         self._now = max((float(op.value) for op in script[:first] if op.name == "undefer"), default=0.0)
         self.models: list[frozenset[str]] = []  # on the device, after each operation
         self._loaded = set(models)
-        for model in self._loaded:
-            self.scheduler.set_resident(model, True)
+        if not is_cold:
+            self._load()
         self._recover(state)
+        self._load()
+
+    def _load(self) -> None:
+        for model in sorted(self._loaded):
+            self.scheduler.set_resident(model, True)
 
     def _recover(self, state: LogState) -> None:
         """As `kerneld.recovery` does it."""
@@ -373,12 +378,12 @@ def left_by_death(journal: Path, into: Path, end: int, torn: int) -> None:
     segment.write_bytes(content[: end + torn] + bytes(len(content) - end - torn))
 
 
-def resumed(folder: Path, first: Life, mark: int, torn_share: float = 0.0) -> Life:
+def resumed(folder: Path, first: Life, mark: int, torn_share: float = 0.0, *, is_cold: bool = False) -> Life:
     """The life after a death behind a write of the first one, or within the next."""
     number, end = first.marks[mark]
     following = first.marks[mark + 1][1] if mark + 1 < len(first.marks) else end
     left_by_death(folder / "first", folder / str(mark), end, int((following - end) * torn_share))
-    life = Life(folder / str(mark), first.script, number + 1, first.models[number])
+    life = Life(folder / str(mark), first.script, number + 1, first.models[number], is_cold=is_cold)
     life.play()
     return life
 
@@ -388,7 +393,7 @@ def test_the_next_picks_are_those_of_the_uninterrupted_run(tmp_path: Path, seed:
     first = lived(tmp_path / "first", script_of(seed, 60))
     rng = random.Random(seed)
     for mark in rng.sample(range(len(first.marks)), 4):
-        life = resumed(tmp_path, first, mark, rng.choice((0.0, 0.3, 0.9)))
+        life = resumed(tmp_path, first, mark, rng.choice((0.0, 0.3, 0.9)), is_cold=rng.random() < 0.5)
         assert life.picks == [pick for pick in first.picks if pick[0] >= life.first]
         assert not life.requests
 

@@ -12,7 +12,8 @@ from kerneld.calls import Priority
 from kerneld.context import Context
 from kerneld.fairshare import FairShare
 from kerneld.request import Place, Request
-from kerneld.waiting import Waiting
+from kerneld.sharenode import SCALE
+from kerneld.waiting import Waiting, class_rank
 from tests.kerneld.conftest import new_request
 
 MakeRequest = Callable[..., Request]
@@ -57,6 +58,89 @@ def test_an_interrupted_request_wakes_nobody_up(waiting: Waiting, make_request: 
     waiting.remove(request)
 
     assert shares.counters("lab/ann")[-2:] == (0, 0)
+
+
+def test_a_class_that_changes_in_line_is_counted_anew_and_lifts_nobody(waiting: Waiting, make_request: MakeRequest) -> None:
+    shares, request = waiting._shares, make_request("lab/ann")
+    waiting.add(request)
+    waiting.add(make_request("lab/bob"))
+    shares.charge("lab/bob", 1000)
+
+    request.context.priority = Priority.IDLE
+    request.rank = 2  # whoever changes it may say so at once
+    waiting.move(request)
+
+    assert shares._tree.own("lab/ann").num_by_rank == [0, 0, 1]
+    assert counter(shares, "lab/ann") == 0
+
+
+def counter(shares: FairShare, tenant: str) -> int:
+    return shares.counters(tenant)[1] // SCALE
+
+
+def test_who_waits_for_a_model_keeps_its_place_in_the_accounts(waiting: Waiting, make_request: MakeRequest) -> None:
+    shares, absent = waiting._shares, make_request("lab/ann", model="n")
+    waiting.add(make_request("lab/bob"))
+    waiting.add(absent)
+    shares.charge("lab/bob", 1000)
+    waiting.add(make_request("lab/ann"))  # it asks for something else meanwhile
+    waiting.set_resident("n", True)
+
+    assert (counter(shares, "lab/ann"), counter(shares, "lab/bob"), absent.place) == (0, 1000, Place.LINE)
+    assert not shares._tree.own("lab/ann").num_held
+
+
+def test_who_was_asleep_is_owed_nothing_for_asking_for_a_model_that_is_absent(waiting: Waiting, make_request: MakeRequest) -> None:
+    shares = waiting._shares
+    waiting.add(make_request("lab/bob"))
+    shares.charge("lab/bob", 1000)
+
+    waiting.add(make_request("lab/ann", model="n"))
+    shares.charge("lab/bob", 10)
+    waiting.set_resident("n", True)
+
+    assert counter(shares, "lab/ann") == 1000
+
+
+def test_what_is_owed_for_a_wait_for_a_model_has_a_bound(make_request: MakeRequest) -> None:
+    shares = FairShare(held_cap_us=300)
+    for path in ("lab/ann", "lab/bob"):
+        shares.add(path)
+    waiting = Waiting(shares)
+    waiting.set_resident("m", True)
+    waiting.add(make_request("lab/bob"))
+    waiting.add(make_request("lab/ann", model="n"))
+    shares.charge("lab/bob", 60_000_000)
+
+    waiting.set_resident("n", True)
+
+    assert counter(shares, "lab/ann") == 60_000_000 - 300
+
+
+def test_a_limit_that_is_reached_while_a_model_is_absent_is_no_credit(waiting: Waiting, make_request: MakeRequest) -> None:
+    shares = waiting._shares
+    waiting.add(make_request("lab/bob"))
+    shares.set_open("lab/ann", False)
+    waiting.add(make_request("lab/ann", model="n"))
+    shares.charge("lab/bob", 1000)
+
+    shares.set_open("lab/ann", True)
+    waiting.set_resident("n", True)
+
+    assert counter(shares, "lab/ann") == 1000
+
+
+@pytest.mark.parametrize("model", ["m", "n"])
+def test_what_is_held_is_let_go_whatever_became_of_it_meanwhile(waiting: Waiting, make_request: MakeRequest, model: str) -> None:
+    request = make_request("lab/ann", model=model)
+    waiting.add(request)
+    waiting.park(request)
+    request.is_interrupted = True  # whoever changes it moves it, sooner or later
+
+    waiting.remove(request)
+
+    assert waiting._shares._tree.own("lab/ann").num_held == 0
+    waiting._shares.remove("lab/ann")
 
 
 def test_whose_model_leaves_waits_beside_wherever_it_waited(waiting: Waiting, make_request: MakeRequest) -> None:
@@ -153,6 +237,7 @@ class LifeOfWaiting(RuleBasedStateMachine):
     def move(self, data: st.DataObject, priority: Priority) -> None:
         request = data.draw(st.sampled_from(self.requests))
         request.context.priority = priority
+        request.rank = class_rank(request)
         self.waiting.move(request)
 
     @precondition(lambda self: self.requests)
@@ -184,6 +269,9 @@ class LifeOfWaiting(RuleBasedStateMachine):
             assert set(self.waiting.queue(tenant).live()) == set(mine)
             by_rank = [sum(request.rank == rank for request in mine) for rank in range(3)]
             assert self.shares._tree.own(tenant).num_by_rank == by_rank
+            aside = [request for request in self.requests if request.tenant == tenant and request.place in (Place.PARKED, Place.ABSENT)]
+            held = [request for request in aside if not (request.is_interrupted or request.defer_until)]
+            assert self.shares._tree.own(tenant).num_held == len(held)
         ready = [request for request in self.requests if request.place in (Place.LINE, Place.FRONT)]
         assert self.waiting.num_ready == len(ready)
 
