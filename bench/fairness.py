@@ -57,7 +57,7 @@ class Person:
         context = await self.client.alloc("demo")
         began = last = time.perf_counter()
         first_s = 0.0
-        async for delta in context.infer(tokens=prompt(num_input), max_tokens=num_output, temperature=0, ignore_eos=True):
+        async for delta in context.infer(tokens=prompt(num_input), max_tokens=num_output, temperature=0, ignore_eos=True, detach_grace_s=0):
             now = time.perf_counter()
             self.num_tokens += len(delta.tokens)
             if first_s:

@@ -132,8 +132,8 @@ class Dispatcher:
             self._cut()
 
     def arrived(self) -> None:
-        """Somebody waits: running quanta are cut short, so that nobody waits longer than a step."""
-        self._cut()
+        """Somebody waits: running quanta are cut short, and the plan behind gives way to one with somebody new in it."""
+        self._cut(has_newcomer=len(self._flights) == MAX_FLIGHTS and self.composer.can_seat())
         self.pump()
 
     def room_made(self) -> None:
@@ -162,11 +162,11 @@ class Dispatcher:
         self._delivery.settle(request, reason, detail)
         self.room_made()
 
-    def _cut(self) -> None:
+    def _cut(self, *, has_newcomer: bool = False) -> None:
         if self._device is None:
             return
         for flight in self._flights:
-            if flight.num_steps > 1 and not flight.is_cut:
+            if not flight.is_cut and (flight.num_steps > 1 or (has_newcomer and flight is not self._flights[0])):
                 flight.is_cut = True
                 self._device.cut(flight.seq, NO_STEP)
 
