@@ -66,6 +66,9 @@ class ShareHeap(Generic[SiblingT]):
 
     def first(self, most: int, window: int) -> list[SiblingT]:
         """The active nodes whose numbers are at most `window` above the least, in order, `most` of them: O(most * log siblings)."""
+        if len(self._entries) == 1:  # most of the levels of a tree
+            node = self.least() if most else None
+            return [] if node is None else [node]
         found: list[SiblingT] = []
         taken: list[_Entry[SiblingT]] = []
         while len(found) < most and (node := self.least()) is not None:

@@ -48,6 +48,7 @@ class Waiting:
         self._queues: dict[str, TicketQueue] = {}  # the line, by tenant
         self._front = TicketQueue()
         self._deferred = TicketQueue()
+        self._deferred_of: dict[str, TicketQueue] = {}  # the same, by tenant
         self._absent: dict[str, dict[str, TicketQueue]] = {}  # by model, by tenant
 
     # -------------------------------------------------------------------------------------------------------------- in and out
@@ -129,8 +130,9 @@ class Waiting:
         return _first(self._front, is_open)
 
     def deferred(self, is_open: Callable[[str], bool]) -> Request | None:
-        """Of the deferred requests whose tenant is open, the one whose time comes first."""
-        return _first(self._deferred, is_open)
+        """Of the deferred requests whose tenant is open, the one whose time comes first. Looks at one of each tenant."""
+        firsts = [(queue.first_key(), queue.first()) for tenant, queue in self._deferred_of.items() if is_open(tenant)]
+        return min(firsts, key=_place)[1] if firsts else None
 
     def ahead(self) -> Iterator[Request]:
         """Those at the front, in order."""
@@ -170,7 +172,8 @@ class Waiting:
             self._front.push((request.turn,), request)
             self.num_ready += 1
         elif place is Place.DEFERRED:
-            self._deferred.push((request.defer_until, request.arrival), request)
+            for queue in (self._deferred, self._deferred_of.setdefault(request.tenant, TicketQueue())):
+                queue.push((request.defer_until, request.arrival), request)
         elif place is Place.ABSENT:
             self._absent.setdefault(request.missing, {}).setdefault(request.tenant, TicketQueue()).push(_line_key(request), request)
 
@@ -185,7 +188,7 @@ class Waiting:
             self._front.discard()
             self.num_ready -= 1
         elif place is Place.DEFERRED:
-            self._deferred.discard()
+            self._leave_deferred(request.tenant)
         elif place is Place.ABSENT:
             self._leave_absent(request)
 
@@ -205,6 +208,12 @@ class Waiting:
         if was_held and not is_held:
             shares.release(tenant)
 
+    def _leave_deferred(self, tenant: str) -> None:
+        self._deferred.discard()
+        self._deferred_of[tenant].discard()
+        if not self._deferred_of[tenant]:
+            del self._deferred_of[tenant]
+
     def _leave_absent(self, request: Request) -> None:
         tenants = self._absent[request.missing]
         tenants[request.tenant].discard()
@@ -220,6 +229,10 @@ def _is_held(request: Request) -> bool:
 
 def _line_key(request: Request) -> Key:
     return class_rank(request), request.context.nice, request.arrival
+
+
+def _place(found: tuple[Key, Request]) -> tuple[Key, int]:
+    return found[0], found[1].ticket
 
 
 def _first(queue: TicketQueue, is_open: Callable[[str], bool]) -> Request | None:

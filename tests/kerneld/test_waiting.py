@@ -175,6 +175,31 @@ def test_deferred_requests_join_when_their_time_comes(waiting: Waiting, make_req
     assert (waiting.num_deferred, waiting.deferred(always)) == (1, requests[0])
 
 
+def test_of_the_deferred_the_first_of_an_open_tenant_is_found_without_a_walk(waiting: Waiting, make_request: MakeRequest) -> None:
+    for number in range(200):
+        request = make_request("lab/ann", arrival=float(number))
+        request.defer_until = 1.0
+        waiting.add(request)
+    late, later = make_request("lab/bob"), make_request("lab/bob")
+    late.defer_until, later.defer_until = 2.0, 3.0
+    for request in (later, late):
+        waiting.add(request)
+    asked: list[str] = []
+
+    def is_open(tenant: str) -> bool:
+        asked.append(tenant)
+        return tenant == "lab/bob"
+
+    first = waiting.deferred(is_open)
+    waiting.remove(late)
+    second = waiting.deferred(is_open)
+    waiting.remove(later)
+
+    assert (first, second, waiting.deferred(is_open)) == (late, later, None)
+    assert len(asked) <= 2 * 3
+    assert waiting.num_deferred == 200
+
+
 def test_a_class_that_changes_while_one_waits_leaves_the_shares_as_they_were(waiting: Waiting, make_request: MakeRequest) -> None:
     request = make_request("lab/ann", priority=Priority.IDLE)
     waiting.add(request)
