@@ -5,7 +5,9 @@ It reads live parts and changes nothing. Of what the caller may not see it tells
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
+from functools import cached_property
 from typing import Final
 
 from kerneld.calls import Caller, ListArgs, ListPage
@@ -17,11 +19,11 @@ from kerneld.request import Place, Request
 from kerneld.security.acl import is_beneath, is_owner, may_see, may_see_everything, may_see_tenant
 from kerneld.sharemap import parting, tenant_of
 from kerneld.standings import Standing
+from kerneld.starts import MOST_AHEAD
 
 HINT: Final = "`kernelctl why` lists those that wait or run; of those that ended, the latest are remembered until the next restart."
 OTHERS: Final = "others"
 MOST_OTHERS: Final = 8
-MOST_AHEAD: Final = 512  # looking further would keep others waiting
 _STATES: Final = {Place.PARKED: "parked", Place.ABSENT: "parked", Place.DEFERRED: "deferred"}
 
 
@@ -31,7 +33,12 @@ class Lookout:
     def __init__(self, machine: Machine, caller: Caller) -> None:
         self._machine = machine
         self._caller = caller
-        self._places: dict[str, int] | None = None  # in the whole line, by request id, in order
+        self._queues: dict[str, dict[str, int]] = {}  # places in the lines of tenants, by request id
+
+    @cached_property
+    def _places(self) -> Mapping[str, int]:
+        """Places in the whole line, by request id and in order."""
+        return self._machine.starts.places()
 
     def find(self, request_id: str) -> Request | Outlook:
         """A request that waits or runs, or how it ended. Raises: NotFound, also where the caller may not know of it."""
@@ -48,7 +55,6 @@ class Lookout:
 
     def page(self, args: ListArgs) -> ListPage[Outlook]:
         """One page of the requests that wait or run, by id: the caller's own, or everybody's. Raises: InvalidArgument."""
-        self._machine.starts.map(0.0)  # as it is now
         everybody = args.everybody and may_see_everything(self._caller.principal)
 
         def is_wanted(request: Request) -> bool:
@@ -62,13 +68,12 @@ class Lookout:
 
     def outlook(self, request: Request) -> Outlook:
         """How a request that has not ended stands, and who is ahead of it."""
-        self._machine.starts.map(0.0)  # as it is now
         return replace(self._brief(request), contenders=self._contenders(request))
 
     def _brief(self, request: Request) -> Outlook:
         context, now = request.context, self._machine.clock()
         state = _STATES.get(request.place, "waiting") if request.ticket else "running"
-        place, starts = self._machine.scheduler.queue_position(request), self._machine.starts
+        place, starts = self._queue_position(request), self._machine.starts
         position, is_far = self._position(request)
         first_token_s = None if request.first_token_at is None else request.first_token_at - request.arrival
         return Outlook(
@@ -93,24 +98,27 @@ class Lookout:
             first_token_s=first_token_s,
         )
 
+    def _queue_position(self, request: Request) -> int:
+        """Its place in the line of its tenant, from 1; 0 if it is in none."""
+        tenant, scheduler = request.tenant, self._machine.scheduler
+        if request.place is not Place.LINE:
+            return scheduler.queue_position(request)
+        if tenant not in self._queues:
+            self._queues[tenant] = {each.id: idx for idx, each in enumerate(scheduler.queue(tenant), start=1)}
+        return self._queues[tenant][request.id]
+
     def _position(self, request: Request) -> tuple[int, bool]:
         """Its place among all that wait in line, from 1, 0 if it is in no line; and whether that is only how far one looked."""
         if request.place not in (Place.LINE, Place.FRONT):
             return 0, False
-        places = self._line()
-        found = places.get(request.id, 0)
-        return (found, False) if found or len(places) < MOST_AHEAD else (MOST_AHEAD + 1, True)
-
-    def _line(self) -> dict[str, int]:
-        if self._places is None:
-            self._places = {each.id: idx for idx, each in enumerate(self._machine.scheduler.line(MOST_AHEAD), start=1)}
-        return self._places
+        found = self._places.get(request.id, 0)
+        return (found, False) if found or len(self._places) < MOST_AHEAD else (MOST_AHEAD + 1, True)
 
     def _contenders(self, request: Request) -> tuple[Contender, ...]:
         """The tenants on the level where its way parts from that of whoever is next, the least served first."""
         shares = self._machine.starts.map()
-        first = next(iter(self._line()), None)
-        own = parting(request.tenant, self._machine.requests[first].tenant) if first in self._machine.requests else ""
+        first = next((request_id for request_id in self._places if request_id in self._machine.requests), "")
+        own = parting(request.tenant, self._machine.requests[first].tenant) if first else ""
         if not own:  # the next one is of the same tenant, or nobody is: then those at the top show how the tenant stands
             own = next((node.path for node in reversed(list(shares.lineage(request.tenant))) if shares.siblings(node.path)), "")
         if own not in shares.nodes:

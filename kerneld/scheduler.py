@@ -15,14 +15,13 @@ Invariants
    (`kerneld.locality`). The dispatcher admits it or nobody: one that does not fit stops the line, so that a large request is not passed by
    small ones for ever. One that is out of the line stops nobody.
 2. A request's input is charged at its first admission, with the output that its tenant's last requests lead one to expect; tokens beyond
-   that are charged as they come, and what was expected and did not come is given back at the end.
-   One for which nothing was computed after all is given back everything.
+   that are charged as they come; what was expected and did not come is given back at the end, and all if nothing was computed after all.
 3. A tenant at its limit of running requests, or of memory, is closed in the accounts: it neither stops the line nor is served.
 4. A request that is to be tried alone is admitted only when nothing runs, and nothing is admitted while it runs.
 5. Who lost its row through no decision has it again before anybody else is picked, in the order of admission, and nobody pays for it; so
    has one that was admitted and for which there was no room. One that is to be tried alone waits in line.
 
-Every call costs O(log n) of what waits, none walks all requests, but `queue_position`, a change of a model's residency, and looks ahead.
+Every call costs O(log n) of what waits, none walks all requests, but places in a queue, a change of a model's residency, and looks ahead.
 """
 
 from __future__ import annotations
@@ -281,6 +280,10 @@ class Scheduler:
     def expired(self, now: float, steady: float | None = None) -> tuple[Expired, ...]:
         """The requests that have run out of time by `now`, each of them once; `steady` is a clock that cannot jump, where there is one."""
         return self._expiry.due(now, steady)
+
+    def queue(self, tenant: str) -> list[Request]:
+        """Those in the line of a tenant, in order."""
+        return self._waiting.queue(tenant).live()
 
     def queue_position(self, request: Request) -> int:
         """Its place in the line of its own tenant, from 1; 0 if it does not wait there."""

@@ -17,6 +17,7 @@ from typing import Final
 from kerneld.estimate import Estimator, Level, Rival
 from kerneld.events import Event, RequestAdmitted, RequestArrived, RequestFinished, TariffChanged
 from kerneld.holdings import StartEstimate
+from kerneld.picture import Picture
 from kerneld.request import Place, Request
 from kerneld.scheduler import Scheduler
 from kerneld.servicewindow import ServiceWindow
@@ -27,6 +28,7 @@ from kerneld.tally import ancestors
 # A picture of the shares serves so long: a thousand arrivals in a second take it four times.
 MAP_LIFETIME_S: Final = 0.25
 MEAN_OF: Final = 64  # outputs
+MOST_AHEAD: Final = 512  # looking further in the line would keep others waiting
 REPRICED: Final = 256  # requests a second, which takes some 2 ms
 # Of arrivals one is judged in so long: with 1,000 tenants that wait an estimate takes half a millisecond.
 JUDGE_EVERY_S: Final = 0.02
@@ -59,6 +61,8 @@ class Starts:
         self._map = ShareMap(())
         self._mapped_at = float("-inf")
         self._next_s: dict[str, float | None] = {}  # by tenant: who is refused asks again and again
+        self._places: Picture[Mapping[str, int]] = Picture(self._draw_places)
+        self._seen: tuple[str, tuple[Level, ...]] | None = None  # the tenant that was asked for last, as nothing has changed since
         self._judged_at = float("-inf")  # when a request came whose estimate is judged
         self._ticked: tuple[float, int, bool] | None = None  # when, what was done by then, and whether somebody waited
 
@@ -119,6 +123,7 @@ class Starts:
 
     def _expect(self, request_id: str, expected: _Expected) -> None:
         self._expected[request_id] = expected
+        self._seen = None
         for path in _paths(expected.tenant):
             self._backlog_us[path] = self._backlog_us.get(path, 0) + expected.cost_us
 
@@ -141,6 +146,7 @@ class Starts:
     def _forget(self, request_id: str) -> _Expected | None:
         expected = self._expected.pop(request_id, None)
         if expected is not None:
+            self._seen = None
             for path in _paths(expected.tenant):
                 left = self._backlog_us.get(path, 0) - expected.cost_us
                 if left > 0:
@@ -169,12 +175,21 @@ class Starts:
             self._next_s[path] = self._seconds(path, 0) if path else self.estimator.seconds(0, ())
         return self._next_s[path]
 
+    def places(self) -> Mapping[str, int]:
+        """The places in the whole line of the first `MOST_AHEAD`, from 1, by request id and in order; `map` is as it was then, or later."""
+        return self._places.look()
+
+    def _draw_places(self) -> Mapping[str, int]:
+        self.map(0.0)
+        return {request.id: idx for idx, request in enumerate(self._scheduler.line(MOST_AHEAD), start=1)}
+
     def map(self, lifetime_s: float = MAP_LIFETIME_S) -> ShareMap:
         """The tree of shares, as it was at most so long ago."""
         now = self._clock()
         if now - self._mapped_at >= lifetime_s:
             self._map, self._mapped_at = ShareMap(self._scheduler.shares.standings(with_own=True)), now
             self._next_s.clear()
+            self._seen = None
         return self._map
 
     def _seconds(self, tenant: str, own_us: int) -> float | None:
@@ -183,8 +198,13 @@ class Starts:
             return 0.0
         return self.estimator.seconds(own_us, self._levels(tenant))
 
-    def _levels(self, tenant: str) -> Iterator[Level]:
+    def _levels(self, tenant: str) -> tuple[Level, ...]:
         shares = self.map()
+        if self._seen is None or self._seen[0] != tenant:
+            self._seen = tenant, tuple(self._look(shares, tenant))
+        return self._seen[1]
+
+    def _look(self, shares: ShareMap, tenant: str) -> Iterator[Level]:
         for own in shares.lineage(tenant):
             siblings = [self._rival(each) for each in shares.siblings(own.path)]
             mine = self._rival(own)

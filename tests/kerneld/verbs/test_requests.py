@@ -8,7 +8,7 @@ import pytest
 
 from kerneld.calls import ListArgs
 from kerneld.errors import NotFound
-from kerneld.lookout import MOST_AHEAD
+from kerneld.starts import MOST_AHEAD
 from tests.kerneld.rig import ADMIN, ANN, BOB, Rig, Sizes, in_loop, prompt_of, running
 
 ONE_ROW = Sizes(max_rows=1)
