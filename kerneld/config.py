@@ -88,7 +88,7 @@ class KerneldConfig:
         metadata={"doc": "Device seconds by which a tenant may be ahead and go first for what is cached of it; 0: never.", "min": 0},
     )
     growth_share: float = field(
-        default=1.0,
+        default=0.5,
         metadata={
             "doc": "Part of the output expected of running requests for which room is kept before others are seated; 0 preempts instead.",
             "min": 0.0,

@@ -9,6 +9,8 @@ him would be for nothing. It is an estimate: where it is wrong somebody is preem
 That all of them are fullest at once is more than happens. Counting only the fullest moment that is expected, row by row, admits a tenth
 more; but whoever comes then waits for a whole row to end, because rows that begin together end together (figure 5 of `kerneld sim`: the
 light tenant's first token after 5.8 s on average, and after 2.1 s this way).
+
+All of the growth is more than rows in all stages need: half of it is what such rows have before them on average (`growth_share`).
 """
 
 from __future__ import annotations

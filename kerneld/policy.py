@@ -23,4 +23,4 @@ class SchedulerPolicy:
     gap_factor: float = 1.8  # a step with input in it may take so many times what it would for its decoding rows alone
     token_gap_s: float = 0.0  # or as long as this, where that is longer: nobody minds such a pause between two tokens
     max_quantum_s: float = 0.25  # predicted; a quantum of one step may take longer
-    growth_share: float = 1.0  # of the output that is expected of running rows, how much room is kept for before others are seated
+    growth_share: float = 0.5  # of the output that is expected of running rows, how much room is kept for before others are seated

@@ -7,7 +7,7 @@ the trace, and the pool of 10,000 tokens. Assumed are
 
     the device      30 ms a step, 0.2 ms a token and 0.6 ms a row (0.8 ms a request that generates): about 900 tokens/s at 256 / 256,
                     as their A10G with Llama-2-7B; pages of 16 tokens, prefill in chunks, and no host tier, as they have none
-    preemption      of tenants that are 1,000 units of service ahead
+    preemption      of tenants that are 1,000 units of service ahead; room is kept for all output that is expected, so that they are rare
     durations       360 s for figure 3, 600 s for 4 to 8; 900 s for figure 10, as theirs
     figure 10       the rates of its three phases
     the trace       lengths are lognormal about the means of theirs (136 in, 256 out), cut at 1,024; shares of the clients go by a power
@@ -34,7 +34,7 @@ _ZIPF_RATE: Final = 210 / 60  # requests per second, all clients together
 
 
 def _workload(name: str, duration_s: float, tenants: tuple[TenantLoad, ...]) -> Workload:
-    policy = SchedulerPolicy(preempt_lag_us=_PREEMPT_LAG * _UNIT_US)
+    policy = SchedulerPolicy(preempt_lag_us=_PREEMPT_LAG * _UNIT_US, growth_share=1.0)
     return Workload(name, duration_s, tenants, _SEED, scheduler=SchedulerSpec(policy))
 
 
