@@ -43,3 +43,10 @@ def test_output_later_in_a_context_never_costs_less(tariff: Tariff, position: in
 
 def test_until_a_model_was_measured_output_costs_twice_the_input_and_cached_input_a_tenth() -> None:
     assert (UNCALIBRATED.input_us(0, 100), UNCALIBRATED.input_us(100, 100), UNCALIBRATED.output_us(100, 100)) == (1000, 100, 2000)
+
+
+def test_every_token_pays_for_those_that_stand_before_it_and_not_for_itself() -> None:
+    tariff = Tariff(input_ns=0, cached_ns=0, output_ns=0, context_ns=1000)
+
+    assert [tariff.input_us(0, num_tokens) for num_tokens in range(5)] == [0, 0, 1, 3, 6]
+    assert tariff.output_us(100, 2) == 100 + 101
