@@ -31,6 +31,8 @@ RETRY_S: Final = 1.0
 # Bounds of what is estimated.
 LEAST_RETRY_S: Final = 0.1
 MOST_RETRY_S: Final = 60.0
+# Of the daemon's queue, the part that is added for tenants with few requests: an eighth.
+_SPARE: Final = 8
 
 REQUESTS: Final = "requests_per_minute"
 TOKENS: Final = "tokens_per_minute"
@@ -134,7 +136,7 @@ class Admission:
 
     def check_request(self, tenant: str, demand: Demand) -> None:
         """Whether a request may come in now. Raises: QueueFull, QuotaExceeded; nothing is taken."""
-        if self._waiting.total >= self._max_queued:
+        if self._waiting.total >= self._max_queued and not self._has_few(tenant):
             raise self._queue_error("", self._max_queued)
         for path, known in self._limited(tenant):
             limits = known.limits
@@ -231,6 +233,14 @@ class Admission:
                 if wait_us > longest.wait_us:
                     longest = _Short(path, rate, bucket.amount, wait_us)
         return longest
+
+    def _has_few(self, tenant: str) -> bool:
+        """Whether a tenant comes in though the queue is full: who sends most fills it, and must not keep out who sends little.
+
+        For those with few requests there is an eighth more room; the less is left of it, the fewer are few.
+        """
+        num_free = self._max_queued + self._max_queued // _SPARE - self._waiting.total
+        return _SPARE * self._waiting.of(tenant) < num_free
 
     def _queue_error(self, path: str, limit: int) -> QueueFull:
         who = f"tenant {path!r}" if path else "this daemon"

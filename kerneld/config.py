@@ -102,7 +102,9 @@ class KerneldConfig:
     token_gap_s: float = field(
         default=0.05, metadata={"doc": "Or so many seconds, where that is longer: a pause between tokens that nobody minds.", "min": 0}
     )
-    max_queued: int = field(default=1024, metadata={"doc": "Most requests that wait, all tenants together.", "min": 1})
+    max_queued: int = field(
+        default=1024, metadata={"doc": "Most requests that wait, all tenants together; an eighth more for tenants with few.", "min": 1}
+    )
     max_contexts: int = field(default=10_000, metadata={"doc": "Most contexts, all tenants together.", "min": 1})
     max_text_bytes: int = field(default=MIB, metadata={"doc": "Most bytes of text in one call's input.", "min": 1})
     max_messages: int = field(default=1024, metadata={"doc": "Most chat messages in one call.", "min": 1})

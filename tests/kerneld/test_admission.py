@@ -72,6 +72,24 @@ def test_queues_are_bounded_by_tenant_and_by_the_daemon(admission: Admission, wa
     assert (caught.value.facts["holder"], caught.value.retry_after_s) == ("lab", 1.0)
 
 
+def test_who_fills_the_queue_keeps_nobody_out_who_sends_little(waiting: Tally, running: Tally, clock: FakeClock) -> None:
+    admission = Admission(waiting, running, max_queued=64, max_contexts=10, clock=clock)
+    for _ in range(64):
+        waiting.add("hog")
+
+    with pytest.raises(QueueFull):
+        admission.check_request("hog", Demand(1))
+    admission.check_request("ann", Demand(1))
+    waiting.add("ann")
+    with pytest.raises(QueueFull):  # one of 7 that are left is an eighth of them, and no more few
+        admission.check_request("ann", Demand(1))
+    for number in range(7):
+        admission.check_request(f"tenant{number}", Demand(1))
+        waiting.add(f"tenant{number}")
+    with pytest.raises(QueueFull):
+        admission.check_request("bob", Demand(1))
+
+
 @pytest.mark.parametrize(("start_s", "retry_s"), [(None, 1.0), (0.0, 0.1), (2.5, 2.5), (600.0, 60.0)])
 def test_a_full_queue_says_when_the_next_one_leaves_it(admission: Admission, waiting: Tally, start_s: float, retry_s: float) -> None:
     asked: list[str] = []
@@ -358,3 +376,71 @@ def test_soft_requests_run_no_faster_than_hard_ones_would_come_in(stream: Stream
     for i, since in enumerate(ready):
         for j in range(i, len(ready)):
             assert not limits.requests_per_minute or j - i + 1 <= limits.requests_per_minute * (1 + (ready[j] - since + 2e-6) / 60)
+
+
+# ------------------------------------------------------------------------------------------------------------------------ to the unit
+
+
+def test_who_comes_a_microsecond_too_early_is_refused(admission: Admission, clock: FakeClock) -> None:
+    clock.now = 0.0
+    admission.set_limits("lab", Limits(requests_per_minute=1))
+    admission.take_request("lab", Demand(1))
+    clock.now = 59.9999985
+
+    with pytest.raises(QuotaExceeded):
+        admission.check_request("lab", Demand(1))
+    clock.now = 60.0000005
+    admission.check_request("lab", Demand(1))
+
+
+def test_a_request_without_input_counts_as_one_token(admission: Admission) -> None:
+    admission.set_limits("lab", Limits(tokens_per_minute=1))
+    admission.take_request("lab", Demand(0))
+
+    with pytest.raises(QuotaExceeded):
+        admission.check_request("lab", Demand(0))
+
+
+def test_what_is_given_back_late_makes_no_room_beyond_the_limit(admission: Admission, clock: FakeClock) -> None:
+    admission.set_limits("lab", Limits(requests_per_minute=2))
+    admission.take_request("lab", Demand(1))
+    clock.advance(120)
+    admission.give_back("lab", Demand(1))
+    for _ in range(2):
+        admission.take_request("lab", Demand(1))
+
+    with pytest.raises(QuotaExceeded):
+        admission.check_request("lab", Demand(1))
+
+
+# ------------------------------------------------------------------------------------------------------------------------ after a restart
+
+
+@pytest.mark.parametrize(("passed_s", "retry_s"), [(0.0, 60.0), (20.0, 40.0), (-3600.0, 60.0)])  # a clock that went back takes nothing
+def test_the_time_that_a_restart_took_counts(waiting: Tally, running: Tally, clock: FakeClock, passed_s: float, retry_s: float) -> None:
+    before, after = (Admission(waiting, running, max_queued=5, max_contexts=10, clock=clock) for _ in range(2))
+    for admission in (before, after):
+        admission.set_limits("lab", Limits(requests_per_minute=1))
+    before.changes()
+    before.unix = lambda: 5000.0
+    before.take_request("lab", Demand(1))
+    after.unix = lambda: 5000.0 + passed_s
+    after.restore(before.changes())
+
+    with pytest.raises(QuotaExceeded) as caught:
+        after.check_request("lab", Demand(1))
+
+    assert caught.value.retry_after_s == pytest.approx(retry_s, abs=1e-5)
+
+
+def test_what_could_not_be_written_is_told_again(admission: Admission) -> None:
+    admission.set_limits("lab", Limits(requests_per_minute=1))
+    admission.changes()
+    admission.take_request("lab/ann", Demand(1))
+    told = admission.changes()
+    assert told.rates.keys() == {"lab"}
+    assert not admission.changes().rates
+
+    admission.unkept(told)
+
+    assert admission.changes().rates == told.rates
