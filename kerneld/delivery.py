@@ -186,7 +186,7 @@ class Delivery:
     # ------------------------------------------------------------------------------------------------------------------- the end
 
     def settle(self, request: Request, reason: FinishReason, detail: str = "") -> None:
-        """End a request that has no row (any more): journal, accounts, context, readers, in this order."""
+        """End a request that has no row (any more): accounts, journal, context, readers, in this order."""
         if request.is_finished:
             return
         context, now = request.context, self._clock()

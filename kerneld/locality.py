@@ -64,7 +64,7 @@ class Locality:
         if now == self._nothing_at:
             return first
         if (pick, *now) != self._seen or self._chosen is None:
-            chosen, saved_us = self._best(pick)
+            chosen, saved_us = self._best(pick, stamp)
             # One of another tenant is not remembered: what that is charged meanwhile may bring it further ahead than the lag.
             self._chosen = chosen if chosen.tenant == pick else None
             self._seen, self._nothing_at = (pick, *now), None if saved_us else now
@@ -83,22 +83,21 @@ class Locality:
                 return
             passed.num_passed += 1
 
-    def _best(self, pick: str) -> tuple[Request, int]:
+    def _best(self, pick: str, stamp: int) -> tuple[Request, int]:
         """Who goes first, and what that saves."""
-        best, best_us = self._best_of(pick)
+        best, best_us = self._best_of(pick, stamp)
         for path in self._shares.near(self._lag_us, MOST_LOOKED_AT):
             if path == pick:
                 continue
-            other, saved_us = self._best_of(path)
+            other, saved_us = self._best_of(path, stamp)
             if saved_us > best_us and saved_us - best_us > self._lag(other, pick):
                 best, best_us = other, saved_us
         return best, best_us
 
-    def _best_of(self, path: str) -> tuple[Request, int]:
+    def _best_of(self, path: str, stamp: int) -> tuple[Request, int]:
         """Of a tenant's first requests, the one that saves most, the earlier one of two; and what it saves."""
-        queue, stamp = self._waiting.queue(path), self.stamp()
-        known = self._bests.get(path)
-        if known is not None and (known.num_changes, known.stamp) == (queue.num_changes, stamp):
+        queue, known = self._waiting.queue(path), self._bests.get(path)
+        if known is not None and known.num_changes == queue.num_changes and known.stamp == stamp:
             return known.request, known.saved_us
         saved = [(request, self._saved_us(request)) for request in _equals(queue)]
         best, saved_us = max(saved, key=_saving)
