@@ -110,7 +110,8 @@ class Explainer:
             yield self._parked_obstacle(context)
         if request.place is Place.DEFERRED:
             seconds = max(request.defer_until - machine.clock(), 0.0)
-            text = f"it is above a soft limit of {request.tenant}: it joins the line in {seconds:.1f} s, or when nobody else is there."
+            when = f"it joins the line in {seconds:.1f} s, or when nobody else is there."
+            text = f"it is above a soft limit that holds for {request.tenant}: {when}"
             yield Obstacle("DEFERRED", text, owner=request.tenant)
         yield from self._limit_obstacles(request)
         yield from self._frame_obstacles(context, request)

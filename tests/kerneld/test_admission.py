@@ -436,6 +436,7 @@ def test_the_time_that_a_restart_took_counts(waiting: Tally, running: Tally, clo
 def test_what_could_not_be_written_is_told_again(admission: Admission) -> None:
     admission.set_limits("lab", Limits(requests_per_minute=1))
     admission.changes()
+    admission.unix = lambda: 5000.0
     admission.take_request("lab/ann", Demand(1))
     told = admission.changes()
     assert told.rates.keys() == {"lab"}

@@ -11,9 +11,10 @@ import pytest
 
 from kerneld.admission import Demand
 from kerneld.calls import LimitMode, Limits
-from kerneld.errors import InvalidArgument, QuotaExceeded
+from kerneld.errors import DiskFull, InvalidArgument, QuotaExceeded
 from tests.kerneld.conftest import FakeClock
 from tests.kerneld.rig import ADMIN, ANN, BOB, Output, Rig, Sizes, in_loop, prompt_of, running
+from tests.kerneld.small_disk import full_disk
 
 
 def soft(*names: str, **limits: Any) -> Limits:
@@ -172,9 +173,19 @@ async def test_a_refused_write_uses_nothing_of_a_rate(tmp_path: Path) -> None:
     async with running(Rig(tmp_path)) as rig:
         await set_limits(rig, "lab/ann", Limits(requests_per_minute=1))
         context = await rig.alloc()
-        with pytest.raises(InvalidArgument):
-            await rig.infer(context, (), 3)  # nothing to begin with
+        with full_disk(), pytest.raises(DiskFull):
+            await rig.infer(context, prompt_of(1, 9), 3)
         assert (await rig.infer(context, prompt_of(1, 9), 3)).reason == "length"
+
+
+@in_loop
+async def test_tokens_that_were_generated_count_in_the_rate(tmp_path: Path) -> None:
+    async with running(Rig(tmp_path)) as rig:
+        await set_limits(rig, "lab", Limits(tokens_per_minute=60))
+        await rig.infer(await rig.alloc(), prompt_of(1, 10), 40)
+        with pytest.raises(QuotaExceeded, match="Tenant 'lab' may use 60 tokens per minute") as caught:
+            await rig.infer(await rig.alloc(BOB), prompt_of(2, 30), 3, caller=BOB)
+        assert caught.value.retry_after_s == pytest.approx(20.0, abs=5.0)
 
 
 @in_loop

@@ -122,6 +122,17 @@ def test_no_service_is_counted_twice_and_refunds_let_no_counter_fall(page: Page)
     assert page.of("service_total") == {"a": 130, OTHER: 10}
 
 
+def test_a_tenant_that_is_gone_leaves_no_series(page: Page) -> None:
+    page.metrics.on_event(finished("a"))
+    page.metrics.on_event(finished("b"))
+    page.serve(a=100, b=7)
+    page.samples()
+
+    page.serve(a=130)
+
+    assert page.of("tenant_queue_time_seconds_count").keys() == {"a"}
+
+
 def test_lag_and_factors_are_shown_of_those_with_a_series(page: Page) -> None:
     page.metrics.on_event(finished("a"))
     page.fair = FairGauges(lag_us={"a": 1500.0, "b": -900.0, "c": -600.0}, factor_milli={"a": 2500, "b": 1000})

@@ -144,6 +144,32 @@ def test_work_that_left_the_line_is_ahead_of_nobody(line: Line) -> None:
     assert after < before / 10
 
 
+def test_work_of_another_that_left_the_line_is_ahead_of_nobody_at_once(line: Line) -> None:
+    heavy = line.arrive("ann", num_input=100_000)
+    first, second = (line.arrive("bob", num_input=50_000) for _ in range(2))
+    line.now += 1
+    before = line.seconds(second)
+    line.end(heavy)
+    after = line.seconds(second)
+    line.end(first)
+    assert before is not None
+    assert after is not None
+    assert after < 0.7 * before
+
+
+def test_who_was_idle_when_one_looked_is_not_ahead_of_those_who_waited(line: Line) -> None:
+    line.scheduler.shares.charge("ann", 1_000_000)
+    line.arrive("ann", num_input=100_000)
+    line.now += 1
+    line.starts.map()
+    second = [line.arrive("bob", num_input=50_000) for _ in range(2)][1]
+    at_once = line.seconds(second)
+    line.now += 1
+    a_second_later = line.seconds(second)
+    assert at_once is not None
+    assert at_once == pytest.approx(a_second_later, rel=0.05)
+
+
 def test_outputs_of_a_tenant_that_nobody_knows_are_as_long_as_those_of_others(line: Line) -> None:
     def wait_of_the_second() -> float:
         first, second = line.arrive("bob"), line.arrive("bob")

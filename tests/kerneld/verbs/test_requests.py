@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from kerneld.calls import ListArgs
+from kerneld.calls import Limits, ListArgs
 from kerneld.errors import NotFound
 from kerneld.starts import MOST_AHEAD
 from tests.kerneld.rig import ADMIN, ANN, BOB, Rig, Sizes, in_loop, prompt_of, running
@@ -112,6 +113,10 @@ async def test_a_deferred_request_says_until_when(tmp_path: Path) -> None:
         second = rig.begin(waiting, prompt_of(2, 20), 4)
         await rig.until(lambda: len(rig.machine.requests) == 2)
         request = next(each for each in rig.machine.requests.values() if each.context.id == waiting)
+        rig.machine.know_tenant(replace(rig.machine.tenants.get("lab/ann"), limits=Limits(max_running=2)))
+        assert [each.code for each in rig.kernel.explain_context(ANN, waiting).obstacles] == ["ROWS"]
+        rig.machine.know_tenant(replace(rig.machine.tenants.get("lab/ann"), limits=Limits(max_running=1)))
+        assert [each.code for each in rig.kernel.explain_context(ANN, waiting).obstacles] == ["RUNNING_LIMIT", "ROWS"]
         rig.machine.scheduler.defer(request, rig.machine.clock() + 60.0)
 
         told = rig.kernel.explain_context(ANN, waiting)
@@ -121,7 +126,7 @@ async def test_a_deferred_request_says_until_when(tmp_path: Path) -> None:
         assert told.outlook.deferred_until == request.defer_until
         assert told.outlook.estimate.seconds is None
         assert told.obstacles[0].code == "DEFERRED"
-        assert told.summary.startswith("Its request waits: it is above a soft limit of lab/ann: it joins the line in ")
+        assert told.summary.startswith("Its request waits: it is above a soft limit that holds for lab/ann: it joins the line in ")
         await first
         await second  # nobody else was there
 

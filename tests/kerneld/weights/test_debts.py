@@ -200,3 +200,27 @@ def test_what_is_charged_is_what_was_loaded(make_request: MakeRequest, moves: li
     for name in "mn":
         ledger.debts.end(name)
     ledger.check(loaded_us)
+
+
+def test_after_a_restart_tenants_that_are_gone_owe_nothing(ledger: Ledger, make_request: MakeRequest) -> None:
+    ledger.debts.begin("m", 1000)
+    ledger.serve(make_request("lab/ann"), 100)
+    ledger.serve(make_request("lab/gone"), 100)
+    after = Ledger()
+
+    after.debts.restore(ledger.debts.changes(), lambda tenant: tenant != "lab/gone")
+    after.debts.end("m")
+
+    assert after.shares == {"lab/ann": 800}
+
+
+def test_what_could_not_be_written_of_a_debt_is_told_again(ledger: Ledger, make_request: MakeRequest) -> None:
+    ledger.debts.begin("m", 1000)
+    ledger.serve(make_request("lab/ann"), 100)
+    told = ledger.debts.changes()
+    assert not ledger.debts.changes().loads
+
+    ledger.debts.unkept(told)
+
+    assert ledger.debts.changes().loads == told.loads
+    assert told.loads["m"].owed_us == 900

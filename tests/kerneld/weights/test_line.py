@@ -89,8 +89,12 @@ def test_who_tries_again_has_waited_since_the_first_time(waiting: Waiting) -> No
     waiter = waiting.line.join(patient)
     assert waiting.first == "patient"
 
+    waiting.clock.advance(MAX_WAIT_S)  # both are overdue: who tried again is the older one still
+    assert waiting.first == "patient"
+
     waiting.line.leave(waiter)
     waiting.line.forget(patient)
+    waiting.clock.advance(-MAX_WAIT_S)
     waiting.line.join(patient)
     assert waiting.first == "urgent"
 
