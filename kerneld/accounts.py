@@ -27,6 +27,7 @@ class ShareAccount(msgspec.Struct, frozen=True, array_like=True):
     last_child: str = ""  # name of the child that was active last: what it is charged from now on moves `last_active`
     is_removed: bool = False  # the node is gone, and nothing is kept of it
     is_held: bool = False  # a request at it or below is held out of the line
+    is_new: bool = False  # nothing was charged to it since it became active
 
 
 class RateAccount(msgspec.Struct, frozen=True, array_like=True):

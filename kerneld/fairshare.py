@@ -21,6 +21,7 @@ Invariants
    one counter unit.
 2. Lift: a node that becomes active is raised to the least counter among its active siblings; if none is active, to the counter of the
    sibling that was active last. A lift never lowers. (Without it, a tenant that slept would be owed the service it never asked for.)
+   Of equals, who has become active and was not charged since is next.
    Cap: nor is it further ahead than `cap / weight` of the least of them; what lies beyond is forgiven, not given back.
    A tenant with a request that is held out of the line is not asleep: it and those above it are lifted when that begins to wait, and until
    `release` they may stay behind from there on, by `held cap / weight` when they are active again.
@@ -42,7 +43,7 @@ from kerneld.accounts import ShareAccount
 from kerneld.errors import InvalidArgument, NotFound, WrongState
 from kerneld.sharechanges import ShareChanges
 from kerneld.sharenode import FULL_FACTOR, OWN, SCALE, ShareNode, ShareRules
-from kerneld.sharetree import ShareTree
+from kerneld.sharetree import ShareTree, rebase_children
 from kerneld.standings import Standing, standing_of
 
 MAX_WEIGHT: Final = 10_000
@@ -146,6 +147,7 @@ class FairShare:
             if node.divisor == 1:  # most of them, once per row and step
                 node.counter += cost * node.price
                 node.service += cost
+                node.is_new = False
             else:
                 node.charge(cost)
 
@@ -257,7 +259,7 @@ class FairShare:
         waiting = {node for tenant in tenants for node in self._tree.own(tenant).lineage}
         for node in self._tree:
             if node not in waiting:
-                node.keeps_counter = node.was_held = False
+                node.has_returned()
 
     def rebase(self) -> bool:
         """Move counters back, siblings together, where all that matter have passed `REBASE_AT`; differences between active siblings stay.
@@ -275,7 +277,7 @@ class FairShare:
         return own
 
     def _rebase(self, parents: Iterable[ShareNode]) -> bool:
-        moved = [node for node in parents if node.rebase_children(REBASE_AT)]
+        moved = [node for node in parents if rebase_children(node, REBASE_AT)]
         self._touched |= {child: None for node in moved for child in node.children.values()}
         return bool(moved)
 

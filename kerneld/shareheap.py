@@ -1,6 +1,7 @@
 """A heap of siblings in the tree of shares, by numbers that mostly grow.
 
     entry = (key, name, serial, node)        equal keys go by name, so that the order does not depend on history
+    key   = 2 * number + 1, and 2 * number for a node that is new
 
 Invariants
 1. Every active sibling has one live entry, whose key is at most its number: charging a node touches no heap, and a key that has fallen
@@ -23,6 +24,7 @@ class Sibling(Protocol):
     counter: int
     lead: int  # what its class adds to the counter where it is compared with its siblings
     is_active: bool
+    is_new: bool
 
 
 SiblingT = TypeVar("SiblingT", bound=Sibling)
@@ -44,7 +46,7 @@ class ShareHeap(Generic[SiblingT]):
     def enter(self, node: SiblingT) -> None:
         """See to it that a node, which is active or about to be, has an entry that is low enough (invariant 1)."""
         live = self._live.get(node)
-        if live is None or live[0] > self.number(node):
+        if live is None or live[0] > self._key(node):
             heapq.heappush(self._entries, self._new_entry(node))
 
     def least(self) -> SiblingT | None:
@@ -58,7 +60,7 @@ class ShareHeap(Generic[SiblingT]):
             elif not node.is_active:
                 heapq.heappop(entries)
                 del self._live[node]
-            elif entry[0] != (node.counter + node.lead if self._counts_class else node.counter):
+            elif entry[0] != self._key(node):
                 heapq.heapreplace(entries, self._new_entry(node))
             else:
                 return node
@@ -95,17 +97,20 @@ class ShareHeap(Generic[SiblingT]):
         """What a node is ordered by."""
         return node.counter + node.lead if self._counts_class else node.counter
 
+    def _key(self, node: SiblingT) -> int:
+        return 2 * (node.counter + node.lead if self._counts_class else node.counter) + (not node.is_new)
+
     def check(self) -> None:
         """Assert invariant 1 of the whole heap. Walks it."""
         for idx, entry in enumerate(self._entries):
             assert idx == 0 or self._entries[(idx - 1) // 2][:3] <= entry[:3], "the heap is out of order"
         for node, entry in self._live.items():
             assert entry in self._entries, "a live entry is not in the heap"
-            assert not node.is_active or entry[0] <= self.number(node), "a key is above its number"
+            assert not node.is_active or entry[0] <= self._key(node), "a key is above its number"
 
     def __contains__(self, node: SiblingT) -> bool:
         return node in self._live
 
     def _new_entry(self, node: SiblingT) -> _Entry[SiblingT]:
-        entry = self._live[node] = (self.number(node), node.name, next(_serials), node)
+        entry = self._live[node] = (self._key(node), node.name, next(_serials), node)
         return entry

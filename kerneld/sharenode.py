@@ -41,10 +41,9 @@ class ShareNode:
         "counter",
         "divisor",
         "factor_milli",
-        "held",
         "is_active",
+        "is_new",
         "is_open",
-        "keeps_counter",
         "last_active",
         "lead",
         "least_served",
@@ -58,6 +57,7 @@ class ShareNode:
         "price",
         "rank",
         "remainder",
+        "returning",
         "rules",
         "service",
         "was_held",
@@ -81,13 +81,13 @@ class ShareNode:
         self.service = 0  # cost charged, refunds taken off, weights apart
         self.is_open = True
         self.is_active = False
+        self.is_new = False  # nothing was charged since it became active: of equals, it is next
         self.rank = 0  # the best that waits at it or below; the last one that did, if it is not active
         self.lead = 0  # the slice of that rank, in counter units
-        self.keeps_counter = False  # it was active when the accounts were kept: the next lift is left out
-        self.was_held = False  # a request was held then: so is the first that comes back
+        self.was_held = False  # a request was held when the accounts were kept: so is the first that comes back
         self.num_by_rank = [0] * NUM_RANKS  # active children by their rank; in a hidden child: requests that wait
         self.num_held = 0  # requests at it and below that are out of the line for a while
-        self.held: dict[ShareNode, None] = {}  # children that have any
+        self.returning: dict[ShareNode, None] = {}  # children that were active when the accounts were kept, and not since
         self.last_active: ShareNode | None = None  # the child that was active last
         # Active children: by who is next, and by who was served least. Without slices these are the same.
         self.line: ShareHeap[ShareNode] = ShareHeap(counts_class=True)
@@ -100,6 +100,7 @@ class ShareNode:
         quotient, self.remainder = divmod(cost * self.price + self.remainder, self.divisor)
         self.counter += quotient
         self.service += cost
+        self.is_new = False
 
     def refund(self, cost: int) -> None:
         """Undo a charge (invariant 3)."""
@@ -138,14 +139,18 @@ class ShareNode:
             factor_milli=self.factor_milli,
             last_child=last.name if last and self.children.get(last.name) is last else "",
             is_held=self.num_held > 0 or self.was_held,
+            is_new=self.is_new,
         )
 
     def restore(self, account: ShareAccount) -> None:
         """Put an account back; the weight is not part of it."""
         self.weigh(self.weight, account.factor_milli)
         self.counter, self.remainder = account.counter, account.remainder % self.divisor
-        self.service = account.service
-        self.keeps_counter, self.was_held = account.is_active, account.is_held
+        self.service, self.is_new = account.service, account.is_new
+        self.has_returned()
+        self.was_held = account.is_held
+        if account.is_active and self.parent is not None:
+            self.parent.returning[self] = None
 
     def was_last_active(self, counter: int, name: str = "") -> None:
         """Whoever of the children was active last had this counter: it is what the next lift asks for. `name` is empty if it is gone."""
@@ -182,8 +187,9 @@ class ShareNode:
         """Invariant 2, for a node that is about to be active."""
         assert self.parent is not None, "the root is not lifted"
         if self.keeps_counter:
-            self.keeps_counter = self.was_held = False
+            self.has_returned()
             return
+        self.is_new = True
         least = self.parent.least_served.least()
         reference = least or self.parent.last_active
         is_held, self.was_held = self.is_held, False
@@ -198,6 +204,17 @@ class ShareNode:
             self._put(min(self.counter, least.counter + self.units(self.rules.cap_us)))
 
     @property
+    def keeps_counter(self) -> bool:
+        """Whether it was active when the accounts were kept, and not since: its next lift is left out."""
+        return self.parent is not None and self in self.parent.returning
+
+    def has_returned(self) -> None:
+        """How it was when the accounts were kept tells nothing any more."""
+        self.was_held = False
+        if self.parent is not None:
+            self.parent.returning.pop(self, None)
+
+    @property
     def is_held(self) -> bool:
         """Whether a request at it or below is held, or was when the accounts were kept."""
         return self.num_held > 0 or self.was_held
@@ -206,29 +223,25 @@ class ShareNode:
         """A request of a hidden child is held. Who was asleep is lifted as if that waited in line: nobody is owed anything of before."""
         is_open = True
         for node in self.lineage:
-            assert node.parent is not None, "the root is in no lineage"
             is_open = is_open and node.is_open
             if is_open and not node.is_held:
                 node.wake()
             node.num_held, node.was_held = node.num_held + 1, False
-            node.parent.held[node] = None
 
     def release(self) -> None:
         """A request of a hidden child that was held is in line, or has ended."""
         assert self.num_held > 0, "nothing is held in this tenant"
         for node in self.lineage:
-            assert node.parent is not None, "the root is in no lineage"
             node.num_held -= 1
             if not node.num_held:
-                del node.parent.held[node]
-                node.keeps_counter = False  # it is in line, or asleep
+                node.has_returned()  # it is in line, or asleep
 
     def wake(self) -> None:
-        """Lift it, unless it is active, as if it became active now: to the least active sibling, else to the least that is held."""
+        """Lift it, unless it is active, as if it became active now; siblings that are about to return after a restart count as active."""
         assert self.parent is not None, "the root is not lifted"
         if not (self.is_active or self.keeps_counter):
-            held = (node for node in self.parent.held if node is not self)
-            reference = self.parent.least_served.least() or min(held, key=_counter_of, default=self.parent.last_active)
+            returning = min(self.parent.returning, key=_counter_of, default=self.parent.last_active)
+            reference = self.parent.least_served.least() or returning
             if reference is not None:
                 self._put(max(self.counter, reference.counter))
 
@@ -246,25 +259,6 @@ class ShareNode:
             return
         for child in self.line.first(most, window):
             yield from child.near(window, most)
-
-    def rebase_children(self, at: int) -> bool:
-        """Move the children's counters back together if all that matter have passed `at`; whether they were moved."""
-        least = self.least_served.least()
-        if least is not None and least.counter < at:  # asked with every step while one is there and others are not
-            return False
-        active = [child.counter for child in self.children.values() if child.is_active or child.keeps_counter or child.is_held]
-        last = self.last_active
-        base = min(active) if active else (last.counter if last else 0)
-        if base < at:
-            return False
-        moved = dict.fromkeys(self.children.values())
-        if last is not None:
-            moved[last] = None  # it may have been removed from the tree
-        for child in moved:
-            child.counter = max(child.counter - base, 0)
-        for heap in (self.line, self.least_served):
-            heap.rebuild(child for child in self.children.values() if child.is_active)
-        return True
 
     def leave(self) -> None:
         """Be no child of its parent any more."""

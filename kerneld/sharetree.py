@@ -93,5 +93,25 @@ def _copy_state(node: ShareNode, copy: ShareNode) -> None:
     copy.weight, copy.factor_milli, copy.price, copy.divisor = node.weight, node.factor_milli, node.price, node.divisor
     copy.counter, copy.remainder, copy.service = node.counter, node.remainder, node.service
     copy.num_by_rank, copy.rank, copy.lead = list(node.num_by_rank), node.rank, node.lead
-    copy.is_active = True
+    copy.is_active, copy.is_new = True, node.is_new
     copy.enter()
+
+
+def rebase_children(parent: ShareNode, at: int) -> bool:
+    """Move the counters of a node's children back together if all that matter have passed `at`; whether they were moved."""
+    least, children = parent.least_served.least(), parent.children.values()
+    if least is not None and least.counter < at:  # asked with every step while one is there and others are not
+        return False
+    active = [child.counter for child in children if child.is_active or child.keeps_counter or child.is_held]
+    last = parent.last_active
+    base = min(active) if active else (last.counter if last else 0)
+    if base < at:
+        return False
+    moved = dict.fromkeys(children)
+    if last is not None:
+        moved[last] = None  # it may have been removed from the tree
+    for child in moved:
+        child.counter = max(child.counter - base, 0)
+    for heap in (parent.line, parent.least_served):
+        heap.rebuild(child for child in children if child.is_active)
+    return True

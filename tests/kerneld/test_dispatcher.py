@@ -47,6 +47,24 @@ async def test_quanta_grow_when_nobody_waits_and_are_cut_by_an_arrival(tmp_path:
 
 
 @in_loop
+async def test_who_can_be_seated_does_not_wait_for_a_plan_that_has_not_begun(tmp_path: Path) -> None:
+    async with running(Rig(tmp_path, Sizes(max_rows=2))) as rig:
+        assert rig.worker is not None
+        worker = rig.worker
+        hog = [rig.begin(await rig.alloc(), prompt_of(seed, 5), 100) for seed in range(4)]
+        late = await rig.alloc(BOB)
+        await rig.until(lambda: worker.num_steps >= 12)
+        worker.hold()
+        await rig.until(lambda: worker.plans[-1].seq >= worker.plans[-2].seq and len(rig.machine.dispatcher._flights) == 2)
+        num_cuts = worker.num_cuts
+        output = rig.begin(late, prompt_of(9, 5), 3, caller=BOB)
+        await rig.until(lambda: worker.num_cuts > num_cuts)
+        worker.release()
+        assert (await output).tokens == oracle(prompt_of(9, 5), 3)
+        assert [(await task).tokens for task in hog] == [oracle(prompt_of(seed, 5), 100) for seed in range(4)]
+
+
+@in_loop
 async def test_a_drawn_continuation_depends_on_seed_and_position_alone(tmp_path: Path) -> None:
     async with running(Rig(tmp_path)) as rig:
         sampling = Sampling(temperature=0.8, seed=77)

@@ -99,6 +99,7 @@ def test_a_tenant_that_wakes_is_lifted_to_its_least_active_sibling() -> None:  #
     shares.enqueue("c")
 
     assert [counter(shares, path) for path in "abc"] == [100, 70, 70]
+    assert shares.pick() == "c", "of equals, who has just come goes first"
 
 
 def test_a_tenant_that_wakes_alone_is_lifted_to_the_last_that_was_active() -> None:  # invariant 2, second branch
@@ -587,3 +588,41 @@ def test_a_counter_that_has_left_64_bits_behind_waits_for_its_siblings_and_costs
     assert [each.counter for each in shares.changes() if each.path == "a"] == [1 << 61]
     shares.charge("b", 1 << 41)
     assert {each.path: each.counter for each in shares.changes() if each.path in ("a", "b")} == {"a": 0, "b": 0}
+
+
+def test_who_waits_with_nothing_after_a_restart_has_been_asleep() -> None:
+    before = make_shares("a", "b", "c")
+    for path in "abc":
+        before.enqueue(path)
+    before.charge("a", 1000)
+
+    after = make_shares("a", "b", "c")
+    after.restore(before.snapshot())
+    after.settle(["a", "b"])
+    for path in "abc":  # c comes anew
+        after.enqueue(path)
+        after.charge("b", 100 if path == "b" else 0)
+
+    assert [counter(after, path) for path in "abc"] == [1000, 100, 100]
+
+
+def test_who_was_held_at_a_death_is_behind_by_the_held_cap_at_most() -> None:
+    def made() -> FairShare:
+        shares = FairShare(held_cap_us=30)
+        for path in "ab":
+            shares.add(path)
+        return shares
+
+    before, after = made(), made()
+    before.enqueue("b")
+    before.hold("a")
+    before.charge("b", 100)
+    after.restore(before.snapshot())
+    after.enqueue("b")
+    after.hold("a")
+    for shares in (before, after):
+        shares.enqueue("a")
+        shares.release("a")
+
+    assert [counter(shares, "a") for shares in (before, after)] == [70, 70]
+    assert [each for each in after.snapshot() if each.is_held] == []

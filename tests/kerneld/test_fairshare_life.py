@@ -130,7 +130,7 @@ class LifeOfTree(RuleBasedStateMachine):
             if not children:
                 assert self.shares.pick() is None
                 return
-            node = min(children, key=lambda child: (kept[child].counter + self.slice_of(child), child))
+            node = min(children, key=lambda child: (kept[child].counter + self.slice_of(child), not kept[child].is_new, child))
         assert self.shares.pick() == parent_of(node)
 
     def slice_of(self, node: str) -> int:

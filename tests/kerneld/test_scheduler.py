@@ -385,6 +385,20 @@ def test_the_most_urgent_model_is_that_of_the_waiter_that_would_be_picked_first(
     assert urgencies[0] < urgencies[1]
 
 
+def test_the_urgency_of_a_model_counts_what_others_were_served_while_it_was_away(scheduler: Scheduler, make_request: MakeRequest) -> None:
+    scheduler.enqueue(make_request("other"))
+    scheduler.enqueue(make_request("lab/ann", model="late"))
+    scheduler.shares.add("sleeper")
+    scheduler.shares.charge("other", 1000)
+    scheduler.enqueue(make_request("sleeper", model="early"))
+
+    early, late = scheduler.urgency("early"), scheduler.urgency("late")
+
+    assert early is not None
+    assert late is not None
+    assert late < early
+
+
 def test_of_one_tenant_the_stricter_class_makes_a_load_more_urgent(scheduler: Scheduler, make_request: MakeRequest) -> None:
     scheduler.enqueue(make_request("lab/ann", model="a", priority=Priority.BATCH, arrival=0.0))
     scheduler.enqueue(make_request("lab/ann", model="b", arrival=9.0))

@@ -19,6 +19,7 @@ class Node:
     counter: int = 0
     lead: int = 0
     is_active: bool = False
+    is_new: bool = False
 
 
 names = st.integers(0, 7)
@@ -40,7 +41,7 @@ class LifeOfHeap(RuleBasedStateMachine):
     @rule(idx=names, lead=st.integers(0, 9))
     def wake(self, idx: int, lead: int) -> None:
         node = self.nodes[idx]
-        node.is_active, node.lead = True, lead
+        node.is_active, node.is_new, node.lead = True, True, lead
         self.enter(node)
 
     @rule(idx=names)
@@ -50,6 +51,7 @@ class LifeOfHeap(RuleBasedStateMachine):
     @rule(idx=names, num=st.integers(0, 20))
     def grow(self, idx: int, num: int) -> None:
         self.nodes[idx].counter += num
+        self.nodes[idx].is_new = False
 
     @rule(idx=names, num=st.integers(0, 20))
     def fall(self, idx: int, num: int) -> None:
@@ -78,15 +80,15 @@ class LifeOfHeap(RuleBasedStateMachine):
     @rule()
     def look(self) -> None:
         active = [node for node in self.nodes if node.is_active]
-        by_deadline = sorted(active, key=lambda node: (node.counter + node.lead, node.name))
-        by_counter = sorted(active, key=lambda node: (node.counter, node.name))
+        by_deadline = sorted(active, key=lambda node: (node.counter + node.lead, not node.is_new, node.name))
+        by_counter = sorted(active, key=lambda node: (node.counter, not node.is_new, node.name))
         assert self.line.least() is (by_deadline[0] if active else None)
         assert self.least_served.least() is (by_counter[0] if active else None)
 
     @rule(most=st.integers(0, 9), window=st.integers(0, 30))
     def look_further(self, most: int, window: int) -> None:
-        active = sorted((node.counter + node.lead, node.name) for node in self.nodes if node.is_active)
-        near = [name for number, name in active if number <= active[0][0] + window][:most]
+        active = sorted((node.counter + node.lead, not node.is_new, node.name) for node in self.nodes if node.is_active)
+        near = [name for number, _is_old, name in active if number <= active[0][0] + window][:most]
         assert [node.name for node in self.line.first(most, window)] == near
 
 

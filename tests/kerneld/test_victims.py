@@ -71,8 +71,9 @@ def test_what_the_victim_prepaid_and_did_not_get_does_not_count_as_served(schedu
     scheduler.shares.charge("ann", LAG)
 
     prepaid = scheduler.victim([row], candidate)
-    scheduler.charge_output(row, 80)  # it came; what follows is charged
-    scheduler.charge_output(row, 1)
+    for _ in range(80):  # it comes; what follows is charged
+        scheduler.charge_outputs([(row, 1)])
+    scheduler.charge_outputs([(row, 1)])
 
     assert (prepaid, scheduler.victim([row], candidate)) == (None, row)
 
