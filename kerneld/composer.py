@@ -169,6 +169,7 @@ class Composer:
 
     def _seat_candidates(self) -> int:
         """Seat who is next, while there are slots and the line is not stopped. Returns how many were seated."""
+        self.headroom.begin()
         num_seated = 0
         while self.seats.has_free and not self._gate.is_stopped and num_seated < self._most_newcomers:
             request = self._scheduler.next_candidate()

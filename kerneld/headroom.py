@@ -27,24 +27,39 @@ from memory.table import PageTable
 
 
 class Headroom:
-    """Estimates of one device. It changes nothing."""
+    """Estimates of one device. Between two `begin` a row is counted once, so that seating many looks at each of them once."""
 
     def __init__(self, pager: Pager, parts: UsedParts, growth_share: float) -> None:
         """`growth_share`: of what rows are expected to grow by, how much is kept free for them; 0: nothing."""
         self._pager = pager
         self._parts = parts
         self._growth_share = growth_share
+        self.begin()
+
+    def begin(self) -> None:
+        """Rows may have grown, and more may be known of what is expected of them."""
+        self._counted: list[Row] = []
+        self._counted_bytes = self._most_shared = 0
 
     def has_room(self, rows: Sequence[Row], candidate: Request) -> bool:
         """Whether who is next finds room beside these rows, whatever they are expected to grow by; beside nobody he always does."""
         table = candidate.context.table
         if not rows or not self._growth_share or table is None:
             return True
-        needed = self._full_bytes(candidate, candidate.context.num_tokens, table)
-        needed += sum(self._full_bytes(row.request, row.total, row.table) for row in rows)
+        self._count(rows)
+        needed = self._counted_bytes + self._full_bytes(candidate, candidate.context.num_tokens, table)
         # Pages that several hold are taken for the same ones: they count once.
-        shared = max(_shared_bytes(table), *(_shared_bytes(row.table) for row in rows))
+        shared = max(_shared_bytes(table), self._most_shared)
         return needed + shared <= self._room_bytes(table.spaces)
+
+    def _count(self, rows: Sequence[Row]) -> None:
+        """Add up what these rows will hold, those that were added up before at the head of the list only once."""
+        if list(rows[: len(self._counted)]) != self._counted:
+            self.begin()  # somebody left
+        for row in rows[len(self._counted) :]:
+            self._counted.append(row)
+            self._counted_bytes += self._full_bytes(row.request, row.total, row.table)
+            self._most_shared = max(self._most_shared, _shared_bytes(row.table))
 
     def _full_bytes(self, request: Request, num_needed: int, table: PageTable) -> int:
         """Bytes of the device that a request alone will hold; `num_needed` tokens are known of it."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from array import array
 from dataclasses import dataclass, field
 
@@ -96,6 +97,34 @@ def test_only_a_part_of_the_growth_is_kept_where_that_is_wanted() -> None:
     assert not bench.has_room(rows, bench.request(8, 12))
     assert bench.has_room(rows, bench.request(8, 12), growth_share=0.5)
     assert bench.has_room(rows, bench.request(800, 12), growth_share=0.0)
+
+
+def test_rows_that_come_and_leave_are_counted_as_if_all_were_looked_at_again() -> None:
+    bench, rng = Bench(200), random.Random(1)
+    headroom, rows, answers = Headroom(bench.pager, bench.parts, 1.0), [bench.row(8, 12)], []
+    for _ in range(300):
+        candidate = bench.request(rng.randint(1, 60), rng.randint(1, 60))
+        answers.append(headroom.has_room(rows, candidate))
+        assert answers[-1] is bench.has_room(rows, candidate)
+        if answers[-1]:
+            rows.append(bench.row(rng.randint(1, 60), rng.randint(1, 60)))
+        else:
+            del rows[rng.randrange(len(rows)) :]
+
+    assert set(answers) == {True, False}
+
+
+def test_rows_that_have_grown_are_counted_anew_with_the_next_plan() -> None:
+    bench = Bench(10)
+    row, candidate = bench.row(8, 12), bench.request(8, 12)
+    headroom = Headroom(bench.pager, bench.parts, 1.0)
+    before = headroom.has_room([row], candidate)
+    row.total = 36
+    same_plan = headroom.has_room([row], candidate)
+
+    headroom.begin()
+
+    assert (before, same_plan, headroom.has_room([row], candidate)) == (True, True, False)
 
 
 def test_who_only_scores_does_not_grow() -> None:
