@@ -57,8 +57,8 @@ def cli() -> None:
     """The daemon of kerneld, the kernel for language-model work on this machine.
 
     \b
-    Configuration: the file, then KERNELD_SECTION__KEY variables, then options; the later wins.
-    `kerneld config show` prints every key with its meaning.
+    Configuration: the file, then KERNELD_SECTION__KEY variables, then options;
+    the later wins. `kerneld config show` prints every key with its meaning.
     """
 
 
@@ -144,20 +144,34 @@ def sim(workload: str, plots: Path | None, no_plots: bool, records: Path | None,
     """Run WORKLOAD under virtual time with the daemon's own scheduler, first come first served and by fair shares (hvtc), and compare.
 
     \b
-    WORKLOAD is a TOML file (see examples/workloads), an event log written by `kernelctl events -o json` that
-    ends in .jsonl, or a preset: fig3 to fig8, fig10, zipf (the paper's), tenants64.
+    WORKLOAD is one of
+      a TOML file          see examples/workloads
+      an event log         what `kernelctl events -o json` writes, in a file
+                           whose name ends in .jsonl
+      a preset             fig3 to fig8, fig10, zipf (the paper's), tenants64
 
     \b
-    Service counts 1 per input token, at the first token, and 2 per output token, evenly from first token to finish.
-    max_gap    largest difference of accumulated service between two tenants at any instant; where weights differ,
-               service is divided by the claim: a tenant's part of the machine, over that of the least entitled one
-    max_diff   worst window of 60 s, one every 10 s: sum over tenants of the lesser of what each had less than
-               the best served, and what it had arrived but not served; per second
-    
-    Of --records, max_gap needs tenant, scheduler, first_token_s, finish_s, input_tokens and output_tokens (and the
-    weights, where they differ); mean_ttft_s arrival_s; tokens_per_s the duration; rejected needs outcome; max_diff
-    needs wanted_tokens (output that a request asks the device for) and outcome as well (rejected ones want nothing).
-    finish_s of a request that runs when time is up is that time: it counts as served so far.
+    SERVICE counts 1 per input token, at the first token, and 2 per output
+    token, evenly from first token to finish.
+    MAX GAP    largest difference of accumulated service between two tenants
+               at any instant; where weights differ, service is divided by the
+               claim: a tenant's part of the machine, over that of the least
+               entitled one
+    MAX DIFF   worst window of 60 s, one every 10 s: sum over tenants of the
+               lesser of what each had less than the best served, and what it
+               had arrived but not served; per second
+    TTFT       seconds from arrival to first token, of requests that had one
+    WORST LAG  the most service that a tenant was behind the best served one,
+               counting no more than what it had asked for by then
+
+    \b
+    Of --records, max_gap needs tenant, scheduler, first_token_s, finish_s,
+    input_tokens and output_tokens (and the weights, where they differ);
+    mean_ttft_s arrival_s; tokens_per_s the duration; rejected needs outcome;
+    max_diff needs wanted_tokens (output that a request asks the device for)
+    and outcome as well (rejected ones want nothing). finish_s of a request
+    that runs when time is up is that time: it counts as served so far.
+
     With -o json or yaml, plots are written only where --plots says.
     """
     from cli.sim import load_workload, run_and_show

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from cli.context import PRIORITIES
 from cli.failure import FINISH_CODES
 from cli.handle import find_context, short
 from cli.render import Column, Printer, plain, write_line, write_note, write_text
@@ -41,6 +42,12 @@ _SAMPLING = (
 )
 
 
+_PLACE = ("priority", "nice")
+_PLACING = (
+    click.option("--priority", type=PRIORITIES, help="Latency class.  [default: interactive]"),
+    click.option("--nice", type=click.IntRange(-20, 19), help="Order among your own requests; less is sooner.  [default: 0]"),
+)
+
 stats_option = click.option("--stats", is_flag=True, help="Tell on stderr what the request used.")
 
 
@@ -49,6 +56,18 @@ def sampling_options(command: Callable[..., None]) -> Callable[..., None]:
     for option in reversed(_SAMPLING):
         command = option(command)
     return command
+
+
+def placing_options(command: Callable[..., None]) -> Callable[..., None]:
+    """Give a command that allocates the options of where its requests stand; they arrive as keyword arguments of `Client.alloc`."""
+    for option in reversed(_PLACING):
+        command = option(command)
+    return command
+
+
+def place_of(options: Options) -> Options:
+    """Take the options of where requests stand out of the others; those that were given."""
+    return given({name: options.pop(name) for name in _PLACE})
 
 
 def given(options: Options) -> Options:
@@ -80,6 +99,7 @@ def need_prompt(prompt: str | None) -> str:
 @click.argument("model")
 @click.argument("prompt", required=False)
 @sampling_options
+@placing_options
 @click.option("--chat/--plain", "is_chat", default=False, help="Send the prompt as a chat message, through the model's template.")
 @click.option("--keep", is_flag=True, help="Keep the context and print its id on stderr.")
 @click.option("--adapter", default="", help="Run with this adapter of MODEL.")
@@ -89,7 +109,7 @@ def run(shell: Shell, /, model: str, prompt: str | None, is_chat: bool, keep: bo
     """Answer PROMPT with MODEL, in a context that is freed afterwards. Without PROMPT, or for "-", it is read from standard input."""
     text = need_prompt(prompt)
     with shell.connect() as client:
-        context = client.alloc(model, adapter=adapter)
+        context = client.alloc(model, adapter=adapter, **place_of(options))
         try:
             source: Options = {"messages": [{"role": "user", "content": text}]} if is_chat else {"text": text}
             show_stream(shell.printer, context, context.infer(**source, **given(options)))
@@ -156,12 +176,13 @@ def score(shell: Shell, context_id: str, text: str, top: int) -> None:
 @click.argument("model")
 @click.option("--system", help="What the model is told first.")
 @sampling_options
+@placing_options
 @pass_shell
 def chat(shell: Shell, /, model: str, system: str | None, **options: Any) -> None:
     """Talk with MODEL, line by line, in one context; only what is new is sent. /quit or the end of input ends it, Ctrl-C cuts an answer."""
     unsent = [{"role": "system", "content": system}] if system else []
     with shell.connect() as client:
-        context = client.alloc(model)
+        context = client.alloc(model, **place_of(options))
         try:
             while (line := ask_line()) is not None:
                 answer(context, [*unsent, {"role": "user", "content": line}], given(options))

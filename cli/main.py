@@ -61,7 +61,7 @@ Examples:
 \b
 Results go to stdout, errors and progress to stderr. Exit codes:
   0 done   1 error   2 usage   3 not found   4 not allowed or not logged in
-  5 daemon unavailable   6 limit reached or no room   7 wrong state or name taken
+  5 daemon unavailable   6 limit reached, no room   7 wrong state, name taken
   8 deadline passed   130 interrupted
 
 Completion: eval "$(kernelctl completion bash)", or zsh, or

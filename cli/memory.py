@@ -74,8 +74,10 @@ def mem(shell: Shell, decisions: bool, count: int) -> None:
     \b
     USED       with everybody beneath it; the other sizes are the tenant's own
     GUARANTEE  what it uses below this is not reclaimed for others
-    BORROWED   what it uses above its guarantee; given back first by whoever borrows most per weight
-    OVER LIMIT the limit was lowered, or a sharer left: reclaimed with the next plans
+    BORROWED   what it uses above its guarantee; given back first by
+               whoever borrows most per weight
+    OVER LIMIT the limit was lowered, or a sharer left: reclaimed with the
+               next plans
     """
     with shell.connect() as client:
         memory = client.memory(num_decisions=count if decisions else 0)

@@ -60,7 +60,8 @@ def share(shell: Shell, is_long: bool) -> None:
     \b
     SHARE      of its parent's, by weights; OF ALL: of the machine
     USED       of what it and its siblings used, with a half-life
-    FACTOR     by which its weight is multiplied: above 1 for who used less than its share, below 1 for who used more
+    FACTOR     by which its weight is multiplied: above 1 for who used less
+               than its share, below 1 for who used more
     SHARE NOW  of its parent's, by weights times factors
     """
     del is_long

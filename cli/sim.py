@@ -59,6 +59,8 @@ def run_and_show(workload: Workload, printer: Printer, records: Path | None, plo
             printer.document({"schedulers": {run.scheduling.value: dataclasses.asdict(run.measures) for run in runs}})
         if plots is not None:
             draw(runs, plots)
+    except BrokenPipeError:  # the reader left: nobody is told
+        raise
     except OSError as error:
         raise click.ClickException(f"{error.filename}: {error.strerror}.") from error
 

@@ -91,9 +91,15 @@ def usage(shell: Shell, tenant: str, since: float, until: float | None, by: str)
     INPUT      tokens of requests that ended, CACHED ones included
     DEVICE S   measured time of steps, split among their rows
     SERVICE S  what its share was charged, by the tariff of each model
-    PAGE S     pages held on the device, times seconds (-o wide: on host and disk too)
+    PAGE S     pages held on the device, times seconds (-o wide: on host and
+               disk too)
+    LOADS      of models, that it paid for or for a part of: each may count for
+               several tenants
     LOAD S     time of model loads that it was charged for
-    (system)   copies of pages, what is computed again, and loads that served nobody
+    (system)   copies of pages, what is computed again, and loads that served
+               nobody
+
+    A kill -9 of the daemon loses the last 15 seconds of all but SERVICE S.
     """
     if until is not None and until <= since:
         raise click.BadParameter("it must be later than --since.", param_hint="--until")

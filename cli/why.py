@@ -22,7 +22,7 @@ RANKS = (
     Column("TENANT", lambda c: c.tenant),
     Column("WEIGHT", weight_text, is_number=True),
     Column("AHEAD BY", lambda c: f"{c.lag_us / 1000:.1f} ms", is_number=True),
-    Column("SERVED", lambda c: seconds_text(c.service_us / 1e6), is_number=True),
+    Column("SERVICE", lambda c: seconds_text(c.service_us / 1e6), is_number=True),
     Column("WAITING", lambda c: str(c.num_waiting), is_number=True),
     Column("RUNNING", lambda c: str(c.num_running), is_number=True),
 )

@@ -27,15 +27,17 @@ def write_plots(runs: Sequence[Run], folder: Path) -> list[Path]:
     folder.mkdir(parents=True, exist_ok=True)
     paths = []
     for name, label, draw in (
-        ("service", "accumulated service", _draw_service),
+        ("service", "accumulated service (input token 1, output token 2)", _draw_service),
         ("delay", "seconds to the first token, by arrival", _draw_delay),
         ("lag", "service behind the best served, by claim", _draw_lag),
     ):
-        figure, columns = pyplot.subplots(1, len(runs), figsize=(6 * len(runs), 4), squeeze=False, sharey=True, layout="constrained")
+        figure, columns = pyplot.subplots(
+            1, len(runs), figsize=(6 * len(runs), 4), squeeze=False, sharex=True, sharey=True, layout="constrained"
+        )
         for run, axes in zip(runs, columns[0], strict=True):
             draw(run, axes)
             axes.set(title=run.scheduling.value, xlabel="seconds")
-        columns[0][0].set_ylabel(label)
+        columns[0][0].set(ylabel=label, xlim=(0.0, runs[0].books.duration_s))
         if len(runs[0].books.claims) <= _MAX_LEGEND:
             columns[0][-1].legend()
         path = folder / f"{name}.png"

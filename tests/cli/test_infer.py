@@ -71,6 +71,15 @@ def test_how_long_a_request_may_wait_and_take_can_be_said(kernelctl: Kernelctl) 
     assert kernelctl("infer", "c1", "Hello", "--max-queue", "0").exit_code == 2
 
 
+def test_where_requests_stand_can_be_said_without_a_context_of_ones_own(kernelctl: Kernelctl) -> None:
+    kernelctl("run", "small", "Hello", "--priority", "batch", "--nice", "5")
+    kernelctl("chat", "small", "--nice", "-3", stdin="")
+
+    asked = [(verb, named) for verb, _, named in kernelctl.client.asked if verb in ("alloc", "infer")]
+    assert asked == [("alloc", {"adapter": "", "priority": "batch", "nice": 5}), ("infer", {"text": "Hello"}), ("alloc", {"nice": -3})]
+    assert kernelctl("run", "small", "Hello", "--nice", "20").exit_code == 2
+
+
 def test_run_as_chat_sends_a_message(kernelctl: Kernelctl) -> None:
     kernelctl("run", "small", "Hello", "--chat")
 

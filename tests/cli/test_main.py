@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from importlib import import_module
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import click
 import pytest
 from click.testing import CliRunner
 
+from cli.daemon import cli as daemon
 from cli.main import COMMANDS, cli
 from cli.target import Target, TlsFiles
 from tests.cli.fake_client import Kernelctl
@@ -29,6 +31,24 @@ def test_every_command_explains_itself(kernelctl: Kernelctl, name: str) -> None:
 
     assert shown.exit_code == 0
     assert "Usage: kernelctl" in shown.output
+
+
+def helps_of(command: click.Command, path: str) -> Iterator[tuple[str, str]]:
+    """The help of a command and of those beneath it."""
+    context = click.Context(command, info_name=path, terminal_width=80)
+    yield path, command.get_help(context)
+    if isinstance(command, click.Group):
+        for name in command.list_commands(context):
+            beneath = command.get_command(context, name)
+            assert beneath is not None
+            yield from helps_of(beneath, f"{path} {name}")
+
+
+def test_every_help_fits_eighty_columns() -> None:
+    helps = [*helps_of(cli, "kernelctl"), *helps_of(daemon, "kerneld")]
+
+    assert [(path, line) for path, text in helps for line in text.splitlines() if len(line) > 80] == []
+    assert len(helps) > 60
 
 
 def test_help_lists_commands_exit_codes_and_completion(kernelctl: Kernelctl) -> None:

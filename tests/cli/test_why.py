@@ -20,9 +20,9 @@ request bbbbbbbbbbbb of lab/ana, on context aaaaaaaaaaaa, is waiting
   Class batch, nice 2, waited 3.2 s, preempted 1 time, 7 output tokens.
 
 who shares with it, the least served first (*: its own tenant, or one above it)
-     TENANT    WEIGHT  AHEAD BY  SERVED  WAITING  RUNNING
-     others         1    0.0 ms   1.5 s        1        4
-  *  lab/ana  2 x 0.5    4.2 ms   2.5 s        3        2
+     TENANT    WEIGHT  AHEAD BY  SERVICE  WAITING  RUNNING
+     others         1    0.0 ms    1.5 s        1        4
+  *  lab/ana  2 x 0.5    4.2 ms    2.5 s        3        2
 
 in its way
   frames         it needs 12 MiB more of the device.
