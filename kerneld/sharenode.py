@@ -263,6 +263,7 @@ class ShareNode:
     def leave(self) -> None:
         """Be no child of its parent any more."""
         assert self.parent is not None, "the root stays"
+        self.has_returned()
         del self.parent.children[self.name]
         for heap in (self.parent.line, self.parent.least_served):
             heap.drop(self)

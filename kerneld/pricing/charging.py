@@ -139,8 +139,8 @@ class Charging:
         self.tariffs.unkept(accounts.tariffs)
 
     def restore(self, accounts: Accounts) -> None:
-        """Put back what was kept."""
-        self.forecast.restore(accounts.outputs)
+        """Put back what was kept; tenants that are not known any more are left out."""
+        self.forecast.restore({tenant: outputs for tenant, outputs in accounts.outputs.items() if tenant in self._shares})
         self.tariffs.restore(accounts.tariffs)
 
     # ---------------------------------------------------------------------------------------------------------------------- inside

@@ -626,3 +626,18 @@ def test_who_was_held_at_a_death_is_behind_by_the_held_cap_at_most() -> None:
 
     assert [counter(shares, "a") for shares in (before, after)] == [70, 70]
     assert [each for each in after.snapshot() if each.is_held] == []
+
+
+def test_who_was_removed_before_it_came_back_lifts_nobody() -> None:
+    before, after = make_shares("a", "b"), make_shares("a", "b")
+    before.enqueue("a")
+    before.charge("b", 1000)
+    before.enqueue("b")
+    after.restore(before.snapshot())
+    after.remove("a")
+
+    after.hold("b")
+    after.release("b")
+
+    assert not after._tree.root.returning
+    assert counter(after, "b") == 1000

@@ -267,3 +267,10 @@ def test_a_model_that_was_not_measured_is_charged_by_token_counts(make_request: 
     request = make_request("lab", num_input=100, model="other")
 
     assert charging.admission(request, 60) == UNCALIBRATED.input_us(60, 100) == 460
+
+
+def test_outputs_of_a_tenant_that_was_removed_before_a_restart_are_left_out() -> None:
+    charging = new_charging("lab")
+    charging.restore(Accounts(outputs={"lab": (5,), "gone": (7,)}))
+
+    assert charging.accounts().outputs == {"lab": (5,)}
