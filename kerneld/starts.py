@@ -194,6 +194,8 @@ class Starts:
 
     def _seconds(self, tenant: str, own_us: int) -> float | None:
         """Seconds to the start of a request in line that has `own_us` of its tenant's work ahead of it; None: unknown."""
+        if any(node.num_waiting and not node.is_active for node in self.map().lineage(tenant)):  # at a limit: one of its own has to end
+            return None
         if self._scheduler.num_ready <= 1 and self._scheduler.running.total < self._max_rows:
             return 0.0
         return self.estimator.seconds(own_us, self._levels(tenant))

@@ -229,6 +229,20 @@ def test_who_waits_for_a_model_has_no_estimate(line: Line) -> None:
     line.end(request)
 
 
+def test_who_is_at_a_limit_has_no_estimate_though_there_is_a_row(make_request: MakeRequest) -> None:
+    line = Line(make_request)
+    line.scheduler.set_max_running("ann", 1)
+    first = line.arrive("ann")
+    line.admit(first)
+    second = line.arrive("ann")
+    line.scheduler.finish(line.requests.setdefault("other", line.arrive("bob")))
+
+    assert line.seconds(second) is None
+    line.end(first)
+    line.now += 1.0  # until one looks again
+    assert line.seconds(second) == 0.0
+
+
 def test_output_that_is_paid_ahead_is_done_when_it_comes(make_request: MakeRequest) -> None:
     line = Line(make_request)
     line.scheduler.charging.tariffs.put("m", Tariff(0, 0, 1_000_000))
