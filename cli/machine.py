@@ -24,8 +24,8 @@ MOST_TENANTS = 20  # in a frame
 ACTIVITY_COLUMNS = (
     Column("TENANT", lambda a: a.tenant),
     Column("WEIGHT", weight_text, is_number=True),
-    Column("USED 1MIN", lambda a: f"{a.recent_share:.1%}", is_number=True),
-    Column("SERVED 1MIN", lambda a: seconds_text(max(a.recent_us, 0) / 1e6), is_number=True),
+    Column("USED 10S", lambda a: f"{a.recent_share:.1%}", is_number=True),
+    Column("SERVED 10S", lambda a: seconds_text(max(a.recent_us, 0) / 1e6), is_number=True),
     Column("OWED", lambda a: f"{a.owed_us / 1000:.0f} ms", is_number=True),
     Column("WAITING", lambda a: str(a.num_waiting), is_number=True),
     Column("RUNNING", lambda a: str(a.num_running), is_number=True),
@@ -51,8 +51,8 @@ WORKER_COLUMNS = (
 def top(shell: Shell, once: bool, interval_s: float | None, count: int | None) -> None:
     """Watch workers, memory, models and tenants; without a terminal, one frame unless --interval or --count asks for more.
 
-    Of tenants, over the last minute: USED, the part of all service that each had, and SERVED, what that was. OWED is what its siblings owe
-    it now for its weight.
+    Of tenants, over the last ten seconds or so: USED, the part of all service that each had, and SERVED, what that was. OWED is what its
+    siblings owe it now for its weight.
     """
     is_watched = sys.stdout.isatty() and shell.printer.is_for_people
     with shell.connect() as client:

@@ -161,7 +161,12 @@ class SyscallsConfig:
     tls_client_ca: Path | None = field(
         default=None, metadata={"doc": "Authorities (PEM) whose client certificates are accepted as identity."}
     )
-    metrics: str = field(default="", metadata={"doc": "HOST:PORT, on loopback, of /metrics, /healthz and /readyz. Empty: none."})
+    metrics: str = field(
+        default="",
+        metadata={
+            "doc": "HOST:PORT, on loopback, of /metrics, /healthz and /readyz, for anybody on the machine, tenants' names too. Empty: none."
+        },
+    )
     max_message_bytes: int = field(default=4 * MIB, metadata={"doc": "Largest message of a call.", "min": 64 * KIB, "max": 256 * MIB})
 
 

@@ -268,4 +268,5 @@ def _ending_text(ended: Outlook) -> str:
     """How a request went, in a sentence."""
     preempted = f", was preempted {ended.num_preemptions} x" if ended.num_preemptions else ""
     detail = f" ({ended.detail.rstrip('.')})" if ended.detail else ""
-    return f"It ended: {ended.reason}{detail}. It waited {ended.queue_s:.1f} s{preempted}, and gave {ended.output_tokens} tokens."
+    tokens = "1 token" if ended.output_tokens == 1 else f"{ended.output_tokens} tokens"
+    return f"It ended: {ended.reason}{detail}. It waited {ended.queue_s:.1f} s{preempted}, and gave {tokens}."

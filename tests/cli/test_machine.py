@@ -25,8 +25,8 @@ def test_top_once_shows_one_frame(kernelctl: Kernelctl) -> None:
     assert shown.startswith("up 1m15s (boot 5)  running 1  waiting 2  contexts 3  tokens/s 120 out 900 in  jain 0.987\n" + MEMORY)
     assert "cpu0    cpu     4711  running   50%         1\n" in shown
     assert shown.endswith(
-        "TENANT   WEIGHT  USED 1MIN  SERVED 1MIN    OWED  WAITING  RUNNING  CONTEXTS  KV DEVICE\n"
-        "lab     2 x 1.5      75.0%        4.2 s  -13 ms        3        2         1       2MiB\n"
+        "TENANT   WEIGHT  USED 10S  SERVED 10S    OWED  WAITING  RUNNING  CONTEXTS  KV DEVICE\n"
+        "lab     2 x 1.5     75.0%       4.2 s  -13 ms        3        2         1       2MiB\n"
     )
 
 
