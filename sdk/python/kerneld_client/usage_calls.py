@@ -8,6 +8,7 @@ from kerneld_client.usage_values import ShareRecord, UsageRecord
 
 _US_PER_S = 1e6
 _MS_PER_S = 1e3
+_MOST_SHARES = 1000
 
 
 def usage(page_token: str, tenant: str, since: float, until: float, by: str) -> Call[Page[UsageRecord]]:
@@ -18,8 +19,9 @@ def usage(page_token: str, tenant: str, since: float, until: float, by: str) -> 
 
 
 def shares(page_token: str) -> Call[Page[ShareRecord]]:
-    """One page of the tree of shares."""
-    return unary("Admin/Shares", fill(pb.SharesRequest(), {"page_token": page_token}), pb.SharesResponse, page_of("shares", share_record))
+    """One page of the tree of shares: large, as the daemon looks at all siblings for each."""
+    request = fill(pb.SharesRequest(), {"page_token": page_token, "page_size": _MOST_SHARES})
+    return unary("Admin/Shares", request, pb.SharesResponse, page_of("shares", share_record))
 
 
 def usage_record(message: pb.UsageRecord) -> UsageRecord:
