@@ -104,7 +104,7 @@ class Lookout:
         if request.place is not Place.LINE:
             return scheduler.queue_position(request)
         if tenant not in self._queues:
-            self._queues[tenant] = {each.id: idx for idx, each in enumerate(scheduler.queue(tenant), start=1)}
+            self._queues[tenant] = {each.id: idx for idx, each in enumerate(scheduler.queue(tenant).live(), start=1)}
         return self._queues[tenant][request.id]
 
     def _position(self, request: Request) -> tuple[int, bool]:

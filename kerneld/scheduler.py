@@ -63,6 +63,7 @@ class Scheduler:
         self._quanta = Quanta(self.sizer)
         self._waiting = Waiting(shares)
         self.waiting = self._waiting.tally  # wherever they wait
+        self.queue = self._waiting.queue  # the line of a tenant
         self.running = Tally()
         self._closures = Closures(shares)
         self._expiry = Expiry()
@@ -280,10 +281,6 @@ class Scheduler:
     def expired(self, now: float, steady: float | None = None) -> tuple[Expired, ...]:
         """The requests that have run out of time by `now`, each of them once; `steady` is a clock that cannot jump, where there is one."""
         return self._expiry.due(now, steady)
-
-    def queue(self, tenant: str) -> list[Request]:
-        """Those in the line of a tenant, in order."""
-        return self._waiting.queue(tenant).live()
 
     def queue_position(self, request: Request) -> int:
         """Its place in the line of its own tenant, from 1; 0 if it does not wait there."""
