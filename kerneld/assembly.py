@@ -194,6 +194,7 @@ def _policy_of(kernel: KerneldConfig) -> SchedulerPolicy:
         max_steps=kernel.max_steps,
         min_service_tokens=kernel.min_service_tokens,
         preempt_lag_us=round(kernel.preempt_lag_s * 1e6),
+        courtesy_us=round(kernel.courtesy_s * 1e6),
         locality_lag_us=round(kernel.locality_lag_s * 1e6),
         gap_factor=kernel.token_gap_factor,
         token_gap_s=kernel.token_gap_s,

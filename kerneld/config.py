@@ -83,6 +83,10 @@ class KerneldConfig:
     preempt_lag_s: float = field(
         default=0.25, metadata={"doc": "Device seconds by which a tenant is ahead that loses a row to one that waits.", "min": 0}
     )
+    courtesy_s: float = field(
+        default=0.25,
+        metadata={"doc": "Device seconds by which who asks for little may be ahead of who has many rows and go first; 0: never.", "min": 0},
+    )
     locality_lag_s: float = field(
         default=0.05,
         metadata={"doc": "Device seconds by which a tenant may be ahead and go first for what is cached of it; 0: never.", "min": 0},

@@ -34,6 +34,7 @@ import msgspec
 from kerneld.accounts import Accounts
 from kerneld.calls import FinishReason
 from kerneld.closures import Closures
+from kerneld.courtesy import Courtesy
 from kerneld.errors import WrongState
 from kerneld.expiry import Expired, Expiry
 from kerneld.fairshare import FairShare
@@ -56,8 +57,7 @@ class Scheduler:
     """Queues and accounts of all tenants, and the decisions that follow from them."""
 
     def __init__(self, shares: FairShare, policy: SchedulerPolicy | None = None) -> None:
-        self.shares = shares
-        self.policy = policy or SchedulerPolicy()
+        self.shares, self.policy = shares, policy or SchedulerPolicy()
         self.charging = Charging(shares)
         self.sizer = StepSizer(StepCosts(), self.policy)
         self._quanta = Quanta(self.sizer)
@@ -65,10 +65,10 @@ class Scheduler:
         self.waiting = self._waiting.tally  # wherever they wait
         self.queue = self._waiting.queue  # the line of a tenant
         self.running = Tally()
-        self._closures = Closures(shares)
-        self._expiry = Expiry()
+        self._closures, self._expiry = Closures(shares), Expiry()
         self._victims = Victims(shares, self.charging, self._waiting, self.running, self.policy)
         self.locality = Locality(shares, self._waiting, self.charging, self.policy.locality_lag_us)
+        self._courtesy = Courtesy(shares, self._waiting, self.running, self.locality, self.policy.courtesy_us)
         self.system = SystemAccount()
         self.system_us = self.system.us  # device time that no tenant pays, by cause
         self._turns = itertools.count(1)
@@ -258,7 +258,7 @@ class Scheduler:
         request = self._waiting.front(self._closures.may_run_on)
         if request is None:
             path = self.shares.pick()
-            request = self._waiting.deferred(self._closures.is_open) if path is None else self.locality.choose(path)
+            request = self._waiting.deferred(self._closures.is_open) if path is None else self._courtesy.choose(path)
         return None if request is None or (request.is_alone and self.running.total) else request
 
     def plan_step(self, rows: Sequence[RowNeed]) -> StepShape:

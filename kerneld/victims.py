@@ -11,8 +11,8 @@ So after the change the victim's tenant is still ahead by more than the lag, and
 served twice the lag: two tenants of equal weight never take rows from each other in turn.
 
 Before that, who asks for little is not kept waiting by who has much, whatever the lag: where nothing of a tenant runs, and fewer of its
-requests wait than the tenant with the most rows has rows, that one gives one up that has had `turn_tokens`, unless it is behind or of a
-better class. Tenants that both have long queues are left to the lag.
+requests wait than the tenant with the most rows has rows, that one gives one up that has had `turn_tokens`, unless it is behind by more
+than `courtesy_us` or of a better class (`kerneld.courtesy`). Tenants that both have long queues are left to the lag.
 """
 
 from __future__ import annotations
@@ -127,7 +127,7 @@ class Victims:
             if row.tenant == tenant
             and row.num_since_admission >= self._policy.turn_tokens
             and row.rank >= candidate.rank
-            and self._shares.lag(tenant, candidate.tenant, row.rank, candidate.rank) >= 0
+            and self._shares.lag(tenant, candidate.tenant, row.rank, candidate.rank) >= -self._policy.courtesy_us * SCALE
         ]
         return max(spare, key=self._dispensability, default=None)
 
