@@ -63,6 +63,8 @@ ADVICE = {
 
 WHERE_TO_LOOK = {
     "context": "`kernelctl ps` lists your contexts.",
+    "request": "What belongs to others is not shown.",
+    "request or context": "`kernelctl why` lists requests that wait or run, `kernelctl ps` contexts; what belongs to others is not shown.",
     "image": "`kernelctl ckpt ls` lists your images.",
     "model": "`kernelctl model ls` lists models; `kernelctl model load FOLDER --name NAME` brings one in.",
     "tenant": "`kernelctl tenant ls` lists tenants.",

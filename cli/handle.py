@@ -23,6 +23,11 @@ def is_whole_id(typed: str) -> bool:
     return _WHOLE_ID.fullmatch(typed) is not None
 
 
+def is_beginning(typed: str) -> bool:
+    """Whether an id may begin like that."""
+    return re.fullmatch(r"[0-9a-fA-F]{1,32}", typed) is not None
+
+
 def find_context(client: Client, typed: str) -> Context:
     """The context that a person means, among those that the caller may see. Raises: KerneldError."""
     if _WHOLE_ID.fullmatch(typed):

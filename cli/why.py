@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from cli.explain import body_lines, capital
-from cli.handle import beginning_with, is_whole_id, short, the_only
+from cli.handle import beginning_with, is_beginning, is_whole_id, short, the_only
 from cli.render import Column, Printer, count_of, duration_text, seconds_text, shown, table_lines, word, write_line
 from cli.target import Shell, output_option, pass_shell
 from cli.tenant import weight_text
@@ -91,8 +91,11 @@ def explain(client: Client, typed: str) -> Explanation:
                 raise unknown from None
     contexts = client.contexts(all=True)
     requests = {outlook.request for outlook in client.requests(all=True)} | {context.last_request for context in contexts}
-    found = the_only("request or context", typed, beginning_with(typed, requests.union(context.id for context in contexts)))
-    return client.explain(request=found) if found in requests else client.explain(context_id=found)
+    found = beginning_with(typed, requests.union(context.id for context in contexts))
+    if not found and is_beginning(typed):  # of one that ended, and whose context is gone, the daemon knows
+        return client.explain(request=typed.lower())
+    whole = the_only("request or context", typed, found)
+    return client.explain(request=whole) if whole in requests else client.explain(context_id=whole)
 
 
 def lines_of(told: Explanation, printer: Printer) -> Iterator[str]:

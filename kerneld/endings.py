@@ -58,6 +58,6 @@ class Endings:
         """A tenant is gone: a later one of its name is somebody else."""
         self._endings = {request: ending for request, ending in self._endings.items() if ending.outlook.tenant != tenant}
 
-    def find(self, request_id: str) -> Ending | None:
-        """How a request ended; None if nobody remembers."""
-        return self._endings.get(request_id)
+    def beginning(self, beginning: str) -> list[Ending]:
+        """How the requests ended whose ids begin like that, oldest first."""
+        return [ending for request_id, ending in self._endings.items() if request_id.startswith(beginning)]

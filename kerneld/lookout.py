@@ -41,16 +41,23 @@ class Lookout:
         return self._machine.starts.places()
 
     def find(self, request_id: str) -> Request | Outlook:
-        """A request that waits or runs, or how it ended. Raises: NotFound, also where the caller may not know of it."""
+        """A request that waits or runs, or how it ended: of one that ended, the beginning of its id will do, if it is of no other.
+
+        Raises: NotFound, also where the caller may not know of it.
+        """
         principal, now = self._caller.principal, self._machine.clock()
         request = self._machine.requests.get(request_id)
         if request is not None:
             context = request.context
             if may_see(principal, context.owner, context.tenant, context.grants.values(), now):
                 return request
-        ending = self._machine.endings.find(request_id)
-        if ending is not None and may_see(principal, ending.owner, ending.outlook.tenant, ending.grants, now):
-            return ending.outlook
+        ended = [
+            ending.outlook
+            for ending in self._machine.endings.beginning(request_id)
+            if may_see(principal, ending.owner, ending.outlook.tenant, ending.grants, now)
+        ]
+        if len(ended) == 1:
+            return ended[0]
         raise NotFound("request", request_id, HINT)
 
     def page(self, args: ListArgs) -> ListPage[Outlook]:

@@ -32,6 +32,7 @@ class BoundMissing(RuntimeError):
 PRINTABLE = re.compile(r"[^\x00-\x1f\x7f]*")
 TOKEN_ID = Number(0, (1 << 31) - 1)
 ID = Text(32, 1, re.compile(r"[0-9a-f]{32}"), "32 hexadecimal digits")
+BEGINNING = Text(32, 1, re.compile(r"[0-9a-f]{1,32}"), "hexadecimal digits, 32 at most")
 NAME = Text(128, 1, re.compile(r"[A-Za-z0-9][A-Za-z0-9._:/@+-]*"), "letters, digits and . _ : / @ + -, beginning with a letter or digit")
 OPTIONAL_NAME = Text(128, 0, NAME.pattern, NAME.meaning)
 TITLE = Text(256, 0, PRINTABLE, "free of control characters")
@@ -109,7 +110,7 @@ BOUNDS: dict[str, Bound | Given] = {
     "revision": Text(64, 0, re.compile(r"[0-9a-f]*"), "what the tenant's revision was"),
     "num_decisions": Number(0, 1000),
     "ExplainRequest.model": NAME,
-    "ExplainRequest.request": ID,
+    "ExplainRequest.request": BEGINNING,
     "max_contexts": Number(0, 1 << 30),
     "max_running": Number(0, 1 << 30),
     "max_queued": Number(0, 1 << 30),

@@ -81,11 +81,17 @@ def test_one_that_ended_says_how_it_went(kernelctl: Kernelctl) -> None:
     assert lines[1:] == ["  It ended: stop.", "  It ended 1m ago, 10s after its arrival; first token after 500 ms."]
 
 
+def test_the_beginning_of_one_that_ended_is_known_to_the_daemon(kernelctl: Kernelctl) -> None:
+    assert kernelctl("why", "FFFF").exit_code == 0
+    assert kernelctl.client.arguments_of("explain") == ((), {"request": "ffff"})
+
+
 def test_nobody_with_that_id_is_not_found(kernelctl: Kernelctl) -> None:
-    missing = kernelctl("why", "ffff")
+    missing = kernelctl("why", "xyz")
 
     assert missing.exit_code == 3
-    assert "There is no request or context 'ffff'." in missing.stderr
+    assert "There is no request or context 'xyz'." in missing.stderr
+    assert "`kernelctl why` lists requests" in missing.stderr
 
 
 @pytest.mark.parametrize(

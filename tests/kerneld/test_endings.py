@@ -23,8 +23,7 @@ def test_an_ending_tells_how_it_went(make_request: MakeRequest) -> None:
 
     endings.note(request, 110.0)
 
-    found = endings.find(request.id)
-    assert found is not None
+    (found,) = endings.beginning(request.id)
     outlook = found.outlook
     assert (outlook.state, outlook.reason, outlook.detail) == ("finished", "deadline", "The deadline passed.")
     assert (outlook.queue_s, outlook.first_token_s, outlook.ended_at) == (2.5, 3.0, 110.0)
@@ -37,8 +36,8 @@ def test_only_the_latest_are_remembered(make_request: MakeRequest) -> None:
     for request in requests:
         endings.note(request, 1.0)
 
-    assert [endings.find(request.id) is None for request in requests] == [True, False, False]
-    assert endings.find("0" * 32) is None
+    assert [len(endings.beginning(request.id)) for request in requests] == [0, 1, 1]
+    assert endings.beginning("0" * 32) == []
 
 
 def test_a_later_tenant_of_the_same_name_is_told_nothing(make_request: MakeRequest) -> None:
@@ -49,5 +48,5 @@ def test_a_later_tenant_of_the_same_name_is_told_nothing(make_request: MakeReque
 
     endings.forget("lab/ann")
 
-    assert endings.find(gone.id) is None
-    assert endings.find(other.id) is not None
+    assert endings.beginning(gone.id) == []
+    assert endings.beginning(other.id) != []

@@ -71,6 +71,9 @@ async def test_a_request_that_ended_says_for_a_while_how_it_went(tmp_path: Path)
         assert (told.outlook.reason, told.outlook.output_tokens, told.outlook.num_preemptions) == ("length", 6, 0)
         assert told.outlook.first_token_s is not None
         assert told.summary.startswith("It ended: length. It waited ")
+        assert rig.kernel.explain_request(ANN, output.started.request[:12]).outlook == told.outlook
+        with pytest.raises(NotFound):
+            rig.kernel.explain_request(BOB, output.started.request[:12])
         assert rig.kernel.list_requests(ANN, ListArgs()).items == ()
 
 
