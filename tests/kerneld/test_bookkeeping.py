@@ -189,3 +189,16 @@ def test_all_changes_one_over_the_other_come_to_the_books(
     everything = scheduler.accounts()
     assert {account.path: account for account in kept.shares} == {account.path: account for account in everything.shares}
     assert msgspec.structs.replace(kept, shares=()) == msgspec.structs.replace(everything, shares=())
+
+
+def test_standings_are_told_in_the_order_in_which_requests_came_to_stand_so(
+    scheduler: Scheduler, books: Bookkeeping, journal: Journal, make_request: MakeRequest
+) -> None:
+    first, second = make_request("lab/ann"), make_request("lab/bob")
+    for request in (first, second):
+        seat(scheduler, books, request)
+    books.note(first)
+    books.append([EVENT])
+
+    told = [record.request.hex() for record in written(journal) if isinstance(record, Standing)]
+    assert told == [second.id, first.id]

@@ -124,3 +124,14 @@ def test_requests_that_ended_long_before_their_time_are_forgotten(make_request: 
         expiry.ended(request)
 
     assert len(expiry._heap) <= 32
+
+
+def test_who_came_before_the_jump_and_after_the_last_look_keeps_its_time(make_request: MakeRequest) -> None:
+    expiry = Expiry()
+    assert told(expiry, 0.0, 0.0) == []
+    request = make_request(arrival=1.0, deadline=11.0)
+    watched(expiry, request)
+
+    jumped = told(expiry, HOUR + 2.0, 2.0)
+
+    assert (jumped, told(expiry, HOUR + 10.9, 10.9), told(expiry, HOUR + 11.0, 11.0)) == ([], [], [request.id])

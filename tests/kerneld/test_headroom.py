@@ -28,11 +28,15 @@ class Bench:
     """A device of a few pages, and requests on it."""
 
     num_pages: int
+    slab_bytes: int = FRAME
+    frame_bytes: int = FRAME
     parts: UsedParts = field(default_factory=UsedParts)
 
     def __post_init__(self) -> None:
-        self.pager = Pager(MemoryConfig(self.num_pages * FRAME, 0, page_tokens=PAGE_TOKENS, slab_bytes=FRAME, granule_bytes=FRAME))
-        self.pager.open_space(Space(1, PAGE_TOKENS, FRAME, 2 * FRAME))
+        self.pager = Pager(
+            MemoryConfig(self.num_pages * FRAME, 0, page_tokens=PAGE_TOKENS, slab_bytes=self.slab_bytes, granule_bytes=FRAME)
+        )
+        self.pager.open_space(Space(1, PAGE_TOKENS, self.frame_bytes, 2 * self.frame_bytes))
         self.num_requests = 0
 
     def request(self, num_input: int, max_tokens: int, score_from: int = -1) -> Request:
@@ -144,3 +148,23 @@ def test_shared_pages_count_once() -> None:
     candidate.context.table = bench.pager.fork(row.table, 32)
 
     assert bench.has_room([row], candidate)
+
+
+def test_pages_that_a_candidate_shares_with_nobody_who_runs_are_held_all_the_same() -> None:
+    bench = Bench(12)
+    idle = bench.row(32, 4)
+    bench.pager.plan(1, [Want(idle.table, 0, 32)])
+    bench.pager.commit(1)
+    candidate = bench.request(32, 4)
+    candidate.context.table = bench.pager.fork(idle.table, 32)
+
+    assert bench.has_room([bench.row(8, 4)], candidate)
+    assert not bench.has_room([bench.row(12, 4)], candidate)
+
+
+def test_what_a_slab_has_left_behind_its_last_frame_is_no_room() -> None:
+    bench = Bench(12, slab_bytes=3 * FRAME, frame_bytes=2 * FRAME)  # a frame in each of four slabs
+    row = bench.row(4, 4)
+
+    assert bench.has_room([row], bench.request(4, 4))
+    assert not bench.has_room([row], bench.request(8, 4))

@@ -382,3 +382,21 @@ async def test_contexts_whose_model_is_gone_fail_and_that_is_told(tmp_path: Path
         told = [record async for record in rig.machine.events.follow(0, follow=False)]
         assert [record.facts["context"] for record in told if record.name == "ContextFailed"] == [context]
         assert rig.stat(context).state is ContextState.FAILED
+
+
+@in_loop
+async def test_who_waited_with_what_is_not_kept_was_asleep_since(tmp_path: Path) -> None:
+    async with running(Rig(tmp_path, Sizes(max_rows=1))) as rig:
+        assert rig.worker is not None
+        ran, lost = await rig.alloc(), await rig.alloc(BOB, durability=Durability.NONE)
+        rig.worker.hold()
+        rig.begin(ran, prompt_of(1, 9), 40)
+        rig.begin(lost, prompt_of(2, 9), 40, caller=BOB)
+        await rig.until(lambda: len(rig.machine.requests) == 2)
+        rig.machine.delivery.books.flush()
+
+        await rig.die_and_return()
+
+        shares = rig.machine.scheduler.shares
+        assert not any(node.keeps_counter for node in shares._tree.own("lab/bob").lineage)
+        await rig.until(lambda: not rig.machine.requests)

@@ -796,3 +796,14 @@ def below(tenant: str, path: str) -> bool:
 
 
 TestLifeOfScheduler = LifeOfScheduler.TestCase
+
+
+def test_a_suspect_that_loses_its_row_does_not_keep_its_tenant_at_its_limit(scheduler: Scheduler, make_request: MakeRequest) -> None:
+    scheduler.set_max_running("lab/ann", 1)
+    suspect = make_request("lab/ann")
+    suspect.is_alone = True
+    run_all(scheduler, suspect)
+
+    scheduler.interrupt(suspect)
+
+    assert scheduler.next_candidate() is suspect
