@@ -435,7 +435,10 @@ class Limits:
 
 @dataclass(frozen=True, slots=True)
 class TenantInfo:
-    """A tenant as `tenant ls` shows it; `service` in microseconds of device time, bytes of KV. `changes` are those of the call that it answers."""
+    """A tenant as `tenant ls` shows it; `service` in microseconds of device time, bytes of KV.
+
+    `changes` are those of the call that it answers.
+    """
 
     path: str
     weight: int
