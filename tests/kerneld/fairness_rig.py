@@ -89,7 +89,7 @@ class Device:
         may_preempt: bool = False,
     ) -> None:
         self.shares = shares
-        self.scheduler = Scheduler(shares, policy)
+        self.scheduler = Scheduler(shares, policy or SchedulerPolicy(courtesy_us=0))
         self.scheduler.set_resident(MODEL, True)
         self.capacity = capacity
         self.may_preempt = may_preempt

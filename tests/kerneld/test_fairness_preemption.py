@@ -17,7 +17,7 @@ from tests.kerneld.fairness_rig import BACKLOG, NUM_ROWS, Device, Gaps, Source, 
 NUM_RUNS = 400 if settings().max_examples > 200 else 40
 TOKEN_US = 20
 MAX_INPUT, MAX_OUTPUT = 10, 300
-POLICY = SchedulerPolicy(min_service_tokens=6, preempt_lag_us=200)
+POLICY = SchedulerPolicy(min_service_tokens=6, preempt_lag_us=200, courtesy_us=0)
 DELAY = 3  # steps between the decision that a row gives way and its last token
 
 

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from kerneld.calls import Priority
 from kerneld.errors import WrongState
 from kerneld.fairshare import FairShare
+from kerneld.policy import SchedulerPolicy
 from kerneld.pricing.forecast import Forecast
 from kerneld.request import Request
 from kerneld.sharenode import ShareNode, ShareRules
@@ -232,6 +233,20 @@ def test_a_preference_within_a_lag_widens_the_bound_by_the_lag(seed: int) -> Non
 
     # The lag is virtual time: at weight w it is w * LAG_US of service, and the outcome is scaled by the least weight, 4 at most.
     assert outcome.gap_us <= outcome.bound_us + 2 * 4 * LAG_US
+
+
+def courteous(shares: FairShare, capacity: int) -> Device:
+    """A device on which who asks for little may be ahead by the lag of who has many rows."""
+    return Device(shares, capacity, SchedulerPolicy(courtesy_us=LAG_US))
+
+
+@settings(max_examples=NUM_TREES // 4)
+@given(seed=SEEDS)
+def test_courtesy_within_a_lag_widens_the_bound_by_the_lag(seed: int) -> None:
+    outcome = run_random_tree(seed, make=courteous)
+    target(outcome.ratio)
+
+    assert outcome.gap_us <= outcome.bound_us + 2 * 4 * LAG_US  # as above
 
 
 # --------------------------------------------------------------------------------------------------------------- who waits for whom
