@@ -168,7 +168,7 @@ def test_a_row_is_kept_that_is(scheduler: Scheduler, make_request: MakeRequest, 
     num_served = 7 if case == "just seated" else 8
     rows = [run(scheduler, make_request("bob", num_input=0), num_served) for _ in range(2)]
     candidate = wait(scheduler, make_request("eve", priority=Priority.IDLE if case == "of a better class" else Priority.INTERACTIVE))
-    scheduler.shares.charge("eve", 1 if case == "behind" else 0)
+    scheduler.shares.charge("eve", scheduler.policy.courtesy_us + 1 if case == "behind" else 0)
 
     assert scheduler.victim(rows, candidate) is None
 
