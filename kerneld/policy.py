@@ -18,7 +18,7 @@ class SchedulerPolicy:
     # Service by which a tenant may be ahead of who is next and still go first, where more of its request's KV is at hand; 0: never.
     locality_lag_us: int = 50_000
     # Service by which a tenant with requests of a class may be ahead before others go first, at weight 1: interactive, batch, idle.
-    slices_us: tuple[int, int, int] = (0, 1_000_000, 4_000_000)
+    slices_us: tuple[int, int, int] = (0, 250_000, 1_000_000)
     share_cap_us: int = 60_000_000  # that a tenant may be ahead of the others when it begins to wait, at weight 1; 0: any distance
     held_cap_us: int = 10_000_000  # that it may be behind them after it waited for pages or for a model; 0: any distance
     gap_factor: float = 1.8  # a step with input in it may take so many times what it would for its decoding rows alone

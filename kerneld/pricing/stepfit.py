@@ -30,6 +30,7 @@ MIN_STEPS: Final = 4  # of a kind
 TRIAL_TOKENS: Final = 64  # of the input by which a load is tried
 EXCESS_WEIGHT: Final = 1 / 4  # of the last step, in what steps with input lately took beyond what was expected
 MOST_EXCESS: Final = 16.0
+MIX_STEPS: Final = 256  # after which what was computed counts for about a third in the mix
 
 _SIZE: Final = 4
 
@@ -65,6 +66,26 @@ def context_tokens(position: int, num_tokens: int) -> int:
     return num_tokens * position + num_tokens * (num_tokens - 1) // 2
 
 
+class StepMix(NamedTuple):
+    """What steps have computed lately, and the seconds that it took; earlier ones count less."""
+
+    input_tokens: float = 0.0
+    output_tokens: float = 0.0
+    context_tokens: float = 0.0
+    seconds: float = 0.0
+
+    def and_then(self, work: StepWork, seconds: float) -> StepMix:
+        """The mix after another step; where a step reads input, one of its rows does."""
+        num_output = work.num_rows - work.is_prefill
+        keep = 1 - 1 / MIX_STEPS
+        return StepMix(
+            keep * self.input_tokens + work.num_tokens - num_output,
+            keep * self.output_tokens + num_output,
+            keep * self.context_tokens + work.context_tokens,
+            keep * self.seconds + seconds,
+        )
+
+
 class StepFit:
     """The cost of steps of one model."""
 
@@ -75,6 +96,7 @@ class StepFit:
         self.num_prefills = 0  # steps of them that read input
         self.mean_rows = 1.0  # of the last steps that only generated
         self.excess = 1.0  # times what was expected, that the last few steps with input took
+        self.mix = StepMix()
         self._has_trial = False
         self._trial, self._prefill, self._decode = _Sums(), _Sums(), _Sums()
 
@@ -106,6 +128,7 @@ class StepFit:
             if work.is_prefill:
                 self.excess += (min(seconds / expected, MOST_EXCESS) - self.excess) * EXCESS_WEIGHT
             seconds = self._clip(expected, seconds)
+        self.mix = self.mix.and_then(work, seconds)
         haste = min(max(self.error / MIN_ERROR, 1.0), HASTE)
         if work.is_prefill:
             self._prefill.note(work, seconds, expected or seconds, haste * (work.num_tokens - work.num_rows) / FORGET_TOKENS)

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from kerneld.events import TariffChanged
-from kerneld.pricing.calibration import MIN_STEPS, REVISE_S, Calibration, is_off, tariff_of
+from kerneld.pricing.calibration import MIN_STEPS, REVISE_S, TOLERANCE, USUAL_CONTEXT, Calibration, is_off, moved, scaled, tariff_of
 from kerneld.pricing.stepcost import StepCosts
-from kerneld.pricing.stepfit import StepFit, StepTerms, StepWork, context_tokens
+from kerneld.pricing.stepfit import StepFit, StepMix, StepTerms, StepWork, context_tokens
 from kerneld.pricing.tariff import UNCALIBRATED, Tariff
 from kerneld.pricing.tariffs import Tariffs
 from tests.kerneld.conftest import FakeClock
@@ -81,8 +81,30 @@ def test_prices_are_revised_once_a_minute_at_most_and_only_where_they_are_wrong(
 
     clock.advance(REVISE_S)
     bench.calibration.look()
-    assert bench.tariffs.get("m").input_ns == pytest.approx(3 * first.input_ns, rel=0.15)
+    assert bench.tariffs.get("m").input_ns == pytest.approx(3 * first.input_ns, rel=TOLERANCE)
     assert len(bench.events) == 2
+
+
+def test_a_price_moves_by_half_at_most_against_the_others() -> None:
+    known = Tariff(100_000, 10_000, 400_000, 100)
+
+    assert moved(known, Tariff(1_000, 100, 9_000_000, 50_000)) == Tariff(67_000, 6_700, 600_000, 200)
+    assert moved(known, Tariff(110_000, 11_000, 390_000, 0)) == Tariff(110_000, 11_000, 390_000, 67)
+
+
+def test_context_that_was_free_begins_with_half_of_what_input_costs() -> None:
+    tariff = moved(Tariff(102_400, 10_240, 400_000, 0), Tariff(102_400, 10_240, 400_000, 5_300))
+
+    assert tariff.context_ns * USUAL_CONTEXT == 102_400 / 2
+
+
+def test_what_was_computed_lately_costs_what_it_took() -> None:
+    mix = StepMix(input_tokens=1000, output_tokens=500, context_tokens=1_000_000, seconds=0.8)
+
+    tariff = scaled(Tariff(100_000, 10_000, 400_000, 100), mix)
+
+    assert tariff == Tariff(200_000, 20_000, 800_000, 200)
+    assert scaled(tariff, StepMix()) == tariff, "nothing was computed"
 
 
 def test_a_removed_model_is_measured_anew(clock: FakeClock) -> None:
