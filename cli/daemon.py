@@ -172,6 +172,8 @@ def sim(workload: str, plots: Path | None, no_plots: bool, records: Path | None,
     and outcome as well (rejected ones want nothing). finish_s of a request
     that runs when time is up is that time: it counts as served so far.
 
+    A tenant's max_queued and max_running do not hold under fcfs, where all wait in one queue.
+
     With -o json or yaml, plots are written only where --plots says.
     """
     from cli.sim import load_workload, run_and_show

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import click
 
 from cli.limits import change_text, is_any_named, limit_columns, limit_options, limit_text, make_limits, parse_weight
-from cli.render import Column, Printer, bytes_text, count_text, seconds_text, word, write_line, write_note
+from cli.render import Column, Printer, bytes_text, count_of, count_text, seconds_text, word, write_line, write_note
 from cli.target import Shell, output_option, pass_shell
 
 if TYPE_CHECKING:
@@ -138,7 +138,7 @@ def rm(shell: Shell, path: str, force: bool) -> None:
     """Remove a tenant; its frames are zeroed at once."""
     with shell.connect() as client:
         freed = client.remove_tenant(path, force=force)
-    shell.printer.done(f"{path} removed, {freed} contexts freed", {"path": path, "contexts_freed": freed})
+    shell.printer.done(f"{path} removed, {count_of(freed, 'context')} freed", {"path": path, "contexts_freed": freed})
 
 
 @click.group(short_help="Make and remove API tokens.")

@@ -101,6 +101,8 @@ def usage(shell: Shell, tenant: str, since: float, until: float | None, by: str)
 
     A kill -9 of the daemon loses the last 15 seconds of all but SERVICE S.
     """
+    if since > time.time():
+        raise click.BadParameter("it is in the future: nothing was used yet.", param_hint="--since")
     if until is not None and until <= since:
         raise click.BadParameter("it must be later than --since.", param_hint="--until")
     with shell.connect() as client:

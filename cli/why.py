@@ -84,18 +84,27 @@ def explain(client: Client, typed: str) -> Explanation:
     if is_whole_id(typed):
         try:
             return client.explain(request=typed)
-        except NotFound as unknown:
-            try:
-                return client.explain(context_id=typed)
-            except NotFound:
-                raise unknown from None
+        except NotFound:
+            return explain_last(client, typed, context_id=typed)
     contexts = client.contexts(all=True)
     requests = {outlook.request for outlook in client.requests(all=True)} | {context.last_request for context in contexts}
     found = beginning_with(typed, requests.union(context.id for context in contexts))
     if not found and is_beginning(typed):  # of one that ended, and whose context is gone, the daemon knows
-        return client.explain(request=typed.lower())
+        return explain_last(client, typed, request=typed.lower())
     whole = the_only("request or context", typed, found)
     return client.explain(request=whole) if whole in requests else client.explain(context_id=whole)
+
+
+def explain_last(client: Client, typed: str, **subject: str) -> Explanation:
+    """What the daemon says of the last subject that can be meant. Raises: KerneldError; NotFound says that nothing else is meant either."""
+    from kerneld_client.errors import NotFound
+
+    try:
+        return client.explain(**subject)
+    except NotFound:
+        remembered = "of requests that ended, the latest are remembered until the next restart"
+        problem = f"There is no request or context {typed!r}; {remembered}."
+        raise NotFound(problem, facts={"noun": "request or context", "name": typed}) from None
 
 
 def lines_of(told: Explanation, printer: Printer) -> Iterator[str]:
@@ -153,8 +162,6 @@ def life_lines(outlook: Outlook, printer: Printer) -> Iterator[str]:
         facts.append(f"preempted {count_of(outlook.num_preemptions, 'time')}")
     if outlook.output_tokens:
         facts.append(count_of(outlook.output_tokens, "output token"))
-    if outlook.deferred_until:
-        facts.append(f"deferred by a limit for {printer.left(outlook.deferred_until)}, unless the device would be idle")
     if outlook.queue_until and outlook.state != "running":
         facts.append(f"ends if it has not started in {printer.left(outlook.queue_until)}")
     if outlook.deadline:

@@ -22,6 +22,7 @@ from typing import Final, NamedTuple
 from kerneld.accounts import NO_CHANGES, Accounts, RateAccount
 from kerneld.bucket import HOUR_US, MINUTE_US, SECOND_US, RateBucket
 from kerneld.calls import LimitMode, Limits
+from kerneld.counted import counted
 from kerneld.errors import QueueFull, QuotaExceeded
 from kerneld.limitmodes import mode_of
 from kerneld.tally import Tally, ancestors
@@ -37,11 +38,11 @@ _SPARE: Final = 8
 REQUESTS: Final = "requests_per_minute"
 TOKENS: Final = "tokens_per_minute"
 LOADS: Final = "loads_per_hour"
-# The limits that are rates: their period, and how a message says what they count.
+# The limits that are rates: their period, what they count, and how a message says it.
 RATES: Final = {
-    REQUESTS: (MINUTE_US, "use {} requests per minute"),
-    TOKENS: (MINUTE_US, "use {} tokens per minute"),
-    LOADS: (HOUR_US, "start {} loads of models per hour"),
+    REQUESTS: (MINUTE_US, "request", "use {} per minute"),
+    TOKENS: (MINUTE_US, "token", "use {} per minute"),
+    LOADS: (HOUR_US, "load", "start {} of models per hour"),
 }
 
 
@@ -109,7 +110,7 @@ class Admission:
         now_us = self._now_us()
         old = self._tenants.get(path)
         buckets = {}
-        for rate, (period_us, _words) in RATES.items():
+        for rate, (period_us, *_words) in RATES.items():
             amount: int = getattr(limits, rate)
             if amount:
                 bucket = buckets[rate] = RateBucket(amount, period_us, now_us)
@@ -128,11 +129,11 @@ class Admission:
     def check_context(self, tenant: str) -> None:
         """Whether a tenant may have one more context. Raises: QuotaExceeded."""
         if self.contexts.total >= self._max_contexts:
-            raise _count_error("contexts", "", self._max_contexts)
+            raise _count_error("context", "", self._max_contexts)
         for path, known in self._limited(tenant):
             limit = known.limits.max_contexts
             if limit and self.contexts.of(path) >= limit:
-                raise _count_error("contexts", path, limit)
+                raise _count_error("context", path, limit)
 
     def check_request(self, tenant: str, demand: Demand) -> None:
         """Whether a request may come in now. Raises: QueueFull, QuotaExceeded; nothing is taken."""
@@ -246,7 +247,7 @@ class Admission:
         who = f"tenant {path!r}" if path else "this daemon"
         start_s = self.next_start_s(path)
         return QueueFull(
-            f"The queue of {who} is full: {limit} requests wait.",
+            f"The queue of {who} is full: {counted(limit, 'request')} {'waits' if limit == 1 else 'wait'}.",
             facts={"limit": "max_queued", "value": str(limit), "holder": path, "retry": "estimate"},
             retry_after_s=RETRY_S if start_s is None else min(max(start_s, LEAST_RETRY_S), MOST_RETRY_S),
         )
@@ -255,9 +256,9 @@ class Admission:
 def _rate_error(short: _Short) -> QuotaExceeded:
     # A microsecond more than that: the caller's clock and ours cut the present one off at different places.
     retry_after_s = (short.wait_us + 1) / SECOND_US
-    allowed = RATES[short.rate][1].format(short.amount)
+    _period_us, noun, words = RATES[short.rate]
     return QuotaExceeded(
-        f"Tenant {short.path!r} may {allowed}; try again in {math.ceil(retry_after_s)} s.",
+        f"Tenant {short.path!r} may {words.format(counted(short.amount, noun))}; try again in {math.ceil(retry_after_s)} s.",
         facts={"limit": short.rate, "value": str(short.amount), "holder": short.path, "retry": "exact"},
         retry_after_s=retry_after_s,
     )
@@ -265,7 +266,7 @@ def _rate_error(short: _Short) -> QuotaExceeded:
 
 def _running_error(path: str, limit: int) -> QuotaExceeded:
     return QuotaExceeded(
-        f"Tenant {path!r} has {limit} requests, as many as may run or wait; one has to end first.",
+        f"Tenant {path!r} has {counted(limit, 'request')}, as many as may run or wait; one has to end first.",
         facts={"limit": "max_running", "value": str(limit), "holder": path, "retry": "estimate"},
         retry_after_s=RETRY_S,
     )
@@ -274,6 +275,6 @@ def _running_error(path: str, limit: int) -> QuotaExceeded:
 def _count_error(noun: str, path: str, limit: int) -> QuotaExceeded:
     who = f"Tenant {path!r}" if path else "This daemon"
     return QuotaExceeded(
-        f"{who} has {limit} {noun}, as many as it may have; free one first.",
-        facts={"limit": f"max_{noun}", "value": str(limit), "holder": path},
+        f"{who} has {counted(limit, noun)}, as many as it may have; free one first.",
+        facts={"limit": f"max_{noun}s", "value": str(limit), "holder": path},
     )

@@ -83,6 +83,8 @@ class Explainer:
             return "It is idle: no request runs or waits. Its pages give way when others need the room, and come back when it is used."
         if request.state is RequestState.RUNNING:
             return "Its request runs."
+        if obstacles and obstacles[0].code == "DEFERRED":  # for how long, the obstacle says
+            return "Its request waits: a soft limit holds it back."
         return f"Its request waits: {obstacles[0].text}" if obstacles else "Its request waits for its turn: nothing else is in its way."
 
     def _placements(self, context: Context) -> Iterator[Placement]:

@@ -29,6 +29,7 @@ from kerneld.simulation.replay import Replay
 from kerneld.simulation.tomltable import TomlTable
 from kerneld.simulation.workload import (
     ENDLESS,
+    MOST_REQUESTS,
     PAPER_TARIFF,
     Arrival,
     DeviceSpec,
@@ -71,6 +72,7 @@ def _workload(table: TomlTable, path: Path) -> Workload:
             raise WorkloadInvalid(f"{path}: with [replay], requests come from its file: a tenant has neither rate nor times.")
         tenants = replay.tenants(tenants)
     _check_tree(path, tenants)
+    _check_count(path, tenants, duration_s)
     workload = Workload(name, duration_s, tenants, seed, device, scheduler, replay.jobs if replay else ())
     if not workload.senders:
         raise WorkloadInvalid(f"{path}: no tenant sends anything: give one a rate.")
@@ -238,6 +240,16 @@ def _check_tree(path: Path, tenants: Sequence[TenantLoad]) -> None:
         known.add(tenant.path)
     for missing in _missing_parents(known):
         raise WorkloadInvalid(f"{path}: tenants are below {missing!r}, which is no tenant: add a [[tenant]] with that path.")
+
+
+def _check_count(path: Path, tenants: Sequence[TenantLoad], duration_s: float) -> None:
+    """Whether no more requests are to be expected than can be drawn. Raises: WorkloadInvalid, naming the tenant with most of them."""
+    expected = {tenant.path: tenant.expected(duration_s) for tenant in tenants}
+    total = sum(expected.values())
+    if total > MOST_REQUESTS:
+        most = max(expected, key=expected.__getitem__)
+        problem = f"about {total:,.0f} requests would come in {duration_s:g} s, {expected[most]:,.0f} of them from it"
+        raise WorkloadInvalid(f"{path}: tenant {most}: {problem}: at most {MOST_REQUESTS:,} are simulated; lower a rate or duration_s.")
 
 
 def _missing_parents(known: Iterable[str]) -> list[str]:

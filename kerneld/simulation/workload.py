@@ -20,6 +20,7 @@ MIB: Final = 1 << 20
 # Output counts twice, as in the paper; and on the default device, a second of service is about a second.
 PAPER_TARIFF: Final = Tariff(input_ns=750_000, cached_ns=75_000, output_ns=1_500_000)
 ENDLESS: Final = float("inf")
+MOST_REQUESTS: Final = 1_000_000  # expected of a workload: all of them are drawn before it runs
 _EDGE: Final = 1e-9
 
 
@@ -96,6 +97,13 @@ class Phase:
     on_s: float = 0.0  # 0: always on; else on first, then off for `off_s`, and so on, from the beginning of the phase
     off_s: float = 0.0
 
+    def expected(self, lasts_s: float) -> float:
+        """Requests that come, on average, while the phase lasts so long."""
+        if not self.on_s:
+            return self.rate * lasts_s
+        whole, rest_s = divmod(lasts_s, self.on_s + self.off_s)
+        return self.rate * (whole * self.on_s + min(rest_s, self.on_s))
+
 
 @dataclass(frozen=True, slots=True)
 class TenantLoad:
@@ -117,6 +125,15 @@ class TenantLoad:
     def is_sending(self) -> bool:
         """Whether any request may come from it."""
         return bool(self.phases or self.trace)
+
+    def expected(self, duration_s: float) -> float:
+        """Requests that come from it, on average, in a workload of that length."""
+        count, begin = float(sum(at < duration_s for at in self.trace)), 0.0
+        for phase in self.phases:
+            end = min(phase.until_s, duration_s)
+            count += phase.expected(max(end - begin, 0.0))
+            begin = end
+        return count
 
 
 @dataclass(frozen=True, slots=True)

@@ -140,7 +140,7 @@ class AdminVerbs:
         images = [image for image in await machine.store.load_images() if image.tenant == path]
         num_contexts = len(machine.contexts.of_tenant(path))
         if (num_contexts or images) and not force:
-            problem = f"The tenant {path!r} has {num_contexts} contexts and {len(images)} images; use force to remove them too."
+            problem = f"Tenant {path!r} has {num_contexts} contexts and {len(images)} images; use force (`kernelctl tenant rm --force`)."
             raise WrongState(problem, reason="TENANT_NOT_EMPTY")
         with machine.effects.done_by(caller, "remove_tenant", num_contexts.to_bytes(8, "big")) as effects:
             self._end_all(path)

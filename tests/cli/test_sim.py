@@ -164,5 +164,5 @@ def test_records_that_cannot_be_written_are_an_error(workload: str) -> None:
 def test_help_says_what_the_figures_mean() -> None:
     told = CliRunner().invoke(cli, ["sim", "--help"]).stdout
 
-    for word in ("max_gap", "max_diff", "fig3", "tenants64", "--records"):
+    for word in ("max_gap", "max_diff", "fig3", "tenants64", "--records", "max_queued and max_running do not hold under fcfs"):
         assert word in told

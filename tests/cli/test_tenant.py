@@ -104,7 +104,7 @@ def test_a_size_that_is_none_is_a_usage_error(kernelctl: Kernelctl) -> None:
 
 
 def test_rm_says_how_many_contexts_it_freed(kernelctl: Kernelctl) -> None:
-    assert kernelctl("tenant", "rm", "lab", "--force").stdout == "lab removed, 1 contexts freed\n"
+    assert kernelctl("tenant", "rm", "lab", "--force").stdout == "lab removed, 1 context freed\n"
     assert kernelctl.client.arguments_of("remove_tenant") == (("lab",), {"force": True})
 
 

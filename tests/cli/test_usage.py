@@ -66,6 +66,13 @@ def test_what_is_no_time_is_refused_with_what_is(kernelctl: Kernelctl, text: str
     assert "is not a time; use an age such as 30m, 12h, 7d or 4w, or a date" in " ".join(result.stderr.replace("│", " ").split())
 
 
+def test_since_is_not_in_the_future(kernelctl: Kernelctl) -> None:
+    result = kernelctl("usage", "--since", "9998-01-01")
+    assert result.exit_code == 2
+    assert "--since: it is in the future" in " ".join(result.stderr.replace("│", " ").split())
+    assert kernelctl.client.verbs() == []
+
+
 @pytest.mark.parametrize("until", ["2026-03-01", "2026-03-02"])
 def test_until_is_later_than_since(kernelctl: Kernelctl, until: str) -> None:
     result = kernelctl("usage", "--since", "2026-03-02", "--until", until)

@@ -5,12 +5,15 @@ from __future__ import annotations
 import json
 import time
 from dataclasses import replace
+from typing import cast
 
 import pytest
 
-from cli.why import estimate_text
+from cli.why import estimate_text, explain_last
+from kerneld_client import Client
+from kerneld_client.errors import NotFound
 from kerneld_client.memory_values import StartEstimate
-from tests.cli.fake_client import EXPLANATION, OUTLOOK, Kernelctl
+from tests.cli.fake_client import EXPLANATION, OUTLOOK, FakeClient, Kernelctl
 
 WHY = """\
 request bbbbbbbbbbbb of lab/ana, on context aaaaaaaaaaaa, is waiting
@@ -84,6 +87,37 @@ def test_one_that_ended_says_how_it_went(kernelctl: Kernelctl) -> None:
 def test_the_beginning_of_one_that_ended_is_known_to_the_daemon(kernelctl: Kernelctl) -> None:
     assert kernelctl("why", "FFFF").exit_code == 0
     assert kernelctl.client.arguments_of("explain") == ((), {"request": "ffff"})
+
+
+def test_a_whole_id_of_nobody_is_of_no_request_and_no_context(kernelctl: Kernelctl) -> None:
+    kernelctl.client.error = NotFound("There is no context.", facts={"noun": "context"})
+
+    missing = kernelctl("why", "f" * 32)
+
+    assert missing.exit_code == 3
+    assert f"error: There is no request or context '{'f' * 32}'; of requests that ended, the latest are remembered" in missing.stderr
+    assert "`kernelctl why` lists requests" in missing.stderr
+
+
+def test_a_beginning_that_the_daemon_does_not_know_either_is_of_no_request_and_no_context() -> None:
+    client = FakeClient(error=NotFound("There is no request.", facts={"noun": "request"}))
+
+    with pytest.raises(NotFound, match="There is no request or context 'FFFF'; of requests that ended"):
+        explain_last(cast("Client", client), "FFFF", request="ffff")
+    assert client.arguments_of("explain") == ((), {"request": "ffff"})
+
+
+def test_for_how_long_a_request_is_deferred_is_said_once(kernelctl: Kernelctl) -> None:
+    text = "it is above a soft limit that holds for lab/ana: it joins the line in 113.5 s, or when nobody else is there."
+    held = replace(OUTLOOK, state="deferred", deferred_until=time.time() + 113.5)
+    summary = "Its request waits: a soft limit holds it back."
+    obstacle = replace(EXPLANATION.obstacles[0], code="DEFERRED", text=text)
+    kernelctl.client.explanation = replace(EXPLANATION, summary=summary, obstacles=(obstacle,), outlook=held)
+
+    shown = kernelctl("why", "bbb").stdout
+
+    assert shown.count(text) == 1
+    assert "1m53s" not in shown
 
 
 def test_nobody_with_that_id_is_not_found(kernelctl: Kernelctl) -> None:

@@ -173,7 +173,7 @@ def test_running_requests_above_a_hard_limit_are_refused(tenants: Tenants) -> No
     contexts = [lab.alloc("toy") for _ in range(2)]
     stream = contexts[0].infer(tokens=[5], max_tokens=400, ignore_eos=True)
     next(stream)
-    with pytest.raises(errors.QuotaExceeded, match="Tenant 'lab' has 1 requests, as many as may run or wait") as refusal:
+    with pytest.raises(errors.QuotaExceeded, match="Tenant 'lab' has 1 request, as many as may run or wait") as refusal:
         run(contexts[1], 1)
     assert (refusal.value.facts["limit"], refusal.value.facts["retry"]) == ("max_running", "estimate")
     stream.cancel()
@@ -191,7 +191,7 @@ def test_who_reads_a_refusal_is_told_what_to_do(rig: DaemonRig, k: Client, tenan
         run(context, 2)
     refused = kernelctl(rig, "--token-file", str(token), "infer", context.id)
     assert refused.returncode == 6
-    assert re.fullmatch(r"error: Tenant 'lab' may use 1 requests per minute; try again in \d+ s\.\n", refused.stderr)
+    assert re.fullmatch(r"error: Tenant 'lab' may use 1 request per minute; try again in \d+ s\.\n", refused.stderr)
 
 
 def test_bad_limits_and_weights_say_what_is_accepted(rig: DaemonRig, k: Client, tenants: Tenants) -> None:

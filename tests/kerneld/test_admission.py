@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from kerneld.admission import Admission, Demand, HeldBack
 from kerneld.calls import LimitMode, Limits
-from kerneld.errors import InvalidArgument, QueueFull, QuotaExceeded
+from kerneld.errors import InvalidArgument, KernelError, QueueFull, QuotaExceeded
 from kerneld.limitmodes import check_modes
 from kerneld.tally import Tally
 from tests.kerneld.conftest import FakeClock
@@ -232,6 +232,28 @@ def test_a_hard_limit_of_running_requests_counts_those_that_wait(admission: Admi
 
     assert caught.value.facts == {"limit": "max_running", "value": "2", "holder": "lab", "retry": "estimate"}
     assert caught.value.message == "Tenant 'lab' has 2 requests, as many as may run or wait; one has to end first."
+
+
+@pytest.mark.parametrize(
+    ("limits", "said"),
+    [
+        (Limits(requests_per_minute=1), "Tenant 'lab' may use 1 request per minute; try"),
+        (Limits(tokens_per_minute=1), "Tenant 'lab' may use 1 token per minute; try"),
+        (Limits(loads_per_hour=1), "Tenant 'lab' may start 1 load of models per hour; try"),
+        (Limits(loads_per_hour=2), "Tenant 'lab' may start 2 loads of models per hour; try"),
+        (Limits(max_queued=1), "The queue of tenant 'lab' is full: 1 request waits."),
+    ],
+)
+def test_a_limit_of_one_is_told_in_the_singular(admission: Admission, waiting: Tally, limits: Limits, said: str) -> None:
+    admission.set_limits("lab", limits)
+    for _ in range(2):
+        admission.take_request("lab", Demand(1, 1))
+    waiting.add("lab")
+
+    with pytest.raises(KernelError) as caught:
+        admission.check_request("lab", Demand(1, 1))
+
+    assert caught.value.message.startswith(said)
 
 
 def test_a_request_that_never_ran_is_given_back(admission: Admission) -> None:

@@ -144,7 +144,7 @@ async def test_requests_above_a_hard_rate_are_refused_and_told_when_to_come(tmp_
     async with running(Rig(tmp_path)) as rig:
         await set_limits(rig, "lab", Limits(requests_per_minute=1))
         await rig.infer(await rig.alloc(), prompt_of(1, 9), 3)
-        with pytest.raises(QuotaExceeded, match="Tenant 'lab' may use 1 requests per minute; try again in") as caught:
+        with pytest.raises(QuotaExceeded, match="Tenant 'lab' may use 1 request per minute; try again in") as caught:
             await rig.infer(await rig.alloc(BOB), prompt_of(2, 9), 3, caller=BOB)
         assert caught.value.retry_after_s == pytest.approx(60.0, abs=5.0)
 
@@ -198,7 +198,7 @@ async def test_running_requests_wait_where_their_limit_is_soft_and_are_refused_w
         rig.worker.hold()
         tasks = [await callers.begin(caller) for caller in (ANN, ANN, BOB)]
         assert (rig.machine.scheduler.running.of("lab/ann"), rig.machine.scheduler.waiting.of("lab/ann")) == (1, 1)
-        with pytest.raises(QuotaExceeded, match="Tenant 'lab/bob' has 1 requests, as many as may run or wait"):
+        with pytest.raises(QuotaExceeded, match="Tenant 'lab/bob' has 1 request, as many as may run or wait"):
             await (await callers.begin(BOB))
         rig.worker.release()
         assert [(await task).reason for task in tasks] == ["length"] * 3

@@ -135,7 +135,7 @@ class QueuePlace:
     tenant_waiting: int
     waiting: int
     running: int
-    service: int  # what its tenant was charged, in microseconds of device time
+    service: int  # what its tenant was charged, ever: microseconds of device time
 
 
 @dataclass(frozen=True, slots=True)

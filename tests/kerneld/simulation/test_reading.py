@@ -193,6 +193,41 @@ def test_a_workload_that_is_none_is_refused(tmp_path: Path, text: str, said: str
         read(tmp_path, text)
 
 
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        (
+            'duration_s = 1e6\n[[tenant]]\npath = "a"\n[[tenant]]\npath = "b"\nrate = 1e6\n',
+            r"w\.toml: tenant b: about 1,000,000,000,000 requests would come in 1e\+06 s, 1,000,000,000,000 of them from it: at most 1,0",
+        ),
+        ('duration_s = 10\n[[tenant]]\npath = "a"\nrate = 60_000\n[[tenant]]\npath = "b"\nrate = 50_000\n', "tenant a: about 1,100,000"),
+        ('duration_s = 1e300\n[[tenant]]\npath = "a"\nrate = 1e300\n', "about inf requests"),
+    ],
+)
+def test_more_requests_than_can_be_drawn_are_refused_before_one_is(tmp_path: Path, text: str, said: str) -> None:
+    with pytest.raises(WorkloadInvalid, match=said):
+        read(tmp_path, text)
+
+
+def test_as_many_as_can_be_drawn_are_accepted(tmp_path: Path) -> None:
+    assert read(tmp_path, 'duration_s = 10\n[[tenant]]\npath = "a"\nrate = 1e5\n').duration_s == 10.0
+
+
+@pytest.mark.parametrize(
+    ("sending", "count"),
+    [
+        ("rate = 2", 40),
+        ('arrival = "onoff"\nrate = 2\non_s = 3\noff_s = 5', 18),
+        ("[[tenant.phase]]\nrate = 1\nuntil_s = 4\n[[tenant.phase]]\nrate = 2\nuntil_s = 30\n[[tenant.phase]]\nrate = 9", 36),
+        ('arrival = "trace"\ntimes = [0, 1.5, 19, 20, 21]', 3),
+    ],
+)
+def test_as_many_come_as_are_expected(tmp_path: Path, sending: str, count: int) -> None:
+    workload = read(tmp_path, f'duration_s = 20\n[[tenant]]\npath = "a"\n{sending}\n')
+
+    assert workload.tenants[0].expected(workload.duration_s) == len(jobs_of(workload)) == count
+
+
 def test_a_file_that_is_not_there_is_named(tmp_path: Path) -> None:
     with pytest.raises(WorkloadInvalid, match="cannot read the workload"):
         read_workload(tmp_path / "absent.toml")

@@ -21,7 +21,7 @@ async def test_a_removed_tenant_leaves_nothing_whatever_it_was_doing(tmp_path: P
         idle, busy = await rig.alloc(BOB), await rig.alloc(BOB)
         await rig.infer(idle, prompt_of(1, 21), 8, caller=BOB)
         await rig.kernel.checkpoint(BOB, CheckpointArgs(idle))
-        with pytest.raises(WrongState):
+        with pytest.raises(WrongState, match=r"has 2 contexts and 1 images; use force \(`kernelctl tenant rm --force`\)\."):
             await rig.kernel.remove_tenant(ADMIN, "lab/bob", False)
         task = rig.begin(busy, prompt_of(2, 9), 400, caller=BOB)
         beside = rig.begin(kept, prompt_of(3, 9), 60)

@@ -129,7 +129,8 @@ async def test_a_deferred_request_says_until_when(tmp_path: Path) -> None:
         assert told.outlook.deferred_until == request.defer_until
         assert told.outlook.estimate.seconds is None
         assert told.obstacles[0].code == "DEFERRED"
-        assert told.summary.startswith("Its request waits: it is above a soft limit that holds for lab/ann: it joins the line in ")
+        assert told.obstacles[0].text.startswith("it is above a soft limit that holds for lab/ann: it joins the line in ")
+        assert told.summary == "Its request waits: a soft limit holds it back."  # and the obstacle alone says for how long
         await first
         await second  # nobody else was there
 
