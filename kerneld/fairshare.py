@@ -36,7 +36,6 @@ Abdel-Wahab, "Earliest eligible virtual deadline first", 1995 (the deadline).
 from __future__ import annotations
 
 from collections.abc import Iterable
-from itertools import islice
 from typing import Final
 
 from kerneld.accounts import ShareAccount
@@ -175,7 +174,7 @@ class FairShare:
 
         Changes nothing. Whoever takes any of them in place of the pick adds the lag to the bound at each level.
         """
-        return [_tenant_of(node) for node in islice(self._tree.root.near(lag_us * SCALE, most), most)]
+        return [_tenant_of(node) for node in self._tree.root.near(lag_us * SCALE, most)]
 
     def lag(self, path: str, other: str, rank: int = 0, other_rank: int = 0, *, returned_us: int = 0, charged_us: int = 0) -> int:
         """How far `path` is ahead of `other` in counter units, where their ways from the root part; 0 within one tenant.

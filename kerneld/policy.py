@@ -12,7 +12,6 @@ class SchedulerPolicy:
     max_step_tokens: int = 512  # of one step, all rows together
     max_steps: int = 8  # of a quantum, when nobody waits
     min_service_tokens: int = 64  # that a request generates before it may be preempted for another
-    turn_tokens: int = 8  # that it generates before it may be preempted for somebody of whom nothing runs
     courtesy_us: int = 250_000  # service by which such a one may be ahead of who has many rows, and is next all the same; 0: none
     preempt_lag_us: int = 250_000  # service by which the victim's tenant must be ahead of the waiting one's
     # Service by which a tenant may be ahead of who is next and still go first, where more of its request's KV is at hand; 0: never.

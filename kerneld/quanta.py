@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from kerneld.pricing.stepsize import StepSizer
-from kerneld.step import RowNeed, StepShape, longest_quantum, share_budget
+from kerneld.step import RowNeed, StepShape, longest_quantum, reading_order, share_budget
 
 
 class Quanta:
@@ -17,12 +17,11 @@ class Quanta:
         self.last_budget = 0  # tokens that the last step was allowed
 
     def shape(self, rows: Sequence[RowNeed], *, has_waiting: bool) -> StepShape:
-        """The next quantum of these rows, which are in the order of their admission: better classes are given their input first.
+        """The next quantum of these rows, which are in the order of their admission: `reading_order` says whose input goes first.
 
         It has one step while somebody waits or a prefill is unfinished, else twice as many as the last one, up to the policy's limits.
         """
-        if any(row.request.rank for row in rows):
-            rows = sorted(rows, key=_class_of)
+        rows = reading_order(rows)
         self.last_budget = self._sizer.budget(rows)
         shares = share_budget(rows, self.last_budget)
         longest = 1 if has_waiting else longest_quantum(rows, shares)
@@ -30,7 +29,3 @@ class Quanta:
             longest = min(longest, self._sizer.most_steps(rows))
         self._last_num_steps = min(longest, 2 * self._last_num_steps)
         return StepShape(shares, self._last_num_steps)
-
-
-def _class_of(row: RowNeed) -> int:
-    return row.request.rank

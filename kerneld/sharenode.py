@@ -7,7 +7,6 @@ The fraction is in lowest terms, so that a weight that divides `SCALE` needs no 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import Final
@@ -252,13 +251,16 @@ class ShareNode:
         reference = self.parent.least_served.least() or self.parent.last_active
         return self.counter if reference is None else max(self.counter, reference.counter)
 
-    def near(self, window: int, most: int) -> Iterator[ShareNode]:
-        """The hidden children below that may be next if everybody within `window` of who is next may be, the very next one first."""
+    def near(self, window: int, most: int) -> list[ShareNode]:
+        """The first hidden children below that may be next if everybody within `window` of who is next may be, the very next one first."""
         if self.name == OWN:
-            yield self
-            return
+            return [self]
+        found: list[ShareNode] = []
         for child in self.line.first(most, window):
-            yield from child.near(window, most)
+            found += child.near(window, most - len(found))
+            if len(found) == most:
+                break
+        return found
 
     def leave(self) -> None:
         """Be no child of its parent any more."""

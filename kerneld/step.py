@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -36,6 +37,17 @@ class StepShape:
     def num_tokens(self) -> int:
         """What the first step computes, all rows together."""
         return sum(share.num_tokens for share in self.shares)
+
+
+def reading_order(rows: Sequence[RowNeed]) -> Sequence[RowNeed]:
+    """The rows in the order in which they are given input: better classes first, then tenants that have less to read, then as they came."""
+    readers = [row for row in rows if row.num_pending > 1]
+    if len(readers) < 2:
+        return rows
+    pending: Counter[str] = Counter()
+    for row in readers:
+        pending[row.request.tenant] += row.num_pending
+    return sorted(rows, key=lambda row: (row.request.rank, pending[row.request.tenant]))
 
 
 def share_budget(rows: Sequence[RowNeed], budget: int) -> tuple[RowShare, ...]:

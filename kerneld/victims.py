@@ -10,9 +10,9 @@ the victim prepaid and did not get yet, and, unless the victim is of a laxer cla
 So after the change the victim's tenant is still ahead by more than the lag, and gets a row back by preemption only once the other one was
 served twice the lag: two tenants of equal weight never take rows from each other in turn.
 
-Before that, who asks for little is not kept waiting by who has much, whatever the lag: where nothing of a tenant runs, and fewer of its
-requests wait than the tenant with the most rows has rows, that one gives one up that has had `turn_tokens`, unless it is behind by more
-than `courtesy_us` or of a better class (`kerneld.courtesy`). Tenants that both have long queues are left to the lag.
+Apart from that, who asks for little is not kept waiting by who has much, whatever the lag: where nothing of a tenant runs, and fewer of
+its requests wait than the tenant with the most rows has rows, that one gives its newest up, unless it is behind by more than `courtesy_us`
+or of a better class (`kerneld.courtesy`). Tenants that both have long queues are left to the lag.
 """
 
 from __future__ import annotations
@@ -91,14 +91,14 @@ class Victims:
         """Who gives way to a request that is next and does not fit; None if nobody is far enough ahead."""
         if candidate.defer_until:
             return None  # above a limit: it runs where nobody is in its way
-        if not self._running.of(candidate.tenant) and (spare := self._spare(rows, candidate)) is not None:
-            return spare
         charged_us = self._charging.expected_cost(candidate, candidate.num_cached)
         # Who is admitted waits no more, so the same number of rows since the last change of queues is the same rows.
         found_for = (candidate.id, charged_us, self._waiting.num_changes, self._shares.num_reweighs, len(rows))
         calm = self._calm
         if calm is not None and calm.found_for == found_for and self.spent_us < calm.until_us and self.num_steps < calm.until_step:
             return None
+        if not self._running.of(candidate.tenant) and (spare := self._spare(rows, candidate)) is not None:
+            return spare
         far, look = [], _Look(self._policy.preempt_lag_us, self._policy.min_service_tokens)
         for row in rows:
             lead = self._shares.lag(row.tenant, candidate.tenant, row.rank, candidate.rank)
@@ -118,14 +118,14 @@ class Victims:
 
     def _spare(self, rows: Sequence[Request], candidate: Request) -> Request | None:
         """A row of the tenant that has the most of them, for one that has none and asks for fewer."""
-        tenant, num_rows = Counter(row.tenant for row in rows).most_common(1)[0] if rows else ("", 0)
-        if self._waiting.tally.of(candidate.tenant) >= num_rows:
+        num_waiting = self._waiting.tally.of(candidate.tenant)
+        tenant, num_rows = Counter([row.tenant for row in rows]).most_common(1)[0] if num_waiting < len(rows) else ("", 0)
+        if num_waiting >= num_rows:
             return None
         spare = [
             row
             for row in rows
             if row.tenant == tenant
-            and row.num_since_admission >= self._policy.turn_tokens
             and row.rank >= candidate.rank
             and self._shares.lag(tenant, candidate.tenant, row.rank, candidate.rank) >= -self._policy.courtesy_us * SCALE
         ]

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from kerneld.request import Request
 from kerneld.rows import Row
-from kerneld.step import RowNeed, StepShape, longest_quantum, share_budget
+from kerneld.step import RowNeed, StepShape, longest_quantum, reading_order, share_budget
 from memory.page import Space
 from memory.table import PageTable
 
@@ -31,6 +31,14 @@ def test_decoding_rows_come_first_and_prefills_share_the_rest_in_order(make_requ
         (2, 8),
         (-1, 1),
     ]
+
+
+def test_who_has_less_to_read_reads_first_and_better_classes_before(make_request: Callable[..., Request]) -> None:
+    hog = [RowNeed(make_request("hog"), 60, 9) for _ in range(3)]
+    light, lax = RowNeed(make_request("light"), 100, 9), RowNeed(make_request("lax"), 5, 9)
+    lax.request.rank = 1
+
+    assert reading_order([*hog, lax, light]) == [light, *hog, lax]
 
 
 def test_decoding_rows_make_as_many_steps_as_the_shortest_may(make_request: Callable[..., Request]) -> None:

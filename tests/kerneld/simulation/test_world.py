@@ -136,7 +136,7 @@ def test_the_books_of_memory_hold_to_the_end() -> None:
 
 def test_weights_are_kept() -> None:
     tenants = [TenantLoad(f"w{weight}", weight=weight, phases=(Phase(8.0),), input=Fixed(64), output=Fixed(64)) for weight in (1, 2, 3, 4)]
-    load = Workload("weights", 120.0, tuple(tenants))
+    load = Workload("weights", 240.0, tuple(tenants))
     shares = {figures.tenant: figures.share for figures in simulate(load, Scheduling.HVTC).tenants()}
 
     assert shares == pytest.approx({"w1": 0.1, "w2": 0.2, "w3": 0.3, "w4": 0.4}, rel=0.05)
