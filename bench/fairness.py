@@ -142,7 +142,11 @@ async def measure_hog(socket: Path, num_asked: int) -> list[Figure]:
         await admin.load(str(MODEL), name="demo")
         light = await stack.enter_async_context(person(admin, socket, "lab/light", 1))
         hog = await stack.enter_async_context(person(admin, socket, "lab/hog", 1))
-        await light.ask(LIGHT_INPUT, LIGHT_OUTPUT)
+        async with crowd(hog, HOG_REQUESTS, HOG_INPUT, HOG_OUTPUT):  # until the daemon knows what tokens of this model take
+            await asyncio.sleep(WARM_UP_S)
+            await now_and_then(light, 3)
+        hog.num_tokens = 0
+        hog.gaps_s.clear()
         for _ in range(HOG_ROUNDS):
             alone += await now_and_then(light, num_asked)
             async with crowd(hog, HOG_REQUESTS, HOG_INPUT, HOG_OUTPUT):
