@@ -97,7 +97,7 @@ def test_loads_above_the_limit_of_a_tenant_are_refused_and_told_when_to_come(rig
         with rig.connect(token=k.add_token("guest").token) as guest:
             assert len(say(guest, "red", 4)) == 4, "it is there, and costs no load"
             assert len(say(guest, "green", 4)) == 4
-            with pytest.raises(errors.QuotaExceeded, match="Tenant 'guest' may start 1 loads of models per hour; try again in") as refusal:
+            with pytest.raises(errors.QuotaExceeded, match="Tenant 'guest' may start 1 load of models per hour; try again in") as refusal:
                 say(guest, "blue", 4)
             assert 3000 < (refusal.value.retry_after_s or 0) <= 3601
             say(k, "blue")
