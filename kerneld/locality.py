@@ -11,6 +11,8 @@ Invariants
    class and niceness.
 2. No request is passed more than `MOST_PASSED` times by others of its own queue.
 3. With nothing at hand the order is that of the accounts and the queues, and finding that out costs next to nothing.
+4. A tenant of which something runs does not go before one of which nothing does: a request that was just preempted for another one has its
+   KV at hand, and would have its row back at once.
 """
 
 from __future__ import annotations
@@ -23,6 +25,7 @@ from kerneld.fairshare import FairShare
 from kerneld.pricing.charging import Charging
 from kerneld.request import Request
 from kerneld.sharenode import SCALE
+from kerneld.tally import Tally
 from kerneld.ticketqueue import Key, TicketQueue
 from kerneld.waiting import Waiting
 
@@ -42,9 +45,10 @@ class _Best(NamedTuple):
 class Locality:
     """Prefers what is cheap to run, within bounds."""
 
-    def __init__(self, shares: FairShare, waiting: Waiting, charging: Charging, lag_us: int) -> None:
+    def __init__(self, shares: FairShare, waiting: Waiting, running: Tally, charging: Charging, lag_us: int) -> None:
         self._shares = shares
         self._waiting = waiting
+        self._running = running
         self._charging = charging
         self._lag_us = lag_us
         self.stamp: Callable[[], int] = lambda: 0  # changes when KV is at hand that was not before; 0: nothing is at all
@@ -87,7 +91,7 @@ class Locality:
         """Who goes first, and what that saves."""
         best, best_us = self._best_of(pick, stamp)
         for path in self._shares.near(self._lag_us, MOST_LOOKED_AT):
-            if path == pick:
+            if path == pick or (self._running.of(path) and not self._running.of(pick)):  # invariant 4
                 continue
             other, saved_us = self._best_of(path, stamp)
             if saved_us > best_us and saved_us - best_us > self._lag(other, pick):

@@ -67,7 +67,7 @@ class Scheduler:
         self.running = Tally()
         self._closures, self._expiry = Closures(shares), Expiry()
         self._victims = Victims(shares, self.charging, self._waiting, self.running, self.policy)
-        self.locality = Locality(shares, self._waiting, self.charging, self.policy.locality_lag_us)
+        self.locality = Locality(shares, self._waiting, self.running, self.charging, self.policy.locality_lag_us)
         self._courtesy = Courtesy(shares, self._waiting, self.running, self.locality, self.policy.courtesy_us)
         self.system = SystemAccount()
         self.system_us = self.system.us  # device time that no tenant pays, by cause

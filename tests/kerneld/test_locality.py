@@ -12,6 +12,7 @@ from kerneld.locality import MOST_LOOKED_AT, MOST_PASSED
 from kerneld.policy import SchedulerPolicy
 from kerneld.request import Request
 from kerneld.scheduler import Scheduler
+from kerneld.sharenode import SCALE
 
 MakeRequest = Callable[..., Request]
 LAG = 5_000
@@ -85,6 +86,21 @@ def test_nobody_further_ahead_than_the_lag_is_preferred(cache: Cache, make_reque
     scheduler.shares.charge("bob", LAG + 1)
 
     assert scheduler.next_candidate() is first
+
+
+def test_who_gave_its_row_up_does_not_get_it_back_before_the_one_it_was_taken_for(cache: Cache, make_request: MakeRequest) -> None:
+    scheduler = new_scheduler(cache)
+    running, preempted = (make_request("bob", num_input=500) for _ in range(2))
+    wait(scheduler, running, preempted)
+    for request in (running, preempted):
+        scheduler.admit(request, 0)
+    late = make_request("ann", num_input=500)
+    wait(scheduler, late)
+    scheduler.preempt(preempted)
+    cache.known[preempted.id] = 500
+
+    assert scheduler.shares.lag("bob", "ann", preempted.rank, late.rank) <= LAG * SCALE
+    assert scheduler.next_candidate() is late
 
 
 def test_nobody_is_preferred_for_ever(cache: Cache, make_request: MakeRequest) -> None:
