@@ -1,0 +1,26 @@
+// Threads that work on one op after the other and sleep in between: the machine is shared, so nobody spins for long.
+#pragma once
+
+#include <cstdint>
+
+namespace kd {
+
+// Work is cut into parts, [0, num_parts); threads take the next part as they come, so that one which the system has put aside holds up
+// nobody. A part's result does not depend on who computes it (kernels.h, rule 1).
+using Part = void (*)(void* work, int part, int thread);
+
+class Threads {
+ public:
+  // `cpus`: where thread i may run, -1 or null: anywhere. The caller of `run` is thread 0.
+  Threads(int num_threads, const int32_t* cpus);
+  ~Threads();
+  int count() const;
+  // Return when all parts are done. They wait for each other for a few microseconds awake, then asleep.
+  void run(Part part, void* work, int num_parts);
+
+ private:
+  struct State;
+  State* state_;
+};
+
+}  // namespace kd
