@@ -20,10 +20,10 @@ struct Matrix {
   Kind kind;
   int32_t rows;     // outputs
   int32_t columns;  // inputs
-  int32_t group;    // columns of one scale; 0: a whole row, scales are float32; else float16
+  int32_t group;    // columns of one scale, a multiple of 32; 0: a whole row, scales are float32; else float16
   const void* values;
   const void* scales;
-  const void* offsets;  // null: symmetric
+  const void* offsets;  // float32; null: symmetric
 };
 
 // --- linears (linear.cc) ---------------------------------------------------------------------------------------------------------------
