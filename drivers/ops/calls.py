@@ -131,6 +131,7 @@ class Call:
     outputs: tuple[str, ...]
     parts: tuple[str, ...] = ()  # weights of the segment that the call belongs to
     settings: tuple[Settings, ...] = ()  # of each op that it stands for, in order, where that has any
+    stands_for: tuple[Call, ...] = ()  # of a fused op: the primitive calls, run one after the other, that it means
 
 
 @dataclass(frozen=True, slots=True)
