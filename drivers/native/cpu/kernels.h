@@ -64,11 +64,98 @@ struct AttentionRow {
 
 size_t layer_part_bytes(const Pages& pages);
 void kv_write(const Pages& pages, const AttentionRow& row, int token, const float* keys, const float* values);  // [J][D] each
+void clear_tail(const Pages& pages, int64_t frame, int num_tokens);  // zeros at and beyond so many tokens of a page, in this layer
 
 struct AttentionSettings {
   float scale, softcap;  // softcap 0: none
   int32_t window;        // 0: none
   int32_t num_heads;     // query heads are group-major: head h reads KV head h % kv_heads
 };
+
+// A step's attention is cut into items: some consecutive tokens of one row, one KV head, and all keys or one partition of them. Cut once
+// for each KV group and step, they serve every layer of the group. An item is computed by one thread; whoever is the last of those that
+// share tokens puts their partitions together, in order. How a step is cut changes no bit.
+//
+//   keys        |0            1023|1024         2047|2048    partitions: absolute positions, each summed up by itself, merged in order
+//               |0 63|64 127| ...                            blocks: the unit of the online softmax
+struct AttentionItem {
+  int32_t row, kv_head;
+  int32_t first_token, num_tokens;      // of the row's tokens of this step
+  int32_t first_partition, num_partitions;
+  int32_t num_siblings;                 // items that share the tokens; 1: nothing is to be merged
+  int32_t first_partial, partial;       // where the partitions of all siblings lie among the partials, and which of them this one is
+  int32_t counter;                      // which of the counters the siblings share
+};
+
+// What has to be there before any step, for steps of at most so many rows and tokens.
+struct AttentionRoom {
+  int64_t max_items;
+  int64_t partial_bytes;  // shared by all threads, for one op at a time
+  int64_t counter_bytes;  // zero before the first step; attention() leaves zeros
+  int64_t thread_bytes;   // for each thread, from a multiple of 64 bytes on
+};
+
+struct AttentionScratch {
+  void* partials;
+  int32_t* counters;
+  void* thread;  // the calling thread's own
+};
+
+AttentionRoom attention_room(const Pages& pages, const AttentionSettings& settings, int max_rows, int max_tokens, int num_threads);
+
+// Write the items of a step to `items` and return how many they are. Needs no arena.
+int attention_items(const Pages& pages, const AttentionSettings& settings, const AttentionRow* rows, int num_rows, int num_threads,
+                    AttentionItem* items);
+
+// Queries are q[t * q_stride + h * D], turned and not scaled; t counts the step's tokens. `lse`, where it is not null, gets the log-sum-exp
+// of the scores, [t][num_heads].
+struct AttentionValues {
+  const float* queries;
+  size_t q_stride;
+  float* out;  // out[t * out_stride + h * D]
+  size_t out_stride;
+  float* lse;
+};
+
+void attention(const Pages& pages, const AttentionSettings& settings, const AttentionRow* rows, const AttentionItem& item,
+               const AttentionValues& values, const AttentionScratch& scratch);
+
+// --- one token's values (rows.cc, rope.cc) ----------------------------------------------------------------------------------------------
+
+// `weight` has been made float32, with the unit offset in it where the model has one. In place is fine where x and y are the same.
+void rms_norm(const float* x, const float* weight, float eps, int width, float* y);
+void layer_norm(const float* x, const float* weight, const float* bias, float eps, int width, float* y);  // bias may be null
+void norm_add(const float* x, const float* weight, float eps, int width, float* residual);                 // residual += rms_norm(x)
+void add(const float* x, int width, float* residual);                                                       // residual += x
+void scale(float factor, int width, float* x);
+
+enum class Activation : int32_t { silu = 0, gelu = 1, gelu_tanh = 2 };
+
+void act(Activation function, const float* x, int width, float* y);
+void act_mul(Activation function, const float* gate, const float* up, int width, float* y);  // y = f(gate) * up
+void softcap(float cap, int width, float* x);                                                 // x = cap * tanh(x / cap)
+
+void to_bf16(const float* x, int width, uint16_t* y);  // nearest, ties to even
+void from_bf16(const uint16_t* x, int width, float* y);
+
+// The likeliest experts of a token, best first, the smaller of equals before the other, and their shares of a softmax over all of them
+// (`is_normalized`: over the chosen ones). Not finite logits give shares that are NaN.
+void top_experts(const float* logits, int num_experts, int top_k, bool is_normalized, int32_t* experts, float* shares);
+
+// The index of the greatest, the first of equals; -1 where any is NaN or the greatest is infinite (drivers/sampling.py).
+int argmax(const float* logits, int width);
+
+struct RopeSettings {
+  int32_t num_heads, num_dims;     // the first `num_dims` dimensions of each head are turned, half against half; 0: none
+  const float* query_norm;         // null: no head norm; [D], or all heads' [num_heads * D]
+  const float* key_norm;           // [D], or [kv_heads * D]
+  float eps;
+  bool is_over_all_heads;
+};
+
+// One token of a row: qkv [(num_heads + 2 * kv_heads) * D] is normed and turned in place, keys and values go to their page. `cos` and `sin`
+// are float32 [num_dims / 2].
+void rope_kv_write(const Pages& pages, const RopeSettings& settings, const AttentionRow& row, int token, const float* cos,
+                   const float* sin, float* qkv);
 
 }  // namespace kd
