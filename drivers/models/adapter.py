@@ -25,7 +25,8 @@ from torch import Tensor
 
 from drivers.contract import InspectSpec, ModelSpec, SegmentSpec
 from drivers.errors import ModelCorrupt, ModelUnsupported
-from drivers.models.config import DecoderConfig, read_config
+from drivers.models.config import DecoderConfig
+from drivers.models.families.table import read_config
 from drivers.models.layout import ALIGN_BYTES
 from drivers.models.loader import STORED_DTYPES, PageShape, Target, bytes_of
 from drivers.models.peft import LoraTensors, find_changes, read_peft_config

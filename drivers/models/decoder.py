@@ -1,12 +1,12 @@
-"""The forward pass of a decoder-only transformer over a ragged batch, written in named ops.
+"""A decoder run in Python, call by call, over torch: the definition of every model, and what runs one that native code does not cover.
 
-Every linear, norm and rotation runs on the flat batch `[num_tokens, ...]`; only attention knows where rows begin. Nothing here depends on
-the device: the ops come from the table the decoder is given.
+Linears, norms and rotations run on the flat batch `[num_tokens, ...]`; only attention knows where rows begin. Nothing here depends on the
+device: which implementation runs a call was chosen before (`drivers.ops.fusion`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -15,70 +15,29 @@ from torch import Tensor
 from drivers.models.adapter import LoraBatch
 from drivers.models.config import DecoderConfig
 from drivers.models.rotary import inverse_frequencies
-from drivers.ops.ragged import HeadShape, RaggedBatch
-from drivers.ops.reference import LayerKv, Rotation
+from drivers.ops.fusion import Choice, Cover
+from drivers.ops.ragged import HeadShape, RaggedBatch, RowSpan, plan_attention
+from drivers.ops.reference import LayerKv, LoraRows
+from drivers.ops.running import Parts, Pass, Rotary
 from drivers.ops.table import OpTable
 
 
 @dataclass(frozen=True, slots=True)
-class LayerWeights:
-    """One layer's parts, as `drivers.models.layout` names them."""
-
-    input_norm: Tensor
-    qkv: Tensor
-    qkv_bias: Tensor | None
-    query_norm: Tensor | None
-    key_norm: Tensor | None
-    output: Tensor
-    output_bias: Tensor | None
-    inner_norm: Tensor
-    gate_up: Tensor
-    gate_up_bias: Tensor | None
-    down: Tensor
-    down_bias: Tensor | None
-
-    @classmethod
-    def of(cls, parts: Mapping[str, Tensor]) -> LayerWeights:
-        """Name the parts of a layer's segment."""
-        return cls(
-            input_norm=parts["input_norm"],
-            qkv=parts["qkv.weight"],
-            qkv_bias=parts.get("qkv.bias"),
-            query_norm=parts.get("query_norm"),
-            key_norm=parts.get("key_norm"),
-            output=parts["output.weight"],
-            output_bias=parts.get("output.bias"),
-            inner_norm=parts["inner_norm"],
-            gate_up=parts["gate_up.weight"],
-            gate_up_bias=parts.get("gate_up.bias"),
-            down=parts["down.weight"],
-            down_bias=parts.get("down.bias"),
-        )
-
-
-@dataclass(frozen=True, slots=True)
 class DecoderWeights:
-    """What a decoder computes with: views of the arena.
+    """What a decoder computes with: the parts of each segment, views of the arena.
 
     `layers` is gone over once per forward pass, in order. Resident ones are a tuple; streamed ones arrive as they are asked for, and a
     layer's views are good until the next one is asked for.
     """
 
-    embedding: Tensor
-    layers: Iterable[LayerWeights]
-    norm: Tensor
-    head: Tensor
+    first: Parts
+    layers: Iterable[Parts]
+    last: Parts
 
     @classmethod
-    def of(cls, segments: Sequence[Mapping[str, Tensor]]) -> DecoderWeights:
-        """Name the segments of a model that is wholly resident (embedding, layers, end)."""
-        layers = tuple(LayerWeights.of(parts) for parts in segments[1:-1])
-        return cls.around(segments[0], layers, segments[-1])
-
-    @classmethod
-    def around(cls, first: Mapping[str, Tensor], layers: Iterable[LayerWeights], end: Mapping[str, Tensor]) -> DecoderWeights:
-        """Put layers between the embedding and the end."""
-        return cls(first["embedding"], layers, end["norm"], end.get("head", first["embedding"]))
+    def of(cls, segments: Sequence[Parts]) -> DecoderWeights:
+        """Name the segments of a model that is wholly resident (first, layers, last)."""
+        return cls(segments[0], tuple(segments[1:-1]), segments[-1])
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,68 +49,88 @@ class StepBatch:
     attention: Sequence[RaggedBatch]  # one per KV group
     lora: LoraBatch | None = None
 
+    def alone(self) -> Iterable[StepBatch]:
+        """Each token by itself, in order: whatever it is computed beside, it is computed like this."""
+        for batch in self.attention[0].spans:
+            for idx in range(batch.count):
+                yield self._token(batch.start + idx)
+
+    def _token(self, token: int) -> StepBatch:
+        attention = [plan_attention(group.shape, [_token_of(group.spans, token)]) for group in self.attention]
+        at = slice(token, token + 1)
+        return StepBatch(self.tokens[at], self.positions[at], attention, None if self.lora is None else _lora_of(self.lora, token))
+
+
+def _lora_of(lora: LoraBatch, token: int) -> LoraBatch | None:
+    """The adapter of one token."""
+    for tokens, adapter in zip(lora.rows.tokens.split(lora.rows.counts), lora.adapters, strict=True):
+        if token in tokens.tolist():
+            return LoraBatch(LoraRows(torch.zeros(1, dtype=torch.int64), (1,)), (adapter,))
+    return None
+
+
+def _token_of(spans: Sequence[RowSpan], token: int) -> RowSpan:
+    [row] = [row for row in spans if row.start <= token < row.start + row.count]
+    return RowSpan(0, 1, row.position + token - row.start, row.frames)
+
 
 class Decoder:
     """A loaded model. Its weights and pages are views of the arena; it owns neither."""
 
-    def __init__(self, config: DecoderConfig, weights: DecoderWeights, pages: Sequence[LayerKv], ops: OpTable) -> None:
-        """`pages` has one view per layer."""
+    def __init__(self, config: DecoderConfig, weights: DecoderWeights, pages: Sequence[LayerKv], ops: tuple[Cover, OpTable]) -> None:
+        """`pages` has one view per layer; `ops`: what runs the calls, and what adapters are added with."""
         self.config = config
-        self.ops = ops
-        self.heads = HeadShape(config.num_heads, config.num_kv_heads, config.head_dim)
-        self.embedding = weights.embedding
-        self.layers = weights.layers
-        self.norm = weights.norm
-        self.head = weights.head
+        self.weights = weights
         self.pages = tuple(pages)
-        self._group_of = {layer: group for group, members in enumerate(config.groups) for layer in members.layers}
-        self._frequencies = inverse_frequencies(config.rope, config.head_dim, config.max_positions)
+        self.cover, self.table = ops
+        self.heads = HeadShape(config.num_heads, config.num_kv_heads, config.head_dim)
+        self.rotary = tuple(
+            Rotary(inverse_frequencies(rope, config.head_dim, config.max_positions), rope.attention_factor) for rope in config.rotary
+        )
+        self.last = {**weights.first, **weights.last}  # a tied head is a part of the first segment
+
+    def with_pages(self, pages: Sequence[LayerKv]) -> Decoder:
+        """The same model over other pages."""
+        return Decoder(self.config, self.weights, pages, (self.cover, self.table))
 
     def forward(self, batch: StepBatch) -> Tensor:
         """Compute the batch's tokens and write their keys and values; answers the last hidden states `[num_tokens, hidden]`, not normed."""
-        ops, eps = self.ops, self.config.norm_eps
-        residual = ops.embed(self.embedding, batch.tokens)
-        rotation = self._rotation(batch.positions, residual.dtype)
-        x: Tensor | None = None
-        for idx, layer in enumerate(self.layers):  # asking for the next layer says that this one has finished
-            norm = layer.input_norm
-            x = ops.rms_norm(residual, norm, eps) if x is None else ops.add_rms_norm(x, residual, norm, eps)
-            x = self._attend(x, layer, idx, (rotation, batch))
-            x = ops.add_rms_norm(x, residual, layer.inner_norm, eps)
-            x = ops.swiglu(self._linear(x, (layer.gate_up, layer.gate_up_bias), batch.lora, (idx, "gate_up")))
-            x = self._linear(x, (layer.down, layer.down_bias), batch.lora, (idx, "down"))
-        assert x is not None
-        return residual.add_(x)
+        step = self._pass({"tokens": batch.tokens, "positions": batch.positions}, batch)
+        first, *layers, _ = self.cover.lists
+        run_calls(first, self.weights.first, step)
+        for step.layer, (choices, parts) in enumerate(zip(layers, self.weights.layers, strict=True)):  # asking for the next: this one is done
+            run_calls(choices, parts, step)
+        return step.values["residual"]
+
+    def forward_alone(self, batch: StepBatch) -> Tensor:
+        """The same with every token by itself, so that its bits depend on no other: as slow as it sounds."""
+        return torch.cat([self.forward(token) for token in batch.alone()])
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Logits `[n, vocab]` of the hidden states `[n, hidden]` that `forward` gave."""
-        return self.ops.linear(self.ops.rms_norm(hidden, self.norm, self.config.norm_eps), self.head, None)
+        step = self._pass({"residual": hidden})
+        run_calls(self.cover.lists[-1], self.last, step)
+        return step.values["logits"]
 
-    def _attend(self, x: Tensor, layer: LayerWeights, idx: int, step: tuple[Rotation, StepBatch]) -> Tensor:
-        rotation, batch = step
-        ops, heads, kv, attention = self.ops, self.heads, self.pages[idx], batch.attention[self._group_of[idx]]
-        qkv = self._linear(x, (layer.qkv, layer.qkv_bias), batch.lora, (idx, "qkv")).view(x.shape[0], -1, heads.head_dim)
-        if layer.query_norm is not None and layer.key_norm is not None:
-            self._norm_heads(qkv, layer.query_norm, layer.key_norm)
-        queries = ops.rope_kv_write(qkv, rotation, kv, attention)
-        mixed, _ = ops.paged_attention(queries, kv, attention)
-        return self._linear(mixed.view(x.shape[0], -1), (layer.output, layer.output_bias), batch.lora, (idx, "output"))
+    def logits_alone(self, hidden: Tensor) -> Tensor:
+        """The same, each row by itself."""
+        return torch.cat([self.logits(row) for row in hidden.split(1)])
 
-    def _linear(self, x: Tensor, weights: tuple[Tensor, Tensor | None], lora: LoraBatch | None, where: tuple[int, str]) -> Tensor:
-        """A linear of a layer, with what the step's adapters change of it."""
-        y = self.ops.linear(x, *weights)
-        return y if lora is None else lora.add(self.ops, y, x, where)
-
-    def _norm_heads(self, qkv: Tensor, query_norm: Tensor, key_norm: Tensor) -> None:
-        queries = qkv[:, : self.heads.num_heads]
-        keys = qkv[:, self.heads.num_heads : self.heads.num_heads + self.heads.num_kv_heads]
-        queries.copy_(self.ops.rms_norm(queries, query_norm, self.config.norm_eps))
-        keys.copy_(self.ops.rms_norm(keys, key_norm, self.config.norm_eps))
-
-    def _rotation(self, positions: Tensor, dtype: torch.dtype) -> Rotation:
-        angles = positions.float().unsqueeze(-1) * self._frequencies
-        cos, sin = angles.cos() * self.config.rope.attention_factor, angles.sin() * self.config.rope.attention_factor
-        return Rotation(
-            cos=torch.cat((cos, cos), dim=-1).to(dtype).unsqueeze(1),
-            sin=torch.cat((-sin, sin), dim=-1).to(dtype).unsqueeze(1),
+    def _pass(self, values: dict[str, Tensor], batch: StepBatch | None = None) -> Pass:
+        lora = batch.lora if batch is not None else None
+        return Pass(
+            values=values,
+            dtype=self.pages[0].pages.dtype,
+            heads=self.heads,
+            kv=self.pages,
+            attention=batch.attention if batch is not None else (),
+            rotary=self.rotary,
+            adapt=None if lora is None else lambda y, x, where: lora.add(self.table, y, x, where),
         )
+
+
+def run_calls(choices: Sequence[Choice], parts: Parts, step: Pass) -> None:
+    """Run one list of calls."""
+    for choice in choices:
+        assert choice.implementation is not None, "a model with a call that nothing runs is not loaded"
+        choice.implementation.run(choice.call, parts, step)

@@ -78,6 +78,23 @@ class Fields:
             raise ModelCorrupt(f"{self.origin}: {name} is {value!r}; it has to be a list of strings.")
         return tuple(value)
 
+    def numbers(self, name: str) -> tuple[float, ...]:
+        """A list of finite numbers above 0. Raises: ModelCorrupt."""
+        value = self._value(name, None)
+        if not isinstance(value, list) or not all(isinstance(item, int | float) and math.isfinite(item) and item > 0 for item in value):
+            raise ModelCorrupt(f"{self.origin}: {name} has to be a list of finite numbers above 0.")
+        return tuple(map(float, value))
+
+    def integers(self, name: str) -> tuple[int, ...]:
+        """A list of whole numbers of at least 0; nothing where it is missing. Raises: ModelCorrupt."""
+        value = self.values.get(name)
+        if value is not None and not isinstance(value, list):
+            raise ModelCorrupt(f"{self.origin}: {name} is {value!r}; it has to be a list of whole numbers.")
+        items = value or []
+        if not all(isinstance(item, int) and not isinstance(item, bool) and item >= 0 for item in items):
+            raise ModelCorrupt(f"{self.origin}: {name} has to be a list of whole numbers of at least 0.")
+        return tuple(items)
+
     def token_ids(self, name: str) -> tuple[int, ...]:
         """One token id or a list of them; nothing where it is missing. Raises: ModelCorrupt."""
         value = self.values.get(name)

@@ -13,7 +13,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -23,8 +23,10 @@ from torch import Tensor
 from drivers.contract import InspectSpec, KvGroupSpec, ModelSpec, SegmentSpec
 from drivers.copier import Copier, Piece
 from drivers.errors import ModelUnsupported
-from drivers.models.config import DecoderConfig, read_config
-from drivers.models.layout import Arrangement, Segment, check_tensors, decoder_segments
+from drivers.models.config import DecoderConfig
+from drivers.models.families.table import read_config, under_prefix
+from drivers.models.layout import Segment, check_tensors, decoder_segments
+from drivers.models.parts import Arrangement, Source, rows_of
 from drivers.models.shards import Shard, Shards, StoredTensor, find_tensors
 
 PIECE_BYTES = 4 << 20
@@ -58,7 +60,7 @@ def open_model(source: InspectSpec, dtype: torch.dtype) -> ModelFiles:
         raise ModelUnsupported(f"quant is {source.quant!r}; supported is none (''): weights in float32, bfloat16 or float16.")
     directory = Path(source.path)
     config = read_config(directory, source.max_positions)
-    tensors = find_tensors(directory)
+    tensors = under_prefix(config, find_tensors(directory))
     segments = decoder_segments(config, dtype.itemsize)
     check_tensors(config, segments, tensors)
     return ModelFiles(config, segments, tensors)
@@ -81,7 +83,7 @@ def inspect_model(source: InspectSpec, pages: PageShape) -> ModelSpec:
         ),
         bos_token_id=config.bos_token_id,
         eos_token_ids=config.eos_token_ids,
-        numerics=f"{LAYOUT_VERSION}/{dtype_name}/{pages.page_tokens}/{config.rope.name(config.max_positions)}/torch-{torch.__version__}",
+        numerics=f"{LAYOUT_VERSION}/{dtype_name}/{pages.page_tokens}/{config.rope_name}/torch-{torch.__version__}",
     )
 
 
@@ -150,13 +152,21 @@ def _pieces(files: ModelFiles, views: Sequence[Mapping[str, Tensor]], shards: Sh
     for segment, parts in zip(files.segments, views, strict=True):
         for part in segment.parts:
             for source in part.sources:
-                stored = files.tensors[source.tensor]
-                place = _arranged(parts[part.name][source.row : source.row + source.shape[0]], source.arrangement, files.config)
+                stored = _taken(files.tensors[source.tensor], source)
+                rows = parts[part.name].view(rows_of(part.shape), -1) if len(part.shape) > 2 else parts[part.name]
+                place = _arranged(rows[source.row : source.row + source.num_rows], source.arrangement, files.config)
                 shard = shards.open(stored)
                 if place.dtype == STORED_DTYPES[stored.stored_dtype]:
                     yield from _read_into_place(shard, stored, place)
                 else:
                     yield from _read_and_convert(shard, stored, place)
+
+
+def _taken(stored: StoredTensor, source: Source) -> StoredTensor:
+    """The rows of a stored tensor that a source takes, as if they were stored by themselves."""
+    row_bytes = stored.size_bytes // rows_of(stored.shape)
+    first, end = source.stored_rows
+    return replace(stored, start=stored.start + first * row_bytes, size_bytes=(end - first) * row_bytes)
 
 
 def _read_into_place(shard: Shard, stored: StoredTensor, place: Tensor) -> Iterator[Piece]:
@@ -235,4 +245,6 @@ def _arranged(rows: Tensor, arrangement: Arrangement, config: DecoderConfig) -> 
         return rows.view(queries, kv_heads, head_dim, *rows.shape[1:]).transpose(0, 1)
     if arrangement is Arrangement.OUTPUT_COLUMNS:
         return rows.view(rows.shape[0], queries, kv_heads, head_dim).transpose(1, 2)
+    if arrangement is Arrangement.TRANSPOSED:
+        return rows.t()
     return rows

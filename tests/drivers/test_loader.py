@@ -15,7 +15,7 @@ from torch import Tensor
 
 from drivers.contract import InspectSpec
 from drivers.errors import ModelCorrupt, ModelUnsupported
-from drivers.models.config import read_config
+from drivers.models.families.table import read_config
 from drivers.models.loader import PageShape, Target, inspect_model, load_weights, open_model
 from drivers.models.shards import read_header
 from tests.drivers.cpu_rig import SHAPE, save_model
@@ -50,12 +50,12 @@ def entry(start: int, end: int, shape: list[int], dtype: str = "F32") -> dict[st
 
 
 REFUSED: dict[str, dict[str, object]] = {
-    "architectures": {"architectures": ["GPT2LMHeadModel"]},
+    "architectures": {"architectures": ["T5ForConditionalGeneration"]},
     "model_type": {"model_type": "mixtral"},
     "auto_map": {"auto_map": {"AutoModelForCausalLM": "modeling.Evil"}},
     "quantization_config": {"quantization_config": {"quant_method": "awq"}},
-    "hidden_act": {"hidden_act": "gelu"},
-    "rope_type": {"rope_parameters": {"rope_type": "longrope", "factor": 2.0}},
+    "hidden_act": {"hidden_act": "relu"},
+    "rope_type": {"rope_parameters": {"rope_type": "proportional", "factor": 2.0}},
     "type": {"rope_parameters": None, "rope_scaling": {"type": "ntk-by-parts", "factor": 2.0}},
     "partial_rotary_factor": {"partial_rotary_factor": 0.5},
     "head_dim": {"head_dim": 15},
