@@ -28,17 +28,17 @@ ROUNDS = 3
 METRICS = "127.0.0.1:9473"
 
 
-async def infer_once(contexts: list[aio.Context], prompts: list[list[int]]) -> float:
+async def infer_once(contexts: list[aio.Context], prompts: list[list[int]], num_output: int = OUTPUT_TOKENS) -> float:
     """Seconds that the daemon takes for one request on each context, all at once."""
 
     async def one(context: aio.Context, tokens: list[int]) -> int:
-        result = await context.infer(tokens=tokens, max_tokens=OUTPUT_TOKENS, temperature=0, ignore_eos=True).result()
+        result = await context.infer(tokens=tokens, max_tokens=num_output, temperature=0, ignore_eos=True).result()
         return len(result.tokens)
 
     started_at = time.perf_counter()
     counts = await asyncio.gather(*(one(context, tokens) for context, tokens in zip(contexts, prompts, strict=True)))
     seconds = time.perf_counter() - started_at
-    if set(counts) != {OUTPUT_TOKENS}:
+    if set(counts) != {num_output}:
         raise RuntimeError(f"requests ended with {sorted(set(counts))} tokens instead of {OUTPUT_TOKENS}")
     return seconds
 

@@ -1,26 +1,38 @@
-"""Models for measuring, with random weights, as Hugging Face directories: the SmolLM2-135M shape, and one whose layers are large."""
+"""Models for measuring, with random weights, as Hugging Face directories: the shapes of SmolLM2, and one whose layers are large."""
 
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from safetensors.torch import save_file
 
-HIDDEN, LAYERS, HEADS, KV_HEADS, INTERMEDIATE, VOCABULARY = 576, 30, 9, 3, 1536, 49152
-HEAD_DIM = HIDDEN // HEADS
+VOCABULARY = 49152
+HEAD_DIM = 64
 MAX_POSITIONS = 2048
+
+
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """The sizes that tell one model of the family from another."""
+
+    name: str
+    hidden: int
+    layers: int
+    heads: int
+    kv_heads: int
+    intermediate: int
+
+
+SMALL = Shape("135m", 576, 30, 9, 3, 1536)
+MIDDLE = Shape("360m", 960, 32, 15, 5, 2560)
+HIDDEN, LAYERS, HEADS, KV_HEADS, INTERMEDIATE = SMALL.hidden, SMALL.layers, SMALL.heads, SMALL.kv_heads, SMALL.intermediate
 
 CONFIG = {
     "architectures": ["LlamaForCausalLM"],
     "model_type": "llama",
-    "hidden_size": HIDDEN,
-    "num_hidden_layers": LAYERS,
-    "num_attention_heads": HEADS,
-    "num_key_value_heads": KV_HEADS,
-    "head_dim": HEAD_DIM,
-    "intermediate_size": INTERMEDIATE,
     "vocab_size": VOCABULARY,
     "max_position_embeddings": MAX_POSITIONS,
     "rms_norm_eps": 1e-5,
@@ -36,16 +48,40 @@ CONFIG = {
 
 
 def make_135m(folder: Path, max_positions: int = MAX_POSITIONS) -> Path:
-    """Write the model into `folder`/135m and return that path; the weights are the same every time."""
-    path = folder / "135m"
+    """Write the model of 135 million parameters into `folder`/135m and return that path; the weights are the same every time."""
+    return _make(folder, SMALL, max_positions)
+
+
+def make_360m(folder: Path) -> Path:
+    """The same with 360 million parameters."""
+    return _make(folder, MIDDLE, MAX_POSITIONS)
+
+
+def _make(folder: Path, shape: Shape, max_positions: int) -> Path:
+    path = folder / shape.name
     path.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(0)
-    weights = {"model.embed_tokens.weight": _matrix(VOCABULARY, HIDDEN), "model.norm.weight": torch.ones(HIDDEN, dtype=torch.bfloat16)}
-    for layer in range(LAYERS):
-        weights |= _layer(f"model.layers.{layer}.")
+    weights = {
+        "model.embed_tokens.weight": _matrix(VOCABULARY, shape.hidden),
+        "model.norm.weight": torch.ones(shape.hidden, dtype=torch.bfloat16),
+    }
+    for layer in range(shape.layers):
+        weights |= _layer(f"model.layers.{layer}.", shape)
     save_file(weights, path / "model.safetensors", metadata={"format": "pt"})
-    (path / "config.json").write_text(json.dumps({**CONFIG, "max_position_embeddings": max_positions}))
+    sizes = _sizes(shape.hidden, shape.layers, (shape.heads, shape.kv_heads), shape.intermediate)
+    (path / "config.json").write_text(json.dumps({**CONFIG, **sizes, "max_position_embeddings": max_positions}))
     return path
+
+
+def _sizes(hidden: int, layers: int, heads: tuple[int, int], intermediate: int) -> dict[str, int]:
+    return {
+        "hidden_size": hidden,
+        "num_hidden_layers": layers,
+        "num_attention_heads": heads[0],
+        "num_key_value_heads": heads[1],
+        "head_dim": hidden // heads[0],
+        "intermediate_size": intermediate,
+    }
 
 
 def make_wide(folder: Path) -> Path:
@@ -68,8 +104,7 @@ def make_wide(folder: Path) -> Path:
         weights |= {f"{prefix}{name}.weight": torch.ones(hidden) for name in ("input_layernorm", "post_attention_layernorm")}
         weights[f"{prefix}mlp.down_proj.weight"] = matrix(hidden, inner)
     save_file(weights, path / "model.safetensors", metadata={"format": "pt"})
-    sizes = {"hidden_size": hidden, "num_hidden_layers": layers, "num_attention_heads": heads, "num_key_value_heads": kv_heads}
-    sizes |= {"head_dim": hidden // heads, "intermediate_size": inner, "vocab_size": vocabulary}
+    sizes = {**_sizes(hidden, layers, (heads, kv_heads), inner), "vocab_size": vocabulary}
     (path / "config.json").write_text(json.dumps({**CONFIG, **sizes, "torch_dtype": "float32"}))
     return path
 
@@ -84,16 +119,16 @@ def _matrix(rows: int, columns: int) -> torch.Tensor:
     return (torch.randn(rows, columns) * 0.02).to(torch.bfloat16)
 
 
-def _layer(prefix: str) -> dict[str, torch.Tensor]:
-    kv = KV_HEADS * HEAD_DIM
+def _layer(prefix: str, shape: Shape) -> dict[str, torch.Tensor]:
+    hidden, inner, kv = shape.hidden, shape.intermediate, shape.kv_heads * HEAD_DIM
     return {
-        f"{prefix}self_attn.q_proj.weight": _matrix(HIDDEN, HIDDEN),
-        f"{prefix}self_attn.k_proj.weight": _matrix(kv, HIDDEN),
-        f"{prefix}self_attn.v_proj.weight": _matrix(kv, HIDDEN),
-        f"{prefix}self_attn.o_proj.weight": _matrix(HIDDEN, HIDDEN),
-        f"{prefix}mlp.gate_proj.weight": _matrix(INTERMEDIATE, HIDDEN),
-        f"{prefix}mlp.up_proj.weight": _matrix(INTERMEDIATE, HIDDEN),
-        f"{prefix}mlp.down_proj.weight": _matrix(HIDDEN, INTERMEDIATE),
-        f"{prefix}input_layernorm.weight": torch.ones(HIDDEN, dtype=torch.bfloat16),
-        f"{prefix}post_attention_layernorm.weight": torch.ones(HIDDEN, dtype=torch.bfloat16),
+        f"{prefix}self_attn.q_proj.weight": _matrix(hidden, hidden),
+        f"{prefix}self_attn.k_proj.weight": _matrix(kv, hidden),
+        f"{prefix}self_attn.v_proj.weight": _matrix(kv, hidden),
+        f"{prefix}self_attn.o_proj.weight": _matrix(hidden, hidden),
+        f"{prefix}mlp.gate_proj.weight": _matrix(inner, hidden),
+        f"{prefix}mlp.up_proj.weight": _matrix(inner, hidden),
+        f"{prefix}mlp.down_proj.weight": _matrix(hidden, inner),
+        f"{prefix}input_layernorm.weight": torch.ones(hidden, dtype=torch.bfloat16),
+        f"{prefix}post_attention_layernorm.weight": torch.ones(hidden, dtype=torch.bfloat16),
     }

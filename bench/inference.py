@@ -1,0 +1,161 @@
+"""How fast is the whole daemon beside the engines that people could run instead? Random weights in the SmolLM2 shapes, the same threads.
+
+Each engine answers the same tasks in turn, round by round, and a ratio is taken within a round; while one works, the others are stopped.
+Peers keep their own defaults but for the threads. The tasks:
+
+    one stream     128 prompt and 128 output tokens, the first output token taken off: output tokens per second
+    8, 32          so many of them at once: output tokens per second, prefill included
+    first token    a prompt of 512 tokens
+
+`python -m bench.peers.install` installs the peers.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import statistics
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from bench.daemon import running_daemon
+from bench.engine import infer_once
+from bench.peers.install import converted, python_of
+from bench.peers.peer import running_peer
+from bench.report import Figure, at_least, at_most, json_path, publish
+from bench.shapes import make_135m, make_360m, prompt
+from kerneld_client import aio
+
+PROMPT_TOKENS, OUTPUT_TOKENS, LONG_TOKENS = 128, 128, 512
+BATCHES = (8, 32)
+ROUNDS = 3
+THREADS = len(os.sched_getaffinity(0))
+
+Seconds = Callable[[list[list[int]], int], float]  # prompts, output tokens
+
+
+@dataclass(frozen=True, slots=True)
+class Peers:
+    """What a kind of our weights is compared with, and how many times as fast it should be."""
+
+    quant: str  # of ours
+    batch: tuple[str, ...]
+    batch_goal: float
+    single: tuple[str, ...]
+    single_goal: float
+    first_goal: float  # of the time to the first token
+
+
+GOALS = (
+    Peers("int8", ("openvino int8", "llama.cpp q8_0"), 1.2, ("llama.cpp q8_0",), 1.0, 0.85),
+    Peers("", ("openvino bf16",), 1.05, (), 0.0, 1.1),
+    Peers("int4", (), 0.0, ("llama.cpp q4_0",), 0.9, 0.0),
+)
+PEERS = ("openvino int8", "openvino bf16", "llama.cpp bf16", "llama.cpp q8_0", "llama.cpp q4_0", "transformers bf16")
+
+
+@contextmanager
+def peer(name: str, model: Path) -> Iterator[Seconds]:
+    """Start the peer of that name on a model."""
+    engine, kind = name.split()
+    if engine == "openvino":
+        folder = converted("openvino", model, "int8" if kind == "int8" else "none")
+        arguments = [str(folder), str(THREADS), "" if kind == "int8" else "bf16"]
+        started = running_peer(python_of("openvino"), "openvino_peer.py", *arguments)
+    elif engine == "llama.cpp":
+        file = converted("llama_cpp", model, kind)
+        started = running_peer(python_of("llama_cpp"), "llama_cpp_peer.py", str(file), str(THREADS))
+    else:
+        started = running_peer(Path(sys.executable), "transformers_peer.py", str(model), str(THREADS))
+    with started as running:
+        yield running.seconds
+
+
+def ours(socket: Path, model: Path, quant: str) -> Seconds:
+    """The daemon, with weights of that kind."""
+    name = f"{model.name}-{quant or 'bf16'}"
+
+    async def generate(prompts: list[list[int]], num_output: int) -> float:
+        async with await aio.connect(socket) as k:
+            await k.load(str(model), name=name, quant=quant)
+            contexts = [await k.alloc(name) for _ in prompts]
+            try:
+                return await infer_once(contexts, prompts, num_output)
+            finally:
+                for context in contexts:
+                    await context.free()
+
+    return lambda prompts, num_output: asyncio.run(generate(prompts, num_output))
+
+
+def measure(seconds: Seconds, seed: int) -> dict[str, float]:
+    """One round of all tasks on one engine, by task."""
+
+    def prompts(num: int, num_tokens: int) -> list[list[int]]:
+        return [prompt(seed + idx, num_tokens) for idx in range(num)]
+
+    one = prompts(1, PROMPT_TOKENS)
+    decode_s = seconds(one, OUTPUT_TOKENS + 1) - seconds(prompts(2, PROMPT_TOKENS)[1:], 1)
+    figures = {"one stream": OUTPUT_TOKENS / decode_s, "first token": 1000 * seconds(prompts(1, LONG_TOKENS), 1)}
+    for num in BATCHES:
+        figures[f"{num} requests"] = num * OUTPUT_TOKENS / seconds(prompts(num, PROMPT_TOKENS), OUTPUT_TOKENS)
+    return figures
+
+
+def rounds(engines: dict[str, Seconds]) -> dict[str, list[dict[str, float]]]:
+    """All engines in turn, `ROUNDS` times, after one round that warms up."""
+    found: dict[str, list[dict[str, float]]] = {name: [] for name in engines}
+    for turn in range(-1, ROUNDS):
+        for name, seconds in engines.items():
+            figures = measure(seconds, 1000 * (turn + 2))
+            if turn >= 0:
+                found[name].append(figures)
+    return found
+
+
+def compared(found: dict[str, list[dict[str, float]]]) -> Iterator[Figure]:
+    """What every engine reached, and the ratios that have goals."""
+    for name, turns in found.items():
+        for task in turns[0]:
+            unit = "ms" if task == "first token" else "tok/s"
+            yield Figure(f"{task}, {name}", statistics.median(turn[task] for turn in turns), unit)
+    for goal in GOALS:
+        mine = found[f"kerneld {goal.quant or 'bf16'}"]
+
+        def ratio(task: str, names: tuple[str, ...], best: Callable[..., float], own: list[dict[str, float]] = mine) -> float:
+            return statistics.median(turn[task] / best(found[name][idx][task] for name in names) for idx, turn in enumerate(own))
+
+        kind = goal.quant or "bf16"
+        if goal.batch:
+            for num in BATCHES:
+                value = ratio(f"{num} requests", goal.batch, max)
+                yield at_least(f"{kind}, {num} requests, of the best of {' and '.join(goal.batch)}", value, goal.batch_goal, "x")
+            value = ratio("first token", goal.batch, min)
+            yield at_most(f"{kind}, time to the first token, of the best's", value, goal.first_goal, "x")
+        if goal.single:
+            value = ratio("one stream", goal.single, max)
+            yield at_least(f"{kind}, one stream, of {' and '.join(goal.single)}", value, goal.single_goal, "x")
+
+
+def main() -> None:
+    """Measure, print and keep."""
+    figures: list[Figure] = []
+    with tempfile.TemporaryDirectory(prefix="kerneld-bench-") as name:
+        folder = Path(name)
+        settings = ["drivers.dtype=bfloat16", "memory.device_bytes=4GiB", "memory.host_bytes=512MiB"]
+        with running_daemon(folder, *settings) as socket:
+            for make in (make_135m, make_360m):
+                model = make(folder)
+                with ExitStack() as stack:
+                    engines = {f"kerneld {goal.quant or 'bf16'}": ours(socket, model, goal.quant) for goal in GOALS}
+                    engines |= {name: stack.enter_context(peer(name, model)) for name in PEERS}
+                    figures += [Figure(f"{model.name}: {f.what}", f.value, f.unit, f.goal, f.is_met) for f in compared(rounds(engines))]
+    publish("inference", "Generation beside other engines", figures, json_path())
+
+
+if __name__ == "__main__":
+    main()
