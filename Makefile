@@ -11,7 +11,7 @@ SOURCES := pyproject.toml sdk/python/pyproject.toml constraints.txt
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup setup-dev demo run test check format bench nightly proto clean
+.PHONY: help setup setup-dev demo run test check format bench bench-peers nightly proto clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*##/\1 -/p' Makefile
@@ -45,6 +45,11 @@ bench: setup-dev  ## answer every question in bench/, as tables and JSON
 	set -e; for question in engine verbs rpc cli plan_cost scheduler_cost books oversubscription swap prefix weights streaming fragmentation adapters token_gap fairness simulation; do $(BIN)/python -m bench.$$question --json bench/results/$$question.json; done
 	$(BIN)/python -m bench.report bench/results
 
+bench-peers: setup-dev  ## the speed of generation beside OpenVINO, llama.cpp and transformers; installs them into .peers
+	$(BIN)/python -m bench.peers.install
+	$(BIN)/python -m bench.inference --json bench/results/inference.json
+	$(BIN)/python -m bench.report bench/results
+
 nightly: setup-dev  ## all tests, with many more random examples
 	$(PYTEST) tests --hypothesis-profile=nightly
 
@@ -53,7 +58,7 @@ proto: setup-dev  ## generate the message classes from proto/
 	    --grpc_python_out=sdk/python proto/syscalls.proto
 
 clean:  ## remove what the other targets made
-	rm -rf $(VENV) $(RUN) .demo build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .coverage *.egg-info sdk/python/*.egg-info sdk/python/build
+	rm -rf $(VENV) $(RUN) .demo build dist .peers .mypy_cache .ruff_cache .pytest_cache .hypothesis .coverage *.egg-info sdk/python/*.egg-info sdk/python/build
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # The stamps stand for an environment that holds what the named files ask for.
