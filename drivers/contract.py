@@ -64,7 +64,8 @@ class Capabilities(msgspec.Struct, frozen=True):
     memory_bytes: int  # what the device has, of which the arena takes a part
     dtypes: tuple[str, ...]  # "float32", "bfloat16", "float16"
     ops: tuple[str, ...] = ()
-    quantizations: tuple[str, ...] = ()
+    quantizations: tuple[str, ...] = ()  # of weights, while they are loaded: "int8", "int4"
+    kv_quantizations: tuple[str, ...] = ()  # of keys and values: "int8", "fp8"
     graph: bool = False
     batch_invariant: bool = False
     gives_back: bool = False  # slabs of its arena, while nothing is in them
@@ -116,7 +117,8 @@ class ModelSpec(msgspec.Struct, frozen=True):
     bos_token_id: int | None
     eos_token_ids: tuple[int, ...]
     numerics: str  # names everything that changes the bits of a page: layout, dtype, rotary scaling, kernels
-    quant: str = ""
+    quant: str = ""  # of the weights, as asked for or as the checkpoint is: "int4", "gptq int4"
+    kv_quant: str = ""  # of the pages
 
 
 class InspectSpec(msgspec.Struct, frozen=True):
@@ -124,8 +126,9 @@ class InspectSpec(msgspec.Struct, frozen=True):
 
     path: str
     max_positions: int = 0  # 0: as the config says; rotary scaling that depends on length is fixed by it
-    quant: str = ""
+    quant: str = ""  # how weights are quantized while they are loaded, one of `Capabilities.quantizations`; "": not at all
     base: str = ""  # path of the model that an adapter changes; "": a model of its own
+    kv_quant: str = ""  # how its keys and values are kept, one of `Capabilities.kv_quantizations`; "": in the compute dtype
 
 
 class LoadSpec(msgspec.Struct, frozen=True):

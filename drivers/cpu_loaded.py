@@ -14,8 +14,8 @@ from drivers.contract import LoadedModel, LoadSpec
 from drivers.cpu_model import Arrival, CpuModel, Ground
 from drivers.errors import PlanRejected, UnknownModel
 from drivers.models.adapter import AdapterWeights, LoraBatch, load_adapter, open_adapter, view_adapter
-from drivers.models.layout import ALIGN_BYTES
 from drivers.models.loader import Target
+from drivers.models.storage import ALIGN_BYTES
 from drivers.ops.reference import LoraRows
 from drivers.rows import ModelLimit, StepRows
 from drivers.streamed_weights import StreamedWeights

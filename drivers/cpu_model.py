@@ -17,8 +17,8 @@ from drivers.errors import PlanRejected
 from drivers.hostmem import HostMemory
 from drivers.models.adapter import LoraBatch
 from drivers.models.decoder import Decoder, DecoderWeights, StepBatch
-from drivers.models.layout import ALIGN_BYTES
 from drivers.models.loader import ModelFiles, PageShape, Target, frame_bytes, load_weights, segment_views
+from drivers.models.storage import ALIGN_BYTES
 from drivers.models.streaming import SegmentStream
 from drivers.ops.check import CheckShape, disagreements
 from drivers.ops.ragged import AttentionShape, HeadShape, RowSpan, plan_attention

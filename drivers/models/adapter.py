@@ -27,10 +27,13 @@ from drivers.contract import InspectSpec, ModelSpec, SegmentSpec
 from drivers.errors import ModelCorrupt, ModelUnsupported
 from drivers.models.config import DecoderConfig
 from drivers.models.families.table import read_config
-from drivers.models.layout import ALIGN_BYTES
-from drivers.models.loader import STORED_DTYPES, PageShape, Target, bytes_of
+from drivers.models.loader import PageShape, Target
 from drivers.models.peft import LoraTensors, find_changes, read_peft_config
+from drivers.models.placing import bytes_of
 from drivers.models.shards import Shard, StoredTensor
+from drivers.models.storage import ALIGN_BYTES
+from drivers.models.stored import FLOAT_KINDS
+from drivers.models.weight import DTYPES
 from drivers.native.lora import record_of
 from drivers.ops.reference import LoraPair, LoraRows
 from drivers.ops.table import OpTable
@@ -253,7 +256,7 @@ def _copy(file: Shard, member: Member, base: DecoderConfig, pair: LoraPair) -> N
 
 def _values(file: Shard, stored: StoredTensor) -> Tensor:
     """A stored tensor in float32. Raises: ModelCorrupt."""
-    values = torch.empty(stored.shape, dtype=STORED_DTYPES[stored.stored_dtype])
+    values = torch.empty(stored.shape, dtype=DTYPES[FLOAT_KINDS[stored.stored_dtype]])
     file.read([bytes_of(values)], stored.start)
     return values.float()
 

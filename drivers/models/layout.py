@@ -11,17 +11,16 @@ query projection and the columns of the output projection are permuted once, her
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from drivers.errors import ModelCorrupt, ModelUnsupported
 from drivers.models.config import DecoderConfig
 from drivers.models.families.table import write_down
 from drivers.models.parts import PartSpec, Source
-from drivers.models.shards import StoredTensor
+from drivers.models.storage import PANEL_ROWS, Places, Storage, aligned, places_of
+from drivers.models.stored import Stored
 
-ALIGN_BYTES = 64
 HARMLESS = (".rotary_emb.inv_freq", ".attn.bias", ".attn.masked_bias")  # what follows from the config; the last two are masks
 
 
@@ -32,7 +31,13 @@ class Part:
     name: str
     shape: tuple[int, ...]
     sources: tuple[Source, ...]
+    storage: Storage
     offset_bytes: int = 0  # from the start of the segment
+
+    @property
+    def places(self) -> Places:
+        """Where its values, scales and offsets lie, from its own start."""
+        return places_of(self.storage, self.shape)
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,35 +49,54 @@ class Segment:
     size_bytes: int
 
 
-def decoder_segments(config: DecoderConfig, item_bytes: int) -> tuple[Segment, ...]:
-    """The segments of a decoder: the embedding, each layer, and the end (final norm, and the head where it is not tied)."""
+def decoder_segments(config: DecoderConfig, form: Callable[[PartSpec], Storage]) -> tuple[Segment, ...]:
+    """The segments of a decoder: the embedding, each layer, and the end (final norm, and the head where it is not tied).
+
+    `form` says how each part is to lie there.
+    """
     sheets = write_down(config)
     names = ["embedding", *(f"layer.{layer}" for layer in range(config.num_layers)), "end"]
-    return tuple(_segment(name, sheet.parts, item_bytes) for name, sheet in zip(names, sheets, strict=True))
+    return tuple(_segment(name, sheet.parts, form) for name, sheet in zip(names, sheets, strict=True))
 
 
-def check_tensors(config: DecoderConfig, segments: tuple[Segment, ...], stored: Mapping[str, StoredTensor]) -> None:
+def why_no_panels(config: DecoderConfig) -> str:
+    """Why the parts of a model cannot be panels; "" if they can: every stored tensor has to begin where a panel begins."""
+    for sheet in write_down(config):
+        for part in sheet.parts:
+            starts = [source.row for source in part.sources] + ([part.shape[-2]] if len(part.shape) > 2 else [])
+            if len(part.shape) > 1 and any(start % PANEL_ROWS for start in starts):
+                return f"the rows of {part.name} are not in multiples of {PANEL_ROWS}"
+    if config.num_queries_per_kv > 1 and config.head_dim % PANEL_ROWS:
+        return f"head_dim is {config.head_dim}, not a multiple of {PANEL_ROWS}"
+    return ""
+
+
+def check_tensors(config: DecoderConfig, segments: tuple[Segment, ...], stored: Mapping[str, Stored]) -> None:
     """Every needed tensor is there in its shape, and nothing else is. Raises: ModelCorrupt, ModelUnsupported."""
     sources = {source.tensor: source for segment in segments for part in segment.parts for source in part.sources}
-    for name, source in sources.items():
-        if name not in stored:
-            raise ModelCorrupt(f"The weights lack {name}.")
-        if stored[name].shape != source.shape:
-            raise ModelCorrupt(f"{stored[name].file.name}: {name} has shape {stored[name].shape}; config.json asks for {source.shape}.")
+    for source in sources.values():
+        check_tensor(source, stored)
     for name in stored:
         is_harmless = name.endswith(HARMLESS) or (config.is_tied and name == "lm_head.weight")
         if name not in sources and not is_harmless:
             raise ModelUnsupported(f"The weights hold {name}, which {config.architecture} with this config does not use.")
 
 
-def _segment(name: str, parts: Sequence[PartSpec], item_bytes: int) -> Segment:
+def check_tensor(source: Source, stored: Mapping[str, Stored]) -> Stored:
+    """What fills a source, there and in its shape. Raises: ModelCorrupt."""
+    found = stored.get(source.tensor)
+    if found is None:
+        raise ModelCorrupt(f"The weights lack {source.tensor}.")
+    if found.shape != source.shape:
+        raise ModelCorrupt(f"{found.source[0]}: {source.tensor} has shape {found.shape}; config.json asks for {source.shape}.")
+    return found
+
+
+def _segment(name: str, parts: Sequence[PartSpec], form: Callable[[PartSpec], Storage]) -> Segment:
     placed: list[Part] = []
     offset = 0
-    for part in parts:
-        placed.append(Part(part.name, part.shape, part.sources, offset))
-        offset += _aligned(math.prod(part.shape) * item_bytes)
+    for spec in parts:
+        part = Part(spec.name, spec.shape, spec.sources, form(spec), offset)
+        placed.append(part)
+        offset += aligned(part.places.size_bytes)
     return Segment(name, tuple(placed), offset)
-
-
-def _aligned(size_bytes: int) -> int:
-    return -(-size_bytes // ALIGN_BYTES) * ALIGN_BYTES

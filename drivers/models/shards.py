@@ -13,6 +13,7 @@ import json
 import math
 import os
 import struct
+import threading
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeGuard
@@ -77,12 +78,14 @@ class Shards:
 
     def __init__(self) -> None:
         self._shards: dict[Path, Shard] = {}
+        self._opening = threading.Lock()
 
     def open(self, stored: StoredTensor) -> Shard:
-        """The file in which a tensor lies. Raises: ModelCorrupt."""
-        if stored.file not in self._shards:
-            self._shards[stored.file] = Shard(stored.file)
-        return self._shards[stored.file]
+        """The file in which a tensor lies. Any thread may. Raises: ModelCorrupt."""
+        with self._opening:
+            if stored.file not in self._shards:
+                self._shards[stored.file] = Shard(stored.file)
+            return self._shards[stored.file]
 
     def __enter__(self) -> Shards:
         return self

@@ -1,0 +1,30 @@
+"""A model directory as it is: the config that it says, and its tensors under the names that the model knows them by."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from drivers.contract import InspectSpec
+from drivers.models.config import DecoderConfig
+from drivers.models.families.table import read_config, under_prefix
+from drivers.models.shards import find_tensors
+from drivers.models.stored import PlainTensor, Stored
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """What was read."""
+
+    config: DecoderConfig
+    tensors: Mapping[str, Stored]
+    quant: str = ""  # how it is quantized, in a few words; "": it is not
+
+
+def read_checkpoint(source: InspectSpec) -> Checkpoint:
+    """Read config and headers of a model. Raises: ModelUnsupported, ModelCorrupt."""
+    directory = Path(source.path)
+    config = read_config(directory, source.max_positions)
+    tensors = under_prefix(config, find_tensors(directory))
+    return Checkpoint(config, {name: PlainTensor(tensor) for name, tensor in tensors.items()})
