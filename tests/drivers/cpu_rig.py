@@ -30,6 +30,8 @@ SHAPE: dict[str, object] = {
     "eos_token_id": 2,
     "pad_token_id": 0,
 }
+CONFIGS = {"Gemma3": "Gemma3TextConfig"}  # where names do not follow the family's
+MODELS = {"GPT2": "GPT2LMHeadModel"}
 
 
 def save_model(directory: Path, family: str, **changes: object) -> transformers.PreTrainedModel:
@@ -37,11 +39,11 @@ def save_model(directory: Path, family: str, **changes: object) -> transformers.
     torch.manual_seed(7)
     shard_bytes = changes.pop("max_shard_size", "5GB")
     dtype = changes.pop("dtype", torch.float32)
-    config = getattr(transformers, f"{family}Config")(**{**SHAPE, **changes})
-    model = getattr(transformers, f"{family}ForCausalLM")(config)
+    config = getattr(transformers, CONFIGS.get(family, f"{family}Config"))(**{**SHAPE, **changes})
+    model = getattr(transformers, MODELS.get(family, f"{family}ForCausalLM"))(config)
     for name, parameter in model.named_parameters():
-        if name.endswith(("norm.weight", "bias")):  # the defaults, ones and zeros, would hide mistakes
-            torch.nn.init.normal_(parameter, 1.0 if name.endswith("norm.weight") else 0.0, 0.2)
+        if parameter.dim() == 1:  # the defaults, ones and zeros, would hide mistakes
+            torch.nn.init.normal_(parameter, 0.0 if name.endswith("bias") else 1.0, 0.2)
     model.to(dtype).save_pretrained(directory, max_shard_size=shard_bytes)
     reference: transformers.PreTrainedModel = model.float().eval()
     return reference
