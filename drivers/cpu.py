@@ -44,12 +44,12 @@ from drivers.contract import (
 from drivers.copier import Copier
 from drivers.cpu_loaded import Loaded, load_cpu_adapter
 from drivers.cpu_model import CpuModel, Ground, load_model
+from drivers.cpu_ops import OpChooser
 from drivers.errors import DeviceLost, OptionUnknown, PlanRejected, StreamBroken
 from drivers.hostmem import HostMemory
 from drivers.models.adapter import inspect_adapter
 from drivers.models.loader import PageShape, inspect_model, open_model
-from drivers.ops.check import CheckShape
-from drivers.ops.table import OpTable, fused_table, op_names
+from drivers.ops.implementation import op_names
 from drivers.pages import PageMover, fastest_mover
 from drivers.plan_check import check_rows
 from drivers.rows import Row, RowTable, StepRows
@@ -80,8 +80,7 @@ class CpuDriver:
     """See `drivers.contract.Driver`."""
 
     def __init__(self) -> None:
-        self._ops = fused_table()
-        self._checked: dict[CheckShape, OpTable] = {}
+        self._ops = OpChooser()
         self._device: Device | None = None
         self._loaded = Loaded()
         self._paces: dict[InspectSpec, float] = {}  # seconds per token of prefill, by model: tried with its first load
@@ -113,7 +112,7 @@ class CpuDriver:
             arena=arena,
             host=host,
             pages=PageShape(spec.page_tokens, spec.granule_bytes, DTYPES[spec.dtype]),
-            mover=fastest_mover(arena, host, self._ops),
+            mover=fastest_mover(arena, host, self._ops.table),
             rows=RowTable(spec.max_rows, spec.max_step_tokens, spec.page_tokens),
             copier=Copier(torch.get_num_threads()),
         )
@@ -128,7 +127,7 @@ class CpuDriver:
         device = self._opened()
         began = time.perf_counter()
         self._loaded.check_free(spec)
-        ground = Ground(device.arena, device.pages, self._ops, device.host, device.copier, self._checked)
+        ground = Ground(device.arena, device.pages, self._ops, device.host, device.copier)
         with torch.inference_mode():
             if spec.base_id:
                 adapter = load_cpu_adapter(spec, ground, progress)
@@ -259,7 +258,7 @@ class CpuDriver:
             return []
         last = [share.starts[idx] + share.counts[idx] - 1 for idx in sampling]
         chosen = hidden if len(last) == hidden.shape[0] else hidden[last]
-        return pick_tokens(model.decoder.logits(chosen), [share.rows[idx] for idx in sampling], model.decoder.ops.sample)
+        return pick_tokens(model.decoder.logits(chosen), [share.rows[idx] for idx in sampling], model.decoder.table.sample)
 
     def _result(self, row: Row, pick: Pick | None, scored: tuple[TokenLogprob, ...] | None) -> RowResult:
         rows = self._opened().rows

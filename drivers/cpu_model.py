@@ -6,13 +6,13 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from drivers.arena import Arena, FrameShape
 from drivers.contract import LoadSpec
 from drivers.copier import Copier
+from drivers.cpu_ops import OpChooser
 from drivers.errors import PlanRejected
 from drivers.hostmem import HostMemory
 from drivers.models.adapter import LoraBatch
@@ -20,10 +20,9 @@ from drivers.models.decoder import Decoder, DecoderWeights, StepBatch
 from drivers.models.loader import ModelFiles, PageShape, Target, frame_bytes, load_weights, segment_views
 from drivers.models.storage import ALIGN_BYTES
 from drivers.models.streaming import SegmentStream
-from drivers.ops.check import CheckShape, disagreements
+from drivers.models.weight import Weight
 from drivers.ops.ragged import AttentionShape, HeadShape, RowSpan, plan_attention
-from drivers.ops.reference import LayerKv
-from drivers.ops.table import OpTable, quarantine
+from drivers.ops.reference import LayerKv, linear
 from drivers.rows import GroupLimit, ModelLimit, StepRows
 from drivers.streamed_weights import StreamedWeights, stream_weights
 from drivers.weight_image import bring_segments
@@ -84,10 +83,9 @@ class Ground:
 
     arena: Arena
     pages: PageShape
-    ops: OpTable
+    ops: OpChooser
     host: HostMemory | None = None
     copier: Copier = field(default_factory=Copier)
-    checked: dict[CheckShape, OpTable] = field(default_factory=dict)  # ops that were compared already, for models to come
 
 
 def load_model(files: ModelFiles, spec: LoadSpec, ground: Ground, progress: Callable[[int, int], None]) -> CpuModel:
@@ -101,7 +99,7 @@ def load_model(files: ModelFiles, spec: LoadSpec, ground: Ground, progress: Call
     if not spec.slots:
         parts, host_bytes, num_corrupt = _bring(files, target, spec, ground, progress)
         arrival = Arrival(host_bytes, time.perf_counter() - began, num_corrupt)
-        return _build(files, spec, ground, (DecoderWeights.of(parts), None, arrival))
+        return _build(files, spec, ground, (DecoderWeights.of(parts, spec.offsets), None, arrival))
     streamed = stream_weights(files, target, spec, ground.host, progress)
     try:
         return _build(files, spec, ground, (streamed.weights, streamed, Arrival(copy_s=time.perf_counter() - began)))
@@ -112,7 +110,7 @@ def load_model(files: ModelFiles, spec: LoadSpec, ground: Ground, progress: Call
 
 def _bring(
     files: ModelFiles, target: Target, spec: LoadSpec, ground: Ground, progress: Callable[[int, int], None]
-) -> tuple[tuple[dict[str, Tensor], ...], int, int]:
+) -> tuple[tuple[dict[str, Tensor | Weight], ...], int, int]:
     """Weights from the host tier where it has them, from files where it has not, or has not any more.
 
     Answers the parts of each segment, the bytes that came from the host tier, and how many images did not hold.
@@ -147,8 +145,8 @@ def _build(files: ModelFiles, spec: LoadSpec, ground: Ground, loaded: tuple[Deco
     workspace_tokens = -(-WORKSPACE_TOKENS // page_tokens) * page_tokens
     workspace = torch.zeros(workspace_tokens, 2, config.num_kv_heads, config.head_dim, dtype=dtype)
     windows = tuple(group.window for group in config.groups)
-    ops = _checked_ops(files, ground, heads, windows)
-    decoder = Decoder(config, weights, _layer_pages(files, ground.arena, frames, heads), ops)
+    ops = ground.ops.choose(files, page_tokens, dtype)
+    decoder = Decoder(config, weights, _layer_pages(files, ground.arena, frames, heads), (ops.cover, ops.table))
     _warm_up(decoder)
     return CpuModel(
         decoder=decoder,
@@ -193,25 +191,10 @@ def _layer_pages(files: ModelFiles, arena: Arena, frames: tuple[FrameShape, ...]
     return [by_layer[layer] for layer in range(files.config.num_layers)]
 
 
-def _checked_ops(files: ModelFiles, ground: Ground, heads: HeadShape, windows: tuple[int | None, ...]) -> OpTable:
-    config = files.config
-    shape = CheckShape(
-        hidden_size=config.hidden_size,
-        intermediate_size=config.intermediate_size,
-        vocab_size=config.vocab_size,
-        heads=heads,
-        page_tokens=ground.pages.page_tokens,
-        windows=windows,
-        dtype=ground.pages.dtype,
-    )
-    if shape not in ground.checked:
-        ground.checked[shape] = quarantine(ground.ops, disagreements(ground.ops, shape))
-    return ground.checked[shape]
-
-
 def _warm_up(decoder: Decoder) -> None:
     """Have the library build its kernels for this model's linears now: all layers have the shapes of the first."""
-    layer, config, dtype = next(iter(decoder.layers)), decoder.config, decoder.embedding.dtype
-    for weight in (layer.qkv, layer.output, layer.gate_up, layer.down, decoder.head):
-        decoder.ops.linear(torch.zeros(1, weight.shape[1], dtype=dtype), weight, None)
-    decoder.logits(torch.from_numpy(np.zeros((1, config.hidden_size), dtype=np.float32)).to(dtype))
+    layer, dtype = next(iter(decoder.weights.layers)), decoder.dtype
+    for name, weight in layer.parts.items():
+        if name.endswith(".weight") and isinstance(weight, Tensor):
+            linear(torch.zeros(1, weight.shape[1], dtype=dtype), weight, None)
+    decoder.logits(torch.zeros(1, decoder.config.hidden_size, dtype=dtype))

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from drivers.contract import Sampling, TokenLogprob
-from drivers.ops.reference import Cuts
+from drivers.ops.drawing import Cuts
 from drivers.philox import uniforms
 from drivers.rows import Row
 

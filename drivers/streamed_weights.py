@@ -20,7 +20,7 @@ from drivers.contract import LoadSpec
 from drivers.copier import Copier
 from drivers.errors import StreamBroken
 from drivers.hostmem import HostMemory
-from drivers.models.decoder import DecoderWeights, LayerWeights
+from drivers.models.decoder import DecoderWeights, Layer
 from drivers.models.loader import ModelFiles, Target, load_weights, segment_views
 from drivers.models.streaming import SegmentStream
 from drivers.weight_image import PIECE_BYTES, Copied, check_images, copy_segments
@@ -86,13 +86,13 @@ class SegmentSource:
 class StreamedLayers:
     """The layers of a decoder, some resident, some on their way. Each `iter` is one forward pass; one at a time."""
 
-    def __init__(self, resident: Mapping[int, LayerWeights], slots: Sequence[Sequence[LayerWeights]], stream: SegmentStream) -> None:
+    def __init__(self, resident: Mapping[int, Layer], slots: Sequence[Sequence[Layer]], stream: SegmentStream) -> None:
         """`resident` by layer; `slots[i][j]` is the i-th streamed layer seen in slot j."""
         self._resident = resident
         self._slots = slots
         self._stream = stream
 
-    def __iter__(self) -> Iterator[LayerWeights]:
+    def __iter__(self) -> Iterator[Layer]:
         """Give each layer in turn; it is finished when the next one is asked for. Raises: StreamBroken."""
         stream = self._stream
         turn = stream.begin()
@@ -152,12 +152,12 @@ def stream_weights(
         zip(kept, load_weights(replace(files, segments=tuple(files.segments[idx] for idx in kept)), resident, progress), strict=True)
     )
     first, end = views.pop(0), views.pop(len(files.segments) - 1)
-    seen = [[LayerWeights.of(segment_views(files.segments[idx], target, slot)) for slot in spec.slots] for idx in streamed]
+    seen = [[Layer(slot, segment_views(files.segments[idx], target, slot)) for slot in spec.slots] for idx in streamed]
     stream = SegmentStream(len(streamed), len(spec.slots), source.fill)
     try:
         stream.wait(min(len(streamed), len(spec.slots)) - 1)
     except StreamBroken:
         stream.close()
         raise
-    layers = StreamedLayers({idx - 1: LayerWeights.of(parts) for idx, parts in views.items()}, seen, stream)
-    return StreamedWeights(DecoderWeights.around(first, layers, end), stream, source)
+    layers = StreamedLayers({idx - 1: Layer(target.offsets[idx], parts) for idx, parts in views.items()}, seen, stream)
+    return StreamedWeights(DecoderWeights(first, layers, end), stream, source)

@@ -9,7 +9,7 @@ import torch
 
 from drivers.arena import Arena
 from drivers.cpu_model import CpuModel
-from drivers.models.decoder import Decoder, DecoderWeights, StepBatch
+from drivers.models.decoder import StepBatch
 from drivers.ops.ragged import RowSpan, plan_attention
 from drivers.ops.reference import LayerKv
 
@@ -30,8 +30,7 @@ def prefill_pace(model: CpuModel, granule_bytes: int) -> float:
         for arena, frame, group in zip(arenas, model.frames, decoder.config.groups, strict=True)
         for idx, layer in enumerate(group.layers)
     }
-    weights = DecoderWeights(decoder.embedding, decoder.layers, decoder.norm, decoder.head)
-    trial = Decoder(decoder.config, weights, [pages[layer] for layer in range(decoder.config.num_layers)], decoder.ops)
+    trial = decoder.with_pages([pages[layer] for layer in range(decoder.config.num_layers)])
     tables = [np.arange(num_pages) * (frame.size_bytes // granule_bytes) for frame in model.frames]
     batch = StepBatch(
         tokens=torch.arange(num_tokens) % decoder.config.vocab_size,

@@ -23,6 +23,14 @@ from drivers.ops.table import OpTable
 
 
 @dataclass(frozen=True, slots=True)
+class Layer:
+    """One layer's weights."""
+
+    offset: int  # of its segment in the arena, in bytes
+    parts: Parts
+
+
+@dataclass(frozen=True, slots=True)
 class DecoderWeights:
     """What a decoder computes with: the parts of each segment, views of the arena.
 
@@ -31,13 +39,14 @@ class DecoderWeights:
     """
 
     first: Parts
-    layers: Iterable[Parts]
+    layers: Iterable[Layer]
     last: Parts
 
     @classmethod
-    def of(cls, segments: Sequence[Parts]) -> DecoderWeights:
-        """Name the segments of a model that is wholly resident (first, layers, last)."""
-        return cls(segments[0], tuple(segments[1:-1]), segments[-1])
+    def of(cls, segments: Sequence[Parts], offsets: Sequence[int]) -> DecoderWeights:
+        """Name the segments of a model that is wholly resident (first, layers, last), and where they lie."""
+        layers = tuple(Layer(offset, parts) for offset, parts in zip(offsets[1:-1], segments[1:-1], strict=True))
+        return cls(segments[0], layers, segments[-1])
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +72,7 @@ class StepBatch:
 
 def _lora_of(lora: LoraBatch, token: int) -> LoraBatch | None:
     """The adapter of one token."""
-    for tokens, adapter in zip(lora.rows.tokens.split(lora.rows.counts), lora.adapters, strict=True):
+    for tokens, adapter in zip(torch.split(lora.rows.tokens, list(lora.rows.counts)), lora.adapters, strict=True):
         if token in tokens.tolist():
             return LoraBatch(LoraRows(torch.zeros(1, dtype=torch.int64), (1,)), (adapter,))
     return None
@@ -83,6 +92,7 @@ class Decoder:
         self.weights = weights
         self.pages = tuple(pages)
         self.cover, self.table = ops
+        self.dtype = pages[0].pages.dtype
         self.heads = HeadShape(config.num_heads, config.num_kv_heads, config.head_dim)
         self.rotary = tuple(
             Rotary(inverse_frequencies(rope, config.head_dim, config.max_positions), rope.attention_factor) for rope in config.rotary
@@ -98,8 +108,10 @@ class Decoder:
         step = self._pass({"tokens": batch.tokens, "positions": batch.positions}, batch)
         first, *layers, _ = self.cover.lists
         run_calls(first, self.weights.first, step)
-        for step.layer, (choices, parts) in enumerate(zip(layers, self.weights.layers, strict=True)):  # asking for the next: this one is done
-            run_calls(choices, parts, step)
+        for step.layer, (choices, layer) in enumerate(
+            zip(layers, self.weights.layers, strict=True)
+        ):  # asking for the next: this one is done
+            run_calls(choices, layer.parts, step)
         return step.values["residual"]
 
     def forward_alone(self, batch: StepBatch) -> Tensor:
@@ -114,13 +126,13 @@ class Decoder:
 
     def logits_alone(self, hidden: Tensor) -> Tensor:
         """The same, each row by itself."""
-        return torch.cat([self.logits(row) for row in hidden.split(1)])
+        return torch.cat([self.logits(row) for row in torch.split(hidden, 1)])
 
     def _pass(self, values: dict[str, Tensor], batch: StepBatch | None = None) -> Pass:
         lora = batch.lora if batch is not None else None
         return Pass(
             values=values,
-            dtype=self.pages[0].pages.dtype,
+            dtype=self.dtype,
             heads=self.heads,
             kv=self.pages,
             attention=batch.attention if batch is not None else (),

@@ -1,7 +1,7 @@
 """Faster implementations of ops out of few torch calls, each with the shapes that it covers.
 
 Measured on 2 Zen 4 cores, 135M shape, bf16, 32 decode rows of 192 tokens, per layer: rms_norm 15 us (f32 composition 60), rotation and
-write 20, gather 47, attention 335, swiglu 14. Grouping the queries of a KV head as rows of one attention call is what makes bf16 decode
+write 20, gather 47, attention 335, act_mul 14. Grouping the queries of a KV head as rows of one attention call is what makes bf16 decode
 fast: the library's own `enable_gqa` reads keys at 1.3 GB/s, this at 5 to 8.
 """
 
@@ -14,8 +14,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from drivers.native.lora import NOTHING, native_lora
-from drivers.ops.ragged import Bucket, Piece, RaggedBatch, Span
-from drivers.ops.reference import Cuts, LayerKv, LoraPair, LoraRows, Rotation, invert
+from drivers.ops.calls import Activation, HeadNormSettings
+from drivers.ops.drawing import Cuts, invert
+from drivers.ops.ragged import Bucket, HeadShape, Piece, RaggedBatch, Span
+from drivers.ops.reference import LayerKv, LoraPair, LoraRows, Rotation, act
 
 NATIVE_TOKENS = 64  # with adapters; from there on large products are faster
 CANDIDATES = 256  # top-k and top-p look at so many tokens before they sort all of them
@@ -28,14 +30,26 @@ def has_flash_attention() -> bool:
     return _flash is not None
 
 
-def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+def rms_norm(x: Tensor, weight: Tensor, eps: float, has_unit_offset: bool = False) -> Tensor:
     """See reference. Covers: all shapes."""
+    if has_unit_offset:
+        return F.rms_norm(x.float(), weight.shape, weight.float() + 1.0, eps).to(x.dtype)
     return F.rms_norm(x, weight.shape, weight, eps)
 
 
-def add_rms_norm(x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> Tensor:
-    """See reference. Covers: all shapes."""
-    return F.rms_norm(residual.add_(x), weight.shape, weight, eps)
+def add_rms_norm(x: Tensor, residual: Tensor, weight: Tensor, eps: float, has_unit_offset: bool = False) -> Tensor:
+    """`add`, in place, and `rms_norm` of what it gives. Covers: all shapes."""
+    return rms_norm(residual.add_(x), weight, eps, has_unit_offset)
+
+
+def head_norm(qkv: Tensor, query_norm: Tensor, key_norm: Tensor, heads: HeadShape, settings: HeadNormSettings) -> Tensor:
+    """See reference; changes its input. Covers: all shapes."""
+    queries_end = heads.num_heads * heads.head_dim
+    keys_end = queries_end + heads.num_kv_heads * heads.head_dim
+    for part, weight in ((qkv[:, :queries_end], query_norm), (qkv[:, queries_end:keys_end], key_norm)):
+        shaped = part if settings.is_over_all_heads else part.view(part.shape[0], -1, heads.head_dim)
+        shaped.copy_(rms_norm(shaped, weight, settings.eps, settings.has_unit_offset))
+    return qkv
 
 
 def lora(y: Tensor, x: Tensor, rows: LoraRows, pairs: Sequence[LoraPair | None]) -> Tensor:
@@ -55,62 +69,72 @@ def lora(y: Tensor, x: Tensor, rows: LoraRows, pairs: Sequence[LoraPair | None])
     return y.index_add_(0, rows.tokens, change)
 
 
-def swiglu(gate_up: Tensor) -> Tensor:
-    """See reference; overwrites the gate. Covers: all shapes."""
+def act_mul(gate_up: Tensor, function: Activation) -> Tensor:
+    """See reference; may overwrite the gate. Covers: all shapes."""
     inner = gate_up.shape[-1] // 2
-    gate = gate_up[..., :inner]
-    return torch.mul(F.silu(gate, inplace=True), gate_up[..., inner:])
+    gate, up = gate_up[..., :inner], gate_up[..., inner:]
+    if function is Activation.SILU:
+        return torch.mul(F.silu(gate, inplace=True), up)
+    return act(gate, function).mul_(up)
+
+
+def kv_write(qkv: Tensor, kv: LayerKv, batch: RaggedBatch) -> None:
+    """See reference. Covers: all shapes."""
+    heads = kv.heads
+    fresh = qkv[:, heads.num_heads * heads.head_dim :].view(qkv.shape[0], 2, heads.num_kv_heads, heads.head_dim)
+    kv.pages.index_put_((batch.write_frames, batch.write_offsets), fresh)
 
 
 def rope_kv_write(qkv: Tensor, rotation: Rotation, kv: LayerKv, batch: RaggedBatch) -> Tensor:
-    """See reference; overwrites the keys of `qkv`. Covers: all shapes."""
+    """`rope` and `kv_write`; answers the queries turned, and overwrites the keys of `qkv`. Covers: heads that are turned wholly."""
     num_heads, num_kv_heads = kv.heads.num_heads, kv.heads.num_kv_heads
-    plain = qkv[:, : num_heads + num_kv_heads]
+    split = qkv.view(qkv.shape[0], num_heads + 2 * num_kv_heads, kv.heads.head_dim)
+    plain = split[:, : num_heads + num_kv_heads]
     turned = torch.addcmul(plain * rotation.cos, plain.roll(kv.heads.head_dim // 2, -1), rotation.sin)
-    qkv[:, num_heads : num_heads + num_kv_heads] = turned[:, num_heads:]
-    fresh = qkv[:, num_heads:].view(qkv.shape[0], 2, num_kv_heads, kv.heads.head_dim)
+    split[:, num_heads : num_heads + num_kv_heads] = turned[:, num_heads:]
+    fresh = split[:, num_heads:].view(split.shape[0], 2, num_kv_heads, kv.heads.head_dim)
     kv.pages.index_put_((batch.write_frames, batch.write_offsets), fresh)
     return turned[:, :num_heads]
 
 
-def paged_attention(queries: Tensor, kv: LayerKv, batch: RaggedBatch) -> tuple[Tensor, Tensor]:
-    """See reference. Covers: every batch, where `has_flash_attention`."""
+def paged_attention(queries: Tensor, kv: LayerKv, batch: RaggedBatch, scale: float) -> tuple[Tensor, Tensor]:
+    """See reference. Covers: every batch without softcap, where `has_flash_attention`."""
     if len(batch.buckets) == 1 and not batch.rest:
-        return _attend_bucket(queries, kv, batch.buckets[0])
+        return _attend_bucket(queries, kv, batch.buckets[0], scale)
     out = torch.empty(queries.shape, dtype=queries.dtype)
     lse = torch.empty((queries.shape[0], kv.heads.num_queries_per_kv, kv.heads.num_kv_heads), dtype=torch.float32)
     for bucket in batch.buckets:
         tokens = slice(bucket.start, bucket.start + bucket.num_rows)
-        out[tokens], lse[tokens] = _attend_bucket(queries[tokens], kv, bucket)
+        out[tokens], lse[tokens] = _attend_bucket(queries[tokens], kv, bucket, scale)
     for span in batch.rest:
         tokens = slice(span.start, span.start + span.count)
-        out[tokens], lse[tokens] = _attend_span(queries[tokens], kv, span)
+        out[tokens], lse[tokens] = _attend_span(queries[tokens], kv, span, scale)
     return out, lse
 
 
-def _attend_bucket(queries: Tensor, kv: LayerKv, bucket: Bucket) -> tuple[Tensor, Tensor]:
+def _attend_bucket(queries: Tensor, kv: LayerKv, bucket: Bucket, scale: float) -> tuple[Tensor, Tensor]:
     heads, rows = kv.heads, bucket.num_rows
     torch.index_select(kv.pages, 0, bucket.frames, out=bucket.gathered)
     grouped = queries.view(rows, heads.num_queries_per_kv, heads.num_kv_heads, heads.head_dim).transpose(1, 2)
-    out, lse = _attend(grouped, bucket.keys, bucket.values, bucket.mask, False)
+    out, lse = _attend(grouped, (bucket.keys, bucket.values), bucket.mask, False, scale)
     return out.transpose(1, 2).reshape(rows, heads.num_heads, heads.head_dim), lse.transpose(1, 2)
 
 
-def _attend_span(queries: Tensor, kv: LayerKv, span: Span) -> tuple[Tensor, Tensor]:
+def _attend_span(queries: Tensor, kv: LayerKv, span: Span, scale: float) -> tuple[Tensor, Tensor]:
     """Queries `[count, H, D]`: the KV head is the batch of the call, so that keys serve all their queries through a stride of zero."""
     heads = kv.heads
     grouped = queries.view(span.count, heads.num_queries_per_kv, heads.num_kv_heads, heads.head_dim).permute(2, 1, 0, 3)
-    out, lse = _attend_piece(grouped, kv, span.pieces[0])
+    out, lse = _attend_piece(grouped, kv, span.pieces[0], scale)
     for piece in span.pieces[1:]:
-        out, lse = merge((out, lse), _attend_piece(grouped, kv, piece))
+        out, lse = merge((out, lse), _attend_piece(grouped, kv, piece, scale))
     mixed = out.permute(2, 1, 0, 3).reshape(span.count, heads.num_heads, heads.head_dim)
     return mixed.to(queries.dtype), lse.permute(2, 1, 0)
 
 
-def _attend_piece(grouped: Tensor, kv: LayerKv, piece: Piece) -> tuple[Tensor, Tensor]:
+def _attend_piece(grouped: Tensor, kv: LayerKv, piece: Piece, scale: float) -> tuple[Tensor, Tensor]:
     torch.index_select(kv.pages, 0, piece.frames, out=piece.gathered)
     shape = (*grouped.shape[:2], *piece.keys.shape[2:])
-    out, lse = _attend(grouped, piece.keys.expand(shape), piece.values.expand(shape), piece.mask, piece.is_causal)
+    out, lse = _attend(grouped, (piece.keys.expand(shape), piece.values.expand(shape)), piece.mask, piece.is_causal, scale)
     if piece.blind is not None:
         lse.masked_fill_(piece.blind, float("-inf"))  # the kernel answers 0 for a query that sees nothing
     return out, lse
@@ -123,10 +147,10 @@ def merge(one: tuple[Tensor, Tensor], other: tuple[Tensor, Tensor]) -> tuple[Ten
     return weights[0] * one[0] + weights[1] * other[0], lse
 
 
-def _attend(queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None, is_causal: bool) -> tuple[Tensor, Tensor]:
+def _attend(queries: Tensor, kv: tuple[Tensor, Tensor], mask: Tensor | None, is_causal: bool, scale: float) -> tuple[Tensor, Tensor]:
     if _flash is None:
         raise RuntimeError("this torch has no attention kernel for CPUs; the registry must not choose this op")
-    out, lse = _flash(queries, keys, values, 0.0, is_causal, attn_mask=mask)
+    out, lse = _flash(queries, *kv, 0.0, is_causal, attn_mask=mask, scale=scale)
     return out, lse
 
 

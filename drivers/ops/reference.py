@@ -1,8 +1,9 @@
-"""The definition of every op, in plain torch: what a fused implementation has to agree with.
+"""The definition of every op, in plain torch: what any other implementation has to agree with.
 
 Shapes: T tokens of a step, H query heads, J KV heads, D head_dim, P page_tokens. KV of one layer is a view `[granules, P, 2, J, D]` of the
 arena, indexed by frame; consecutive entries overlap where a frame is larger than a granule, so only whole frames of the layer's own
-space may be touched. Buffers are the caller's; an op that changes its input says so.
+space may be touched. Buffers are the caller's; an op that changes its input says so. How a call finds its arguments among values and
+weights is `drivers.ops.running`'s; what a draw is, `drivers.ops.drawing`'s.
 """
 
 from __future__ import annotations
@@ -14,15 +15,23 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from drivers.ops.calls import Activation, HeadNormSettings
 from drivers.ops.ragged import HeadShape, RaggedBatch, RowSpan, first_page
 
 
 @dataclass(frozen=True, slots=True)
 class Rotation:
-    """Rotary factors of a step's tokens, in the compute dtype."""
+    """Rotary factors of a step's tokens, in the compute dtype; R of each head's D dimensions are turned."""
 
-    cos: Tensor  # [T, 1, D]
-    sin: Tensor  # [T, 1, D], the first half negated
+    cos: Tensor  # [T, 1, R]
+    sin: Tensor  # [T, 1, R], the first half negated
+
+    @classmethod
+    def at(cls, positions: Tensor, frequencies: Tensor, factor: float, dtype: torch.dtype) -> Rotation:
+        """Of `positions [T]`: dimension pair i turns by `position * frequencies[i]`; cos and sin are multiplied by `factor`."""
+        angles = positions.float().unsqueeze(-1) * frequencies
+        cos, sin = angles.cos() * factor, angles.sin() * factor
+        return cls(torch.cat((cos, cos), -1).to(dtype).unsqueeze(1), torch.cat((-sin, sin), -1).to(dtype).unsqueeze(1))
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,16 +40,6 @@ class LayerKv:
 
     pages: Tensor  # [granules, P, 2, J, D]
     heads: HeadShape
-
-
-@dataclass(frozen=True, slots=True)
-class Cuts:
-    """How each row of a batch of logits narrows what may be drawn; see `drivers.contract.Sampling`."""
-
-    temperature: Tensor  # [rows] f32, > 0
-    top_k: Tensor  # [rows] int64, 0: off
-    top_p: Tensor  # [rows] f64
-    min_p: Tensor  # [rows] f32
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,9 +59,15 @@ class LoraRows:
     counts: tuple[int, ...]  # of each adapter
 
 
-def embed(table: Tensor, tokens: Tensor) -> Tensor:
-    """Rows of the table `[vocab, hidden]` for tokens `[T] int64`."""
-    return F.embedding(tokens, table)
+def embed(table: Tensor, tokens: Tensor, scale: float = 1.0) -> Tensor:
+    """Rows of the table `[vocab, hidden]` for tokens `[T] int64`, times `scale`, which is rounded to the dtype of the table."""
+    rows = F.embedding(tokens, table)
+    return rows if scale == 1.0 else rows * torch.tensor(scale, dtype=rows.dtype)
+
+
+def embed_positions(residual: Tensor, positions: Tensor, table: Tensor) -> Tensor:
+    """`residual` plus the rows of the table `[max_positions, hidden]` for positions `[T] int64`."""
+    return residual + F.embedding(positions, table)
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -81,58 +86,73 @@ def lora(y: Tensor, x: Tensor, rows: LoraRows, pairs: Sequence[LoraPair | None])
     return y
 
 
-def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
-    """`x` over its root mean square along the last dimension, times weight; the mean is taken in f32."""
-    wide = x.float()
+def rms_norm(x: Tensor, weight: Tensor, eps: float, has_unit_offset: bool = False) -> Tensor:
+    """`x` over its root mean square along the last dimension, times weight (plus 1); computed in f32."""
+    wide, factor = x.float(), weight.float()
     scale = torch.rsqrt(wide.square().mean(-1, keepdim=True) + eps)
-    return (wide * scale * weight.float()).to(x.dtype)
+    return (wide * scale * (factor + 1.0 if has_unit_offset else factor)).to(x.dtype)
 
 
-def add_rms_norm(x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> Tensor:
-    """Adds `x` to `residual`, in place, and answers its `rms_norm`."""
-    residual.add_(x)
-    return rms_norm(residual, weight, eps)
+def layer_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float, has_unit_offset: bool = False) -> Tensor:
+    """`x` less its mean over its deviation along the last dimension, times weight (plus 1), plus bias; computed in f32."""
+    factor = weight.float() + 1.0 if has_unit_offset else weight.float()
+    return F.layer_norm(x.float(), weight.shape, factor, bias.float(), eps).to(x.dtype)
 
 
-def swiglu(gate_up: Tensor) -> Tensor:
-    """`silu(gate) * up` of `[T, 2 * inner]`. May overwrite its input."""
-    gate, up = gate_up.chunk(2, dim=-1)
-    return F.silu(gate) * up
+def head_norm(qkv: Tensor, query_norm: Tensor, key_norm: Tensor, heads: HeadShape, settings: HeadNormSettings) -> Tensor:
+    """RMS norm of queries and of keys of `qkv [T, (H + 2 J) D]`: by head, weights `[D]`, or of all together, `[H D]` and `[J D]`."""
+    queries_end = heads.num_heads * heads.head_dim
+    keys_end = queries_end + heads.num_kv_heads * heads.head_dim
+    normed: list[Tensor] = []
+    for part, weight in ((qkv[:, :queries_end], query_norm), (qkv[:, queries_end:keys_end], key_norm)):
+        shaped = part if settings.is_over_all_heads else part.reshape(part.shape[0], -1, heads.head_dim)
+        normed.append(rms_norm(shaped, weight, settings.eps, settings.has_unit_offset).flatten(1))
+    return torch.cat((*normed, qkv[:, keys_end:]), -1)
 
 
-def rope_kv_write(qkv: Tensor, rotation: Rotation, kv: LayerKv, batch: RaggedBatch) -> Tensor:
-    """Turns queries and keys of `qkv [T, H + 2 J, D]`, writes keys and values to their frames, answers the queries `[T, H, D]`."""
+def rope(qkv: Tensor, rotation: Rotation, heads: HeadShape) -> Tensor:
+    """Turns the first R dimensions of every query and key of `qkv [T, (H + 2 J) D]`: dimension i with dimension i + R / 2."""
+    split = qkv.view(qkv.shape[0], -1, heads.head_dim)
+    num_turned, num_dims = heads.num_heads + heads.num_kv_heads, rotation.cos.shape[-1]
+    plain = split[:, :num_turned, :num_dims]
+    low, high = plain.chunk(2, -1)
+    answer = split.clone()
+    answer[:, :num_turned, :num_dims] = plain * rotation.cos + torch.cat((high, low), -1) * rotation.sin
+    return answer.flatten(1)
+
+
+def kv_write(qkv: Tensor, kv: LayerKv, batch: RaggedBatch) -> None:
+    """Writes keys and values of `qkv [T, (H + 2 J) D]` to their places in the pages."""
     heads = kv.heads
-    turned = qkv[:, : heads.num_heads + heads.num_kv_heads]
-    low, high = turned.chunk(2, dim=-1)
-    turned = turned * rotation.cos + torch.cat((high, low), dim=-1) * rotation.sin
-    fresh = torch.stack((turned[:, heads.num_heads :], qkv[:, heads.num_heads + heads.num_kv_heads :]), dim=1)
+    fresh = qkv[:, heads.num_heads * heads.head_dim :].view(qkv.shape[0], 2, heads.num_kv_heads, heads.head_dim)
     for token, (frame, offset) in enumerate(zip(batch.write_frames.tolist(), batch.write_offsets.tolist(), strict=True)):
         kv.pages[frame, offset] = fresh[token]
-    return turned[:, : heads.num_heads]
 
 
-def paged_attention(queries: Tensor, kv: LayerKv, batch: RaggedBatch) -> tuple[Tensor, Tensor]:
-    """Causal attention of each row over its own pages, within its window.
+def paged_attention(queries: Tensor, kv: LayerKv, batch: RaggedBatch, scale: float, softcap: float = 0.0) -> tuple[Tensor, Tensor]:
+    """Causal attention of each row's `queries [T, H, D]` over its own pages, within its window. Scores are `q . k * scale`, then
+    `softcap * tanh(score / softcap)` unless that is 0.
 
-    Answers the mixed values `[T, H, D]` and the log-sum-exp of the scaled scores `[T, H / J, J] f32`, by which partial results merge.
+    Answers the mixed values `[T, H, D]` and the log-sum-exp of the scores `[T, H / J, J] f32`, by which partial results merge.
     """
     out = torch.empty_like(queries)
     lse = torch.empty(queries.shape[:2], dtype=torch.float32)
     for row in batch.spans:
         tokens = slice(row.start, row.start + row.count)
-        out[tokens], lse[tokens] = _attend_row(queries[tokens].float(), kv, batch, row)
+        out[tokens], lse[tokens] = _attend_row(queries[tokens].float() * scale, kv, batch, row, softcap)
     return out, lse.view(-1, kv.heads.num_queries_per_kv, kv.heads.num_kv_heads)
 
 
-def _attend_row(queries: Tensor, kv: LayerKv, batch: RaggedBatch, row: RowSpan) -> tuple[Tensor, Tensor]:
+def _attend_row(queries: Tensor, kv: LayerKv, batch: RaggedBatch, row: RowSpan, softcap: float) -> tuple[Tensor, Tensor]:
     shape, heads = batch.shape, kv.heads
     page, end = first_page(shape, row.position), row.position + row.count
     frames = torch.from_numpy(row.frames[page : (end - 1) // shape.page_tokens + 1])
     start = page * shape.page_tokens
     gathered = kv.pages[frames].flatten(0, 1)[: end - start].float()
     keys, values = (gathered[:, part].repeat(1, heads.num_queries_per_kv, 1) for part in (0, 1))
-    scores = torch.einsum("qhd,khd->hqk", queries, keys) * heads.head_dim**-0.5
+    scores = torch.einsum("qhd,khd->hqk", queries, keys)
+    if softcap:
+        scores = cap(scores, softcap)
     asked, known = torch.arange(row.position, end)[:, None], torch.arange(start, end)[None, :]
     hidden = known > asked
     if shape.window is not None:
@@ -141,36 +161,27 @@ def _attend_row(queries: Tensor, kv: LayerKv, batch: RaggedBatch, row: RowSpan) 
     return torch.einsum("hqk,khd->qhd", scores.softmax(-1), values), scores.logsumexp(-1).transpose(0, 1)
 
 
-def sample(logits: Tensor, cuts: Cuts, uniforms: Tensor) -> Tensor:
-    """Draws one token per row of `logits [rows, vocab] f32`, penalties applied, with `uniforms [rows] f64` in [0, 1).
-
-    Tokens are ranked by logit, ties by id. Kept are: the first `top_k`; of those the shortest prefix with at least `top_p` of their mass;
-    of those the ones with at least `min_p` of the likeliest's probability. The draw inverts the cumulated probability over the kept
-    tokens in the order of their ids.
-    """
-    drawn = []
-    for row in range(logits.shape[0]):
-        scaled = logits[row] / cuts.temperature[row]
-        order = torch.argsort(scaled, descending=True, stable=True)
-        top_k = int(cuts.top_k[row])
-        if top_k > 0:
-            order = order[:top_k]
-        mass = scaled[order].double().softmax(-1)
-        before = mass.cumsum(-1) - mass
-        kept = (before < cuts.top_p[row]) & (mass >= cuts.min_p[row] * mass[0])
-        kept[0] = True
-        ids = order[kept].sort().values
-        drawn.append(int(ids[invert(scaled[ids].double().softmax(-1), uniforms[row])]))
-    return torch.tensor(drawn, dtype=torch.int64)
+def add(x: Tensor, residual: Tensor) -> Tensor:
+    """Adds `x` to `residual`, in place."""
+    return residual.add_(x)
 
 
-def invert(mass: Tensor, uniforms: Tensor) -> Tensor:
-    """The first index whose cumulated `mass [..., n]` exceeds `uniforms [...]` of the total; never one without mass."""
-    summed = mass.double().cumsum(-1)
-    total = summed[..., -1:]
-    idx = (summed <= uniforms.unsqueeze(-1) * total).sum(-1)
-    last = (summed < total).sum(-1)  # the first index that reaches the total: rounding must not step past it
-    return torch.minimum(idx, last)
+def act(x: Tensor, function: Activation) -> Tensor:
+    """The nonlinear function of every value."""
+    if function is Activation.SILU:
+        return F.silu(x)
+    return F.gelu(x, approximate="tanh" if function is Activation.GELU_TANH else "none")
+
+
+def act_mul(gate_up: Tensor, function: Activation) -> Tensor:
+    """`f(gate) * up` of `[T, 2 * inner]`, gate first."""
+    gate, up = gate_up.chunk(2, dim=-1)
+    return act(gate, function) * up
+
+
+def cap(x: Tensor, softcap: float) -> Tensor:
+    """`softcap * tanh(x / softcap)`: the op of that name."""
+    return softcap * torch.tanh(x / softcap)
 
 
 def page_copy(pages: Tensor, source: int, target: int) -> None:

@@ -12,8 +12,10 @@ from torch import Tensor
 from drivers.arena import Arena
 from drivers.contract import InspectSpec, LoadSpec, Plan, RowRun, RowStart, Sampling
 from drivers.cpu_model import CpuModel, Ground, load_model
+from drivers.cpu_ops import OpChooser
 from drivers.models.loader import PageShape, inspect_model, open_model
-from drivers.ops.table import OpTable, fused_table
+from drivers.ops.implementation import REFERENCE
+from drivers.ops.table import OpTable
 from drivers.rows import RowTable, StepRows
 from tests.drivers.cpu_rig import GRANULE_BYTES, GREEDY, CpuRig, greedy_reference, prompt_of, reference_logits, save_model
 
@@ -48,7 +50,7 @@ CASES: dict[str, tuple[str, dict[str, object]]] = {
 class DecoderRig:
     """A model in an arena with a row table, so that tests can look at logits."""
 
-    def __init__(self, directory: Path, max_positions: int = 0, ops: OpTable | None = None) -> None:
+    def __init__(self, directory: Path, max_positions: int = 0, ops: OpChooser | None = None) -> None:
         """Load the model at the start of an arena of 8 MiB."""
         pages = PageShape(16, GRANULE_BYTES, torch.float32)
         source = InspectSpec(str(directory), max_positions)
@@ -58,7 +60,7 @@ class DecoderRig:
             offsets.append(end)
             end += -(-segment.size_bytes // GRANULE_BYTES) * GRANULE_BYTES
         load = LoadSpec(1, source, tuple(range(len(spec.groups))), tuple(offsets))
-        ground = Ground(Arena(8 << 20, GRANULE_BYTES), pages, ops or fused_table())
+        ground = Ground(Arena(8 << 20, GRANULE_BYTES), pages, ops or OpChooser())
         with torch.inference_mode():
             self.model: CpuModel = load_model(open_model(source, torch.float32), load, ground, lambda done, total: None)
         self.frame = max(group.frame_bytes for group in spec.groups) // GRANULE_BYTES
@@ -135,7 +137,7 @@ def test_reference_ops_and_fused_ops_agree_on_a_model_with_two_kv_groups(tmp_pat
     family, changes = CASES["qwen3-window-biases"]
     save_model(tmp_path, family, **changes)
     prompts = [prompt_of(90, 1), prompt_of(1, 2), prompt_of(20, 3)]
-    plain = DecoderRig(tmp_path, ops=OpTable()).logits(prompts, chunk=31)
+    plain = DecoderRig(tmp_path, ops=OpChooser(REFERENCE, table=OpTable())).logits(prompts, chunk=31)
     fused = DecoderRig(tmp_path).logits(prompts, chunk=31)
     assert max(relative_error(one, two) for one, two in zip(fused, plain, strict=True)) <= 1e-5
 

@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from drivers.contract import Sampling
-from drivers.ops import fused, reference
-from drivers.ops.reference import Cuts
+from drivers.ops import drawing, fused
+from drivers.ops.drawing import Cuts
 from drivers.philox import uniforms
 from drivers.rows import Row
 from drivers.sampling import cuts_of, penalize, pick_tokens, token_logprobs
@@ -73,7 +73,7 @@ def test_the_fast_draw_equals_the_definition(seed: int, vocab_size: int, coarse:
         min_p=torch.tensor([min_p, 0.0, min_p]),
     )
     numbers = torch.from_numpy(uniforms([seed] * 3, [0, 1, 2]))
-    assert fused.sample(logits, cuts, numbers).tolist() == reference.sample(logits, cuts, numbers).tolist()
+    assert fused.sample(logits, cuts, numbers).tolist() == drawing.sample(logits, cuts, numbers).tolist()
 
 
 def test_top_k_one_and_tiny_top_p_are_greedy() -> None:
@@ -97,7 +97,7 @@ def test_tokens_cut_by_min_p_are_never_drawn() -> None:
 
 def test_an_inverted_draw_never_lands_on_a_token_without_mass() -> None:
     mass = torch.tensor([[0.0, 0.5, 0.0, 0.5, 0.0]], dtype=torch.float64)
-    found = [int(reference.invert(mass, torch.tensor([number], dtype=torch.float64))) for number in (0.0, 0.4999, 0.5, 1 - 2**-53)]
+    found = [int(drawing.invert(mass, torch.tensor([number], dtype=torch.float64))) for number in (0.0, 0.4999, 0.5, 1 - 2**-53)]
     assert found == [1, 1, 3, 3]
 
 
