@@ -92,8 +92,8 @@ void act_mul(Activation function, const float* gate, const float* up, int width,
 }
 
 void softcap(float cap, int width, float* x) {
-  const Floats most = all(cap), inverse = all(1.0f / cap);
-  sixteens(width, [&](int i, int n) { put(x + i, most * tanh(take(x + i, n) * inverse), n); });
+  const Floats most = all(cap);
+  sixteens(width, [&](int i, int n) { put(x + i, most * tanh(take(x + i, n) / most), n); });
 }
 
 void to_bf16(const float* x, int width, uint16_t* y) {
