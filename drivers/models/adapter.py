@@ -6,7 +6,8 @@
 
 The base serves query, key and value by one product, and gate and up by another (`drivers.models.layout`), so the adapter's matrices are
 stacked alike: one product into all ranks of the stack and one out of them. Query heads are group-major there, so rows of the query's B and
-columns of the output's A are permuted on the way in. The scale is multiplied into B. The parts start at multiples of 64 bytes.
+columns of the output's A are permuted on the way in. The scale is multiplied into B. The parts start at multiples of 64 bytes. Which
+linears a base has is `drivers.models.adaptable`'s.
 
 Interface: `open_adapter` reads and checks, `inspect_adapter` answers what it needs, `load_adapter` copies it into place; `LoraBatch` is
 what a decoder adds to one step.
@@ -15,7 +16,6 @@ what a decoder adds to one step.
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -25,6 +25,7 @@ from torch import Tensor
 
 from drivers.contract import InspectSpec, ModelSpec, SegmentSpec
 from drivers.errors import ModelCorrupt, ModelUnsupported
+from drivers.models.adaptable import Linear, Product, products_of, refusal, turn_down, turn_up
 from drivers.models.config import DecoderConfig
 from drivers.models.families.table import read_config
 from drivers.models.loader import PageShape, Target
@@ -39,31 +40,12 @@ from drivers.ops.reference import LoraPair, LoraRows
 from drivers.ops.table import OpTable
 
 LAYOUT_VERSION = "lora.1"  # changes with anything about how an adapter is computed
-MODULE = re.compile(r"model\.layers\.(0|[1-9]\d{0,3})\.(self_attn|mlp)\.(\w+)_proj")
-STACKS = {"qkv": ("q", "k", "v"), "output": ("o",), "gate_up": ("gate", "up"), "down": ("down",)}
-PLACE_OF = {name: place for place, names in STACKS.items() for name in names}
-BLOCK_OF = {name: "self_attn" if name in "qkvo" else "mlp" for name in PLACE_OF}
-
-
-@dataclass(frozen=True, slots=True)
-class Linear:
-    """One linear of the base as it is stored."""
-
-    columns: int  # in
-    rows: int  # out
-    first_row: int = 0  # in the stack that serves it
-
-    @property
-    def outputs(self) -> tuple[int, int]:
-        """Its rows in the stack, half-open."""
-        return self.first_row, self.first_row + self.rows
 
 
 @dataclass(frozen=True, slots=True)
 class Member:
     """An adapted linear inside its stack."""
 
-    name: str  # "q", "k", "v", "o", "gate", "up" or "down"
     linear: Linear
     change: LoraTensors
     first_rank: int
@@ -73,12 +55,9 @@ class Member:
 class Stack:
     """The adapted linears of a layer that the base serves by one product, and where their two parts start in the segment."""
 
-    layer: int
-    place: str
+    product: Product
     members: tuple[Member, ...]
     rank: int  # of all members together
-    columns: int
-    rows: int
     down_bytes: int
     up_bytes: int
 
@@ -119,18 +98,17 @@ def open_adapter(source: InspectSpec, dtype: torch.dtype) -> AdapterFiles:
         raise ModelUnsupported(f"quant is {source.quant!r}; an adapter is in float32, bfloat16 or float16.")
     directory, base = Path(source.path), read_config(Path(source.base), source.max_positions)
     changes = find_changes(directory, read_peft_config(directory))
-    linears = _linears(base)
-    found = {_layer_and_name(module, change, linears, base): change for module, change in changes.items()}
+    products = products_of(base)
+    _check_fit(changes, products, base)
     stacks: list[Stack] = []
     size_bytes = 0
-    for layer in range(base.num_layers):
-        for place, names in STACKS.items():
-            members = {name: found[layer, name] for name in names if (layer, name) in found}
-            if members:
-                stack = _stack((layer, place), members, linears)
-                up_bytes = size_bytes + _aligned(stack.rank * stack.columns * dtype.itemsize)
-                stacks.append(replace(stack, down_bytes=size_bytes, up_bytes=up_bytes))
-                size_bytes = up_bytes + _aligned(stack.rank * stack.rows * dtype.itemsize)
+    for product in products:
+        members = _members(product, changes)
+        if members:
+            stack = Stack(product, members, sum(member.change.rank for member in members), 0, 0)
+            up_bytes = size_bytes + _aligned(stack.rank * product.columns * dtype.itemsize)
+            stacks.append(replace(stack, down_bytes=size_bytes, up_bytes=up_bytes))
+            size_bytes = up_bytes + _aligned(stack.rank * product.rows * dtype.itemsize)
     return AdapterFiles(base, tuple(stacks), size_bytes)
 
 
@@ -168,8 +146,8 @@ def load_adapter(files: AdapterFiles, target: Target, progress: Callable[[int, i
             pair = _pair(stack, target)
             for member in stack.members:
                 _copy(file, member, files.base, pair)
-            pairs[stack.layer][stack.place] = pair
-            progress(stack.up_bytes + stack.rank * stack.rows * target.dtype.itemsize, files.size_bytes)
+            pairs[stack.product.layer][stack.product.place] = pair
+            progress(stack.up_bytes + stack.rank * stack.product.rows * target.dtype.itemsize, files.size_bytes)
     finally:
         file.close()
     return AdapterWeights(tuple(pairs))
@@ -179,59 +157,40 @@ def view_adapter(files: AdapterFiles, target: Target) -> AdapterWeights:
     """An adapter whose segment is in place already."""
     pairs: list[dict[str, LoraPair]] = [{} for _ in range(files.base.num_layers)]
     for stack in files.stacks:
-        pairs[stack.layer][stack.place] = _pair(stack, target)
+        pairs[stack.product.layer][stack.product.place] = _pair(stack, target)
     return AdapterWeights(tuple(pairs))
 
 
-def _linears(base: DecoderConfig) -> dict[str, Linear]:
-    """The linears of a layer by name; all layers have the same."""
-    hidden, inner = base.hidden_size, base.intermediate_size
-    width, kv_width = base.num_heads * base.head_dim, base.num_kv_heads * base.head_dim
-    return {
-        "q": Linear(hidden, width),
-        "k": Linear(hidden, kv_width, width),
-        "v": Linear(hidden, kv_width, width + kv_width),
-        "o": Linear(width, hidden),
-        "gate": Linear(hidden, inner),
-        "up": Linear(hidden, inner, inner),
-        "down": Linear(inner, hidden),
-    }
+def _check_fit(changes: Mapping[str, LoraTensors], products: tuple[Product, ...], base: DecoderConfig) -> None:
+    """Each change is for a linear of the base. Raises: ModelUnsupported, ModelCorrupt."""
+    linears = {linear.module: linear for product in products for linear in product.linears}
+    for module, change in changes.items():
+        if module not in linears:
+            raise refusal(base, module)
+        found, expected = (change.up.shape[0], change.down.shape[1]), (linears[module].rows, linears[module].columns)
+        if found != expected:
+            raise ModelCorrupt(
+                f"The adapter's {module} is for a linear of {found[0]} x {found[1]}; the base has {expected[0]} x {expected[1]}. "
+                "It was made for another base."
+            )
 
 
-def _layer_and_name(module: str, change: LoraTensors, linears: Mapping[str, Linear], base: DecoderConfig) -> tuple[int, str]:
-    """Which linear of the base a change is for. Raises: ModelUnsupported, ModelCorrupt, if the base has none such."""
-    match = MODULE.fullmatch(module)
-    if match is None or BLOCK_OF.get(match[3]) != match[2]:
-        raise ModelUnsupported(f"The adapter changes {module[:200]}; supported are the linears of attention and MLP.")
-    layer, linear = int(match[1]), linears[match[3]]
-    if layer >= base.num_layers:
-        raise ModelCorrupt(f"The adapter changes {module}; the base has {base.num_layers} layers. It was made for another base.")
-    found, expected = (change.up.shape[0], change.down.shape[1]), (linear.rows, linear.columns)
-    if found != expected:
-        raise ModelCorrupt(
-            f"The adapter's {module} is for a linear of {found[0]} x {found[1]}; the base has {expected[0]} x {expected[1]}. "
-            "It was made for another base."
-        )
-    return layer, match[3]
-
-
-def _stack(where: tuple[int, str], changes: Mapping[str, LoraTensors], linears: Mapping[str, Linear]) -> Stack:
-    """Put the changed linears of one product side by side."""
-    layer, place = where
+def _members(product: Product, changes: Mapping[str, LoraTensors]) -> tuple[Member, ...]:
+    """The changed linears of one product, their ranks side by side."""
     members: list[Member] = []
     rank = 0
-    for name, change in changes.items():
-        members.append(Member(name, linears[name], change, rank))
-        rank += change.rank
-    served = [linears[name] for name in STACKS[place]]
-    return Stack(layer, place, tuple(members), rank, served[0].columns, sum(linear.rows for linear in served), 0, 0)
+    for linear in product.linears:
+        if linear.module in changes:
+            members.append(Member(linear, changes[linear.module], rank))
+            rank += changes[linear.module].rank
+    return tuple(members)
 
 
 def _pair(stack: Stack, target: Target) -> LoraPair:
     """Views of a stack's two parts, as they are multiplied."""
     [offset] = target.offsets
     parts: list[Tensor] = []
-    for start, width in ((stack.down_bytes, stack.columns), (stack.up_bytes, stack.rows)):
+    for start, width in ((stack.down_bytes, stack.product.columns), (stack.up_bytes, stack.product.rows)):
         place = target.arena[offset + start : offset + start + stack.rank * width * target.dtype.itemsize]
         parts.append(place.view(target.dtype).view(stack.rank, width))
     blocks = [(member.first_rank, member.first_rank + member.change.rank, *member.linear.outputs) for member in stack.members]
@@ -243,15 +202,11 @@ def _copy(file: Shard, member: Member, base: DecoderConfig, pair: LoraPair) -> N
     change, linear = member.change, member.linear
     ranks = slice(member.first_rank, member.first_rank + change.rank)
     down, up = _values(file, change.down), _values(file, change.up) * change.scale
-    heads = (base.num_kv_heads, base.num_queries_per_kv, base.head_dim)
-    if member.name == "o":
-        down = down.view(-1, *heads).transpose(1, 2).reshape(down.shape)
-    if member.name == "q":
-        up = up.view(*heads, -1).transpose(0, 1).reshape(up.shape)
+    down, up = turn_down(linear, down, base), turn_up(linear, up, base)
     for place, values in ((pair.down.t()[ranks], down), (pair.up[ranks, slice(*linear.outputs)], up.t())):
         place.copy_(values)
         if not bool(place.isfinite().all()):
-            raise ModelCorrupt(f"{change.down.file.name}: {member.name}_proj has values that are not finite in {place.dtype}.")
+            raise ModelCorrupt(f"{change.down.file.name}: {linear.module} has values that are not finite in {place.dtype}.")
 
 
 def _values(file: Shard, stored: StoredTensor) -> Tensor:

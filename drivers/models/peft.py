@@ -38,13 +38,13 @@ UNDERSTOOD = frozenset(
         "rank_pattern",
         "alpha_pattern",
         "bias",
-        "fan_in_fan_out",
         "init_lora_weights",
     ]
 )
 # Of training, of how the linears were chosen, or notes: the stored tensors are what they come to.
 HARMLESS = frozenset(
     [
+        "fan_in_fan_out",  # how the base stores its weights; A and B lie the same either way
         "auto_mapping",
         "base_model_name_or_path",
         "revision",
@@ -191,8 +191,6 @@ def _refuse_unsupported(fields: Fields) -> None:
         raise fields.unsupported("task_type", "'CAUSAL_LM'")
     if fields.text("bias", "none") != "none":
         raise fields.unsupported("bias", "'none'")
-    if fields.flag("fan_in_fan_out", False):
-        raise fields.unsupported("fan_in_fan_out", "false")
     how = fields.values.get("init_lora_weights")
     if not (how is None or isinstance(how, bool) or how in KEPT_BASE):
         raise fields.unsupported("init_lora_weights", OTHER_BASE)

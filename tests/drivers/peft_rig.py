@@ -11,6 +11,7 @@ import torch
 import transformers
 from safetensors.torch import save_file
 from torch import Tensor
+from transformers.pytorch_utils import Conv1D
 
 ALL = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
@@ -37,14 +38,16 @@ def save_adapter(
     tensors: dict[str, Tensor] = {}
     changes: dict[str, Tensor] = {}
     for name, module in model.named_modules():
-        if not isinstance(module, torch.nn.Linear) or name.rsplit(".", 1)[-1] not in targets:
+        is_turned = isinstance(module, Conv1D)  # its weight is stored [in, out]
+        if not (is_turned or isinstance(module, torch.nn.Linear)) or name.rsplit(".", 1)[-1] not in targets:
             continue
         rank, scale = _rank_and_scale(fields, name)
-        down = torch.randn(rank, module.in_features, generator=random) * size
-        up = torch.randn(module.out_features, rank, generator=random) * size / math.sqrt(rank * module.in_features)
+        columns, rows = module.weight.shape if is_turned else reversed(module.weight.shape)
+        down = torch.randn(rank, columns, generator=random) * size
+        up = torch.randn(rows, rank, generator=random) * size / math.sqrt(rank * columns)
         tensors[f"base_model.model.{name}.lora_A.weight"] = down
         tensors[f"base_model.model.{name}.lora_B.weight"] = up
-        changes[f"{name}.weight"] = scale * (up @ down)
+        changes[f"{name}.weight"] = scale * ((up @ down).T if is_turned else up @ down)
     directory.mkdir(parents=True, exist_ok=True)
     (directory / "adapter_config.json").write_text(json.dumps(fields))
     save_file(tensors, directory / "adapter_model.safetensors")

@@ -21,6 +21,7 @@ from drivers.models.loader import Target
 from drivers.ops.reference import LoraRows
 from drivers.rows import StepRows
 from tests.drivers.cpu_rig import GRANULE_BYTES, CpuRig, greedy_reference, prompt_of, reference_logits, save_model
+from tests.drivers.family_rig import save_family
 from tests.drivers.peft_rig import ALL, merged, save_adapter
 from tests.drivers.test_decoder import DecoderRig, relative_error
 
@@ -29,6 +30,14 @@ FAMILIES: dict[str, tuple[str, dict[str, object]]] = {
     "llama-one-query-per-kv": ("Llama", {"num_key_value_heads": 6, "attention_bias": True, "mlp_bias": True}),
     "qwen2": ("Qwen2", {"tie_word_embeddings": True}),
     "qwen3-window": ("Qwen3", {"head_dim": 32, "use_sliding_window": True, "sliding_window": 20, "max_window_layers": 1}),
+}
+OTHER_LINEARS: dict[str, tuple[str, ...]] = {
+    "phi3": ("qkv_proj", "o_proj", "gate_up_proj", "down_proj"),
+    "gpt2": ("c_attn", "c_proj", "c_fc"),
+    "gemma2": ALL,
+    "olmo2": ALL,
+    "mixtral": ("q_proj", "k_proj", "v_proj", "o_proj"),
+    "qwen3-moe": ALL,
 }
 ADAPTERS: dict[str, tuple[tuple[str, ...], dict[str, object]]] = {
     "all": (ALL, {"target_modules": "all-linear"}),
@@ -121,6 +130,25 @@ def scores(rig: AdapterRig, prompts: Sequence[tuple[Sequence[int], int]], chunk:
             found[slot] += [item.logprob for item in results[slot].logprobs]
     rig.run([], 0, clears=range(len(prompts)))
     return [torch.tensor(parts) for parts in found]
+
+
+@pytest.mark.parametrize("case", OTHER_LINEARS)
+def test_linears_of_every_family_can_be_adapted_under_the_names_of_its_modules(case: str, tmp_path: Path) -> None:
+    model = save_family(tmp_path / "base", case)
+    changes = save_adapter(tmp_path / "a", model, OTHER_LINEARS[case], fan_in_fan_out=case == "gpt2")
+    rig = LogitsRig(tmp_path / "base")
+    rig.adapt([None, tmp_path / "a"], tmp_path / "base")
+    prompt = prompt_of(50, 1)
+    plain, adapted = rig.logits([prompt, prompt], chunk=13)
+    assert relative_error(plain, reference_logits(model, prompt)) <= 1e-4
+    assert relative_error(adapted, reference_logits(merged(model, changes), prompt)) <= 1e-4
+
+
+def test_an_adapter_of_experts_is_refused_and_told_what_can_be_adapted(tmp_path: Path) -> None:
+    save_family(tmp_path / "base", "mixtral")
+    save_adapter(tmp_path / "a", save_model(tmp_path / "other", "Llama"), ["gate_proj"])
+    with pytest.raises(ModelUnsupported, match=r"mlp\.gate_proj; supported are, of MixtralForCausalLM, q_proj, k_proj, v_proj, o_proj\."):
+        open_adapter(InspectSpec(str(tmp_path / "a"), base=str(tmp_path / "base")), torch.float32)
 
 
 @pytest.mark.parametrize("family", FAMILIES)

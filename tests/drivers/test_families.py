@@ -19,10 +19,11 @@ from drivers.models.config import DecoderConfig
 from drivers.models.description import describe
 from drivers.models.families.table import FAMILIES, read_config, write_down
 from drivers.models.parts import rows_of
-from tests.drivers.cpu_rig import SHAPE, prompt_of, reference_logits
+from tests.drivers.cpu_rig import SHAPE, CpuRig, greedy_reference, prompt_of, reference_logits
 from tests.drivers.family_rig import FAMILIES as CASES
 from tests.drivers.family_rig import load_parts, save_family
 from tests.drivers.interpreter import Interpreter
+from tests.drivers.test_decoder import DecoderRig, relative_error
 
 
 @dataclass(frozen=True)
@@ -55,11 +56,6 @@ def logits(directory: Path, prompt: list[int], max_positions: int = 0) -> Tensor
         return Interpreter(config, segments).logits(prompt)
 
 
-def relative_error(found: Tensor, expected: Tensor) -> float:
-    """The largest difference over the largest expected value."""
-    return float((found - expected).abs().max() / expected.abs().max())
-
-
 def change_config(directory: Path, **changes: object) -> None:
     """Change fields of a config on disk; a field that becomes `...` is left out."""
     path = directory / "config.json"
@@ -77,6 +73,20 @@ def write_config(directory: Path, architecture: str, **changes: object) -> None:
 def test_a_description_computes_what_transformers_does(case: str, saved: Save) -> None:
     model, prompt = saved(case), prompt_of(100, 1)
     assert relative_error(logits(model.directory, prompt), reference_logits(model.reference, prompt)) <= 1e-4
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_a_driver_computes_it_in_chunks_beside_strangers(case: str, saved: Save) -> None:
+    lengths = (100, 66, 81) if case == "phi3-long" else (100, 1, 37)  # transformers takes another list of factors for short texts
+    model, prompts = saved(case), [prompt_of(length, length) for length in lengths]
+    for found, prompt in zip(DecoderRig(model.directory).logits(prompts, chunk=13), prompts, strict=True):
+        assert relative_error(found, reference_logits(model.reference, prompt)) <= 1e-4
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_greedy_text_of_a_driver_equals_transformers_over_64_tokens(case: str, saved: Save) -> None:
+    model, prompt = saved(case), prompt_of(70, 5)
+    assert CpuRig(model.directory).generate(prompt, 64, chunk=20) == greedy_reference(model.reference, prompt, 64)
 
 
 @pytest.mark.parametrize("case", CASES)

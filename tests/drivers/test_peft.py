@@ -62,7 +62,6 @@ def test_the_scale_of_a_linear_follows_the_config(changes: dict[str, object], sc
         ({"peft_type": None}, "peft_type"),
         ({"task_type": "SEQ_CLS"}, "task_type"),
         ({"bias": "all"}, "bias"),
-        ({"fan_in_fan_out": True}, "fan_in_fan_out"),
         ({"use_dora": True}, "use_dora"),
         ({"lora_bias": True}, "lora_bias"),
         ({"use_qalora": True}, "use_qalora"),
