@@ -2,7 +2,9 @@
 
     arena     |<------------------- num_slabs * slab_bytes ------------------->|
     granules  |0|1|2|3|...                    frame f starts at granule f
-    frame     | layer 0: page_tokens x [2, kv_heads, head_dim] | layer 1 | ... | slack |
+    frame     | layer 0 | layer 1 | ... | slack |
+    layer     | page_tokens x [2, kv_heads, head_dim] |                     as torch runs it
+              | keys | values | scales of keys | scales of values |         in lanes, as native code does (native/cpu/kernels.h, Pages)
 
 Slabs can be given back to the machine and taken again (`memory`); views of the others do not notice.
 
@@ -23,6 +25,8 @@ from torch import Tensor
 
 from drivers.slab_memory import PlainMemory
 
+SCALE_BYTES = 4
+WORD_BYTES = 4  # of one token's key that lie side by side in lanes
 CGROUP_LIMIT = Path("/sys/fs/cgroup/memory.max")
 
 
@@ -35,12 +39,23 @@ class FrameShape:
     num_kv_heads: int
     head_dim: int
     size_bytes: int  # whole granules
-    dtype: torch.dtype
+    dtype: torch.dtype  # uint8: eight-bit integers, with a scale for each token and head
+    is_in_lanes: bool = False
 
     @property
     def items_per_token(self) -> int:
         """Keys and values of one token in one layer."""
         return 2 * self.num_kv_heads * self.head_dim
+
+    @property
+    def scale_bytes(self) -> int:
+        """Scales of one layer: two for each token and KV head."""
+        return 0 if self.dtype.is_floating_point else 2 * SCALE_BYTES * self.page_tokens * self.num_kv_heads
+
+    @property
+    def layer_bytes(self) -> int:
+        """One layer's part."""
+        return self.page_tokens * self.items_per_token * self.dtype.itemsize + self.scale_bytes
 
 
 def device_bytes() -> int:
@@ -90,12 +105,26 @@ class Arena:
             layer * shape.page_tokens * items,
         )
 
-    def all_layers(self, shape: FrameShape) -> Tensor:
-        """Every layer of every frame, `[num_frames, num_layers, page_tokens, items]`."""
-        items = shape.items_per_token
-        return self.bytes.view(shape.dtype).as_strided(
-            (self.num_frames(shape.size_bytes), shape.num_layers, shape.page_tokens, items),
-            (self.granule_bytes // shape.dtype.itemsize, shape.page_tokens * items, items, 1),
+    def token_views(self, shape: FrameShape) -> tuple[Tensor, ...]:
+        """All that belongs to tokens, each view `[num_frames, num_layers, parts, page_tokens, items]`."""
+        page, heads, items = shape.page_tokens, shape.num_kv_heads, shape.items_per_token
+        if not shape.is_in_lanes:
+            return (self._tokens(shape, shape.dtype, (1, page, items), 0),)
+        half = page * items // 2 * shape.dtype.itemsize
+        word = WORD_BYTES // shape.dtype.itemsize
+        keys = self._tokens(shape, shape.dtype, (heads * shape.head_dim // word, page, word), 0)
+        values = self._tokens(shape, shape.dtype, (heads, page, shape.head_dim), half)
+        if not shape.scale_bytes:
+            return keys, values
+        return keys, values, self._tokens(shape, torch.float32, (2 * heads, page, 1), 2 * half)
+
+    def _tokens(self, shape: FrameShape, dtype: torch.dtype, inner: tuple[int, int, int], start: int) -> Tensor:
+        """A part of every layer that begins `start` bytes behind the layer's own start and lies in one piece."""
+        _, page, items = inner
+        return self.bytes.view(dtype).as_strided(
+            (self.num_frames(shape.size_bytes), shape.num_layers, *inner),
+            (self.granule_bytes // dtype.itemsize, shape.layer_bytes // dtype.itemsize, page * items, items, 1),
+            start // dtype.itemsize,
         )
 
     def close(self) -> None:

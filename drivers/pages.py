@@ -95,7 +95,8 @@ class PageMover:
 
     def clear_tail(self, shape: FrameShape, frame: int, num_tokens: int) -> None:
         """Zero what lies behind the first `num_tokens` tokens of a page, in every layer."""
-        self._arena.all_layers(shape)[frame, :, num_tokens:].zero_()
+        for view in self._arena.token_views(shape):
+            view[frame, :, :, num_tokens:].zero_()
 
     def _zero(self, zero: Zero, shape: FrameShape) -> None:
         if zero.tier is Tier.DEVICE:
