@@ -11,11 +11,14 @@ using Part = void (*)(void* work, int part, int thread);
 
 class Threads {
  public:
-  // `cpus`: where thread i may run, -1 or null: anywhere. The caller of `run` is thread 0.
+  // `cpus`: where thread i may run, -1 or null: anywhere. The caller of `run` is thread 0. Fewer threads, where the system has no more.
   Threads(int num_threads, const int32_t* cpus);
   ~Threads();
+  Threads(const Threads&) = delete;
+  Threads& operator=(const Threads&) = delete;
   int count() const;
-  // Return when all parts are done. They wait for each other for a few microseconds awake, then asleep.
+  // Return when all parts are done. They wait for each other for a few microseconds awake, then asleep. One caller at a time; more than
+  // 65535 parts are done by the caller alone.
   void run(Part part, void* work, int num_parts);
 
  private:

@@ -1,0 +1,198 @@
+// See threads.h.
+//
+//     ticket    | generation 32 | parts 16 | next part 16 |       one word, so that a part can only be taken of the run it belongs to
+//     pending   parts of this run that are not done
+//     wake      the generation again, 32 bits: what sleepers wait on
+//
+// A run writes `part` and `work`, then the ticket (release). A thread reads the ticket (acquire), `part` and `work`, and takes a part by
+// adding one to the ticket, if nobody else changed it meanwhile. If that succeeds, the run had a part left at that moment, so it had not
+// ended, so `part` and `work` were still its own: a thread that was put aside between reading and taking fails, and looks again.
+//
+// Who has nothing to do spins for SPIN_NS, in which ops follow each other, and sleeps then. Sleepers are counted, so that a run wakes
+// nobody where nobody sleeps; counter and word are in sequential order, so that one of the two sides sees the other.
+
+#include "threads.h"
+
+#include <climits>
+#include <ctime>
+#include <linux/futex.h>
+#include <pthread.h>
+#include <sched.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+#include <atomic>
+#include <cstdio>
+#include <vector>
+
+namespace kd {
+namespace {
+
+constexpr int64_t SPIN_NS = 30000;
+constexpr int SPINS_PER_LOOK = 16;  // pauses between looks at the clock: 0.2 to 0.8 us
+constexpr int MAX_PARTS = 0xffff;
+
+inline void pause() {
+#if defined(__x86_64__)
+  __builtin_ia32_pause();
+#elif defined(__aarch64__)
+  asm volatile("yield");
+#endif
+}
+
+int64_t now_ns() {
+  timespec time;
+  clock_gettime(CLOCK_MONOTONIC, &time);
+  return time.tv_sec * 1000000000LL + time.tv_nsec;
+}
+
+template <typename Word>
+void sleep_while(std::atomic<Word>& word, Word value) {
+  static_assert(sizeof(word) == 4, "a futex is 32 bits");
+  syscall(SYS_futex, &word, FUTEX_WAIT_PRIVATE, value, nullptr, nullptr, 0);
+}
+
+template <typename Word>
+void wake_all(std::atomic<Word>& word) {
+  syscall(SYS_futex, &word, FUTEX_WAKE_PRIVATE, INT_MAX, nullptr, nullptr, 0);
+}
+
+// Spins until `is_over` answers true, for SPIN_NS at most; answers whether it did.
+template <typename Condition>
+bool spin(Condition is_over) {
+  for (int64_t end = 0;;) {
+    for (int idx = 0; idx < SPINS_PER_LOOK; idx++) {
+      if (is_over()) return true;
+      pause();
+    }
+    int64_t now = now_ns();
+    if (end == 0) end = now + SPIN_NS;
+    if (now >= end) return false;
+  }
+}
+
+void run_on(int cpu) {
+  cpu_set_t set;
+  CPU_ZERO(&set);
+  CPU_SET(cpu, &set);
+  sched_setaffinity(0, sizeof set, &set);  // a wish: where it is refused, the thread runs anywhere
+}
+
+}  // namespace
+
+struct Threads::State {
+  alignas(64) std::atomic<uint64_t> ticket{0};
+  std::atomic<Part> part{nullptr};
+  std::atomic<void*> work{nullptr};
+  alignas(64) std::atomic<int32_t> pending{0};
+  std::atomic<bool> has_sleeping_caller{false};
+  alignas(64) std::atomic<uint32_t> wake{0};
+  std::atomic<int> num_sleepers{0};
+  std::atomic<bool> is_closing{false};
+  std::vector<pthread_t> threads;
+
+  static uint32_t generation(uint64_t ticket) { return static_cast<uint32_t>(ticket >> 32); }
+
+  // Takes and does parts until there are none; answers the generation that it saw last.
+  uint32_t work_off(int thread) {
+    uint64_t seen = ticket.load(std::memory_order_acquire);
+    while ((seen & 0xffff) < (seen >> 16 & 0xffff)) {
+      Part do_part = part.load(std::memory_order_relaxed);
+      void* of = work.load(std::memory_order_relaxed);
+      if (!ticket.compare_exchange_weak(seen, seen + 1, std::memory_order_acq_rel, std::memory_order_acquire)) continue;
+      do_part(of, static_cast<int>(seen & 0xffff), thread);
+      if (pending.fetch_sub(1, std::memory_order_seq_cst) == 1 && has_sleeping_caller.load(std::memory_order_seq_cst)) wake_all(pending);
+      seen = ticket.load(std::memory_order_acquire);
+    }
+    return generation(seen);
+  }
+
+  void wait_for_run_after(uint32_t done) {
+    auto is_over = [&] {
+      return generation(ticket.load(std::memory_order_relaxed)) != done || is_closing.load(std::memory_order_relaxed);
+    };
+    if (spin(is_over)) return;
+    num_sleepers.fetch_add(1, std::memory_order_seq_cst);
+    while (wake.load(std::memory_order_seq_cst) == done && !is_closing.load(std::memory_order_seq_cst)) sleep_while(wake, done);
+    num_sleepers.fetch_sub(1, std::memory_order_relaxed);
+  }
+
+  struct Seat {
+    State* state;
+    int thread, cpu;
+  };
+
+  static void* live(void* of) {
+    Seat seat = *static_cast<Seat*>(of);
+    delete static_cast<Seat*>(of);
+    if (seat.cpu >= 0) run_on(seat.cpu);
+    char name[16];
+    snprintf(name, sizeof name, "kd-%d", seat.thread);
+    pthread_setname_np(pthread_self(), name);
+    State& state = *seat.state;
+    while (!state.is_closing.load(std::memory_order_acquire)) state.wait_for_run_after(state.work_off(seat.thread));
+    return nullptr;
+  }
+
+  void publish(Part do_part, void* of, int num_parts) {
+    uint32_t next = generation(ticket.load(std::memory_order_relaxed)) + 1;
+    part.store(do_part, std::memory_order_relaxed);
+    work.store(of, std::memory_order_relaxed);
+    pending.store(num_parts, std::memory_order_relaxed);
+    ticket.store(static_cast<uint64_t>(next) << 32 | static_cast<uint64_t>(num_parts) << 16, std::memory_order_release);
+    wake.store(next, std::memory_order_seq_cst);
+    if (num_sleepers.load(std::memory_order_seq_cst) > 0) wake_all(wake);
+  }
+
+  void wait_for_others() {
+    auto is_over = [&] { return pending.load(std::memory_order_acquire) == 0; };
+    if (spin(is_over)) return;
+    has_sleeping_caller.store(true, std::memory_order_seq_cst);
+    for (int32_t left; (left = pending.load(std::memory_order_seq_cst)) != 0;) sleep_while(pending, left);
+    has_sleeping_caller.store(false, std::memory_order_relaxed);
+  }
+};
+
+Threads::Threads(int num_threads, const int32_t* cpus) : state_(new State) {
+  for (int thread = 1; thread < num_threads; thread++) {
+    State::Seat* seat = new State::Seat{state_, thread, cpus == nullptr ? -1 : cpus[thread]};
+    pthread_t started;
+    if (pthread_create(&started, nullptr, State::live, seat) != 0) {  // the system has none left: fewer do
+      delete seat;
+      break;
+    }
+    state_->threads.push_back(started);
+  }
+}
+
+Threads::~Threads() {
+  state_->is_closing.store(true, std::memory_order_seq_cst);
+  state_->wake.fetch_add(1, std::memory_order_seq_cst);
+  wake_all(state_->wake);
+  for (pthread_t thread : state_->threads) pthread_join(thread, nullptr);
+  delete state_;
+}
+
+int Threads::count() const { return static_cast<int>(state_->threads.size()) + 1; }
+
+void Threads::run(Part part, void* work, int num_parts) {
+  if (num_parts <= 1 || state_->threads.empty() || num_parts > MAX_PARTS) {
+    for (int idx = 0; idx < num_parts; idx++) part(work, idx, 0);
+    return;
+  }
+  state_->publish(part, work, num_parts);
+  state_->work_off(0);
+  state_->wait_for_others();
+}
+
+}  // namespace kd
+
+// For tests, which give parts of their own.
+
+#define KD_ENTRY extern "C" __attribute__((visibility("default")))
+
+KD_ENTRY kd::Threads* kd_threads_open(int num_threads, const int32_t* cpus) { return new kd::Threads(num_threads, cpus); }
+
+KD_ENTRY void kd_threads_run(kd::Threads* threads, kd::Part part, void* work, int num_parts) { threads->run(part, work, num_parts); }
+
+KD_ENTRY void kd_threads_close(kd::Threads* threads) { delete threads; }
