@@ -35,6 +35,8 @@ _SAMPLING = (
     click.option("--stop", multiple=True, help="Stop where this text would appear; may be repeated."),
     click.option("--ignore-eos", is_flag=True, help="Go on past the model's end token."),
     click.option("--logprobs", type=click.IntRange(0, 20), help="Give log-probabilities, and those of this many likeliest tokens."),
+    click.option("--draft", "draft_tokens", type=click.IntRange(0, 16), help="Guess so many tokens ahead; faster, the output is the same."),
+    click.option("--draft-model", help="A loaded, smaller model that guesses.  [default: look up the context's own tokens]"),
     click.option("--deadline", "deadline_s", type=click.FloatRange(0, min_open=True), help="Seconds after which the request is cancelled."),
     click.option(
         "--max-queue", "max_queue_s", type=click.FloatRange(0, min_open=True), help="Seconds that it may wait for its first turn."
@@ -245,9 +247,10 @@ def show_stream(printer: Printer, context: Context, stream: Any, cancels: bool =
 
 def usage_text(usage: Usage) -> str:
     """What a request used, in a line."""
+    drafts = f"; {usage.accepted_tokens} of {usage.drafted_tokens} guesses were right" if usage.drafted_tokens else ""
     return (
         f"{usage.input_tokens} tokens in, {usage.output_tokens} out; {usage.cached_tokens} of the context needed no computing "
-        f"({usage.shared_tokens} from other contexts); waited {usage.queue_s:.3f} s, computed {usage.compute_s:.3f} s"
+        f"({usage.shared_tokens} from other contexts); waited {usage.queue_s:.3f} s, computed {usage.compute_s:.3f} s{drafts}"
     )
 
 

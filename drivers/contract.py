@@ -37,6 +37,10 @@ In step 0 each row named in `runs` computes `num_tokens` of its pending tokens; 
 one more, which becomes pending. In steps 1..K-1 every row of `runs` that sampled in the step before, and did not stop, computes that one
 token. A row whose pending tokens are not used up (a prefill cut into chunks) samples nothing and rests until a later plan runs it again.
 
+A row with `Sampling.draft_tokens` may get ahead: a driver that drafts guesses the tokens to come, computes them together with the pending
+one, and keeps those that the row would have sampled anyway, so that one step answers several tokens. K is then how many tokens the row
+samples in the plan, and once it has them it rests. A driver that cannot draft takes no notice.
+
 Ownership
 ---------
 The driver owns the arena and whatever workspace it needs; it never allocates inside a step what it could have taken in `load`. A frame
@@ -70,6 +74,7 @@ class Capabilities(msgspec.Struct, frozen=True):
     batch_invariant: bool = False
     gives_back: bool = False  # slabs of its arena, while nothing is in them
     streams: bool = False  # runs models whose segments do not all stay (`LoadSpec.slots`)
+    drafts: bool = False  # takes notice of `Sampling.draft_tokens`
     contract_version: int = CONTRACT_VERSION
 
 
@@ -171,6 +176,7 @@ class Sampling(msgspec.Struct, frozen=True):
     seed: int = 0  # 64 bit
     stop_token_ids: tuple[int, ...] = ()  # the row stops after sampling one of these
     num_logprobs: int = -1  # -1: none; 0: of the chosen token; n: and of the n likeliest
+    draft_tokens: int = 0  # most tokens that are guessed ahead and verified in one step; 0: none. What is sampled is the same
 
     @property
     def has_penalties(self) -> bool:
@@ -187,12 +193,13 @@ class RowStart(msgspec.Struct, frozen=True, array_like=True):
     tokens: tuple[int, ...]  # pending: known, but their KV is not computed
     frames: tuple[tuple[int, ...], ...]  # [group][page]: the row's page tables
     sampling: Sampling
-    history: tuple[int, ...] = ()  # tokens before `position`, only where penalties need them
+    history: tuple[int, ...] = ()  # tokens before `position`, only where penalties or drafts need them
     output_start: int = 0  # position from which tokens count as output for penalties
     # >= 0: sample nothing; give log-probabilities of the pending tokens at positions [max(score_from, position + 1), end). Each is told
     # by the token before it, so they come with the step that computes that one, and the first pending token has none.
     score_from: int = -1
     adapter_id: int = 0  # the loaded adapter of `model_id` that the row runs with; 0: none
+    draft_model_id: int = 0  # the loaded model that guesses; 0, or one that is not loaded any more: the row's own tokens are looked up
 
 
 class FramePatch(msgspec.Struct, frozen=True, array_like=True):
@@ -238,10 +245,16 @@ class RowResult(msgspec.Struct, frozen=True, array_like=True):
     """What one step did to one row."""
 
     slot: int
-    tokens: tuple[int, ...] = ()  # sampled in this step; empty while a prefill goes on
+    tokens: tuple[int, ...] = ()  # sampled in this step, several where drafts were kept; empty while a prefill goes on
     logprobs: tuple[TokenLogprob, ...] = ()  # one per sampled token, or per scored token
     is_stopped: bool = False  # the last token is one of its stop tokens; the row computes no more
     error: str = ""  # the row failed alone (logits not finite, say); the other rows are good
+    num_drafted: int = 0  # tokens that were guessed and verified in this step; those kept are in `tokens`, before the last one
+
+    @property
+    def num_rejected(self) -> int:
+        """Guesses that were computed in vain."""
+        return max(self.num_drafted - max(len(self.tokens) - 1, 0), 0)
 
 
 class CopyTimes(msgspec.Struct, frozen=True, array_like=True):

@@ -38,7 +38,7 @@ from drivers.fake_memory import FakeMemory, FakeSpace, HistoryLost
 from drivers.fake_model import FakeAdapter, FakeModel, describe, describe_adapter, draw, links_after, logprob
 from drivers.fake_script import MEASURED_BYTES, FakeScript
 from drivers.plan_check import check_rows
-from drivers.rows import Row, RowTable, StepRows
+from drivers.rows import Row, RowState, RowTable, StepRows, right_guesses
 from memory.page import Move, Tier
 
 
@@ -51,7 +51,7 @@ class FakeDriver:
     def probe(self) -> Capabilities:
         """Say what this driver can do."""
         memory_bytes = psutil.virtual_memory().total
-        return Capabilities("fake", "1", "fake", memory_bytes, dtypes=("float32",), batch_invariant=True, gives_back=True)
+        return Capabilities("fake", "1", "fake", memory_bytes, dtypes=("float32",), batch_invariant=True, gives_back=True, drafts=True)
 
     def open(self, spec: OpenSpec, host_fd: int | None) -> None:
         """Take the arena and map the host tier. Raises: OptionUnknown, PlanRejected, HostTierInvalid."""
@@ -193,7 +193,7 @@ class _FakeDevice:
         self._act_out()
         results: list[RowResult] = []
         num_tokens = 0
-        for share in self._table.take(step_idx):
+        for share in self._table.take(step_idx, self._guess):
             loaded = self._loaded.of(share, self.memory.arena)
             results += [self._compute(loaded, share, idx) for idx in range(len(share.rows))]
             num_tokens += sum(share.counts)
@@ -201,8 +201,8 @@ class _FakeDevice:
 
     def _compute(self, loaded: LoadedFake, share: StepRows, idx: int) -> RowResult:
         """Compute a row's part of a step."""
-        row, count = share.rows[idx], share.counts[idx]
-        tokens = row.pending[:count]
+        row, guesses = share.rows[idx], share.drafts[idx] if share.drafts else ()
+        tokens = [*row.pending[: share.num_pending(idx)], *guesses]
         if self._script.error_token in tokens:
             raise DeviceLost(f"Token {self._script.error_token} was computed.")
         try:
@@ -213,23 +213,40 @@ class _FakeDevice:
             return self._fail(row, "The logits are not finite.")
         for space, table in zip(loaded.spaces.values(), row.tables, strict=True):
             self.memory.write(space, table, row.position, tokens, links)
-        self._links[row.slot] = links[-1]
+        self._links[row.slot] = links[share.num_pending(idx) - 1]
         return self._answer(loaded.model, share, idx, links)
 
     def _answer(self, model: FakeModel, share: StepRows, idx: int, links: list[int]) -> RowResult:
         """Sample or score, and advance the row."""
-        row, count = share.rows[idx], share.counts[idx]
+        row, count = share.rows[idx], share.num_pending(idx)
         if not share.samples(idx):
             first, targets = share.scored(idx)
             scored = links[first - share.starts[idx] :]
             logprobs = tuple(logprob(model, link, target, 0) for link, target in zip(scored, targets, strict=False))
             self._table.advance(row, count)
             return RowResult(row.slot, logprobs=logprobs)
-        token = draw(model, links[-1], row.position + count, row.sampling)
-        num_top = row.sampling.num_logprobs
-        logprobs = (logprob(model, links[-1], token, num_top),) if num_top >= 0 else ()
+        guesses, ends = share.drafts[idx] if share.drafts else (), links[count - 1 :]
+        sampled = [draw(model, link, row.position + count + after, row.sampling) for after, link in enumerate(ends)]
         self._table.advance(row, count)
-        return RowResult(row.slot, (token,), logprobs, is_stopped=self._table.append(row, token))
+        tokens = self._table.accept(row, right_guesses(sampled, guesses))
+        self._links[row.slot] = ends[len(tokens) - 1]
+        num_top = row.sampling.num_logprobs
+        logprobs = tuple(logprob(model, link, token, num_top) for link, token in zip(ends, tokens, strict=False)) if num_top >= 0 else ()
+        return RowResult(row.slot, tokens, logprobs, is_stopped=row.state is RowState.STOPPED, num_drafted=len(guesses))
+
+    def _guess(self, row: Row, most: int) -> list[int]:
+        """The tokens to come, as many as the script says of them right."""
+        model = self._loaded.models[row.model_id].model
+        link, guesses = self._links.get(row.slot), []
+        if link is None or not self._script.draft_hits:
+            return []
+        token = row.pending[0]
+        for idx in range(most):
+            link = links_after(link, [token], row.position + idx)[0]
+            right = draw(model, link, row.position + idx + 1, row.sampling)
+            token = right if idx < self._script.draft_hits else (right + 1) % model.vocab_size
+            guesses.append(token)
+        return guesses
 
     def _fail(self, row: Row, error: str) -> RowResult:
         self._table.fail(row)

@@ -58,6 +58,11 @@ class FakeLoaded:
         self._lock = threading.Lock()
 
     @property
+    def models(self) -> Mapping[int, LoadedFake]:
+        """Loaded models by id."""
+        return self._shelves.models
+
+    @property
     def spaces(self) -> Mapping[int, FakeSpace]:
         """Every space that pages may be in."""
         return self._shelves.spaces

@@ -21,6 +21,7 @@ class FakeScript(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     slow_load_s: float = 0.0  # every load takes so long
     corrupt_host_copy: int = 0  # this copy to the host tier has a bit flipped
     corrupt_parked: int = 0  # this segment of weights in the host tier has a bit flipped
+    draft_hits: int = 0  # of the tokens that are guessed for a row in a step, so many are right
     # Figures that the driver tells without taking that time; 0: of copies and of prefill it says nothing.
     copy_rate: float = 0.0  # bytes per second between host tier and device, either way
     prefill_s: float = 0.0  # seconds per token

@@ -15,6 +15,7 @@ from kerneld.errors import InvalidArgument
 
 MIN_NICE, MAX_NICE = -20, 19
 MAX_LOGPROBS = 20
+MAX_DRAFT_TOKENS = 16
 MAX_TEMPERATURE = 100.0
 MAX_TOP_K = 1 << 20
 MAX_REPETITION_PENALTY = 10.0
@@ -100,6 +101,7 @@ def check_sampling(sampling: Sampling) -> None:
     _check_number("sampling.frequency_penalty", sampling.frequency_penalty, -MAX_PENALTY, MAX_PENALTY)
     _check_whole("sampling.seed", sampling.seed, 0, MAX_U64)
     _check_whole("sampling.logprobs", sampling.num_logprobs, -1, MAX_LOGPROBS)
+    _check_whole("sampling.draft_tokens", sampling.draft_tokens, 0, MAX_DRAFT_TOKENS)
 
 
 def check_nice(nice: int) -> None:

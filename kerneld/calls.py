@@ -197,6 +197,7 @@ class InferArgs:
     deadline_s: float = 0.0
     detach_grace_s: float | None = None
     max_queue_s: float = 0.0  # 0: it waits as long as its deadline lets it
+    draft_model: str = ""  # that guesses, where `sampling.draft_tokens` asks for guesses; "": the context's own tokens are looked up
 
 
 @dataclass(frozen=True, slots=True)
@@ -230,6 +231,8 @@ class Usage:
     queue_s: float = 0.0
     compute_s: float = 0.0
     shared_tokens: int = 0
+    drafted_tokens: int = 0  # guessed ahead and verified
+    accepted_tokens: int = 0  # of those, the ones that are in the output
 
 
 @dataclass(frozen=True, slots=True)

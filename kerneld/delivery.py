@@ -13,6 +13,8 @@ import logging
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
+import msgspec
+
 from drivers.contract import RowResult, StepResult, TokenLogprob
 from kerneld.bookkeeping import Bookkeeping
 from kerneld.calls import ContextState, Durability, Finished, FinishReason
@@ -114,7 +116,8 @@ class Delivery:
 
     def deliver(self, flight: Flight, result: StepResult) -> list[Ending]:
         """Make the tokens of a step durable, show them, and say which rows have ended."""
-        heard = [(flight.parts[item.slot].row, item) for item in result.rows if not flight.parts[item.slot].row.is_over]
+        rows = ((flight.parts[item.slot].row, item) for item in result.rows)
+        heard = [(row, item if len(item.tokens) < 2 else _until_stop(row, item)) for row, item in rows if not row.is_over]
         self._charge(heard)
         unwritten = self._write(heard)
         lost = {id(ending.row) for ending in unwritten}
@@ -131,6 +134,11 @@ class Delivery:
         for request, num_tokens in generated:
             request.num_since_admission += num_tokens
         self._scheduler.charge_outputs(generated)
+        for row, item in heard:
+            if item.num_drafted:
+                row.request.num_drafted += item.num_drafted
+                row.request.num_draft_kept += item.num_drafted - item.num_rejected
+                self._scheduler.charging.drafts(row.request, item.num_rejected)
 
     def _write(self, heard: list[tuple[Row, RowResult]]) -> list[Ending]:
         """Journal the tokens of a step, all rows in one record. Where that fails nobody has seen them, and nobody will: those rows end."""
@@ -246,3 +254,11 @@ class Delivery:
                 self.on_unsynced(request, FinishReason.ERROR, error.message)
 
         self._gate.after_sync(show, give_up)
+
+
+def _until_stop(row: Row, item: RowResult) -> RowResult:
+    """What a step sampled, without the tokens that follow a stop string: they are never journaled."""
+    num_kept = row.request.transcript.num_kept(item.tokens)
+    if num_kept == len(item.tokens):
+        return item
+    return msgspec.structs.replace(item, tokens=item.tokens[:num_kept], logprobs=item.logprobs[:num_kept], is_stopped=False)

@@ -41,6 +41,13 @@ class Detokenizer:
         self._pending: list[int] = []
         self._num_silent = 0  # special tokens that came while others were pending
 
+    def copy(self) -> Detokenizer:
+        """Another one that has seen the same tokens."""
+        twin = Detokenizer(self._tokenizer)
+        twin._prefix, twin._prefix_text = list(self._prefix), self._prefix_text
+        twin._pending, twin._num_silent = list(self._pending), self._num_silent
+        return twin
+
     @property
     def num_pending(self) -> int:
         """How many of the last tokens have text that is not told yet."""

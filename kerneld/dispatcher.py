@@ -264,10 +264,10 @@ class Dispatcher:
     def _advance(self, flight: Flight, step_idx: int, result: StepResult) -> None:
         self.deadline.step_done(result.num_tokens, result.compute_s)
         sampled = [item for item in result.rows if item.tokens]
-        num_sampled = sum(len(item.tokens) for item in sampled)
+        num_sampled, num_rejected = sum(len(item.tokens) for item in sampled), sum(item.num_rejected for item in sampled)
         # A row that samples for the first time has computed the last token of its input; any other one computed a token that it sampled.
         num_first = sum(flight.parts[item.slot].row.request.first_token_at is None for item in sampled)
-        self.on_progress(result.num_tokens - num_sampled + num_first, num_sampled, result.compute_s)
+        self.on_progress(result.num_tokens - num_rejected - num_sampled + num_first, num_sampled, result.compute_s)
         for item in result.rows:
             if not item.error:
                 flight.parts[item.slot].step(step_idx, len(item.tokens))

@@ -228,7 +228,7 @@ def _request_of(machine: Machine, context: Context, admit: Admit) -> Request:
     log = OutputLog(admit.output_start, machine.clock, is_held=context.durability is Durability.FSYNC)
     tokenizer = machine.models.get(context.model).tokenizer if context.is_alive else None
     past = context.tokens[max(admit.output_start - PREFIX_TOKENS, 0) : admit.output_start].tolist()
-    args = InferArgs(context.id, None, admit.max_tokens, admit.sampling, True, admit.stop, admit.ignore_eos)
+    args = InferArgs(context.id, None, admit.max_tokens, admit.sampling, True, admit.stop, admit.ignore_eos, draft_model=admit.draft_model)
     return Request(
         id=admit.request.hex(),
         context=context,

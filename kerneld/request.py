@@ -109,6 +109,8 @@ class Request:
     pages_restored: int = 0
     pages_recomputed: int = 0
     scores: list[TokenLogprob] = field(default_factory=list)
+    num_drafted: int = 0  # guesses that were verified
+    num_draft_kept: int = 0
 
     # Written by recovery.
     num_crashes: int = 0  # worker deaths that it was aboard
@@ -164,6 +166,8 @@ class Request:
             queue_s=self.queue_s,
             compute_s=self.compute_s,
             shared_tokens=self.num_shared,
+            drafted_tokens=self.num_drafted,
+            accepted_tokens=self.num_draft_kept,
         )
 
     def length_reason(self) -> FinishReason | None:

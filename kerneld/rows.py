@@ -71,7 +71,7 @@ class Row:
         """The pages that it needs on the device while a plan computes `num_computed` more tokens; all of its input at least."""
         return Want(self.table, self.reach, max(self.reach + num_computed, self.total))
 
-    def start(self, model_id: int, adapter_id: int = 0) -> RowStart:
+    def start(self, model_id: int, adapter_id: int = 0, draft_model_id: int = 0) -> RowStart:
         """Tell the device of it for the first time."""
         context, sampling = self.request.context, self.request.sampling
         groups = range(len(self.table.space_ids))
@@ -84,10 +84,11 @@ class Row:
             tokens=tuple(context.tokens[self.position :]),
             frames=tuple(tuple(frames) for frames in self.sent),
             sampling=sampling,
-            history=tuple(context.tokens[: self.position]) if sampling.has_penalties else (),
+            history=tuple(context.tokens[: self.position]) if sampling.has_penalties or sampling.draft_tokens else (),
             output_start=self.request.output_start,
             score_from=self.score_from,
             adapter_id=adapter_id,
+            draft_model_id=draft_model_id,
         )
 
     def patches(self, page_tokens: int) -> list[FramePatch]:
@@ -118,8 +119,8 @@ class Part:
         self.row.samples_planned += self.num_samples
 
     def step(self, step_idx: int, num_sampled: int) -> None:
-        """A step of the plan has ended that computed some of the row; one that failed computed none."""
-        num_tokens = self.num_first if step_idx == 0 else 1
+        """A step of the plan has ended that computed some of the row; one that failed computed none. Drafts that were kept are computed."""
+        num_tokens = (self.num_first if step_idx == 0 else 1) + max(num_sampled - 1, 0)
         self.row.position += num_tokens
         self.row.in_flight -= num_tokens
         self.num_computed -= num_tokens

@@ -34,10 +34,14 @@ class Seating:
         self.meter = Meter(pager.costs)
         self.on_filled: Callable[[Context, Sequence[bytes]], None] = lambda _context, _links: None
 
-    def model_ids(self, request: Request) -> tuple[int, int]:
-        """The driver's ids of the model and the adapter that the request runs on; 0: no adapter."""
-        adapter = request.context.adapter
-        return self._models.get(request.context.model).model_id, self._models.get(adapter).model_id if adapter else 0
+    def model_ids(self, request: Request) -> tuple[int, int, int]:
+        """The driver's ids of the model and the adapter that the request runs on, and of the model that guesses for it; 0: none."""
+        adapter, draft = request.context.adapter, request.args.draft_model
+        return (
+            self._models.get(request.context.model).model_id,
+            self._models.get(adapter).model_id if adapter else 0,
+            self._models.get(draft).model_id if draft in self._models else 0,
+        )
 
     def table_of(self, context: Context) -> PageTable:
         """The page table of a context, made now if it has none. Its model has been loaded once."""

@@ -44,6 +44,19 @@ class StopMatcher:
         self._num_characters = 0
         self.stop_at: int | None = None  # index of the first character that is cut, once a stop was found
 
+    def copy(self) -> StopMatcher:
+        """Another one that has seen the same text."""
+        twin = StopMatcher([pattern.text for pattern in self._patterns])
+        for pattern, mine in zip(twin._patterns, self._patterns, strict=True):
+            pattern.matched = mine.matched
+        twin._num_characters, twin.stop_at = self._num_characters, self.stop_at
+        return twin
+
+    @property
+    def has_stops(self) -> bool:
+        """Whether there is anything to look for."""
+        return bool(self._patterns)
+
     @property
     def is_stopped(self) -> bool:
         """Whether a stop was found; nothing is pushed afterwards."""

@@ -50,6 +50,16 @@ class Transcript:
         self._show(self._num_complete())
         return is_stopped
 
+    def num_kept(self, tokens: Sequence[int]) -> int:
+        """How many of the next tokens the output would have: all, or those up to the one that completes a stop string. Changes nothing."""
+        if self._detokenizer is None or not self._matcher.has_stops:
+            return len(tokens)
+        detokenizer, matcher = self._detokenizer.copy(), self._matcher.copy()
+        for idx, token in enumerate(tokens):
+            if matcher.push(detokenizer.push(token)):
+                return idx + 1
+        return len(tokens)
+
     def push_end(self, token: int, logprob: TokenLogprob | None = None) -> None:
         """Take a token that ends the output (end of sequence, or a stop token): it is kept, and has no text."""
         self._held.append(_Held(token, "", logprob))

@@ -119,6 +119,8 @@ def finished(event: Finished) -> pb.Finished:
         queue_s=used.queue_s,
         compute_s=used.compute_s,
         shared_tokens=used.shared_tokens,
+        drafted_tokens=used.drafted_tokens,
+        accepted_tokens=used.accepted_tokens,
     )
     return pb.Finished(reason=FINISH_REASONS[event.reason], usage=usage, detail=event.detail)
 

@@ -85,6 +85,8 @@ BOUNDS: dict[str, Bound | Given] = {
     "stop": Many(64, Text(1024, 1)),
     "stop_token_ids": Many(64, TOKEN_ID),
     "logprobs": Number(0, 20),
+    "draft_tokens": Number(0, 16),
+    "draft_model": Text(128, 0, PRINTABLE, "free of control characters"),
     "top": Number(0, 20),
     "deadline_s": Number(0, 30 * 86_400),
     "detach_grace_s": Number(0, 86_400),

@@ -109,6 +109,7 @@ def infer_args(request: pb.InferRequest) -> InferArgs:
         deadline_s=request.deadline_s,
         detach_grace_s=request.detach_grace_s if request.HasField("detach_grace_s") else None,
         max_queue_s=request.max_queue_s,
+        draft_model=sampling.draft_model,
     )
 
 
@@ -142,6 +143,7 @@ def sampling_of(message: pb.SamplingParameters) -> Sampling:
         seed=message.seed,
         stop_token_ids=tuple(message.stop_token_ids),
         num_logprobs=message.logprobs if message.HasField("logprobs") else default.num_logprobs,
+        draft_tokens=message.draft_tokens,
     )
 
 

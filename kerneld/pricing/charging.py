@@ -10,7 +10,8 @@
 Invariants
 1. A request is charged for its input once, however often it is preempted or admitted again; a cancelled one is not given it back,
    unless nothing was computed for it.
-2. A request keeps the tariff that it was admitted by. Its charges less its refund are `input_us + output_us` of what came, exactly.
+2. A request keeps the tariff that it was admitted by. Its charges less its refund are `input_us + output_us` of what came, exactly, and
+   the price of input for each draft that was computed in vain.
 """
 
 from __future__ import annotations
@@ -98,6 +99,13 @@ class Charging:
         for tenant, cost in costs.items():
             self._shares.charge(tenant, cost)
         return sum(costs.values())
+
+    def drafts(self, request: Request, num_rejected: int) -> int:
+        """Charge guesses that were computed in vain, as if they were input. Returns what they cost."""
+        position = request.context.num_tokens
+        cost = self._tariff(request).input_us(position, position + num_rejected) - self._tariff(request).input_us(position, position)
+        self._shares.charge(request.tenant, cost)
+        return cost
 
     def end(self, request: Request, reason: FinishReason) -> int:
         """A request has ended. Returns what is given back of its charges."""

@@ -77,6 +77,7 @@ class Admit(msgspec.Struct, frozen=True, array_like=True, tag=2):
     unused: dict[str, int] = {}  # its place is taken in older logs
     num_input: int = 0  # tokens of the input; a replay counts them where a log says nothing
     queue_until: float = 0.0  # Unix seconds; by then it is seated for the first time, or ends; 0: no such time
+    draft_model: str = ""
 
 
 class Tokens(msgspec.Struct, frozen=True, array_like=True, tag=3):

@@ -88,6 +88,7 @@ class InferenceVerbs:
         context = machine.contexts.get(caller, args.context_id, Access.WRITE)
         check_idle(context)
         model = await intake.model_of(context)
+        await intake.check_draft(args, model)
         tokens = await intake.tokenize(context, model, args.input)
         check_idle(context)  # somebody else may have begun meanwhile
         if not context.num_tokens and not tokens:

@@ -53,6 +53,30 @@ class Intake:
             await machine.residency.know(machine.models.get(name))
         return model
 
+    async def check_draft(self, args: InferArgs, model: Model) -> None:
+        """Whether the model that is to guess speaks of the same tokens. Raises: InvalidArgument, NotFound, WrongState."""
+        if not args.draft_model:
+            return
+        if not args.sampling.draft_tokens:
+            raise InvalidArgument("sampling.draft_model", "guesses nothing without draft_tokens; 4 is a good number to begin with.")
+        drafter = self._machine.models.get(args.draft_model)
+        await self._machine.residency.know(drafter)
+        assert drafter.spec is not None, "known now"
+        assert model.spec is not None, "inspected before"
+        if drafter.base or drafter.name == model.name:
+            raise InvalidArgument("sampling.draft_model", f"{drafter.name!r} cannot guess for {model.name!r}; take a smaller model.")
+        if drafter.spec.vocab_size != model.spec.vocab_size:
+            raise InvalidArgument(
+                "sampling.draft_model",
+                f"{drafter.name!r} knows {drafter.spec.vocab_size} tokens and {model.name!r} {model.spec.vocab_size}; "
+                "a model that guesses has the same vocabulary.",
+            )
+        if not drafter.is_resident:
+            raise WrongState(
+                f"The model {drafter.name!r} is not on the device; load it first (`kernelctl model load`), and pin it so that it stays.",
+                reason="MODEL_NOT_LOADED",
+            )
+
     async def tokenize(self, context: Context, model: Model, given: InferInput) -> tuple[int, ...]:
         """The tokens of an input. Raises: InvalidArgument."""
         if given is None:
@@ -238,6 +262,7 @@ def admit_record(request: Request, tokens: tuple[int, ...]) -> Admit:
         detach_grace_s=request.detach_grace_s,
         num_input=request.num_input,
         queue_until=request.queue_until or 0.0,
+        draft_model=request.args.draft_model,
     )
 
 

@@ -55,6 +55,8 @@ class SamplingOptions(TypedDict, total=False):
     stop_token_ids: Sequence[int]
     ignore_eos: bool
     logprobs: int  # 0: of the chosen tokens; n: and of the n likeliest
+    draft_tokens: int  # guessed ahead and verified in one step, at most 16; the output stays the same
+    draft_model: str  # a loaded model that guesses; default: what followed before in the context itself
 
 
 class InferOptions(SamplingOptions, total=False):

@@ -174,6 +174,8 @@ class Usage:
     queue_s: float = 0.0
     compute_s: float = 0.0
     shared_tokens: int = 0
+    drafted_tokens: int = 0  # guessed ahead and verified
+    accepted_tokens: int = 0  # of those, the ones that are in the output
 
 
 @dataclass(frozen=True, slots=True)
