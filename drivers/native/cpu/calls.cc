@@ -1,0 +1,114 @@
+// Attention and the row kernels for callers outside of the engine: the check at load, and tests. One thread, items in any order.
+#include <cstdlib>
+#include <cstring>
+
+#include "functions.h"
+#include "kernels.h"
+#include "products.h"
+
+namespace kd {
+
+namespace {
+
+// Memory of a call; the kernels themselves take none.
+struct Memory {
+  void* at;
+
+  explicit Memory(size_t size_bytes) : at(std::calloc(size_bytes, 1)) {
+    if (!at) std::abort();  // as any other allocation of this library would end
+  }
+  ~Memory() { std::free(at); }
+  Memory(const Memory&) = delete;
+  Memory& operator=(const Memory&) = delete;
+};
+
+enum class RowOp : int32_t { rms_norm, layer_norm, norm_add, add, act, act_mul, softcap, exp, tanh, erf };
+
+// What a row kernel is given: which of these mean something depends on the op.
+struct RowCall {
+  const float *x, *other, *bias;
+  float* y;
+  float number;
+  Activation function;
+};
+
+template <typename Function>
+void map(const float* x, int width, float* y, Function function) {
+  for (int i = 0; i < width; i += LANES) {
+    const int n = width - i < LANES ? width - i : LANES;
+    store_part(y + i, function(load_part(x + i, n)), n);
+  }
+}
+
+}  // namespace
+
+KD_EXPORT size_t kd_layer_part_bytes(const Pages* pages) { return layer_part_bytes(*pages); }
+
+// Keys and values [token][kv_heads][head_dim] of a step's tokens, `stride` floats from one token to the next.
+KD_EXPORT void kd_kv_write(const Pages* pages, const AttentionRow* rows, int num_rows, const float* keys, const float* values, size_t stride) {
+  for (int r = 0; r < num_rows; r++)
+    for (int token = 0; token < rows[r].count; token++)
+      kv_write(*pages, rows[r], token, keys + (rows[r].start + token) * stride, values + (rows[r].start + token) * stride);
+}
+
+KD_EXPORT void kd_clear_tail(const Pages* first_layer, int64_t frame, int num_tokens, int num_layers) {
+  Pages pages = *first_layer;
+  for (int layer = 0; layer < num_layers; layer++, pages.layer_bytes += layer_part_bytes(pages)) clear_tail(pages, frame, num_tokens);
+}
+
+// `num_threads`: how many the step is cut for; `order`: 1 from the first item on, -1 from the last. Returns the number of items.
+KD_EXPORT int kd_attention(const Pages* pages, const AttentionSettings* settings, const AttentionRow* rows, int num_rows,
+                         const AttentionValues* values, int num_threads, int order) {
+  int num_tokens = 0;
+  for (int r = 0; r < num_rows; r++) num_tokens += rows[r].count;
+  const AttentionRoom room = attention_room(*pages, *settings, num_rows, num_tokens, num_threads);
+  const Memory items_memory(room.max_items * sizeof(AttentionItem)), partials(room.partial_bytes), counters(room.counter_bytes),
+      thread(room.thread_bytes);
+  auto* items = static_cast<AttentionItem*>(items_memory.at);
+  const int num_items = attention_items(*pages, *settings, rows, num_rows, num_threads, items);
+  const AttentionScratch scratch{partials.at, static_cast<int32_t*>(counters.at), thread.at};
+  for (int i = 0; i < num_items; i++) attention(*pages, *settings, rows, items[order > 0 ? i : num_items - 1 - i], *values, scratch);
+  return num_items;
+}
+
+KD_EXPORT void kd_rope_kv_write(const Pages* pages, const RopeSettings* settings, const AttentionRow* rows, int num_rows, const float* cos,
+                              const float* sin, float* qkv) {
+  const size_t width = size_t(settings->num_heads + 2 * pages->kv_heads) * pages->head_dim, half = settings->num_dims / 2;
+  for (int r = 0; r < num_rows; r++)
+    for (int token = 0; token < rows[r].count; token++) {
+      const size_t at = rows[r].start + token;
+      rope_kv_write(*pages, *settings, rows[r], token, cos + at * half, sin + at * half, qkv + at * width);
+    }
+}
+
+KD_EXPORT void kd_row(RowOp op, const RowCall* call, int num_rows, int width) {
+  for (int r = 0; r < num_rows; r++) {
+    const size_t at = size_t(r) * width;
+    const float* x = call->x + at;
+    float* y = call->y + at;
+    switch (op) {
+      case RowOp::rms_norm: rms_norm(x, call->other, call->number, width, y); break;
+      case RowOp::layer_norm: layer_norm(x, call->other, call->bias, call->number, width, y); break;
+      case RowOp::norm_add: norm_add(x, call->other, call->number, width, y); break;
+      case RowOp::add: add(x, width, y); break;
+      case RowOp::act: act(call->function, x, width, y); break;
+      case RowOp::act_mul: act_mul(call->function, x, call->other + at, width, y); break;
+      case RowOp::softcap: softcap(call->number, width, y); break;
+      case RowOp::exp: map(x, width, y, [](Floats a) { return exp(a); }); break;
+      case RowOp::tanh: map(x, width, y, [](Floats a) { return tanh(a); }); break;
+      case RowOp::erf: map(x, width, y, [](Floats a) { return erf(a); }); break;
+    }
+  }
+}
+
+KD_EXPORT void kd_argmax(const float* logits, int num_rows, int width, int32_t* found) {
+  for (int r = 0; r < num_rows; r++) found[r] = argmax(logits + size_t(r) * width, width);
+}
+
+KD_EXPORT void kd_top_experts(const float* logits, int num_rows, int num_experts, int top_k, bool is_normalized, int32_t* experts,
+                            float* shares) {
+  for (int r = 0; r < num_rows; r++)
+    top_experts(logits + size_t(r) * num_experts, num_experts, top_k, is_normalized, experts + size_t(r) * top_k, shares + size_t(r) * top_k);
+}
+
+}  // namespace kd
