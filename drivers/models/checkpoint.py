@@ -9,8 +9,10 @@ from pathlib import Path
 from drivers.contract import InspectSpec
 from drivers.models.config import DecoderConfig
 from drivers.models.families.table import read_config, under_prefix
+from drivers.models.fields import Fields
+from drivers.models.quant.formats import open_tensors
 from drivers.models.shards import find_tensors
-from drivers.models.stored import PlainTensor, Stored
+from drivers.models.stored import Stored
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,4 +29,4 @@ def read_checkpoint(source: InspectSpec) -> Checkpoint:
     directory = Path(source.path)
     config = read_config(directory, source.max_positions)
     tensors = under_prefix(config, find_tensors(directory))
-    return Checkpoint(config, {name: PlainTensor(tensor) for name, tensor in tensors.items()})
+    return Checkpoint(config, *open_tensors(Fields.read(directory / "config.json"), tensors))

@@ -20,6 +20,7 @@ from pathlib import Path
 from drivers.errors import ModelCorrupt, ModelUnsupported
 from drivers.models.fields import Fields
 from drivers.models.shards import PICKLES, StoredTensor, read_header
+from drivers.models.stored import check_floats
 
 CONFIG_FILE = "adapter_config.json"
 WEIGHTS_FILE = "adapter_model.safetensors"
@@ -138,7 +139,9 @@ def find_changes(directory: Path, config: PeftConfig) -> dict[str, LoraTensors]:
 def _stored(directory: Path) -> tuple[StoredTensor, ...]:
     path = directory / WEIGHTS_FILE
     if path.is_file():
-        return read_header(path)
+        tensors = read_header(path)
+        check_floats(tensors)
+        return tensors
     if any(next(directory.glob(pattern), None) for pattern in PICKLES):
         raise ModelUnsupported(
             "The adapter's weights are pickled, and those can run code when they are read; "

@@ -24,7 +24,7 @@ from drivers.models.fields import Fields
 MAX_HEADER_BYTES = 100 << 20  # the format's own limit
 SINGLE_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
-ITEM_BYTES = {"F32": 4, "BF16": 2, "F16": 2}
+ITEM_BYTES = {"F32": 4, "BF16": 2, "F16": 2, "F8_E4M3": 1, "I64": 8, "I32": 4, "I8": 1, "U8": 1}
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 
 
@@ -34,7 +34,7 @@ class StoredTensor:
 
     name: str
     file: Path
-    stored_dtype: str  # "F32", "BF16", "F16"
+    stored_dtype: str  # one of ITEM_BYTES
     shape: tuple[int, ...]
     start: int
     size_bytes: int

@@ -6,15 +6,17 @@ of floats, one behind the other in a file.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
 
+from drivers.errors import ModelUnsupported
 from drivers.models.parts import rows_of
 from drivers.models.shards import Shards, StoredTensor
 from drivers.models.storage import Kind, Storage
-from drivers.models.tiles import NUMPY, Array, Tile
+from drivers.models.tiles import NUMPY, Tile
 
 FLOAT_KINDS = {"F32": Kind.FLOAT32, "BF16": Kind.BFLOAT16, "F16": Kind.FLOAT16}
 
@@ -77,8 +79,9 @@ class PlainTensor:
         return Tile(kind, values)
 
 
-def read_array(shards: Shards, stored: StoredTensor, dtype: type[np.generic]) -> Array:
-    """All of a stored tensor, its bytes taken for numbers of `dtype`. Any thread may. Raises: ModelCorrupt."""
-    values = np.empty(stored.shape, dtype)
-    shards.open(stored).read([values.reshape(-1).view(np.uint8).data], stored.start)
-    return values
+def check_floats(tensors: Iterable[StoredTensor]) -> None:
+    """Whether tensors are floats, which is what they are without a word about their quantization. Raises: ModelUnsupported."""
+    for tensor in tensors:
+        if tensor.stored_dtype not in FLOAT_KINDS:
+            supported = ", ".join(FLOAT_KINDS)
+            raise ModelUnsupported(f"{tensor.file.name}: {tensor.name} is stored as {tensor.stored_dtype}; supported are {supported}.")

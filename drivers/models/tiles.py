@@ -110,9 +110,8 @@ def _best_of_four_bits(grouped: Array, storage: Storage) -> tuple[Array, Array]:
 
 def _stored(scales: Array, storage: Storage) -> Array:
     """Scales as they are kept: the integers are chosen for what is kept, not for what was meant."""
-    if not storage.group:
-        return scales.astype(np.float32)
-    return np.clip(scales, -MAX_FLOAT16, MAX_FLOAT16).astype(np.float16)
+    kept: Array = np.clip(scales, -MAX_FLOAT16, MAX_FLOAT16).astype(np.float16) if storage.group else scales.astype(np.float32)
+    return kept
 
 
 def _integers(grouped: Array, scales: Array, zero: int, bounds: tuple[int, int]) -> tuple[Array, Array]:

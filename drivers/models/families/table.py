@@ -85,8 +85,5 @@ def _family(fields: Fields) -> Family:
 def _refuse_unsupported(fields: Fields) -> None:
     if fields.has("auto_map"):
         raise fields.unsupported("auto_map", "none: code that comes with a model is never run")
-    for name in ("quantization_config", "compression_config"):
-        if fields.has(name):
-            raise fields.unsupported(name, "none: weights in float32, bfloat16 or float16")
     if fields.flag("is_encoder_decoder", False):
         raise fields.unsupported("is_encoder_decoder", "false")

@@ -1,0 +1,1 @@
+"""Checkpoints that come quantized: one file for each format."""
