@@ -1,4 +1,4 @@
-"""`cpu/attention.cc`, `kv.cc` and `rope.cc` as Python sees them: pages in the lane order of native code, written and attended by one thread.
+"""`cpu/attention.cc`, `kv.cc` and `rope.cc` as Python sees them: pages in the lane order of native code, written and read by one thread.
 
 The engine calls the same functions from its own threads; this is for what stands beside it: the check of a model at load, cleared pages,
 tests. Rows are those of a step (`drivers.ops.ragged.RowSpan`), values are float32. Results are those of the engine, bit for bit.
