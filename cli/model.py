@@ -40,6 +40,7 @@ COLUMNS = (
     Column("CHAT", lambda m: "yes" if m.has_chat_template else "no", is_wide=True),
     Column("DEVICE", lambda m: m.device, is_wide=True),
     Column("QUANT", lambda m: m.quant, is_wide=True),
+    Column("KV QUANT", lambda m: m.kv_quant, is_wide=True),
     Column("WEIGHTS", lambda m: m.weights_hash[:16], is_wide=True),
     Column("PATH", lambda m: m.path, is_wide=True),
     Column("FAILURE", lambda m: m.failure, is_wide=True),
@@ -65,7 +66,8 @@ def model() -> None:
 _SOURCE = (
     click.option("--name", help="Name to call it by.  [default: the folder's name]"),
     click.option("--max-positions", type=click.IntRange(1), help="Longest context.  [default: what the model's config says]"),
-    click.option("--quant", help="Quantize while loading, in this form."),
+    click.option("--quant", help="Quantize weights while loading: int8, int4.  [default: as the checkpoint is]"),
+    click.option("--kv-quant", help="Keep keys and values as int8 or fp8, where the driver can.  [default: as the model computes]"),
     click.option("--base", help="The folder holds a LoRA adapter (PEFT) of this registered model."),
 )
 

@@ -329,6 +329,7 @@ class RegisterArgs:
     max_positions: int = 0
     quant: str = ""
     base: str = ""  # name of the registered model that an adapter changes
+    kv_quant: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -360,6 +361,7 @@ class ModelInfo:
     is_pinned: bool = False
     last_used_at: float = 0.0
     num_loads: int = 0
+    kv_quant: str = ""
 
 
 @dataclass(frozen=True, slots=True)

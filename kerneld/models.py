@@ -54,6 +54,7 @@ class Model:
     template: ChatTemplate | None
     base: str = ""  # of an adapter: the name of the model that it changes
     base_path: str = ""
+    kv_quant: str = ""
     # moved by kerneld.weights.residency
     state: ModelState = ModelState.REGISTERED
     spec: ModelSpec | None = None
@@ -77,7 +78,7 @@ class Model:
     @property
     def source(self) -> InspectSpec:
         """The model as a driver is asked for it."""
-        return InspectSpec(path=self.path, max_positions=self.max_positions, quant=self.quant, base=self.base_path)
+        return InspectSpec(self.path, self.max_positions, self.quant, self.base_path, self.kv_quant)
 
     @property
     def is_resident(self) -> bool:
@@ -102,7 +103,7 @@ class Model:
     @property
     def weights_key(self) -> str:
         """What a worker calls its weights, so that a later front knows them again."""
-        return f"{self.weights_hash}:{self.quant}:{self.max_positions}:{self.base_path}"
+        return f"{self.weights_hash}:{self.quant}:{self.kv_quant}:{self.max_positions}:{self.base_path}"
 
     def note_loaded(self, loaded: LoadedModel) -> None:
         """What the device said of its load."""
@@ -136,7 +137,8 @@ class Model:
             kv_bytes_per_token=sum(space.device_frame_bytes for space in self.spaces) // page_tokens,
             num_contexts=self.num_contexts,
             failure=self.failure,
-            quant=self.quant,
+            quant=spec.quant if spec else self.quant,
+            kv_quant=self.kv_quant,
             has_chat_template=self.template is not None,
             base=self.base,
             streamed_bytes=self.streamed_bytes if self.is_resident else 0,

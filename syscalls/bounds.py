@@ -39,6 +39,7 @@ TITLE = Text(256, 0, PRINTABLE, "free of control characters")
 TENANT = Text(256, 1, re.compile(r"[A-Za-z0-9._@+-]+(/[A-Za-z0-9._@+-]+)*"), "a path such as lab/group/person")
 TENANT_OR_SYSTEM = Text(256, 0, re.compile(r"\(system\)|[A-Za-z0-9._@+-]+(/[A-Za-z0-9._@+-]+)*"), "a path such as lab/group/person")
 OPTIONAL_TENANT = Text(256, 0, TENANT.pattern, TENANT.meaning)
+QUANTIZATION = Text(64, 0, re.compile(r"[a-z0-9_.-]*"), "the name of a quantization")
 FILE_PATH = Text(4096, 1, PRINTABLE, "free of control characters")
 GRANTEE = Text(256, 1, re.compile(r"(principal|tenant):[^\x00-\x1f\x7f]+"), "principal:NAME or tenant:PATH")
 CONTENT = Text(1 << 26)  # the message limit is the narrower one
@@ -100,7 +101,8 @@ BOUNDS: dict[str, Bound | Given] = {
     "SetTenantRequest.path": TENANT,
     "RemoveTenantRequest.path": TENANT,
     "max_positions": Number(0, MAX_TOKENS),
-    "quant": Text(64, 0, re.compile(r"[a-z0-9_.-]*"), "the name of a quantization"),
+    "quant": QUANTIZATION,
+    "kv_quant": QUANTIZATION,
     "weight": Number(0, 1_000_000),
     "device_bytes": Number(0, MAX_BYTES),
     "host_bytes": Number(0, MAX_BYTES),

@@ -158,7 +158,7 @@ def score_args(request: pb.ScoreRequest) -> ScoreArgs:
 
 def register_args(request: pb.RegisterModelRequest | pb.LoadModelRequest) -> RegisterArgs:
     """Which model, under which name."""
-    return RegisterArgs(request.name, request.path, request.max_positions, request.quant, request.base)
+    return RegisterArgs(request.name, request.path, request.max_positions, request.quant, request.base, request.kv_quant)
 
 
 def checkpoint_args(request: pb.CheckpointRequest) -> CheckpointArgs:

@@ -85,6 +85,7 @@ models = Table(
     Column("registered_by", String(128), nullable=False),
     Column("base", String(128), nullable=False, server_default=""),  # name of the model that an adapter changes
     Column("is_pinned", Boolean, nullable=False, server_default="0"),
+    Column("kv_quant", String(64), nullable=False, server_default=""),
 )
 
 images = Table(
@@ -176,6 +177,7 @@ class ModelRow:
     registered_by: str
     base: str = ""  # name of the model that an adapter changes
     is_pinned: bool = False
+    kv_quant: str = ""
 
 
 @dataclass(frozen=True, slots=True)

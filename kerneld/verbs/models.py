@@ -162,8 +162,8 @@ class ModelVerbs:
         base = self._machine.models.get(args.base)
         if base.base:
             raise InvalidArgument("base", f"{base.name!r} is an adapter itself; its base is {base.base!r}.")
-        if args.max_positions or args.quant:
-            raise InvalidArgument("base", "an adapter has max_positions and quant of its base; leave both out.")
+        if args.max_positions or args.quant or args.kv_quant:
+            raise InvalidArgument("base", "an adapter has max_positions, quant and kv_quant of its base; leave them out.")
         return base
 
     async def _pin(self, caller: Caller, name: str, verb: str, *, is_pinned: bool) -> ModelInfo:
@@ -205,10 +205,11 @@ def _some(names: list[str]) -> str:
 
 
 def _is_same(known: Model, args: RegisterArgs, path: Path) -> bool:
-    """Whether a model is registered just as these arguments say."""
+    """Whether a model is registered as these arguments say; of how it is quantized they need not say anything again."""
     if (known.path, known.base) != (str(path), args.base):
         return False
-    return bool(known.base) or (known.max_positions, known.quant) == (args.max_positions, args.quant)
+    is_quantized_so = args.quant in ("", known.quant) and args.kv_quant in ("", known.kv_quant)
+    return bool(known.base) or (known.max_positions == args.max_positions and is_quantized_so)
 
 
 def model_from(row: ModelRow, weights_hash: str, base: Model | None = None) -> Model:
@@ -220,6 +221,7 @@ def model_from(row: ModelRow, weights_hash: str, base: Model | None = None) -> M
         path=row.path,
         max_positions=row.max_positions if base is None else base.max_positions,
         quant=row.quant,
+        kv_quant=row.kv_quant,
         weights_hash=weights_hash,
         registered_by=row.registered_by,
         tokenizer=Tokenizer.load(path) if base is None else None,  # contexts on an adapter speak as its base does
@@ -232,5 +234,17 @@ def model_from(row: ModelRow, weights_hash: str, base: Model | None = None) -> M
 
 def _read_model(args: RegisterArgs, path: Path, registered_by: str, base: Model | None) -> tuple[ModelRow, Model]:
     stamp, weights_hash = file_stamp(path), hash_files(path)
-    row = ModelRow(args.name, str(path), args.max_positions, args.quant, weights_hash, "", stamp, False, registered_by, args.base)
+    row = ModelRow(
+        args.name,
+        str(path),
+        args.max_positions,
+        args.quant,
+        weights_hash,
+        fingerprint="",
+        file_stamp=stamp,
+        want_loaded=False,
+        registered_by=registered_by,
+        base=args.base,
+        kv_quant=args.kv_quant,
+    )
     return row, model_from(row, weights_hash, base)

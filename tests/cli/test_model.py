@@ -35,6 +35,12 @@ def test_load_by_name_takes_the_folder_that_the_daemon_knows(kernelctl: Kernelct
     assert kernelctl.client.arguments_of("load") == (("/srv/models/small",), {"name": "small"})
 
 
+def test_register_says_how_weights_and_pages_are_kept(kernelctl: Kernelctl) -> None:
+    kernelctl("model", "register", "/srv/models/small", "--quant", "int4", "--kv-quant", "int8")
+    asked = {"name": "small", "quant": "int4", "kv_quant": "int8"}
+    assert kernelctl.client.arguments_of("register") == ((Path("/srv/models/small"),), asked)
+
+
 def test_register_names_a_folder(kernelctl: Kernelctl) -> None:
     kernelctl("model", "register", "/srv/models/small", "--name", "s")
 

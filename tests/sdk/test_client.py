@@ -41,10 +41,10 @@ def test_connect_takes_the_socket_of_the_environment(rig: Rig, monkeypatch: pyte
 
 def test_load_reports_progress_and_returns_the_model(client: kerneld_client.Client, rig: Rig) -> None:
     steps: list[values.LoadProgress] = []
-    model = client.load("/models/tiny", quant="int8", progress=steps.append)
+    model = client.load("/models/tiny", quant="int8", kv_quant="fp8", progress=steps.append)
     assert [step.bytes_done for step in steps] == [0, 50, 100]
     assert (model.name, model.state, model.bytes) == ("tiny", "resident", 100)
-    assert rig.kernel.seen[-1][2] == RegisterArgs("tiny", "/models/tiny", 0, "int8")
+    assert rig.kernel.seen[-1][2] == RegisterArgs("tiny", "/models/tiny", 0, "int8", kv_quant="fp8")
     assert [type(event).__name__ for event in client.load_stream("/models/tiny")] == ["LoadProgress"] * 3 + ["ModelInfo"]
 
 

@@ -69,7 +69,7 @@ class Client(Tenancy):
 
     # --------------------------------------------------------------------------------------------------------------------- models
 
-    def load(
+    def load(  # noqa: PLR0913 (options, all by name)
         self,
         path: str | os.PathLike[str],
         *,
@@ -77,14 +77,16 @@ class Client(Tenancy):
         quant: str | None = None,
         max_positions: int = 0,
         base: str = "",
+        kv_quant: str | None = None,
         progress: Callable[[values.LoadProgress], object] | None = None,
     ) -> values.ModelInfo:
         """Load the model in a directory and return when it is ready. Without a name it gets the directory's.
 
-        With the name of a registered model as `base`, the directory holds a LoRA adapter of it (PEFT).
+        With the name of a registered model as `base`, the directory holds a LoRA adapter of it (PEFT). `quant` ("int8", "int4")
+        quantizes the weights while they are loaded; `kv_quant` ("int8", "fp8") keeps keys and values so, where the driver can.
         """
         ready: values.ModelInfo | None = None
-        for event in self.load_stream(path, name=name, quant=quant, max_positions=max_positions, base=base):
+        for event in self.load_stream(path, name=name, quant=quant, max_positions=max_positions, base=base, kv_quant=kv_quant):
             if isinstance(event, values.ModelInfo):
                 ready = event
             elif progress is not None:
@@ -94,16 +96,30 @@ class Client(Tenancy):
         return ready
 
     def load_stream(
-        self, path: str | os.PathLike[str], *, name: str | None = None, quant: str | None = None, max_positions: int = 0, base: str = ""
+        self,
+        path: str | os.PathLike[str],
+        *,
+        name: str | None = None,
+        quant: str | None = None,
+        max_positions: int = 0,
+        base: str = "",
+        kv_quant: str | None = None,
     ) -> Iterator[values.LoadProgress | values.ModelInfo]:
         """The same, step by step; the last item is the ModelInfo."""
-        return self._wire.replay(machine_calls.load(self._path(path), name, quant, max_positions, base))
+        return self._wire.replay(machine_calls.load(self._path(path), name, machine_calls.Source(quant, max_positions, base, kv_quant)))
 
     def register(
-        self, path: str | os.PathLike[str], *, name: str | None = None, quant: str | None = None, max_positions: int = 0, base: str = ""
+        self,
+        path: str | os.PathLike[str],
+        *,
+        name: str | None = None,
+        quant: str | None = None,
+        max_positions: int = 0,
+        base: str = "",
+        kv_quant: str | None = None,
     ) -> values.ModelInfo:
         """Give a model directory a name, without loading it."""
-        return self._wire.invoke(machine_calls.register(self._path(path), name, quant, max_positions, base))
+        return self._wire.invoke(machine_calls.register(self._path(path), name, machine_calls.Source(quant, max_positions, base, kv_quant)))
 
     def unload(self, name: str) -> values.ModelInfo:
         """Take a model off the device."""

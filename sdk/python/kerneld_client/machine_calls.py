@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 
 from kerneld_client import memory_values, reading, values
 from kerneld_client.call import SLOW_S, Call, Page, fill, new_request_id, nothing, page_of, unary
@@ -16,23 +16,31 @@ DRAIN_SLACK_S = 30.0
 # -------------------------------------------------------------------------------------------------------------------------------- models
 
 
-def register(path: str, name: str | None, quant: str | None, max_positions: int, base: str = "") -> Call[values.ModelInfo]:
+@dataclass(frozen=True, slots=True)
+class Source:
+    """How a model directory is to be read."""
+
+    quant: str | None = None
+    max_positions: int = 0
+    base: str = ""
+    kv_quant: str | None = None
+
+
+def register(path: str, name: str | None, how: Source) -> Call[values.ModelInfo]:
     """Give a model directory a name."""
-    request = fill(pb.RegisterModelRequest(), {**_model_fields(path, name, quant, max_positions), "base": base})
+    request = fill(pb.RegisterModelRequest(), _model_fields(path, name, how))
     return unary("Models/RegisterModel", request, pb.Model, reading.model_info, SLOW_S)
 
 
-def load(
-    path: str, name: str | None, quant: str | None, max_positions: int, base: str = ""
-) -> Call[values.LoadProgress | values.ModelInfo]:
+def load(path: str, name: str | None, how: Source) -> Call[values.LoadProgress | values.ModelInfo]:
     """Bring a model onto the device."""
-    request = fill(pb.LoadModelRequest(), {**_model_fields(path, name, quant, max_positions), "base": base})
+    request = fill(pb.LoadModelRequest(), _model_fields(path, name, how))
     return unary("Models/LoadModel", request, pb.LoadModelEvent, reading.load_event)
 
 
-def _model_fields(path: str, name: str | None, quant: str | None, max_positions: int) -> dict[str, object]:
+def _model_fields(path: str, name: str | None, how: Source) -> dict[str, object]:
     called = name or os.path.basename(os.path.normpath(path))
-    return {"request_id": new_request_id(), "name": called, "path": path, "quant": quant, "max_positions": max_positions}
+    return {"request_id": new_request_id(), "name": called, "path": path, **asdict(how)}
 
 
 def unload(name: str) -> Call[values.ModelInfo]:

@@ -230,6 +230,7 @@ class ModelInfo:
     is_pinned: bool = False  # it does not leave the device for another model
     last_used_at: float = 0.0
     num_loads: int = 0
+    kv_quant: str = ""  # how its keys and values are kept; "": in `dtype`
 
 
 @dataclass(frozen=True, slots=True)

@@ -130,3 +130,18 @@ async def test_names_are_taken_once_and_paths_stay_under_a_root(tmp_path: Path) 
             with pytest.raises(InvalidArgument):
                 await rig.kernel.register_model(ADMIN, RegisterArgs("n", path))
         assert [model.name for model in rig.kernel.list_models(ADMIN, ListArgs()).items] == ["m"]
+
+
+@in_loop
+async def test_how_a_model_is_quantized_is_part_of_what_it_is(tmp_path: Path) -> None:
+    rig = Rig(tmp_path)
+    rig.add_model("other", OTHER)
+    async with running(rig):
+        path = str(tmp_path / "models" / "other")
+        await rig.kernel.register_model(ADMIN, RegisterArgs("q", path, quant="int8", kv_quant="int8"))
+        for args in (RegisterArgs("q", path), RegisterArgs("q", path, quant="int8")):
+            model = await rig.kernel.register_model(ADMIN, args)
+            assert (model.quant, model.kv_quant) == ("int8", "int8"), "who says nothing means the model as it is"
+        for args in (RegisterArgs("q", path, quant="int4"), RegisterArgs("q", path, kv_quant="fp8")):
+            with pytest.raises(AlreadyExists):
+                await rig.kernel.register_model(ADMIN, args)

@@ -596,7 +596,7 @@ class ScoreResponse(_message.Message):
     def __init__(self, tokens: _Optional[_Iterable[int]] = ..., logprobs: _Optional[_Iterable[_Union[Logprob, _Mapping]]] = ..., total: _Optional[float] = ...) -> None: ...
 
 class Model(_message.Message):
-    __slots__ = ("name", "path", "state", "architecture", "dtype", "bytes", "num_parameters", "max_positions", "vocab_size", "weights_hash", "device", "kv_bytes_per_token", "num_contexts", "failure", "quant", "has_chat_template", "streamed_bytes", "stream_bytes_per_s", "base", "tier", "device_bytes", "host_bytes", "is_pinned", "last_used_at", "num_loads")
+    __slots__ = ("name", "path", "state", "architecture", "dtype", "bytes", "num_parameters", "max_positions", "vocab_size", "weights_hash", "device", "kv_bytes_per_token", "num_contexts", "failure", "quant", "has_chat_template", "streamed_bytes", "stream_bytes_per_s", "base", "tier", "device_bytes", "host_bytes", "is_pinned", "last_used_at", "num_loads", "kv_quant")
     NAME_FIELD_NUMBER: _ClassVar[int]
     PATH_FIELD_NUMBER: _ClassVar[int]
     STATE_FIELD_NUMBER: _ClassVar[int]
@@ -622,6 +622,7 @@ class Model(_message.Message):
     IS_PINNED_FIELD_NUMBER: _ClassVar[int]
     LAST_USED_AT_FIELD_NUMBER: _ClassVar[int]
     NUM_LOADS_FIELD_NUMBER: _ClassVar[int]
+    KV_QUANT_FIELD_NUMBER: _ClassVar[int]
     name: str
     path: str
     state: ModelState
@@ -647,39 +648,44 @@ class Model(_message.Message):
     is_pinned: bool
     last_used_at: float
     num_loads: int
-    def __init__(self, name: _Optional[str] = ..., path: _Optional[str] = ..., state: _Optional[_Union[ModelState, str]] = ..., architecture: _Optional[str] = ..., dtype: _Optional[str] = ..., bytes: _Optional[int] = ..., num_parameters: _Optional[int] = ..., max_positions: _Optional[int] = ..., vocab_size: _Optional[int] = ..., weights_hash: _Optional[str] = ..., device: _Optional[str] = ..., kv_bytes_per_token: _Optional[int] = ..., num_contexts: _Optional[int] = ..., failure: _Optional[str] = ..., quant: _Optional[str] = ..., has_chat_template: _Optional[bool] = ..., streamed_bytes: _Optional[int] = ..., stream_bytes_per_s: _Optional[int] = ..., base: _Optional[str] = ..., tier: _Optional[str] = ..., device_bytes: _Optional[int] = ..., host_bytes: _Optional[int] = ..., is_pinned: _Optional[bool] = ..., last_used_at: _Optional[float] = ..., num_loads: _Optional[int] = ...) -> None: ...
+    kv_quant: str
+    def __init__(self, name: _Optional[str] = ..., path: _Optional[str] = ..., state: _Optional[_Union[ModelState, str]] = ..., architecture: _Optional[str] = ..., dtype: _Optional[str] = ..., bytes: _Optional[int] = ..., num_parameters: _Optional[int] = ..., max_positions: _Optional[int] = ..., vocab_size: _Optional[int] = ..., weights_hash: _Optional[str] = ..., device: _Optional[str] = ..., kv_bytes_per_token: _Optional[int] = ..., num_contexts: _Optional[int] = ..., failure: _Optional[str] = ..., quant: _Optional[str] = ..., has_chat_template: _Optional[bool] = ..., streamed_bytes: _Optional[int] = ..., stream_bytes_per_s: _Optional[int] = ..., base: _Optional[str] = ..., tier: _Optional[str] = ..., device_bytes: _Optional[int] = ..., host_bytes: _Optional[int] = ..., is_pinned: _Optional[bool] = ..., last_used_at: _Optional[float] = ..., num_loads: _Optional[int] = ..., kv_quant: _Optional[str] = ...) -> None: ...
 
 class RegisterModelRequest(_message.Message):
-    __slots__ = ("request_id", "name", "path", "max_positions", "quant", "base")
+    __slots__ = ("request_id", "name", "path", "max_positions", "quant", "base", "kv_quant")
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
     NAME_FIELD_NUMBER: _ClassVar[int]
     PATH_FIELD_NUMBER: _ClassVar[int]
     MAX_POSITIONS_FIELD_NUMBER: _ClassVar[int]
     QUANT_FIELD_NUMBER: _ClassVar[int]
     BASE_FIELD_NUMBER: _ClassVar[int]
+    KV_QUANT_FIELD_NUMBER: _ClassVar[int]
     request_id: str
     name: str
     path: str
     max_positions: int
     quant: str
     base: str
-    def __init__(self, request_id: _Optional[str] = ..., name: _Optional[str] = ..., path: _Optional[str] = ..., max_positions: _Optional[int] = ..., quant: _Optional[str] = ..., base: _Optional[str] = ...) -> None: ...
+    kv_quant: str
+    def __init__(self, request_id: _Optional[str] = ..., name: _Optional[str] = ..., path: _Optional[str] = ..., max_positions: _Optional[int] = ..., quant: _Optional[str] = ..., base: _Optional[str] = ..., kv_quant: _Optional[str] = ...) -> None: ...
 
 class LoadModelRequest(_message.Message):
-    __slots__ = ("request_id", "name", "path", "max_positions", "quant", "base")
+    __slots__ = ("request_id", "name", "path", "max_positions", "quant", "base", "kv_quant")
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
     NAME_FIELD_NUMBER: _ClassVar[int]
     PATH_FIELD_NUMBER: _ClassVar[int]
     MAX_POSITIONS_FIELD_NUMBER: _ClassVar[int]
     QUANT_FIELD_NUMBER: _ClassVar[int]
     BASE_FIELD_NUMBER: _ClassVar[int]
+    KV_QUANT_FIELD_NUMBER: _ClassVar[int]
     request_id: str
     name: str
     path: str
     max_positions: int
     quant: str
     base: str
-    def __init__(self, request_id: _Optional[str] = ..., name: _Optional[str] = ..., path: _Optional[str] = ..., max_positions: _Optional[int] = ..., quant: _Optional[str] = ..., base: _Optional[str] = ...) -> None: ...
+    kv_quant: str
+    def __init__(self, request_id: _Optional[str] = ..., name: _Optional[str] = ..., path: _Optional[str] = ..., max_positions: _Optional[int] = ..., quant: _Optional[str] = ..., base: _Optional[str] = ..., kv_quant: _Optional[str] = ...) -> None: ...
 
 class LoadProgress(_message.Message):
     __slots__ = ("stage", "bytes_done", "bytes_total", "source", "bytes_per_s")
