@@ -137,7 +137,7 @@ class Model:
             kv_bytes_per_token=sum(space.device_frame_bytes for space in self.spaces) // page_tokens,
             num_contexts=self.num_contexts,
             failure=self.failure,
-            quant=spec.quant if spec else self.quant,
+            quant=(spec.quant if spec else "") or self.quant,
             kv_quant=self.kv_quant,
             has_chat_template=self.template is not None,
             base=self.base,
