@@ -97,7 +97,8 @@ bool lay_out(Pass& pass, Attended attended) {
   Room& room = pass.room;
   size_t tokens = pass.num_tokens, threads = pass.engine.threads.count();
   room.values.assign(program.widths.size(), 0);
-  for (size_t idx = 1; idx < program.widths.size(); idx++)
+  // The residual of a pass is the caller's; that of rows whose logits are asked for is gathered here.
+  for (size_t idx = attended == Attended::none ? 0 : 1; idx < program.widths.size(); idx++)
     if (static_cast<int>(idx) != program.logits) room.values[idx] = take(room, tokens * program.widths[idx] * sizeof(float));
   int width = widest(program);
   size_t prepared = most_prepared(program, pass.num_tokens);
