@@ -40,22 +40,27 @@ bool run_op(Pass& pass, const Op& op) {
   return true;
 }
 
-bool run_timed(Pass& pass, const Op& op) {
-  OpTimes& times = pass.engine.times[op.profiled_as];
+// Times what `body` does, where times are taken, as one call of `op`.
+template <typename Body>
+void timed(Pass& pass, const Op& op, Body body) {
+  Engine& engine = pass.engine;
+  if (!engine.is_profiling) return body();
+  for (int64_t& busy : engine.busy_ns) busy = 0;
+  OpTimes& times = engine.times[op.profiled_as];
   int64_t began = now_ns();
-  bool is_fine = run_op(pass, op);
+  body();
   times.wall_ns += now_ns() - began;
   times.calls++;
-  for (int64_t& busy : pass.engine.busy_ns) times.busy_ns += busy, busy = 0;
-  return is_fine;
+  for (int64_t busy : engine.busy_ns) times.busy_ns += busy;
 }
 
 Outcome run_ops(Pass& pass, int first, int end) {
-  for (int idx = first; idx < end; idx++) {
+  bool is_fine = true;
+  for (int idx = first; idx < end && is_fine; idx++) {
     const Op& op = pass.program.ops[idx];
-    if (!(pass.engine.is_profiling ? run_timed(pass, op) : run_op(pass, op))) return NO_MEMORY;
+    timed(pass, op, [&] { is_fine = run_op(pass, op); });
   }
-  return FINE;
+  return is_fine ? FINE : NO_MEMORY;
 }
 
 }  // namespace
@@ -198,6 +203,6 @@ KD_ENTRY int kd_logits(Engine* engine, const Program* program, const float* hidd
   Outcome outcome = run_ops(pass, first_op, head);
   if (outcome != FINE) return outcome;
   pass.op_number++;
-  run_greedy(pass, program->ops[head], is_capped ? last.cap : 0.0f, likeliest);
+  timed(pass, program->ops[head], [&] { run_greedy(pass, program->ops[head], is_capped ? last.cap : 0.0f, likeliest); });
   return FINE;
 }
