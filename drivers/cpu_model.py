@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -146,8 +147,14 @@ def _build(files: ModelFiles, spec: LoadSpec, ground: Ground, loaded: tuple[Deco
     workspace = torch.zeros(workspace_tokens, 2, config.num_kv_heads, config.head_dim, dtype=dtype)
     windows = tuple(group.window for group in config.groups)
     ops = ground.ops.choose(files, page_tokens, dtype)
-    decoder = Decoder(config, weights, _layer_pages(files, ground.arena, frames, heads), (ops.cover, ops.table))
-    _warm_up(decoder)
+    pages = _layer_pages(files, ground.arena, frames, heads)
+    if config.foreign is not None:
+        from drivers.models.foreign.decoder import make_decoder  # heavy, and may be missing
+
+        decoder: Decoder = make_decoder(config, Path(spec.source.path), (weights, pages), (ops.cover, ops.table))
+    else:
+        decoder = Decoder(config, weights, pages, (ops.cover, ops.table))
+        _warm_up(decoder)
     return CpuModel(
         decoder=decoder,
         limit=ModelLimit(

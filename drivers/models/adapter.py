@@ -97,6 +97,8 @@ def open_adapter(source: InspectSpec, dtype: torch.dtype) -> AdapterFiles:
     if source.quant:
         raise ModelUnsupported(f"quant is {source.quant!r}; an adapter is in float32, bfloat16 or float16.")
     directory, base = Path(source.path), read_config(Path(source.base), source.max_positions)
+    if base.foreign is not None:
+        raise ModelUnsupported(f"{base.architecture} is computed by transformers; adapters are for the families that kerneld has itself.")
     changes = find_changes(directory, read_peft_config(directory))
     products = products_of(base)
     _check_fit(changes, products, base)

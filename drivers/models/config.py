@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from drivers.models.parts import PartSpec
 from drivers.models.rotary import RopeConfig
-from drivers.ops.calls import Activation, ExpertSettings
+from drivers.ops.calls import Activation, AttentionSettings, ExpertSettings
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +32,16 @@ class ExpertConfig:
 
     settings: ExpertSettings
     inner: int  # columns of an expert's gate, and of its up
+
+
+@dataclass(frozen=True, slots=True)
+class Foreign:
+    """A model that its own modules in `transformers` compute (`drivers.models.foreign`)."""
+
+    version: str  # of transformers
+    layers: str  # the name of the list of its layers
+    segments: tuple[tuple[PartSpec, ...], ...]
+    attention: tuple[AttentionSettings, ...]  # of each layer
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +78,7 @@ class DecoderConfig:
     embedding_scale: float = 1.0
     num_positions: int = 0  # rows of the table of learned positions
     experts: ExpertConfig | None = None
+    foreign: Foreign | None = None
 
     @property
     def num_queries_per_kv(self) -> int:
@@ -86,6 +98,8 @@ class DecoderConfig:
     @property
     def rope_name(self) -> str:
         """Everything about positions that changes the bits of a page."""
+        if self.foreign is not None:
+            return f"transformers-{self.foreign.version}"
         return "+".join(rope.name(self.max_positions) for rope in self.rotary) or "learned"
 
     def group_of(self, layer: int) -> int:

@@ -61,6 +61,8 @@ def decoder_segments(config: DecoderConfig, form: Callable[[PartSpec], Storage])
 
 def why_no_panels(config: DecoderConfig) -> str:
     """Why the parts of a model cannot be panels; "" if they can: every stored tensor has to begin where a panel begins."""
+    if config.foreign is not None:
+        return f"{config.architecture} is computed by transformers"
     for sheet in write_down(config):
         for part in sheet.parts:
             starts = [source.row for source in part.sources] + ([part.shape[-2]] if len(part.shape) > 2 else [])

@@ -67,6 +67,8 @@ def arrange(checkpoint: Checkpoint, runtime: Runtime) -> ModelFiles:
     if runtime.quant and checkpoint.quant:
         raise ModelUnsupported(f"The checkpoint is quantized already ({checkpoint.quant}); leave quant={runtime.quant} out.")
     config, tensors = checkpoint.config, checkpoint.tensors
+    if config.foreign is not None and (runtime.quant or runtime.kv_quant):
+        raise ModelUnsupported(f"{config.architecture} is computed by transformers, over floats; leave quant and kv_quant out.")
 
     def form(part: PartSpec) -> Storage:
         stored = [check_tensor(source, tensors).form for source in part.sources]

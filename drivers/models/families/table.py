@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 
 from drivers.errors import ModelCorrupt
@@ -15,6 +16,7 @@ from drivers.models.families.moe import MIXTRAL, QWEN3_MOE
 from drivers.models.families.olmo2 import OLMO2
 from drivers.models.families.sheet import Sheet
 from drivers.models.fields import Fields
+from drivers.models.parts import PartSpec
 from drivers.models.shards import StoredTensor
 
 FAMILIES: dict[str, Family] = {
@@ -44,13 +46,20 @@ def read_config(directory: Path, max_positions: int) -> DecoderConfig:
     if not (directory / "config.json").is_file():
         raise ModelCorrupt(f"{directory} has no config.json; a Hugging Face model directory is needed.")
     fields = Fields.read(directory / "config.json")
-    family = _family(fields)
     _refuse_unsupported(fields)
+    name = _architecture(fields)
+    if name not in FAMILIES:
+        return _read_foreign(fields, directory, max_positions)
+    family = FAMILIES[name]
+    if fields.text("model_type", family.model_type) != family.model_type:
+        raise fields.unsupported("model_type", f"{family.model_type!r} with {name}")
     return family.read(Reading(fields, family, directory, max_positions))
 
 
 def write_down(config: DecoderConfig) -> tuple[Sheet, ...]:
     """Every segment of a model: the embedding, each layer, and the end."""
+    if config.foreign is not None:
+        return tuple(_filled(Sheet(config, ""), parts) for parts in config.foreign.segments)
     family = FAMILIES[config.architecture]
     first, last = Sheet(config, family.prefix), Sheet(config, family.prefix)
     family.first(first)
@@ -63,23 +72,37 @@ def write_down(config: DecoderConfig) -> tuple[Sheet, ...]:
 
 def under_prefix(config: DecoderConfig, stored: Mapping[str, StoredTensor]) -> Mapping[str, StoredTensor]:
     """The tensors of a checkpoint by the names of a whole model; a checkpoint of its body alone leaves the first word out."""
+    if config.foreign is not None:
+        return stored
     prefix = FAMILIES[config.architecture].prefix
     if any(name.startswith(prefix) for name in stored):
         return stored
     return {name if name.startswith("lm_head.") else prefix + name: tensor for name, tensor in stored.items()}
 
 
-def _family(fields: Fields) -> Family:
-    supported = ", ".join(FAMILIES)
-    if not fields.has("architectures"):
-        raise fields.unsupported("architectures", f"one of {supported}")
-    names = fields.texts("architectures")
-    if len(names) != 1 or names[0] not in FAMILIES:
-        raise fields.unsupported("architectures", f"one of {supported}")
-    family = FAMILIES[names[0]]
-    if fields.text("model_type", family.model_type) != family.model_type:
-        raise fields.unsupported("model_type", f"{family.model_type!r} with {names[0]}")
-    return family
+def _architecture(fields: Fields) -> str:
+    """The one architecture that a config names. Raises: ModelUnsupported, ModelCorrupt."""
+    names = fields.texts("architectures") if fields.has("architectures") else ()
+    if len(names) != 1:
+        raise fields.unsupported("architectures", f"one of {', '.join(FAMILIES)}")
+    return names[0]
+
+
+def _read_foreign(fields: Fields, directory: Path, max_positions: int) -> DecoderConfig:
+    """An architecture that is not ours, if `transformers` is there and knows it. Raises: ModelUnsupported, ModelCorrupt."""
+    if find_spec("transformers") is None:
+        raise fields.unsupported("architectures", f"one of {', '.join(FAMILIES)}; many others are with kerneld[hf] installed")
+    from drivers.models.foreign.reading import is_known, read_foreign  # heavy, and may be missing
+
+    if not is_known(_architecture(fields)):
+        raise fields.unsupported("architectures", f"one of {', '.join(FAMILIES)}, or a causal language model that transformers knows")
+    return read_foreign(fields, directory, max_positions)
+
+
+def _filled(sheet: Sheet, parts: Sequence[PartSpec]) -> Sheet:
+    """A segment whose calls are not ours."""
+    sheet.parts.extend(parts)
+    return sheet
 
 
 def _refuse_unsupported(fields: Fields) -> None:

@@ -1,0 +1,1 @@
+"""Architectures that have no family here: computed by their own modules in `transformers`, over our pages and weights."""
