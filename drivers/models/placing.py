@@ -26,10 +26,11 @@ from drivers.models.layout import Part
 from drivers.models.panels import Region
 from drivers.models.parts import Arrangement, Source, rows_of
 from drivers.models.shards import Shard, Shards, StoredTensor
-from drivers.models.storage import BITS, PANEL_ROWS, places_of
+from drivers.models.storage import BITS, PANEL_ROWS, Kind, places_of
 from drivers.models.stored import PlainTensor, Stored
-from drivers.models.tiles import Array, Tile, convert
+from drivers.models.tiles import Array, Tile, check_finite, convert
 from drivers.models.weight import DTYPES
+from drivers.native.linears import Panels, native_linears
 
 PIECE_BYTES = 4 << 20
 MIN_RUN_BYTES = 4096  # shorter ones cost more to read one by one than to copy
@@ -109,9 +110,16 @@ class Placing:
             tile = convert(tile, storage, name)
         if self.source.arrangement is Arrangement.OUTPUT_COLUMNS:
             tile = _columns_arranged(tile, self.config)
+        rows, runs = rows_of(self.placed.part.shape[-2:]), list(self._row_runs(first, end))
+        packer = native_linears() if storage.is_panels and storage.is_quantized and tile.scales is None else None
+        if packer is not None:  # quantizes and packs in one pass, and finds better scales in less time
+            floats = _tensor_of(tile, name)
+            for row, target, count in runs:
+                panels = Panels(storage, self.placed.part.shape, self.placed.bytes, target // rows)
+                packer.pack(panels, floats[row - first : row - first + count], target % rows)
+            return 0
         tile = convert(tile, storage, name)
-        rows = rows_of(self.placed.part.shape[-2:])
-        for row, target, count in self._row_runs(first, end):
+        for row, target, count in runs:
             region.put(tile.part(row - first, row - first + count), *divmod(target, rows))
         return 0
 
@@ -154,6 +162,14 @@ class Placing:
     def _bytes_before(self, row: int) -> int:
         """Bytes of the part before one of the rows that it fills, scales and all spread evenly: they are only for progress."""
         return self.placed.part.places.size_bytes * (self.source.row + row) // rows_of(self.placed.part.shape)
+
+
+def _tensor_of(tile: Tile, name: str) -> Tensor:
+    """Floats as a tensor. Raises: ModelCorrupt, if one is not finite: there is no scale for it."""
+    check_finite(tile, name)
+    if tile.kind is Kind.BFLOAT16:
+        return torch.from_numpy(tile.values.view(np.int16)).view(torch.bfloat16)
+    return torch.from_numpy(tile.values)
 
 
 def _read(shard: Shard, targets: list[memoryview], start: int) -> Piece:

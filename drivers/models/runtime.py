@@ -57,7 +57,9 @@ def check_quant(runtime: Runtime) -> None:
     if runtime.quant and runtime.quant not in QUANTIZATIONS:
         raise ModelUnsupported(f"quant is {runtime.quant!r}; supported are {', '.join(QUANTIZATIONS)}, and none ('').")
     if runtime.kv_quant and runtime.kv_quant not in KV_QUANTIZATIONS:
-        raise ModelUnsupported(f"kv_quant is {runtime.kv_quant!r}; this driver keeps keys and values as floats ('') or as int8.")
+        raise ModelUnsupported(f"kv_quant is {runtime.kv_quant!r}; supported are {', '.join(KV_QUANTIZATIONS)}, and none ('').")
+    if runtime.kv_quant and not runtime.is_native:
+        raise ModelUnsupported(f"kv_quant is {runtime.kv_quant!r}; that is for models that run natively, which this one does not.")
 
 
 def _matrix_form(name: str, columns: int, runtime: Runtime, stored: Storage | None) -> Storage:

@@ -81,14 +81,20 @@ def quantize(values: Array, storage: Storage, name: str) -> Tile:
     """float32 as symmetric integers. Raises: ModelCorrupt, if a value is not finite: there is no scale for it."""
     rows, columns = values.shape
     grouped = values.reshape(rows, storage.num_groups(columns), -1)
-    if not np.isfinite(values).all():
-        raise ModelCorrupt(f"{name} has values that are not finite; it cannot be quantized.")
+    check_finite(Tile(Kind.FLOAT32, values), name)
     if storage.kind is Kind.INT8:
         scales = np.abs(grouped).max(-1) / np.float32(127)
         integers, scales = _integers(grouped, _stored(scales, storage), 128, (1, 255))
     else:
         integers, scales = _best_of_four_bits(grouped, storage)
     return Tile(storage.kind, integers.reshape(rows, columns), scales, None, storage.group)
+
+
+def check_finite(tile: Tile, name: str) -> None:
+    """Whether all floats of a tile are finite. Raises: ModelCorrupt."""
+    is_wrong = ((tile.values & 0x7F80) == 0x7F80) if tile.kind is Kind.BFLOAT16 else ~np.isfinite(tile.values)
+    if is_wrong.any():
+        raise ModelCorrupt(f"{name} has values that are not finite; it cannot be quantized.")
 
 
 def _best_of_four_bits(grouped: Array, storage: Storage) -> tuple[Array, Array]:
