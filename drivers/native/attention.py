@@ -110,7 +110,7 @@ class LayerPages:
 
 def covers(page_tokens: int, head_dim: int) -> bool:
     """Whether pages of that shape can lie in the lane order."""
-    return page_tokens % GROUP_KEYS == 0 and head_dim % GROUP_KEYS == 0 and 0 < head_dim <= MOST_HEAD_DIM
+    return page_tokens > 0 and page_tokens % GROUP_KEYS == 0 and head_dim % GROUP_KEYS == 0 and 0 < head_dim <= MOST_HEAD_DIM
 
 
 def layer_part_bytes(dtype: torch.dtype, page_tokens: int, heads: HeadShape) -> int:
