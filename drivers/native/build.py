@@ -43,7 +43,7 @@ C_FLAGS = ("-O3", "-fPIC", "-std=gnu11")
 # Products and sums are contracted only where the source says so (kernels.h, rule 1); nothing of one level is seen by another in a process.
 CXX_FLAGS = (
     *("-O3", "-fPIC", "-std=c++17", "-pthread", "-ffp-contract=off", "-fno-exceptions", "-fno-rtti"),
-    *("-fvisibility=hidden", "-fvisibility-inlines-hidden", "-fno-gnu-unique", "-Wall", "-Wextra"),
+    *("-fvisibility=hidden", "-fvisibility-inlines-hidden", "-fno-gnu-unique", "-Wall", "-Wextra", "-Wno-psabi"),
 )
 COMPILE_TIMEOUT_S = 120.0
 NUM_JOBS = 2

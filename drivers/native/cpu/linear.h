@@ -20,9 +20,9 @@ inline bool is_integer(Kind kind) { return kind == Kind::u8 || kind == Kind::u4;
 inline int zero_point(Kind kind) { return kind == Kind::u8 ? 128 : 8; }  // of symmetric integers
 inline size_t rounded_up(size_t size, size_t unit) { return (size + unit - 1) / unit * unit; }
 
-// Prepared inputs: the values of one token after the other, padded by zeros; then, for integers, the scale of each token and, for each group,
-// what stands for the sum of its values: for symmetric weights the integer `-zero point * sum`, with which a sum of products begins; with
-// offsets the float `-sum`, by which the offset is multiplied.
+// Prepared inputs: the values of one token after the other, padded by zeros; then, for integers, the scale of each token and, for each
+// group, what stands for the sum of its values: for symmetric weights the integer `-zero point * sum`, with which a sum of products begins;
+// with offsets the float `-sum`, by which the offset is multiplied.
 struct Prepared {
   size_t stride;  // bytes of a token's values
   size_t scales, corrections;

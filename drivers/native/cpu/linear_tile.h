@@ -24,6 +24,8 @@ struct Work {
 struct Block {
   int first_step, end_step;
   bool is_first, is_last;  // of the columns
+  const uint8_t* ahead;    // what will be wanted next: as many lines with every step as there are panels to fetch
+  int num_ahead;           // 0, 1 or 2 panels
 };
 
 // How the numbers of a kind are multiplied: `add` takes one step over P panels for T tokens.
@@ -109,12 +111,22 @@ KD_INLINE float float_at(const int32_t* corrections, size_t index) {
   return value;
 }
 
+KD_INLINE void fetch(const uint8_t* ahead, size_t panel, int num_panels) {
+  if (num_panels == 0) return;
+  __builtin_prefetch(ahead, 0, 2);
+  if (num_panels > 1) __builtin_prefetch(ahead + panel, 0, 2);
+}
+
 template <class Steps, int T, int P>
-KD_INLINE void add_steps(typename Steps::Sum (&sums)[T][P], const Place& at, int first, int end) {
+KD_INLINE void add_steps(typename Steps::Sum (&sums)[T][P], const Place& at, const Block& block, int first, int end) {
   const uint8_t* weights = at.weights + size_t(first) * RAW_BYTES;
   const uint8_t* x = at.x + size_t(first) * Steps::X_BYTES;
-  for (int step = first; step < end; step++, weights += RAW_BYTES, x += Steps::X_BYTES)
+  const uint8_t* ahead = block.ahead + size_t(first - block.first_step) * RAW_BYTES;
+  const int num_ahead = block.num_ahead;
+  for (int step = first; step < end; step++, weights += RAW_BYTES, x += Steps::X_BYTES, ahead += RAW_BYTES) {
+    fetch(ahead, at.panel, num_ahead);
     Steps::template add<T, P>(sums, weights, at.panel, x, at.x_stride);
+  }
 }
 
 // The corrections that sums of group `group` begin with.
@@ -147,7 +159,7 @@ KD_INLINE void add_groups(Floats (&totals)[T][P], const Work& work, const Place&
   for (int first = block.first_step, group = first / steps; first < block.end_step; first += steps, group++) {
     Ints sums[T][P];
     begin(sums, work, at, group);
-    add_steps<Steps, T, P>(sums, at, first, first + steps < block.end_step ? first + steps : block.end_step);
+    add_steps<Steps, T, P>(sums, at, block, first, first + steps < block.end_step ? first + steps : block.end_step);
     for (int p = 0; p < P; p++) {
       const Floats scale = load_halves(scales + (size_t(at.first_panel + p) * at.groups + group) * PANEL_ROWS);
       for (int t = 0; t < T; t++) totals[t][p] = fma(floats_of(sums[t][p]), scale, totals[t][p]);
@@ -206,7 +218,7 @@ void tile(const Work& work, int panel, int token, const Block& block, void* carr
   if constexpr (is_grouped)
     add_groups<Steps, T, P>(totals, work, at, block);
   else
-    add_steps<Steps, T, P>(totals, at, block.first_step, block.end_step);
+    add_steps<Steps, T, P>(totals, at, block, block.first_step, block.end_step);
   if (!block.is_last) {
     std::memcpy(carry, totals, sizeof totals);
   } else if constexpr (is_integer && !is_grouped) {

@@ -18,8 +18,8 @@ void to_bf16_padded(const float* x, int columns, uint16_t* out) {
   for (k = int(rounded_up(columns, LANES)); k < int(rounded_up(columns, 32)); k += LANES) store_bf16(out + k, all(0));
 }
 
-// Round x to steps of a 127th of its largest magnitude; returns the step. A row that is not finite has a step of NaN, so that it poisons all
-// of its outputs and nothing else; one of zeros, or of values so small that their step would not be a normal number, a step of zero.
+// Round x to steps of a 127th of its largest magnitude; returns the step. A row that is not finite has a step of NaN, so that it poisons
+// all of its outputs and nothing else; one of zeros, or of values below 2^-100, a step of zero.
 float to_bytes(const float* x, int columns, int8_t* out) {
   Ints largest = all_ints(0);
   for (int k = 0; k < columns; k += LANES)
