@@ -176,6 +176,7 @@ def test_what_a_family_does_not_cover_is_refused_by_the_name_of_its_field(field:
 
 BROKEN: dict[str, tuple[str, dict[str, object]]] = {
     "num_experts_per_tok": ("MixtralForCausalLM", {"num_local_experts": 4, "num_experts_per_tok": 5}),
+    "more than 131072": ("MixtralForCausalLM", {"num_local_experts": 4096, "num_hidden_layers": 4096}),
     "no_rope_layers": ("SmolLM3ForCausalLM", {"no_rope_layers": [1, 0]}),
     "n_embd": ("GPT2LMHeadModel", {"n_embd": 100, "n_head": 6}),
     "layer_types": ("Gemma2ForCausalLM", {"layer_types": ["full_attention"]}),

@@ -14,6 +14,7 @@ from drivers.models.fields import Fields
 from drivers.ops.calls import ExpertSettings
 
 MAX_EXPERTS = 1 << 12
+MAX_TOGETHER = 1 << 17  # of all layers: each has tensors of its own, and their names have to be in memory
 
 
 def _mixtral_layer(sheet: Sheet) -> None:
@@ -62,6 +63,10 @@ def _qwen3_windows(fields: Fields, num_layers: int) -> tuple[int | None, ...]:
 
 
 def _top_k(fields: Fields, num: int, default: int) -> int:
+    if num * fields.integer("num_hidden_layers") > MAX_TOGETHER:
+        raise ModelCorrupt(
+            f"{fields.origin}: {num} experts in each of {fields.integer('num_hidden_layers')} layers are more than {MAX_TOGETHER}."
+        )
     top_k = fields.integer("num_experts_per_tok", default, high=MAX_EXPERTS)
     if top_k > num:
         raise ModelCorrupt(f"{fields.origin}: num_experts_per_tok is {top_k}; there are {num} experts.")

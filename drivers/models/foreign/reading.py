@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
@@ -21,6 +22,8 @@ from drivers.models.parts import PartSpec
 from drivers.models.shards import find_tensors
 from drivers.ops.calls import Activation, AttentionSettings
 
+COUNTED = re.compile(r"layer|expert|head|block|stage|depth")  # fields that say how many modules are made
+MAX_COUNT = 1 << 12
 GROWING = ("dynamic", "longrope", "su")  # rotary scalings that follow the longest text of a batch
 
 
@@ -34,6 +37,7 @@ def read_foreign(fields: Fields, directory: Path, declared: int) -> DecoderConfi
     for name in ("quantization_config", "compression_config"):
         if fields.has(name):
             raise fields.unsupported(name, f"none: {fields.texts('architectures')[0]} is computed by transformers, from floats")
+    _check_counts(fields)
     theirs = read_theirs(directory)
     _check_rope(theirs)
     model = make_model(theirs, is_hollow=True)
@@ -96,6 +100,13 @@ def _config(
 def _settings(layer: int, seen: Seen, groups: Sequence[KvGroup]) -> AttentionSettings:
     group = next(idx for idx, group in enumerate(groups) if layer in group.layers)
     return AttentionSettings(layer, group, seen.scale, seen.softcap)
+
+
+def _check_counts(fields: Fields) -> None:
+    """A config cannot have so many modules made that making them does not end. Raises: ModelUnsupported."""
+    for name, value in fields.values.items():
+        if isinstance(value, int) and value > MAX_COUNT and COUNTED.search(name):
+            raise fields.unsupported(name, f"at most {MAX_COUNT}")
 
 
 def _check_rope(config: PretrainedConfig) -> None:

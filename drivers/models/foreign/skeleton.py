@@ -63,7 +63,7 @@ def read_theirs(directory: Path) -> PretrainedConfig:
         raise ModelCorrupt(f"config.json: transformers cannot read it: {_said(error)}") from error
     layers = getattr(config, "num_hidden_layers", None)
     if not isinstance(layers, int) or not 0 < layers <= MAX_LAYERS:
-        raise ModelUnsupported(f"config.json: num_hidden_layers is {layers!r}; supported is a whole number from 1 to {MAX_LAYERS}.")
+        raise ModelUnsupported(f"config.json: num_hidden_layers is {layers!r}; supported are 1 to {MAX_LAYERS}.")
     return config
 
 
