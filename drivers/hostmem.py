@@ -136,7 +136,7 @@ class HostMemory:
         self._bytes[start : start + HEADER_BYTES] = bytes(HEADER_BYTES)  # invariant 1: broken first
         self._bytes[start + HEADER_BYTES : start + HEADER_BYTES + source.nbytes] = source
         header = PageHeader(key, space_id, num_tokens, source.nbytes, self.boot_generation, crc32c(source))
-        self._bytes[start : start + HEADER_BYTES] = _pack(header)  # invariant 1: written last
+        self._bytes[start : start + HEADER_BYTES] = pack_header(header)  # invariant 1: written last
 
     def read_page(self, frame: int, target: Buffer, key: bytes, space_id: int) -> None:
         """Copy the page in a frame to `target`, a writable contiguous buffer of exactly its size.
@@ -178,7 +178,7 @@ class HostMemory:
         old = self._expect(frame)
         new = PageHeader(old.key, space_id, old.num_tokens, old.payload_bytes, self.boot_generation, old.payload_checksum)
         start = self._start(frame, HEADER_BYTES)
-        self._bytes[start : start + HEADER_BYTES] = _pack(new)
+        self._bytes[start : start + HEADER_BYTES] = pack_header(new)
 
     def zero(self, frame: int, frame_bytes: int) -> None:
         """Fill a frame with zeros, header and all. Raises: ValueError."""
@@ -280,7 +280,8 @@ def parse_header(raw: bytes) -> PageHeader | None:
     return PageHeader(key, space_id, num_tokens, payload_bytes, generation, checksum)
 
 
-def _pack(header: PageHeader) -> bytes:
+def pack_header(header: PageHeader) -> bytes:
+    """Return a header as the 128 bytes that `parse_header` reads."""
     sizes = header.payload_bytes, header.boot_generation, header.payload_checksum
     body = _HEADER.pack(_PAGE_MAGIC, _VERSION, header.num_tokens, header.key, header.space_id, *sizes)
     return body + _CHECKSUM.pack(crc32c(body))
