@@ -131,29 +131,43 @@ struct Pass {
   void for_ranges(int count, double item_ns, Body body);
 };
 
-constexpr double PART_NS = 8000;   // of a part: long against taking it, short against what is lost by waiting for the last one
-constexpr double ALONE_NS = 4000;  // less than that is done by the caller while others would still be waking up
+constexpr double PART_NS = 4000;   // of a part: long against taking it (0.1 us) and waiting for others (0.2 us)
+constexpr double ALONE_NS = 2000;  // less than that is done by the caller alone
+constexpr int ROUNDS = 8;          // parts for each thread at most
 
-// How many items a part has.
-inline int items_per_part(int count, double item_ns, int num_threads) {
-  if (count < 2 || count * item_ns < ALONE_NS) return count > 0 ? count : 1;
-  int by_time = static_cast<int>(PART_NS / item_ns) + 1;
-  int by_threads = (count + num_threads - 1) / num_threads;
-  return by_time < by_threads ? by_time : by_threads;
-}
+// Some items cut into parts that differ by `unit` items at most.
+struct Cut {
+  int count, unit, parts;
+
+  Cut(int count, double item_ns, int num_threads, int unit = 1) : count(count), unit(unit), parts(1) {
+    double total_ns = count * item_ns, rounds = total_ns / num_threads / PART_NS;
+    if (total_ns < ALONE_NS) return;
+    parts = num_threads * (rounds < 1 ? 1 : rounds > ROUNDS ? ROUNDS : static_cast<int>(rounds));
+    if (parts > units()) parts = units();
+  }
+  // Makes parts so small that none has more than `most` items, a multiple of the unit.
+  void limit(int most) {
+    int needed = (units() + most / unit - 1) / (most / unit);
+    if (parts < needed) parts = needed;
+  }
+  int units() const { return (count + unit - 1) / unit; }
+  int first(int part) const {
+    int item = static_cast<int>(static_cast<int64_t>(units()) * part / parts) * unit;
+    return item < count ? item : count;
+  }
+};
 
 template <typename Body>
 void Pass::for_ranges(int count, double item_ns, Body body) {
   struct Work {
     Body& body;
-    int count, step;
-  } work{body, count, items_per_part(count, item_ns, engine.threads.count())};
+    Cut cut;
+  } work{body, Cut(count, item_ns, engine.threads.count())};
   auto part = [](void* of, int idx, int thread) {
     Work& work = *static_cast<Work*>(of);
-    int first = idx * work.step, end = first + work.step;
-    work.body(first, end < work.count ? end : work.count, thread);
+    work.body(work.cut.first(idx), work.cut.first(idx + 1), thread);
   };
-  run(part, &work, (count + work.step - 1) / work.step);
+  if (count > 0) run(part, &work, work.cut.parts);
 }
 
 constexpr int PANEL = 16;             // rows

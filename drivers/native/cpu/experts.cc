@@ -122,16 +122,13 @@ struct Experts {
   template <typename Body>
   void for_panels(const Weight& weight, int num_panels, Body body) {
     double ns = weight.columns * 16.0 * (0.1 + 0.01 * num_places / busy.size());
-    int most = tile_panels(num_places);
-    int panels = items_per_part(num_panels, ns, 1);
-    panels = static_cast<int>(PART_NS / ns) + 1 < panels ? static_cast<int>(PART_NS / ns) + 1 : panels;
-    panels = panels < most ? panels : most;
-    int runs = (num_panels + panels - 1) / panels;
-    pass.for_ranges(static_cast<int>(busy.size()) * runs, panels * ns, [&](int first, int end, int thread) {
+    Cut cut(num_panels, ns, 1, 4);
+    cut.limit(tile_panels(num_tokens));
+    pass.for_ranges(static_cast<int>(busy.size()) * cut.parts, num_panels * ns / cut.parts, [&](int first, int end, int thread) {
       for (int idx = first; idx < end; idx++) {
-        const Expert& expert = busy[idx / runs];
-        int panel = idx % runs * panels;
-        body(expert, pass.matrix(weight, expert.idx), panel, panel + panels < num_panels ? panel + panels : num_panels, thread);
+        const Expert& expert = busy[idx / cut.parts];
+        int part = idx % cut.parts;
+        body(expert, pass.matrix(weight, expert.idx), cut.first(part), cut.first(part + 1), thread);
       }
     });
   }

@@ -12,6 +12,8 @@
 namespace kd {
 namespace {
 
+constexpr int FEW_TOKENS = 8;
+
 struct Linear {
   Pass& pass;
   const Op& op;
@@ -21,7 +23,7 @@ struct Linear {
   float* y;
   int x_width, y_width, num_tokens;
   bool is_alone;  // each thread prepares all inputs for itself
-  int num_panels, panels_per_part;
+  int num_panels;
   uint8_t* prepared;
 
   Linear(Pass& pass, const Op& op)
@@ -38,7 +40,6 @@ struct Linear {
         num_tokens(pass.num_tokens),
         is_alone(prepares_alone(pass, matrix)),
         num_panels((matrix.rows + PANEL - 1) / PANEL),
-        panels_per_part(1),
         prepared(pass.place(pass.room.prepared)) {
     if (op.epilogue == Epilogue::act_mul) num_panels /= 2;
   }
@@ -86,20 +87,24 @@ struct Linear {
     return (by_memory > by_sums ? by_memory : by_sums) * (op.epilogue == Epilogue::act_mul ? 2 : 1);
   }
 
+  // Two panels side by side share what is read of the inputs, which pays where there are tokens enough (linear_run.h).
+  Cut cut(int most) const {
+    Cut cut(num_panels, panel_ns(), pass.engine.threads.count(), num_tokens < FEW_TOKENS ? 1 : 2);
+    cut.limit(most);
+    return cut;
+  }
+
   void for_panels(int most, void (Linear::*body)(int, int, int)) {
-    int panels = items_per_part(num_panels, panel_ns(), pass.engine.threads.count());
-    panels_per_part = panels < most ? panels : most;
     struct Work {
       Linear& linear;
       void (Linear::*body)(int, int, int);
-    } work{*this, body};
+      Cut cut;
+    } work{*this, body, cut(most)};
     auto part = [](void* of, int idx, int thread) {
       Work& work = *static_cast<Work*>(of);
-      Linear& linear = work.linear;
-      int first = idx * linear.panels_per_part, end = first + linear.panels_per_part;
-      (linear.*work.body)(first, end < linear.num_panels ? end : linear.num_panels, thread);
+      (work.linear.*work.body)(work.cut.first(idx), work.cut.first(idx + 1), thread);
     };
-    pass.run(part, &work, (num_panels + panels_per_part - 1) / panels_per_part);
+    pass.run(part, &work, work.cut.parts);
   }
 
   // Adds the adapters' change of outputs [first, end) to rows that begin with output `first`.
@@ -159,6 +164,7 @@ struct Likeliest {
 
 struct GreedyPart {
   Linear& linear;
+  Cut cut;
   float cap;
   std::vector<Likeliest>& found;  // [parts][tokens]
 };
@@ -166,8 +172,7 @@ struct GreedyPart {
 void greedy_part(void* of, int idx, int thread) {
   GreedyPart& work = *static_cast<GreedyPart*>(of);
   Linear& one = work.linear;
-  int first_panel = idx * one.panels_per_part, end_panel = first_panel + one.panels_per_part;
-  if (end_panel > one.num_panels) end_panel = one.num_panels;
+  int first_panel = work.cut.first(idx), end_panel = work.cut.first(idx + 1);
   int first = first_panel * PANEL, end = end_panel * PANEL < one.matrix.rows ? end_panel * PANEL : one.matrix.rows;
   size_t stride = static_cast<size_t>(end_panel - first_panel) * PANEL;
   float* tile = one.pass.tile(thread);
@@ -191,18 +196,16 @@ void run_linear(Pass& pass, const Op& op) {
   if (op.place >= 0 && !pass.delta_of.empty()) linear.make_deltas();
   linear.prepare_all();
   if (op.epilogue == Epilogue::act_mul) linear.for_panels(tile_panels(pass.num_tokens), &Linear::act_mul_part);
-  else linear.for_panels(linear.num_panels, &Linear::plain_part);
+  else linear.for_panels(linear.num_panels + PANEL, &Linear::plain_part);
 }
 
 void run_greedy(Pass& pass, const Op& op, float cap, int64_t* likeliest) {
   Linear linear(pass, op);
   linear.prepare_all();
-  int most = 2 * tile_panels(pass.num_tokens);
-  int panels = items_per_part(linear.num_panels, linear.panel_ns(), pass.engine.threads.count());
-  linear.panels_per_part = panels < most ? panels : most;
-  int num_parts = (linear.num_panels + linear.panels_per_part - 1) / linear.panels_per_part;
+  Cut cut = linear.cut(2 * tile_panels(pass.num_tokens));
+  int num_parts = cut.parts;
   std::vector<Likeliest> found(static_cast<size_t>(num_parts) * pass.num_tokens);
-  GreedyPart work{linear, cap, found};
+  GreedyPart work{linear, cut, cap, found};
   pass.run(greedy_part, &work, num_parts);
   for (int token = 0; token < pass.num_tokens; token++) {
     Likeliest best = found[token];

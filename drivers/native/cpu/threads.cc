@@ -10,6 +10,12 @@
 //
 // Who has nothing to do spins for SPIN_NS, in which ops follow each other, and sleeps then. Sleepers are counted, so that a run wakes
 // nobody where nobody sleeps; counter and word are in sequential order, so that one of the two sides sees the other.
+//
+// On a machine with other work the system puts a thread aside with a part in its hands, for milliseconds, and all others wait: one neighbour
+// would cost as much as if it held every processor. Such a wait shows in the time that the others were running, which is shorter; then the
+// caller goes on with one thread less for REST_STALLS times as long as was lost: those that are left have a processor each. `num_active`
+// counts the threads that take parts; the others sleep on it. Two always work: half of the time with both is as good as one alone, and the
+// neighbour may be gone in a moment.
 
 #include "threads.h"
 
@@ -31,6 +37,10 @@ namespace {
 constexpr int64_t SPIN_NS = 30000;
 constexpr int SPINS_PER_LOOK = 16;  // pauses between looks at the clock: 0.2 to 0.8 us
 constexpr int MAX_PARTS = 0xffff;
+constexpr int64_t STALL_NS = 300000;  // more than an interrupt takes, less than a neighbour's turn
+constexpr int64_t REST_STALLS = 10;
+constexpr int64_t MAX_REST_NS = 100000000;
+constexpr int32_t LEAST_ACTIVE = 2;
 
 inline void pause() {
 #if defined(__x86_64__)
@@ -40,9 +50,9 @@ inline void pause() {
 #endif
 }
 
-int64_t now_ns() {
+int64_t now_ns(clockid_t clock = CLOCK_MONOTONIC) {
   timespec time;
-  clock_gettime(CLOCK_MONOTONIC, &time);
+  clock_gettime(clock, &time);
   return time.tv_sec * 1000000000LL + time.tv_nsec;
 }
 
@@ -89,7 +99,9 @@ struct Threads::State {
   alignas(64) std::atomic<uint32_t> wake{0};
   std::atomic<int> num_sleepers{0};
   std::atomic<bool> is_closing{false};
+  std::atomic<int32_t> num_active{1};
   std::vector<pthread_t> threads;
+  int64_t rest_until_ns = 0;  // the caller's
 
   static uint32_t generation(uint64_t ticket) { return static_cast<uint32_t>(ticket >> 32); }
 
@@ -130,7 +142,10 @@ struct Threads::State {
     snprintf(name, sizeof name, "kd-%d", seat.thread);
     pthread_setname_np(pthread_self(), name);
     State& state = *seat.state;
-    while (!state.is_closing.load(std::memory_order_acquire)) state.wait_for_run_after(state.work_off(seat.thread));
+    while (!state.is_closing.load(std::memory_order_acquire)) {
+      state.rest(seat.thread);
+      state.wait_for_run_after(state.work_off(seat.thread));
+    }
     return nullptr;
   }
 
@@ -144,9 +159,49 @@ struct Threads::State {
     if (num_sleepers.load(std::memory_order_seq_cst) > 0) wake_all(wake);
   }
 
+  // Waits until this thread is one of those that take parts.
+  void rest(int thread) {
+    for (int32_t active; (active = num_active.load(std::memory_order_seq_cst)) <= thread && !is_closing.load(std::memory_order_seq_cst);)
+      sleep_while(num_active, active);
+  }
+
   void wait_for_others() {
     auto is_over = [&] { return pending.load(std::memory_order_acquire) == 0; };
     if (spin(is_over)) return;
+    int32_t active = num_active.load(std::memory_order_relaxed);
+    if (active <= LEAST_ACTIVE) return wait_asleep();
+    std::vector<int64_t> ran_ns = running_ns();
+    int64_t began = now_ns();
+    wait_asleep();
+    int64_t lost_ns = now_ns() - began, most_ns = 0;
+    std::vector<int64_t> now_ran_ns = running_ns();
+    for (size_t idx = 0; idx < threads.size(); idx++)
+      if (now_ran_ns[idx] - ran_ns[idx] > most_ns) most_ns = now_ran_ns[idx] - ran_ns[idx];
+    lost_ns -= most_ns;
+    if (lost_ns < STALL_NS) return;
+    num_active.store(active - 1, std::memory_order_relaxed);
+    int64_t rest_ns = lost_ns * REST_STALLS;
+    rest_until_ns = now_ns() + (rest_ns < MAX_REST_NS ? rest_ns : MAX_REST_NS);
+  }
+
+  // How long each thread was running so far.
+  std::vector<int64_t> running_ns() const {
+    std::vector<int64_t> times(threads.size(), 0);
+    clockid_t clock;
+    for (size_t idx = 0; idx < threads.size(); idx++)
+      if (pthread_getcpuclockid(threads[idx], &clock) == 0) times[idx] = now_ns(clock);
+    return times;
+  }
+
+  // Lets one more thread take part when it has rested.
+  void end_rest() {
+    int32_t active = num_active.load(std::memory_order_relaxed);
+    if (active > static_cast<int32_t>(threads.size()) || now_ns() < rest_until_ns) return;
+    num_active.store(active + 1, std::memory_order_seq_cst);
+    wake_all(num_active);
+  }
+
+  void wait_asleep() {
     has_sleeping_caller.store(true, std::memory_order_seq_cst);
     for (int32_t left; (left = pending.load(std::memory_order_seq_cst)) != 0;) sleep_while(pending, left);
     has_sleeping_caller.store(false, std::memory_order_relaxed);
@@ -163,12 +218,16 @@ Threads::Threads(int num_threads, const int32_t* cpus) : state_(new State) {
     }
     state_->threads.push_back(started);
   }
+  state_->num_active.store(count(), std::memory_order_seq_cst);
+  wake_all(state_->num_active);
 }
 
 Threads::~Threads() {
   state_->is_closing.store(true, std::memory_order_seq_cst);
   state_->wake.fetch_add(1, std::memory_order_seq_cst);
+  state_->num_active.fetch_add(MAX_PARTS, std::memory_order_seq_cst);
   wake_all(state_->wake);
+  wake_all(state_->num_active);
   for (pthread_t thread : state_->threads) pthread_join(thread, nullptr);
   delete state_;
 }
@@ -176,10 +235,11 @@ Threads::~Threads() {
 int Threads::count() const { return static_cast<int>(state_->threads.size()) + 1; }
 
 void Threads::run(Part part, void* work, int num_parts) {
-  if (num_parts <= 1 || state_->threads.empty() || num_parts > MAX_PARTS) {
+  if (num_parts <= 1 || num_parts > MAX_PARTS || state_->threads.empty()) {
     for (int idx = 0; idx < num_parts; idx++) part(work, idx, 0);
     return;
   }
+  state_->end_rest();
   state_->publish(part, work, num_parts);
   state_->work_off(0);
   state_->wait_for_others();

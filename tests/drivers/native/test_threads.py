@@ -135,6 +135,25 @@ def test_another_thread_goes_on_where_one_is_held_up(threads: Callable[..., Thre
     assert sorted(done) == list(range(10))
 
 
+def test_a_thread_that_was_put_aside_rests_and_comes_back(threads: Callable[..., Threads]) -> None:
+    pool, together = threads(3), threading.Barrier(3, timeout=DEADLINE_S)
+
+    def held_up(_idx: int, thread: int) -> None:
+        together.wait()
+        if thread:
+            time.sleep(0.02)  # asleep, as if its processor had gone to somebody else
+
+    def threads_of_a_run() -> set[int]:
+        found: set[int] = set()
+        pool.run(lambda _idx, thread: found.add(thread) or time.sleep(0.001), 12)  # type: ignore[func-returns-value]
+        return found
+
+    pool.run(held_up, 3)
+
+    assert threads_of_a_run() == {0, 1}
+    until(lambda: threads_of_a_run() == {0, 1, 2})
+
+
 def test_parts_are_told_which_thread_does_them(threads: Callable[..., Threads]) -> None:
     pool, both = threads(2), threading.Barrier(2, timeout=DEADLINE_S)
     found: dict[int, int] = {}
