@@ -1,4 +1,4 @@
-"""`cpu/attention.cc`, `kv.cc` and `rope.cc` as Python sees them: pages in the lane order of native code, written and read by one thread.
+"""`cpu/attention.cc`, `kv.cc` and `rope.cc` as Python sees them: pages in the lane order of native code, written and read.
 
 The engine calls the same functions from its own threads; this is for what stands beside it: the check of a model at load, cleared pages,
 tests. Rows are those of a step (`drivers.ops.ragged.RowSpan`), values are float32. Results are those of the engine, bit for bit.
@@ -122,13 +122,19 @@ def layer_part_bytes(dtype: torch.dtype, page_tokens: int, heads: HeadShape) -> 
 class NativeAttention:
     """The library, loaded. Every tensor is contiguous and on the CPU; frames are the caller's to check."""
 
-    def __init__(self, loaded: ctypes.CDLL) -> None:
+    def __init__(self, loaded: ctypes.CDLL, num_threads: int = 0) -> None:
+        """`num_threads`: attend on so many threads of its own, which `close` ends; 0: on the caller's."""
         self._loaded = loaded
+        loaded.kd_new_threads.argtypes = [ctypes.c_int]
+        loaded.kd_new_threads.restype = ctypes.c_void_p
+        loaded.kd_end_threads.argtypes = [ctypes.c_void_p]
+        loaded.kd_end_threads.restype = None
+        self._threads = loaded.kd_new_threads(num_threads) if num_threads else None
         loaded.kd_kv_write.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_size_t]
         loaded.kd_kv_write.restype = None
         loaded.kd_clear_tail.argtypes = [ctypes.c_void_p, ctypes.c_int64, ctypes.c_int, ctypes.c_int]
         loaded.kd_clear_tail.restype = None
-        loaded.kd_attention.argtypes = [*[ctypes.c_void_p] * 3, ctypes.c_int, ctypes.c_void_p, ctypes.c_int, ctypes.c_int]
+        loaded.kd_attention.argtypes = [*[ctypes.c_void_p] * 3, ctypes.c_int, ctypes.c_void_p, *[ctypes.c_int] * 2, ctypes.c_void_p]
         loaded.kd_attention.restype = ctypes.c_int
         loaded.kd_rope_kv_write.argtypes = [*[ctypes.c_void_p] * 3, ctypes.c_int, *[ctypes.c_void_p] * 3]
         loaded.kd_rope_kv_write.restype = None
@@ -164,7 +170,7 @@ class NativeAttention:
     ) -> tuple[Tensor, Tensor]:
         """Attention of queries `[T, H, D] f32` over their rows' pages: the mixed values, and the log-sum-exp `[T, H]` of the scores.
 
-        `cut_for`: so many threads as the step is cut for; negative: items are computed from the last to the first. It changes no bit.
+        `cut_for`: so many threads as the step is cut for; negative: one thread takes every third item at a time. It changes no bit.
         """
         told, kept = _rows(rows, pages.page_tokens, settings.window)
         out = torch.empty_like(queries)
@@ -172,17 +178,25 @@ class NativeAttention:
         stride = queries.shape[1] * queries.shape[2]
         values = AttentionValues(queries.data_ptr(), stride, out.data_ptr(), stride, lse.data_ptr())
         record = pages.record()
-        self._loaded.kd_attention(
+        num_items = self._loaded.kd_attention(
             ctypes.byref(record),
             ctypes.byref(settings),
             told,
             len(rows),
             ctypes.byref(values),
             abs(cut_for),
-            1 if cut_for > 0 else -1,
+            1 if cut_for > 0 else 3,
+            self._threads,
         )
+        assert num_items >= 0, "an item of attention was not computed, or twice"
         del kept
         return out, lse
+
+    def close(self) -> None:
+        """End its threads. Safe to call twice."""
+        if self._threads is not None:
+            self._loaded.kd_end_threads(self._threads)
+            self._threads = None
 
     def clear_tail(self, pages: LayerPages, frame: int, num_tokens: int, num_layers: int = 1) -> None:
         """Zero what lies behind the first `num_tokens` tokens of a page, in so many layers from this one on."""

@@ -33,10 +33,7 @@ KD_INLINE Raw plus_128(Raw bytes) {
   return {_mm256_xor_si256(bytes.low, sign), _mm256_xor_si256(bytes.high, sign)};
 }
 #else
-KD_INLINE Raw plus_128(Raw bytes) {
-  for (uint32_t& word : bytes.v) word ^= 0x80808080u;
-  return bytes;
-}
+KD_INLINE Raw plus_128(Raw bytes) { return {bytes.v ^ 0x80808080u}; }
 #endif
 template <Kind KIND, int QUERIES>
 constexpr int GROUPS_AT_ONCE = 1;

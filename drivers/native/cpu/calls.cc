@@ -1,10 +1,11 @@
-// Attention and the row kernels for callers outside of the engine: the check at load, and tests. One thread, items in any order.
+// Attention and the row kernels for callers outside of the engine: the check at load, and tests.
 #include <cstdlib>
-#include <cstring>
+#include <new>
 
 #include "functions.h"
 #include "kernels.h"
 #include "products.h"
+#include "threads.h"
 
 namespace kd {
 
@@ -40,6 +41,24 @@ void map(const float* x, int width, float* y, Function function) {
   }
 }
 
+struct Attending {
+  const Pages& pages;
+  const AttentionSettings& settings;
+  const AttentionRow* rows;
+  AttentionItem* items;
+  const AttentionValues& values;
+  void* partials;
+  int32_t* counters;
+  uint8_t* own;  // `own_bytes` for each thread
+  int64_t own_bytes;
+};
+
+void attend_part(void* of, int part, int thread) {
+  const Attending& work = *static_cast<Attending*>(of);
+  const AttentionScratch scratch{work.partials, work.counters, work.own + thread * work.own_bytes};
+  attention(work.pages, work.settings, work.rows, work.items[part], work.values, scratch);
+}
+
 }  // namespace
 
 KD_EXPORT size_t kd_layer_part_bytes(const Pages* pages) { return layer_part_bytes(*pages); }
@@ -56,18 +75,29 @@ KD_EXPORT void kd_clear_tail(const Pages* first_layer, int64_t frame, int num_to
   for (int layer = 0; layer < num_layers; layer++, pages.layer_bytes += layer_part_bytes(pages)) clear_tail(pages, frame, num_tokens);
 }
 
-// `num_threads`: how many the step is cut for; `order`: 1 from the first item on, -1 from the last. Returns the number of items.
+KD_EXPORT Threads* kd_new_threads(int num_threads) { return new (std::nothrow) Threads(num_threads, nullptr); }
+KD_EXPORT void kd_end_threads(Threads* threads) { delete threads; }
+
+// `num_threads`: how many the step is cut for. Who computes: `threads`, or where that is null the caller alone, from the last item to the
+// first, every `order`-th of them at a time. Returns the number of items, or -1 where a counter was not left at zero.
 KD_EXPORT int kd_attention(const Pages* pages, const AttentionSettings* settings, const AttentionRow* rows, int num_rows,
-                         const AttentionValues* values, int num_threads, int order) {
+                           const AttentionValues* values, int num_threads, int order, Threads* threads) {
   int num_tokens = 0;
   for (int r = 0; r < num_rows; r++) num_tokens += rows[r].count;
   const AttentionRoom room = attention_room(*pages, *settings, num_rows, num_tokens, num_threads);
-  const Memory items_memory(room.max_items * sizeof(AttentionItem)), partials(room.partial_bytes), counters(room.counter_bytes),
-      thread(room.thread_bytes);
-  auto* items = static_cast<AttentionItem*>(items_memory.at);
-  const int num_items = attention_items(*pages, *settings, rows, num_rows, num_threads, items);
-  const AttentionScratch scratch{partials.at, static_cast<int32_t*>(counters.at), thread.at};
-  for (int i = 0; i < num_items; i++) attention(*pages, *settings, rows, items[order > 0 ? i : num_items - 1 - i], *values, scratch);
+  const Memory items(room.max_items * sizeof(AttentionItem)), partials(room.partial_bytes), counters(room.counter_bytes),
+      own(room.thread_bytes * (threads ? threads->count() : 1));
+  Attending work{*pages, *settings, rows, static_cast<AttentionItem*>(items.at), *values, partials.at, static_cast<int32_t*>(counters.at),
+                 static_cast<uint8_t*>(own.at), room.thread_bytes};
+  const int num_items = attention_items(*pages, *settings, rows, num_rows, num_threads, work.items);
+  if (threads) {
+    threads->run(attend_part, &work, num_items);
+  } else {
+    for (int first = 0; first < order; first++)
+      for (int i = first; i < num_items; i += order) attend_part(&work, num_items - 1 - i, 0);
+  }
+  for (size_t i = 0; i < room.counter_bytes / sizeof(int32_t); i++)
+    if (work.counters[i] != 0) return -1;
   return num_items;
 }
 

@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from drivers.native.attention import NativeAttention, covers, layer_part_bytes, native_attention
+from drivers.native.build import cpu_library
 from drivers.native.isa import levels
 from drivers.ops.ragged import HeadShape, RowSpan
 from tests.drivers.native.attention_rig import Bed
@@ -43,6 +44,7 @@ def loaded(level: str) -> NativeAttention:
         (HeadShape(8, 2, 256), 100, (64, 1, 0.0)),
         (HeadShape(7, 1, 16), 140, (48, 33, 2.0)),
         (HeadShape(2, 2, 96), 1100, (16, 0, 0.0)),
+        (HeadShape(2, 2, 32), 100, (16, 2, 0.0)),  # no key that all queries of a tile see
     ],
 )
 def test_attention_equals_its_definition(
@@ -108,6 +110,25 @@ def test_how_a_step_is_cut_and_in_which_order_changes_no_bit(native: NativeAtten
         for found, wanted in zip(bed.attend(step, cut_for), expected, strict=True):
             assert torch.equal(found[0], wanted[0])
             assert torch.equal(found[1], wanted[1])
+
+
+@pytest.mark.parametrize("level", levels())
+def test_threads_that_share_a_long_row_find_the_bits_of_one(level: str) -> None:
+    """The last of them merges; ten times, as their order is another each time."""
+    library = cpu_library(level).library
+    assert library is not None
+    native = NativeAttention(library, num_threads=3)
+    try:
+        bed = Bed(native, torch.bfloat16, LITTLE, num_frames=400)
+        step = [(bed.context(5000), 4990, bed.queries(10)), (bed.context(40), 39, bed.queries(1))]
+        bed.native = loaded(level)
+        expected = bed.attend(step)
+        bed.native = native
+        for _ in range(10):
+            for found, wanted in zip(bed.attend(step, cut_for=3), expected, strict=True):
+                assert torch.equal(found[0], wanted[0])
+    finally:
+        native.close()
 
 
 @pytest.mark.parametrize("dtype", KINDS)
