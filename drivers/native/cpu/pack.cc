@@ -149,9 +149,15 @@ float scale_at(const Matrix& matrix, int row, int group) {
   return matrix.group ? float_of_half(static_cast<const uint16_t*>(matrix.scales)[at]) : static_cast<const float*>(matrix.scales)[at];
 }
 
-float offset_at(const Matrix& matrix, int row, int group) {
+// What is taken from a code before it is scaled, and after.
+struct Offset {
+  int before;
+  float after;
+};
+
+Offset offset_at(const Matrix& matrix, int row, int group) {
   const size_t at = (size_t(row / PANEL_ROWS) * num_groups(matrix) + group) * PANEL_ROWS + row % PANEL_ROWS;
-  return matrix.offsets ? static_cast<const float*>(matrix.offsets)[at] : scale_at(matrix, row, group) * float(zero_point(matrix.kind));
+  return matrix.offsets ? Offset{0, static_cast<const float*>(matrix.offsets)[at]} : Offset{zero_point(matrix.kind), 0};
 }
 
 int code_at(const Matrix& matrix, const uint8_t* row_start, int column) {
@@ -185,9 +191,10 @@ void read_row(const Matrix& matrix, int row, float* out) {
   } else {
     const int group_columns = matrix.group ? matrix.group : matrix.columns;
     for (int first = 0, group = 0; first < matrix.columns; first += group_columns, group++) {
-      const float scale = scale_at(matrix, row, group), offset = offset_at(matrix, row, group);
+      const float scale = scale_at(matrix, row, group);
+      const Offset offset = offset_at(matrix, row, group);
       const int end = first + group_columns < matrix.columns ? first + group_columns : matrix.columns;
-      for (int k = first; k < end; k++) out[k] = scale * float(code_at(matrix, panel + 4 * lane, k)) - offset;
+      for (int k = first; k < end; k++) out[k] = scale * float(code_at(matrix, panel + 4 * lane, k) - offset.before) - offset.after;
     }
   }
 }
