@@ -26,8 +26,8 @@ from torch import Tensor
 from drivers.contract import InspectSpec, ModelSpec, SegmentSpec
 from drivers.errors import ModelCorrupt, ModelUnsupported
 from drivers.models.adaptable import Linear, Product, products_of, refusal, turn_down, turn_up
+from drivers.models.checkpoint import read_base_config
 from drivers.models.config import DecoderConfig
-from drivers.models.families.table import read_config
 from drivers.models.loader import PageShape, Target
 from drivers.models.peft import LoraTensors, find_changes, read_peft_config
 from drivers.models.placing import bytes_of
@@ -96,7 +96,7 @@ def open_adapter(source: InspectSpec, dtype: torch.dtype) -> AdapterFiles:
     """Read an adapter and the config of its base. Raises: ModelUnsupported, ModelCorrupt."""
     if source.quant:
         raise ModelUnsupported(f"quant is {source.quant!r}; an adapter is in float32, bfloat16 or float16.")
-    directory, base = Path(source.path), read_config(Path(source.base), source.max_positions)
+    directory, base = Path(source.path), read_base_config(Path(source.base), source.max_positions)
     if base.foreign is not None:
         raise ModelUnsupported(f"{base.architecture} is computed by transformers; adapters are for the families that kerneld has itself.")
     changes = find_changes(directory, read_peft_config(directory))

@@ -29,7 +29,7 @@ from drivers.models.runtime import Runtime, check_quant, form_of
 from drivers.models.shards import Shards
 from drivers.models.storage import Storage
 from drivers.models.stored import Stored
-from drivers.models.weight import Weight, view_part
+from drivers.models.weight import KINDS, Weight, view_part
 
 LAYOUT_VERSION = "page-layer-token-kv-head.1"  # changes with anything about how a page is laid out or computed
 KV_BYTES = {"": 0, "int8": 1}  # of one value; 0: as the compute dtype
@@ -72,6 +72,8 @@ def arrange(checkpoint: Checkpoint, runtime: Runtime) -> ModelFiles:
 
     def form(part: PartSpec) -> Storage:
         stored = [check_tensor(source, tensors).form for source in part.sources]
+        if config.foreign is not None:  # floats, whatever they were
+            return Storage(KINDS[runtime.dtype])
         turned = any(source.arrangement is Arrangement.OUTPUT_COLUMNS for source in part.sources) and config.num_queries_per_kv > 1
         return form_of(part, runtime, stored, config.head_dim if turned else 0)
 
