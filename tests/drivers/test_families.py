@@ -105,6 +105,18 @@ def test_calls_name_parts_that_there_are_and_rows_are_filled_once(case: str, sav
             assert filled == list(range(rows_of(part.shape)))
 
 
+def test_code_beside_a_model_is_no_matter_where_it_is_that_of_the_architecture(tmp_path: Path) -> None:
+    write_config(tmp_path, "Phi3ForCausalLM")
+    plain = read_config(tmp_path, 0)
+    change_config(
+        tmp_path, auto_map={"AutoConfig": "configuration_phi3.Phi3Config", "AutoModelForCausalLM": "modeling_phi3.Phi3ForCausalLM"}
+    )
+    assert read_config(tmp_path, 0) == plain
+    change_config(tmp_path, auto_map={"AutoModelForCausalLM": "modeling_phi3.Better"})
+    with pytest.raises(ModelUnsupported, match="auto_map is"):
+        read_config(tmp_path, 0)
+
+
 def test_longrope_is_fixed_by_the_declared_maximum(saved: Save) -> None:
     model = saved("phi3-long")
     for length, declared in ((60, 64), (100, 65)):  # transformers takes the list for the length of this very sequence

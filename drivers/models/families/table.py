@@ -105,8 +105,15 @@ def _filled(sheet: Sheet, parts: Sequence[PartSpec]) -> Sheet:
     return sheet
 
 
-def _refuse_unsupported(fields: Fields) -> None:
-    if fields.has("auto_map"):
+def _check_auto_map(fields: Fields) -> None:
+    """Code that comes with a model is never run; it need not be where it is the code of the architecture of that name (Phi-3 has it)."""
+    inner = fields.inner("auto_map")
+    models = {key: value for key, value in inner.values.items() if key.startswith("AutoModel")} if inner is not None else {}
+    if any(not isinstance(value, str) or value.rpartition(".")[2] != _architecture(fields) for value in models.values()):
         raise fields.unsupported("auto_map", "none: code that comes with a model is never run")
+
+
+def _refuse_unsupported(fields: Fields) -> None:
+    _check_auto_map(fields)
     if fields.flag("is_encoder_decoder", False):
         raise fields.unsupported("is_encoder_decoder", "false")
