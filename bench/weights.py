@@ -58,7 +58,7 @@ class Bed:
         """Bytes per second of copying the large model's bytes from the host tier to its place, segment by segment."""
         copy = ctypes.CDLL(None).memcpy
         copy.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_size_t]
-        device = self.driver._opened().arena
+        device = self.driver._opened().ground.arena
         ends = [
             (_address(device.span(offset, size)), _address(self.host.span(offset, size)), size)
             for offset, size in zip(self.offsets, self.sizes, strict=True)
@@ -128,7 +128,7 @@ def measure_loads(bed: Bed, file: Path) -> list[Figure]:
     threads = len(os.sched_getaffinity(0))
     first = bed.load(100, is_warm=False)
     bed.checksums = bed.driver.park(100, bed.offsets)
-    place = bed.driver._opened().arena.span(0, bed.wide_bytes)
+    place = bed.driver._opened().ground.arena.span(0, bed.wide_bytes)
     rounds: dict[str, list[float]] = {}
 
     def note(name: str, value: float) -> None:

@@ -183,6 +183,11 @@ class Sampling(msgspec.Struct, frozen=True):
         """Whether the row's history matters."""
         return self.repetition_penalty != 1.0 or self.presence_penalty != 0.0 or self.frequency_penalty != 0.0
 
+    @property
+    def is_plainly_greedy(self) -> bool:
+        """Whether the likeliest token is all that is asked for."""
+        return self.temperature == 0.0 and self.num_logprobs < 0 and not self.has_penalties
+
 
 class RowStart(msgspec.Struct, frozen=True, array_like=True):
     """A request takes a row slot."""

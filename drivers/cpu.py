@@ -1,11 +1,12 @@
 """The host CPU as a device: the driver that every machine has.
 
-Pages and weights lie in one arena (`drivers.arena`), the forward pass is `drivers.models.decoder` over torch ops, and rows are kept in
-`drivers.rows`. The host tier is a separate memory region, and pages move to it by real copies, as they would from any other device.
+Pages and weights lie in one arena (`drivers.arena`), rows are kept in `drivers.rows`. A model's forward pass is native code, or torch where
+that does not cover it (`drivers.cpu_ops`); which of the two decides how its weights and pages lie. The host tier is a separate memory
+region, and pages move to it by real copies, as they would from any other device.
 
 Invariants
-1. Of the page that holds a row's `position`, everything at and beyond it is zero before a step reads it: what is masked out must be
-   finite, and a frame may hold the leavings of a page that was cut, forked or lost.
+1. Of the page that holds a row's `position`, everything at and beyond it is zero before torch reads it: what is masked out must be
+   finite, and a frame may hold the leavings of a page that was cut, forked or lost. Native code reads nothing that it does not see.
 2. `_loaded` is replaced, never changed in place: a load in another thread is seen by steps wholly or not at all.
 3. A plan is checked before anything of it is carried out; pages that fail to arrive leave the rows as they were.
 """
@@ -25,7 +26,6 @@ from dataclasses import dataclass
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 import torch
-from torch import Tensor
 
 from drivers.arena import Arena, device_bytes
 from drivers.contract import (
@@ -39,26 +39,27 @@ from drivers.contract import (
     Plan,
     RowResult,
     StepResult,
-    TokenLogprob,
 )
 from drivers.copier import Copier
 from drivers.cpu_loaded import Loaded, load_cpu_adapter
-from drivers.cpu_model import CpuModel, Ground, load_model
-from drivers.cpu_ops import OpChooser
+from drivers.cpu_model import Ground, inspect_cpu_model, load_model
+from drivers.cpu_ops import OpChooser, open_engine
+from drivers.cpu_options import CpuOptions
+from drivers.cpu_step import fail_row, run_share
 from drivers.errors import DeviceLost, OptionUnknown, PlanRejected, StreamBroken
 from drivers.hostmem import HostMemory
 from drivers.models.adapter import inspect_adapter
-from drivers.models.loader import PageShape, inspect_model, open_model
+from drivers.models.loader import PageShape
+from drivers.models.runtime import QUANTIZATIONS
+from drivers.native.offers import NATIVE
 from drivers.ops.implementation import op_names
 from drivers.pages import PageMover, fastest_mover
 from drivers.plan_check import check_rows
 from drivers.rows import Row, RowTable, StepRows
-from drivers.sampling import NOT_FINITE, Pick, pick_tokens
-from drivers.scoring import score
 from drivers.trial import prefill_pace
 from drivers.weight_image import park_segments
 
-VERSION = "1"
+VERSION = "2"
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 GRANULE_ALIGN = 64
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # malloc.h
@@ -68,19 +69,15 @@ M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # malloc.h
 class Device:
     """What `open` takes."""
 
-    arena: Arena
-    host: HostMemory | None
-    pages: PageShape
     mover: PageMover
     rows: RowTable
-    copier: Copier
+    ground: Ground
 
 
 class CpuDriver:
     """See `drivers.contract.Driver`."""
 
     def __init__(self) -> None:
-        self._ops = OpChooser()
         self._device: Device | None = None
         self._loaded = Loaded()
         self._paces: dict[InspectSpec, float] = {}  # seconds per token of prefill, by model: tried with its first load
@@ -94,7 +91,9 @@ class CpuDriver:
             device_name=f"{platform.machine()} CPU, {len(os.sched_getaffinity(0))} threads",
             memory_bytes=device_bytes(),
             dtypes=tuple(DTYPES),
-            ops=op_names(),
+            ops=tuple(sorted({*op_names(), *(offer.op for offer in NATIVE)})),
+            quantizations=QUANTIZATIONS,
+            batch_invariant=True,
             gives_back=True,
             streams=True,
         )
@@ -103,44 +102,47 @@ class CpuDriver:
         """Take and touch the arena, and map the host tier. Raises: DeviceOutOfMemory, OptionUnknown, PlanRejected."""
         if self._device is not None:
             raise PlanRejected("The driver is open already.")
+        options = CpuOptions.read(spec.options)
         _check_open(spec)
         _keep_freed_memory()
-        torch.set_num_threads(spec.threads or len(os.sched_getaffinity(0)))
+        if options.cpus:
+            os.sched_setaffinity(0, options.cpus)  # threads that torch makes from now on inherit it
+        num_threads = spec.threads or len(os.sched_getaffinity(0))
+        torch.set_num_threads(num_threads)
+        pages = PageShape(spec.page_tokens, spec.granule_bytes, DTYPES[spec.dtype])
         arena = Arena(spec.num_slabs * spec.slab_bytes, spec.granule_bytes, spec.slab_bytes)
         host = None if host_fd is None or spec.host_bytes == 0 else HostMemory(host_fd, spec.host_bytes, spec.granule_bytes)
+        ops = OpChooser(pages, *open_engine(options, num_threads), disagreeing=options.disagree)
+        copier = Copier(torch.get_num_threads())
         self._device = Device(
-            arena=arena,
-            host=host,
-            pages=PageShape(spec.page_tokens, spec.granule_bytes, DTYPES[spec.dtype]),
-            mover=fastest_mover(arena, host, self._ops.table),
+            mover=fastest_mover(arena, host, ops.table),
             rows=RowTable(spec.max_rows, spec.max_step_tokens, spec.page_tokens),
-            copier=Copier(torch.get_num_threads()),
+            ground=Ground(arena, ops, spec.max_step_tokens, host, copier, spec.batch_invariant),
         )
 
     def inspect(self, spec: InspectSpec) -> ModelSpec:
-        """Read config and headers of a model. Raises: ModelUnsupported, ModelCorrupt."""
-        pages = self._opened().pages
-        return inspect_adapter(spec, pages) if spec.base else inspect_model(spec, pages)
+        """Read config and headers of a model, and decide what runs it. Raises: ModelUnsupported, ModelCorrupt."""
+        ground = self._opened().ground
+        with torch.inference_mode():
+            return inspect_adapter(spec, ground.ops.pages) if spec.base else inspect_cpu_model(spec, ground)
 
     def load(self, spec: LoadSpec, progress: Callable[[int, int], None]) -> LoadedModel:
         """Copy the weights into place; see the contract. Raises: ModelUnsupported, ModelCorrupt, PlanRejected, UnknownModel."""
-        device = self._opened()
+        ground = self._opened().ground
         began = time.perf_counter()
         self._loaded.check_free(spec)
-        ground = Ground(device.arena, device.pages, self._ops, device.host, device.copier)
         with torch.inference_mode():
             if spec.base_id:
                 adapter = load_cpu_adapter(spec, ground, progress)
                 with self._publishing:
                     self._loaded = self._loaded.with_adapter(spec.model_id, adapter)  # invariant 2
                 return adapter.loaded(spec.model_id, time.perf_counter() - began)
-            files = open_model(spec.source, device.pages.dtype)
-            model = load_model(files, spec, ground, progress)
+            model = load_model(ground.ops.decide(spec.source), spec, ground, progress)
             if model.stream is None and spec.source not in self._paces:
-                self._paces[spec.source] = prefill_pace(model, device.pages.granule_bytes)
+                self._paces[spec.source] = prefill_pace(model, ground.ops.pages.granule_bytes)
         with self._publishing:
             self._loaded = self._loaded.with_model(spec.model_id, model)  # invariant 2
-        sizes = [segment.size_bytes for segment in files.segments]
+        sizes = [segment.size_bytes for segment in model.decision.files.segments]
         streamed_bytes = sum(size for size, offset in zip(sizes, spec.offsets, strict=True) if offset < 0)
         rate = model.stream.rate if model.stream is not None else 0.0
         return LoadedModel(
@@ -165,20 +167,20 @@ class CpuDriver:
 
     def park(self, model_id: int, host_offsets: tuple[int, ...]) -> tuple[int, ...]:
         """Copy a model or an adapter to the host tier; see the contract. Raises: UnknownModel, PlanRejected."""
-        device = self._opened()
-        if device.host is None:
+        ground = self._opened().ground
+        if ground.host is None:
             raise PlanRejected("The driver was opened without a host tier.")
         streamed, places = self._loaded.streamed(model_id), self._loaded.places(model_id)
         park = park_segments if streamed is None else streamed.park
-        return park(device.arena, device.host, places, host_offsets, device.copier)
+        return park(ground.arena, ground.host, places, host_offsets, ground.copier)
 
     def give_back(self, slabs: tuple[int, ...]) -> None:
         """Let the machine have the memory of free slabs. Raises: PlanRejected."""
-        self._opened().arena.memory.give_back(slabs)
+        self._opened().ground.arena.memory.give_back(slabs)
 
     def take(self, slabs: tuple[int, ...]) -> None:
         """Have the memory of slabs again. Raises: DeviceOutOfMemory, PlanRejected."""
-        self._opened().arena.memory.take(slabs)
+        self._opened().ground.arena.memory.take(slabs)
 
     def apply(self, plan: Plan) -> None:
         """Carry out a plan but for its steps. Raises: PlanRejected, before anything changed; PageCorrupt, see the contract."""
@@ -201,13 +203,13 @@ class CpuDriver:
         results: list[RowResult] = []
         failed: dict[int, str] = {}
         num_tokens = 0
-        with torch.inference_mode(), device.copier.pacer.step():
+        with torch.inference_mode(), device.ground.copier.pacer.step():
             for share in device.rows.take(step_idx):
                 num_tokens += len(share.tokens)
                 try:
                     results += self._run(share)
                 except StreamBroken as error:  # it costs this model's rows; nothing of them has moved on
-                    results += [self._failed(row, str(error)) for row in share.rows]
+                    results += [fail_row(row, str(error), device.rows) for row in share.rows]
                     failed[share.model_id] = str(error)
         return StepResult(tuple(results), time.perf_counter() - began, num_tokens, failed)
 
@@ -218,9 +220,7 @@ class CpuDriver:
             model.close()
         self._loaded = Loaded()
         if device is not None:
-            device.arena.close()
-            if device.host is not None:
-                device.host.close()
+            device.ground.close()
 
     def _opened(self) -> Device:
         if self._device is None:
@@ -230,57 +230,28 @@ class CpuDriver:
     def _clear_ahead(self, row: Row, position: int) -> None:
         """Zero what lies at and beyond `position` in the page that holds it (invariant 1)."""
         device, model = self._opened(), self._loaded.models[row.model_id]
-        page, num_tokens = divmod(position, device.pages.page_tokens)
-        if num_tokens:
+        page, num_tokens = divmod(position, device.rows.page_tokens)
+        if num_tokens and not model.is_native:
             for shape, table in zip(model.frames, row.tables, strict=True):
                 device.mover.clear_tail(shape, int(table[page]), num_tokens)
 
     def _run(self, share: StepRows) -> list[RowResult]:
         """One model's share of a step."""
-        loaded = self._loaded
+        loaded, rows = self._loaded, self._opened().rows
         model = loaded.models.get(share.model_id)
         if model is None:
             raise PlanRejected(f"Model {share.model_id} was unloaded under a plan that runs it.")
-        page_tokens = self._opened().pages.page_tokens
-        for row, count in zip(share.rows, share.counts, strict=True):
-            if row.position % page_tokens == 0 or row.position // page_tokens != (row.position + count - 1) // page_tokens:
-                self._clear_ahead(row, row.position + count)  # a page is opened: invariant 1
-        hidden = model.decoder.forward(model.batch(share, loaded.lora_batch(share)))
-        sampling = [idx for idx in range(len(share.rows)) if share.samples(idx)]
-        scores = {idx: score(model.decoder, hidden, share, idx) for idx, row in enumerate(share.rows) if row.is_scoring}
-        for row, count in zip(share.rows, share.counts, strict=True):
-            self._opened().rows.advance(row, count)
-        picks = dict(zip(sampling, self._pick(model, hidden, share, sampling), strict=True))
-        return [self._result(row, picks.get(idx), scores.get(idx, ())) for idx, row in enumerate(share.rows)]
-
-    def _pick(self, model: CpuModel, hidden: Tensor, share: StepRows, sampling: list[int]) -> list[Pick]:
-        if not sampling:
-            return []
-        last = [share.starts[idx] + share.counts[idx] - 1 for idx in sampling]
-        chosen = hidden if len(last) == hidden.shape[0] else hidden[last]
-        return pick_tokens(model.decoder.logits(chosen), [share.rows[idx] for idx in sampling], model.decoder.table.sample)
-
-    def _result(self, row: Row, pick: Pick | None, scored: tuple[TokenLogprob, ...] | None) -> RowResult:
-        rows = self._opened().rows
-        if scored is None or (pick is not None and pick.token < 0):
-            return self._failed(row, NOT_FINITE)
-        if pick is None:
-            return RowResult(row.slot, logprobs=scored)
-        is_stopped = rows.append(row, pick.token)
-        return RowResult(row.slot, (pick.token,), () if pick.logprob is None else (pick.logprob,), is_stopped)
-
-    def _failed(self, row: Row, error: str) -> RowResult:
-        self._opened().rows.fail(row)
-        return RowResult(row.slot, error=error)
+        if not model.is_native:
+            page_tokens = rows.page_tokens
+            for row, count in zip(share.rows, share.counts, strict=True):
+                if row.position % page_tokens == 0 or row.position // page_tokens != (row.position + count - 1) // page_tokens:
+                    self._clear_ahead(row, row.position + count)  # a page is opened: invariant 1
+        return run_share(model, share, loaded.lora_of(share), rows)
 
 
 def _check_open(spec: OpenSpec) -> None:
-    if spec.options:
-        raise OptionUnknown(f"The cpu driver has no options; it was given {', '.join(sorted(spec.options))}.")
     if spec.dtype not in DTYPES:
         raise OptionUnknown(f"dtype is {spec.dtype!r}; the cpu driver computes in {', '.join(DTYPES)}.")
-    if spec.batch_invariant:
-        raise OptionUnknown("batch_invariant is true; the cpu driver cannot promise it.")
     if spec.granule_bytes <= 0 or spec.granule_bytes % GRANULE_ALIGN or spec.num_slabs <= 0 or spec.slab_bytes <= 0:
         raise PlanRejected(f"The arena needs slabs, and granules that are a multiple of {GRANULE_ALIGN} bytes.")
 

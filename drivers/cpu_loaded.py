@@ -12,10 +12,12 @@ import torch
 from drivers.arena import FrameShape
 from drivers.contract import LoadedModel, LoadSpec
 from drivers.cpu_model import Arrival, CpuModel, Ground
+from drivers.cpu_runners import StepLora
 from drivers.errors import PlanRejected, UnknownModel
 from drivers.models.adapter import AdapterWeights, LoraBatch, load_adapter, open_adapter, view_adapter
 from drivers.models.loader import Target
 from drivers.models.storage import ALIGN_BYTES
+from drivers.native.step import adapter_table
 from drivers.ops.reference import LoraRows
 from drivers.rows import ModelLimit, StepRows
 from drivers.streamed_weights import StreamedWeights
@@ -31,6 +33,7 @@ class CpuAdapter:
     size_bytes: int
     places: tuple[tuple[int, int], ...]  # offset and size of its one segment
     arrival: Arrival
+    table: np.ndarray  # how native code is told of `weights`
 
     def loaded(self, adapter_id: int, seconds: float) -> LoadedModel:
         """What its load left behind."""
@@ -97,7 +100,7 @@ class Loaded:
                 limits[adapter.base_id] = replace(limit, adapter_ids=limit.adapter_ids | {adapter_id})
         return limits
 
-    def lora_batch(self, share: StepRows) -> LoraBatch | None:
+    def lora_of(self, share: StepRows) -> StepLora | None:
         """The adapters of a step's rows; None if no row has one. Raises: PlanRejected, if one was unloaded meanwhile."""
         spans: dict[int, list[np.ndarray]] = {}
         for row, start, count in zip(share.rows, share.starts, share.counts, strict=True):
@@ -110,22 +113,29 @@ class Loaded:
             raise PlanRejected(f"Adapter {min(gone)} was unloaded under a plan that runs it.")
         tokens = np.concatenate([span for parts in spans.values() for span in parts])
         counts = tuple(sum(map(len, parts)) for parts in spans.values())
-        return LoraBatch(LoraRows(torch.from_numpy(tokens), counts), [self.adapters[adapter_id].weights for adapter_id in spans])
+        adapters = [self.adapters[adapter_id] for adapter_id in spans]
+        batch = LoraBatch(LoraRows(torch.from_numpy(tokens), counts), [adapter.weights for adapter in adapters])
+        return StepLora(batch, tuple(adapter.table for adapter in adapters))
 
 
 def load_cpu_adapter(spec: LoadSpec, ground: Ground, progress: Callable[[int, int], None]) -> CpuAdapter:
     """Copy an adapter into place. Raises: PlanRejected, if the offset does not fit it; ModelCorrupt; ModelUnsupported."""
-    files = open_adapter(spec.source, ground.pages.dtype)
+    files = open_adapter(spec.source, ground.ops.pages.dtype)
     is_placed = len(spec.offsets) == 1 and not spec.space_ids and not spec.slots
     if not is_placed or spec.offsets[0] % ALIGN_BYTES or not 0 <= spec.offsets[0] <= ground.arena.size_bytes - files.size_bytes:
         raise PlanRejected(f"Adapter {spec.model_id} has one segment of {files.size_bytes} bytes, aligned to {ALIGN_BYTES}, and no spaces.")
     began, places = perf_counter(), ((spec.offsets[0], files.size_bytes),)
-    target = Target(ground.arena.bytes, spec.offsets, ground.pages.dtype)
+    target = Target(ground.arena.bytes, spec.offsets, ground.ops.pages.dtype)
     num_corrupt = 0
     if spec.host_offsets and ground.host is not None:
         num_corrupt = len(bring_segments(ground.arena, ground.host, spec, [files.size_bytes], (ground.copier, progress)))
         if not num_corrupt:
             arrival = Arrival(files.size_bytes, perf_counter() - began)
-            return CpuAdapter(spec.base_id, view_adapter(files, target), files.size_bytes, places, arrival)
+            return _adapter(spec, view_adapter(files, target), places, arrival)
     weights = load_adapter(files, target, progress)
-    return CpuAdapter(spec.base_id, weights, files.size_bytes, places, Arrival(0, perf_counter() - began, num_corrupt))
+    return _adapter(spec, weights, places, Arrival(0, perf_counter() - began, num_corrupt))
+
+
+def _adapter(spec: LoadSpec, weights: AdapterWeights, places: tuple[tuple[int, int], ...], arrival: Arrival) -> CpuAdapter:
+    [(_, size_bytes)] = places
+    return CpuAdapter(spec.base_id, weights, size_bytes, places, arrival, adapter_table(weights))

@@ -1,4 +1,4 @@
-"""A model in the arena of the CPU driver: its decoder, the shape of its pages, and the batches it makes of rows."""
+"""A model in the arena of the CPU driver: its weights on their way there, the shape of its pages, and what runs it."""
 
 from __future__ import annotations
 
@@ -7,24 +7,27 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+import msgspec
+import numpy as np
 import torch
 from torch import Tensor
 
 from drivers.arena import Arena, FrameShape
-from drivers.contract import LoadSpec
+from drivers.contract import InspectSpec, LoadSpec, ModelSpec
 from drivers.copier import Copier
-from drivers.cpu_ops import OpChooser
+from drivers.cpu_ops import Decision, OpChooser
+from drivers.cpu_runners import NativeRunner, Places, Runner, TorchRunner, layer_pages
+from drivers.cpu_shapes import frames_of
 from drivers.errors import PlanRejected
 from drivers.hostmem import HostMemory
-from drivers.models.adapter import LoraBatch
-from drivers.models.decoder import Decoder, DecoderWeights, StepBatch
-from drivers.models.loader import ModelFiles, PageShape, Target, frame_bytes, load_weights, segment_views
+from drivers.models.decoder import Decoder, DecoderWeights
+from drivers.models.loader import ModelFiles, Target, load_weights, model_spec, segment_views
 from drivers.models.storage import ALIGN_BYTES
 from drivers.models.streaming import SegmentStream
 from drivers.models.weight import Weight
-from drivers.ops.ragged import AttentionShape, HeadShape, RowSpan, plan_attention
-from drivers.ops.reference import LayerKv, linear
-from drivers.rows import GroupLimit, ModelLimit, StepRows
+from drivers.ops.ragged import AttentionShape
+from drivers.ops.reference import linear
+from drivers.rows import GroupLimit, ModelLimit
 from drivers.streamed_weights import StreamedWeights, stream_weights
 from drivers.weight_image import bring_segments
 
@@ -44,11 +47,11 @@ class Arrival:
 class CpuModel:
     """A loaded model. Frozen: a load makes one, an unload closes and forgets it."""
 
-    decoder: Decoder
+    runner: Runner
+    decision: Decision
     limit: ModelLimit
     space_ids: tuple[int, ...]  # one per KV group
     frames: tuple[FrameShape, ...]
-    attention: tuple[AttentionShape, ...]
     places: tuple[tuple[int, int], ...] = ()  # offset and size of each segment; -1 of those that are streamed
     arrival: Arrival = Arrival()
     streamed: StreamedWeights | None = None
@@ -58,24 +61,16 @@ class CpuModel:
         """What brings its layers, if they do not all stay."""
         return self.streamed.stream if self.streamed is not None else None
 
+    @property
+    def is_native(self) -> bool:
+        """Whether native code runs it."""
+        return self.decision.program is not None
+
     def close(self) -> None:
         """Write nothing to the arena any more."""
         if self.stream is not None:
             self.stream.close()
-
-    def batch(self, share: StepRows, lora: LoraBatch | None = None) -> StepBatch:
-        """The indexes of one step, and its adapters."""
-        return StepBatch(
-            tokens=torch.from_numpy(share.tokens),
-            positions=torch.from_numpy(share.positions),
-            attention=[plan_attention(shape, _spans(share, group)) for group, shape in enumerate(self.attention)],
-            lora=lora,
-        )
-
-
-def _spans(share: StepRows, group: int) -> list[RowSpan]:
-    parts = zip(share.rows, share.starts, share.counts, strict=True)
-    return [RowSpan(start, count, row.position, row.tables[group]) for row, start, count in parts]
+        self.runner.close()
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,27 +78,46 @@ class Ground:
     """What a model is built on."""
 
     arena: Arena
-    pages: PageShape
     ops: OpChooser
+    max_tokens: int  # of one step
     host: HostMemory | None = None
     copier: Copier = field(default_factory=Copier)
+    is_batch_invariant: bool = False  # native code always is; torch then computes token by token
+
+    def close(self) -> None:
+        """Give everything back."""
+        if self.ops.engine is not None:
+            self.ops.engine.close()
+        self.arena.close()
+        if self.host is not None:
+            self.host.close()
 
 
-def load_model(files: ModelFiles, spec: LoadSpec, ground: Ground, progress: Callable[[int, int], None]) -> CpuModel:
-    """Copy the weights into place, compare the fused ops with their definitions, and warm up.
+def inspect_cpu_model(source: InspectSpec, ground: Ground) -> ModelSpec:
+    """What a model needs, and what runs it, as far as that changes the bits of its pages. Raises: ModelUnsupported, ModelCorrupt."""
+    decision = ground.ops.decide(source)
+    spec = model_spec(decision.files, ground.ops.pages)
+    if decision.program is not None:
+        return msgspec.structs.replace(spec, numerics=f"{spec.numerics}/{ground.ops.engine_name}")
+    return msgspec.structs.replace(spec, numerics=f"{spec.numerics}/alone") if ground.is_batch_invariant else spec
+
+
+def load_model(decision: Decision, spec: LoadSpec, ground: Ground, progress: Callable[[int, int], None]) -> CpuModel:
+    """Copy the weights into place, and warm up.
 
     Raises: PlanRejected, if the offsets or spaces do not fit the model; ModelCorrupt; ModelUnsupported; StreamBroken.
     """
+    files = decision.files
     _check_places(files, spec, ground.arena.size_bytes)
-    target = Target(ground.arena.bytes, spec.offsets, ground.pages.dtype, ground.copier)
+    target = Target(ground.arena.bytes, spec.offsets, ground.ops.pages.dtype, ground.copier)
     began = time.perf_counter()
     if not spec.slots:
         parts, host_bytes, num_corrupt = _bring(files, target, spec, ground, progress)
         arrival = Arrival(host_bytes, time.perf_counter() - began, num_corrupt)
-        return _build(files, spec, ground, (DecoderWeights.of(parts, spec.offsets), None, arrival))
+        return _build(decision, spec, ground, (DecoderWeights.of(parts, spec.offsets), None, arrival))
     streamed = stream_weights(files, target, spec, ground.host, progress)
     try:
-        return _build(files, spec, ground, (streamed.weights, streamed, Arrival(copy_s=time.perf_counter() - began)))
+        return _build(decision, spec, ground, (streamed.weights, streamed, Arrival(copy_s=time.perf_counter() - began)))
     except BaseException:
         streamed.stream.close()
         raise
@@ -127,48 +141,48 @@ def _bring(
     return views, sum(sizes) - sum(sizes[idx] for idx in bad), len(bad)
 
 
-def _build(files: ModelFiles, spec: LoadSpec, ground: Ground, loaded: tuple[DecoderWeights, StreamedWeights | None, Arrival]) -> CpuModel:
+def _build(decision: Decision, spec: LoadSpec, ground: Ground, loaded: tuple[DecoderWeights, StreamedWeights | None, Arrival]) -> CpuModel:
     weights, streamed, arrival = loaded
-    config, dtype = files.config, ground.pages.dtype
-    heads = HeadShape(config.num_heads, config.num_kv_heads, config.head_dim)
-    page_tokens = ground.pages.page_tokens
-    frames = tuple(
-        FrameShape(
-            len(group.layers),
-            page_tokens,
-            config.num_kv_heads,
-            config.head_dim,
-            frame_bytes(config, len(group.layers), ground.pages),
-            dtype,
-        )
-        for group in config.groups
-    )
-    workspace_tokens = -(-WORKSPACE_TOKENS // page_tokens) * page_tokens
-    workspace = torch.zeros(workspace_tokens, 2, config.num_kv_heads, config.head_dim, dtype=dtype)
-    windows = tuple(group.window for group in config.groups)
-    ops = ground.ops.choose(files, page_tokens, dtype)
-    pages = _layer_pages(files, ground.arena, frames, heads)
-    if config.foreign is not None:
-        from drivers.models.foreign.decoder import make_decoder  # heavy, and may be missing
-
-        decoder: Decoder = make_decoder(config, Path(spec.source.path), (weights, pages), (ops.cover, ops.table))
-    else:
-        decoder = Decoder(config, weights, pages, (ops.cover, ops.table))
-        _warm_up(decoder)
+    files = decision.files
+    config, frames = files.config, frames_of(files, ground.ops.pages)
+    limits = [
+        GroupLimit(ground.arena.num_frames(frame.size_bytes), group.window) for frame, group in zip(frames, config.groups, strict=True)
+    ]
     return CpuModel(
-        decoder=decoder,
-        limit=ModelLimit(
-            config.vocab_size,
-            config.max_positions,
-            tuple(GroupLimit(ground.arena.num_frames(frame.size_bytes), window) for frame, window in zip(frames, windows, strict=True)),
-        ),
+        runner=_native(decision, spec, ground, weights) or _in_torch(decision, spec, ground, weights),
+        decision=decision,
+        limit=ModelLimit(config.vocab_size, config.max_positions, tuple(limits)),
         space_ids=spec.space_ids,
         frames=frames,
-        attention=tuple(AttentionShape(page_tokens, window, workspace) for window in windows),
         places=tuple((offset, segment.size_bytes) for segment, offset in zip(files.segments, spec.offsets, strict=True)),
         arrival=arrival,
         streamed=streamed,
     )
+
+
+def _native(decision: Decision, spec: LoadSpec, ground: Ground, weights: DecoderWeights) -> NativeRunner | None:
+    if decision.program is None or ground.ops.engine is None:
+        return None
+    address = np.uint64(ground.arena.bytes.data_ptr())
+    places = Places(address, spec.offsets, ground.max_tokens, ground.ops.pages.dtype is torch.bfloat16)
+    return NativeRunner(ground.ops.engine, decision.program, weights, ground.arena, places)
+
+
+def _in_torch(decision: Decision, spec: LoadSpec, ground: Ground, weights: DecoderWeights) -> TorchRunner:
+    config, pages = decision.files.config, ground.ops.pages
+    frames = frames_of(decision.files, pages)
+    kv, ops = layer_pages(config, ground.arena, frames), (decision.cover, decision.table)
+    if config.foreign is not None:
+        from drivers.models.foreign.decoder import make_decoder  # heavy, and may be missing
+
+        decoder: Decoder = make_decoder(config, Path(spec.source.path), (weights, kv), ops)
+    else:
+        decoder = Decoder(config, weights, kv, ops)
+        _warm_up(decoder)
+    workspace_tokens = -(-WORKSPACE_TOKENS // pages.page_tokens) * pages.page_tokens
+    workspace = torch.zeros(workspace_tokens, 2, config.num_kv_heads, config.head_dim, dtype=pages.dtype)
+    attention = [AttentionShape(pages.page_tokens, group.window, workspace) for group in config.groups]
+    return TorchRunner(decoder, frames, attention, is_alone=ground.is_batch_invariant)
 
 
 def _check_places(files: ModelFiles, spec: LoadSpec, arena_bytes: int) -> None:
@@ -187,15 +201,6 @@ def _check_places(files: ModelFiles, spec: LoadSpec, arena_bytes: int) -> None:
     for segment, offset in places:
         if offset % ALIGN_BYTES or offset < 0 or offset + segment.size_bytes > arena_bytes:
             raise PlanRejected(f"Segment {segment.name} at offset {offset} is not aligned to {ALIGN_BYTES} or leaves the arena.")
-
-
-def _layer_pages(files: ModelFiles, arena: Arena, frames: tuple[FrameShape, ...], heads: HeadShape) -> list[LayerKv]:
-    by_layer = {
-        layer: LayerKv(arena.layer_pages(frame, idx), heads)
-        for group, frame in zip(files.config.groups, frames, strict=True)
-        for idx, layer in enumerate(group.layers)
-    }
-    return [by_layer[layer] for layer in range(files.config.num_layers)]
 
 
 def _warm_up(decoder: Decoder) -> None:

@@ -5,13 +5,11 @@ from __future__ import annotations
 import time
 
 import numpy as np
-import torch
 
 from drivers.arena import Arena
+from drivers.contract import Sampling
 from drivers.cpu_model import CpuModel
-from drivers.models.decoder import StepBatch
-from drivers.ops.ragged import RowSpan, plan_attention
-from drivers.ops.reference import LayerKv
+from drivers.rows import Row, StepRows
 
 TOKENS = 64
 
@@ -21,23 +19,23 @@ def prefill_pace(model: CpuModel, granule_bytes: int) -> float:
 
     The model must not run yet, because its workspace is used; and it must not be streamed.
     """
-    decoder, page_tokens = model.decoder, model.frames[0].page_tokens
-    num_tokens = min(TOKENS, decoder.config.max_positions)
-    num_pages = -(-num_tokens // page_tokens)
-    arenas = [Arena(num_pages * frame.size_bytes, granule_bytes) for frame in model.frames]
-    pages = {
-        layer: LayerKv(arena.layer_pages(frame, idx), decoder.heads)
-        for arena, frame, group in zip(arenas, model.frames, decoder.config.groups, strict=True)
-        for idx, layer in enumerate(group.layers)
-    }
-    trial = decoder.with_pages([pages[layer] for layer in range(decoder.config.num_layers)])
-    tables = [np.arange(num_pages) * (frame.size_bytes // granule_bytes) for frame in model.frames]
-    batch = StepBatch(
-        tokens=torch.arange(num_tokens) % decoder.config.vocab_size,
-        positions=torch.arange(num_tokens),
-        attention=[plan_attention(shape, [RowSpan(0, num_tokens, 0, table)]) for shape, table in zip(model.attention, tables, strict=True)],
-    )
-    trial.forward(batch)
-    began = time.perf_counter()
-    trial.forward(batch)
-    return (time.perf_counter() - began) / num_tokens
+    num_tokens = min(TOKENS, model.limit.max_positions)
+    num_pages = -(-num_tokens // model.frames[0].page_tokens)
+    arena = Arena(sum(num_pages * frame.size_bytes for frame in model.frames), granule_bytes)
+    tables: list[np.ndarray] = []
+    start = 0
+    for frame in model.frames:
+        size = frame.size_bytes // granule_bytes
+        tables.append(start + size * np.arange(num_pages))
+        start += size * num_pages
+    tokens, positions = np.arange(num_tokens) % model.limit.vocab_size, np.arange(num_tokens)
+    row = Row(0, 0, 0, tokens.tolist(), tables, Sampling(), score_from=-1, output_start=0)
+    share = StepRows(0, (row,), (num_tokens,), (0,), tokens, positions)
+    trial = model.runner.in_arena(arena)
+    try:
+        trial.forward(share)
+        began = time.perf_counter()
+        trial.forward(share)
+        return (time.perf_counter() - began) / num_tokens
+    finally:
+        trial.close()

@@ -25,7 +25,7 @@ SEED = 20111112
 class Case:
     """One call in the shapes of a model; two calls of equal cases need not be compared both."""
 
-    implementation: str
+    implementation: Implementation
     call: Call  # its layer and its KV group are 0
     widths: tuple[int, ...]  # of its inputs
     parts: tuple[tuple[int, ...], ...]  # shapes
@@ -34,9 +34,9 @@ class Case:
     dtype: torch.dtype
 
 
-def cases(cover: Cover, shapes: Sequence[Shapes], windows: Sequence[int | None], dtype: torch.dtype) -> dict[Case, Implementation]:
+def cases(cover: Cover, shapes: Sequence[Shapes], windows: Sequence[int | None], dtype: torch.dtype) -> tuple[Case, ...]:
     """What of a cover is to be compared: every call that does not run by its definition alone, each case once."""
-    found: dict[Case, Implementation] = {}
+    found: dict[Case, None] = {}
     for choices, shape in zip(cover.lists, shapes, strict=True):
         for choice, widths in _widths(choices, shape):
             implementation = choice.implementation
@@ -44,19 +44,19 @@ def cases(cover: Cover, shapes: Sequence[Shapes], windows: Sequence[int | None],
                 window = next((windows[each.group] for each in choice.call.settings if isinstance(each, AttentionSettings)), None)
                 parts = tuple(shape.parts[name] for name in choice.call.parts)
                 facts = (shape.heads, shape.page_tokens)
-                case = Case(implementation.name, _anonymous(choice.call), widths, parts, facts, window, dtype)
-                found.setdefault(case, implementation)
-    return found
+                case = Case(implementation, anonymous(choice.call), widths, parts, facts, window, dtype)
+                found[case] = None
+    return tuple(found)
 
 
-def error_of(case: Case, implementation: Implementation, shape: Shapes) -> float:
+def error_of(case: Case, shape: Shapes) -> float:
     """The largest difference from the definition over the largest value, of all that the call gives; NaN where that is not finite."""
     random = torch.Generator().manual_seed(SEED)
     parts: Parts = {name: _part(size, random, case.dtype) for name, size in zip(case.call.parts, case.parts, strict=True)}
     plain = _step(case, shape, random)
     tried = _copy(plain)
     run_definition(case.call, parts, plain)
-    implementation.run(case.call, parts, tried)
+    case.implementation.run(case.call, parts, tried)
     found = [tried.values[name] for name in case.call.outputs] + [kv.pages for kv in tried.kv]
     expected = [plain.values[name] for name in case.call.outputs] + [kv.pages for kv in plain.kv]
     return worst_error(found, expected)
@@ -87,10 +87,11 @@ def _widths(choices: Sequence[Choice], shapes: Shapes) -> Iterator[tuple[Choice,
     for choice in choices:
         yield choice, tuple(known[name] for name in choice.call.inputs)
         for call in choice.call.stands_for or (choice.call,):
-            known |= dict.fromkeys(call.outputs, _width(call, known, shapes))
+            known |= dict.fromkeys(call.outputs, width_after(call, known, shapes))
 
 
-def _width(call: Call, known: dict[str, int], shapes: Shapes) -> int:
+def width_after(call: Call, known: dict[str, int], shapes: Shapes) -> int:
+    """The width of what a primitive call gives, by the widths of the values before it."""
     if call.op == "embed":
         return shapes.parts[call.parts[0]][-1]
     if call.op == "linear":
@@ -100,10 +101,10 @@ def _width(call: Call, known: dict[str, int], shapes: Shapes) -> int:
     return known[call.inputs[0]] // 2 if call.op == "act_mul" else known[call.inputs[0]]
 
 
-def _anonymous(call: Call) -> Call:
+def anonymous(call: Call) -> Call:
     """The call as if it were of layer 0."""
     settings = tuple(map(_first_layer, call.settings))
-    return replace(call, settings=settings, stands_for=tuple(map(_anonymous, call.stands_for)))
+    return replace(call, settings=settings, stands_for=tuple(map(anonymous, call.stands_for)))
 
 
 def _first_layer(settings: Settings) -> Settings:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import msgspec
 import torch
 import transformers
 from torch import Tensor
@@ -16,6 +17,7 @@ from drivers.cpu import CpuDriver
 GRANULE_BYTES = 1024
 PAGE_TOKENS = 16
 GREEDY = Sampling(temperature=0.0)
+TORCH = {"native": "off"}  # options of a driver that leaves native code alone
 SHAPE: dict[str, object] = {
     "vocab_size": 199,
     "hidden_size": 96,
@@ -59,14 +61,14 @@ class CpuRig:
     num_slabs: int = 8
     page_tokens: int = PAGE_TOKENS
     max_step_tokens: int = 512
+    options: Mapping[str, str] = field(default_factory=dict)
     driver: CpuDriver = field(default_factory=CpuDriver)
     seq: int = 0
 
     def __post_init__(self) -> None:
         """Open the driver and load the model at the start of the arena."""
-        self.driver.open(
-            OpenSpec(self.num_slabs, 1 << 20, GRANULE_BYTES, self.page_tokens, 8, self.max_step_tokens, dtype=self.dtype, threads=1), None
-        )
+        room = OpenSpec(self.num_slabs, 1 << 20, GRANULE_BYTES, self.page_tokens, 8, self.max_step_tokens)
+        self.driver.open(msgspec.structs.replace(room, dtype=self.dtype, threads=1, options=dict(self.options)), None)
         self.adopt()
 
     def adopt(self) -> None:

@@ -14,10 +14,12 @@ from safetensors.torch import load_file, save_file
 
 from drivers.contract import InspectSpec, LoadSpec, ModelSpec, OpenSpec, RowStart
 from drivers.cpu import CpuDriver
+from drivers.cpu_runners import StepLora
 from drivers.errors import ModelCorrupt, ModelUnsupported, PlanRejected, UnknownModel
 from drivers.hostmem import HostMemory
 from drivers.models.adapter import AdapterWeights, LoraBatch, load_adapter, open_adapter
 from drivers.models.loader import Target
+from drivers.native.step import adapter_table
 from drivers.ops.reference import LoraRows
 from drivers.rows import StepRows
 from tests.drivers.cpu_rig import GRANULE_BYTES, CpuRig, greedy_reference, prompt_of, reference_logits, save_model
@@ -105,7 +107,7 @@ class LogitsRig(DecoderRig):
                 counts.append(count)
                 adapters.append(adapter)
         lora = LoraBatch(LoraRows(torch.tensor(tokens), tuple(counts)), adapters)
-        return self.model.decoder.forward(self.model.batch(share, lora))
+        return self.model.runner.forward(share, StepLora(lora, tuple(map(adapter_table, adapters))))
 
 
 @pytest.fixture

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import pytest
@@ -18,7 +18,7 @@ from drivers.cpu import CpuDriver
 from drivers.errors import DeviceLost, DeviceOutOfMemory, OptionUnknown, PageCorrupt, PlanRejected, UnknownModel
 from drivers.hostmem import HostMemory, host_frame_bytes
 from memory.page import Move, Tier, Zero
-from tests.drivers.cpu_rig import GRANULE_BYTES, GREEDY, CpuRig, greedy_reference, prompt_of, reference_logits, save_model
+from tests.drivers.cpu_rig import GRANULE_BYTES, GREEDY, TORCH, CpuRig, greedy_reference, prompt_of, reference_logits, save_model
 
 DEMO_MODEL = Path(__file__).parents[2] / "examples" / "demo_model"
 KEY = b"0123456789abcdef"
@@ -32,18 +32,26 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return directory
 
 
+@pytest.fixture(scope="module", params=[{}, TORCH], ids=["native", "torch"])
+def options(request: pytest.FixtureRequest) -> Mapping[str, str]:
+    """Both ways in which the driver computes."""
+    chosen: Mapping[str, str] = request.param
+    return chosen
+
+
 @pytest.fixture
-def rig(model: Path) -> Iterator[CpuRig]:
+def rig(model: Path, options: Mapping[str, str]) -> Iterator[CpuRig]:
     """A driver with that model."""
-    rig = CpuRig(model)
+    rig = CpuRig(model, options=options)
+    assert rig.driver._loaded.models[1].is_native is (not options)
     yield rig
     rig.driver.close()
 
 
 @pytest.fixture(scope="module")
-def alone(model: Path) -> dict[int, list[int]]:
+def alone(model: Path, options: Mapping[str, str]) -> dict[int, list[int]]:
     """What prompts 0..4 go on with when nobody else is there."""
-    rig = CpuRig(model)
+    rig = CpuRig(model, options=options)
     return {seed: rig.generate(prompt_of(20 + 7 * seed, seed), 24) for seed in range(5)}
 
 
@@ -78,13 +86,14 @@ def test_a_row_goes_on_in_another_slot_from_its_pages(rig: CpuRig, alone: dict[i
 def test_what_a_frame_held_before_does_not_matter(rig: CpuRig, alone: dict[int, list[int]]) -> None:
     """A row in frames full of NaN, then one that goes on in the middle of a page whose rest is NaN."""
     start = rig.start(0, prompt_of(20, 0), GREEDY, 24)
-    arena = rig.driver._opened().arena  # the test's way to make a mess that the kernel never would
+    arena = rig.driver._opened().ground.arena  # the test's way to make a mess that the kernel never would
     size_bytes = rig.spec.groups[0].frame_bytes
     for frame in start.frames[0]:
         arena.frames(size_bytes)[frame].fill_(0xFF)
     first = [results[0].tokens[0] for results in rig.run([(0, 20)], 5, [start])]
     middle = RowStart(1, 1, 24, (first[-1],), start.frames, GREEDY)
-    arena.frames(size_bytes).view(-1, size_bytes)[start.frames[0][1]].view(torch.float32).view(3, 16, -1)[:, 8:].fill_(math.nan)
+    for view in arena.token_views(rig.driver._loaded.models[1].frames[0]):
+        view[start.frames[0][1], :, :, 8:].fill_(math.nan)
     rest = [results[1].tokens[0] for results in rig.run([(1, 1)], 19, [middle], clears=(0,))]
     assert first + rest == alone[0]
 
@@ -118,11 +127,11 @@ def test_a_seeded_draw_goes_on_the_same_after_an_interruption(rig: CpuRig) -> No
     assert resumed == whole[7:]
 
 
-def test_scores_equal_transformers_over_chunks(tmp_path: Path) -> None:
+def test_scores_equal_transformers_over_chunks(tmp_path: Path, options: Mapping[str, str]) -> None:
     reference = save_model(tmp_path, "Llama")
     prompt = prompt_of(50, 3)
     expected = reference_logits(reference, prompt).log_softmax(-1)
-    rig = CpuRig(tmp_path)
+    rig = CpuRig(tmp_path, options=options)
     start = RowStart(2, 1, 0, tuple(prompt), rig.tables(50), Sampling(num_logprobs=199), score_from=10)
     steps = [rig.run([(2, 30)], starts=[start])[0][2], rig.run([(2, 20)])[0][2]]
     found = [logprob for step in steps for logprob in step.logprobs]
@@ -132,13 +141,13 @@ def test_scores_equal_transformers_over_chunks(tmp_path: Path) -> None:
     assert float((everything - expected[9:49]).abs().max() / expected.abs().max()) <= 1e-4
 
 
-def test_a_row_whose_logits_are_not_finite_fails_alone(tmp_path: Path, alone: dict[int, list[int]]) -> None:
+def test_a_row_whose_logits_are_not_finite_fails_alone(tmp_path: Path, options: Mapping[str, str]) -> None:
     save_model(tmp_path, "Llama")
     path = tmp_path / "model.safetensors"
     tensors = load_file(path)
     tensors["model.embed_tokens.weight"][150] = math.nan
     save_file(tensors, path)
-    rig = CpuRig(tmp_path)
+    rig = CpuRig(tmp_path, options=options)
     poisoned = [*prompt_of(20, 1)[:19], 150]
     clean = [token if token != 150 else 151 for token in prompt_of(30, 9)]
     steps = rig.run([(0, 20), (1, 30)], 3, [rig.start(0, poisoned, GREEDY, 8), rig.start(1, clean, GREEDY, 8)])
@@ -148,11 +157,11 @@ def test_a_row_whose_logits_are_not_finite_fails_alone(tmp_path: Path, alone: di
 
 
 @pytest.fixture
-def host(model: Path) -> Iterator[tuple[CpuRig, HostMemory]]:
+def host(model: Path, options: Mapping[str, str]) -> Iterator[tuple[CpuRig, HostMemory]]:
     """A driver with a host tier of 1 MiB, and the front's own mapping of it."""
     tier = HostMemory.create(1 << 20, GRANULE_BYTES)
     driver = CpuDriver()
-    spec = OpenSpec(8, 1 << 20, GRANULE_BYTES, 16, 8, 512, threads=1, host_bytes=1 << 20)
+    spec = OpenSpec(8, 1 << 20, GRANULE_BYTES, 16, 8, 512, threads=1, host_bytes=1 << 20, options=dict(options))
     driver.open(spec, os.dup(tier.fd))
     rig = CpuRig.__new__(CpuRig)
     rig.__dict__.update(directory=model, driver=driver, seq=0, num_slabs=8, page_tokens=16, max_positions=0)
@@ -194,7 +203,7 @@ def test_a_page_that_does_not_hold_is_named_and_rows_stay_untouched(host: tuple[
     with pytest.raises(PageCorrupt) as caught:
         rig.driver.apply(Plan(1, 2, moves=moves, starts=(rig.start(0, [5]),)))
     assert caught.value.move_idxs == (0,)
-    assert bytes(rig.driver._opened().arena.frame(frames[1], 4)) == b"\x01" * 4
+    assert bytes(rig.driver._opened().ground.arena.frame(frames[1], 4)) == b"\x01" * 4
     assert rig.driver._opened().rows.row(0) is None
 
 
@@ -203,10 +212,10 @@ def test_zeroed_frames_are_zero_in_both_tiers(host: tuple[CpuRig, HostMemory]) -
     space, size_bytes = rig.space_ids[0], rig.spec.groups[0].frame_bytes
     tier.write_page(0, b"\x01" * size_bytes, KEY, 16, space)
     [frames] = rig.tables(16)
-    rig.driver._opened().arena.frame(frames[0], size_bytes)[:] = b"\x01" * size_bytes
+    rig.driver._opened().ground.arena.frame(frames[0], size_bytes)[:] = b"\x01" * size_bytes
     rig.driver.apply(Plan(1, 2, zeros=(Zero(space, Tier.HOST, 0), Zero(space, Tier.DEVICE, frames[0]))))
     assert tier.peek(0) is None
-    assert not any(rig.driver._opened().arena.frame(frames[0], size_bytes))
+    assert not any(rig.driver._opened().ground.arena.frame(frames[0], size_bytes))
 
 
 def test_frames_of_an_unloaded_model_can_still_be_zeroed(rig: CpuRig) -> None:
@@ -277,7 +286,10 @@ def test_two_models_run_in_one_step(rig: CpuRig, tmp_path: Path) -> None:
     [
         OpenSpec(1, 1 << 20, 1024, 16, 8, 512, dtype="float8"),
         OpenSpec(1, 1 << 20, 1024, 16, 8, 512, options={"turbo": "on"}),
-        OpenSpec(1, 1 << 20, 1024, 16, 8, 512, batch_invariant=True),
+        OpenSpec(1, 1 << 20, 1024, 16, 8, 512, options={"native": "perhaps"}),
+        OpenSpec(1, 1 << 20, 1024, 16, 8, 512, options={"isa": "mmx"}),
+        OpenSpec(1, 1 << 20, 1024, 16, 8, 512, options={"cpus": "0-"}),
+        OpenSpec(1, 1 << 20, 1024, 16, 8, 512, options={"cpus": "4096"}),
     ],
 )
 def test_settings_that_it_does_not_know_are_refused(spec: OpenSpec) -> None:
@@ -323,9 +335,9 @@ def test_frames_may_come_by_patch_between_quanta(rig: CpuRig, alone: dict[int, l
 
 
 @pytest.mark.skipif(not (DEMO_MODEL / "model.safetensors").is_file(), reason="the shipped model is not in this checkout")
-def test_the_shipped_model_writes_what_transformers_writes() -> None:
+def test_the_shipped_model_writes_what_transformers_writes(options: Mapping[str, str]) -> None:
     reference = transformers.AutoModelForCausalLM.from_pretrained(DEMO_MODEL, dtype=torch.float32)
-    rig = CpuRig(DEMO_MODEL, num_slabs=64)
+    rig = CpuRig(DEMO_MODEL, num_slabs=64, options=options)
     prompts = [prompt_of(90, 1, 4096), prompt_of(33, 2, 4096), prompt_of(5, 3, 4096)]
     starts = [rig.start(slot, prompt, GREEDY, 64) for slot, prompt in enumerate(prompts)]
     steps = rig.run([(slot, len(prompt)) for slot, prompt in enumerate(prompts)], 64, starts)
@@ -339,10 +351,10 @@ def test_the_shipped_model_writes_what_transformers_writes() -> None:
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [("bfloat16", 5e-2), ("float16", 5e-3)])
-def test_narrow_dtypes_stay_near_the_float32_logits(dtype: str, tolerance: float, tmp_path: Path) -> None:
+def test_narrow_dtypes_stay_near_the_float32_logits(dtype: str, tolerance: float, tmp_path: Path, options: Mapping[str, str]) -> None:
     reference = save_model(tmp_path, "Llama")
     prompts = [prompt_of(40, 1), prompt_of(25, 2)]
-    rig = CpuRig(tmp_path, dtype=dtype)
+    rig = CpuRig(tmp_path, dtype=dtype, options=options)
     scores = [
         RowStart(slot, 1, 0, tuple(prompt), rig.tables(40), Sampling(num_logprobs=199), score_from=0) for slot, prompt in enumerate(prompts)
     ]
@@ -355,7 +367,7 @@ def test_narrow_dtypes_stay_near_the_float32_logits(dtype: str, tolerance: float
 
 def test_what_the_driver_states_is_what_it_takes() -> None:
     stated = CpuDriver().probe()
-    assert not stated.batch_invariant
+    assert stated.batch_invariant
     for dtype in stated.dtypes:
         driver = CpuDriver()
         driver.open(OpenSpec(1, 1 << 20, 1024, 16, 8, 512, dtype=dtype, threads=1), None)

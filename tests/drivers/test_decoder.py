@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import pytest
@@ -11,13 +11,15 @@ from torch import Tensor
 
 from drivers.arena import Arena
 from drivers.contract import InspectSpec, LoadSpec, Plan, RowRun, RowStart, Sampling
-from drivers.cpu_model import CpuModel, Ground, load_model
+from drivers.cpu_model import CpuModel, Ground, inspect_cpu_model, load_model
 from drivers.cpu_ops import OpChooser
-from drivers.models.loader import PageShape, inspect_model, open_model
-from drivers.ops.implementation import REFERENCE
-from drivers.ops.table import OpTable
+from drivers.cpu_runners import TorchRunner
+from drivers.models.decoder import Decoder
+from drivers.models.loader import PageShape
+from drivers.native.engine import Engine
+from drivers.ops.implementation import REFERENCE, Implementation
 from drivers.rows import RowTable, StepRows
-from tests.drivers.cpu_rig import GRANULE_BYTES, GREEDY, CpuRig, greedy_reference, prompt_of, reference_logits, save_model
+from tests.drivers.cpu_rig import GRANULE_BYTES, GREEDY, TORCH, CpuRig, greedy_reference, prompt_of, reference_logits, save_model
 
 LLAMA3 = {"rope_type": "llama3", "factor": 4.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 64}
 YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 128}
@@ -50,21 +52,30 @@ CASES: dict[str, tuple[str, dict[str, object]]] = {
 class DecoderRig:
     """A model in an arena with a row table, so that tests can look at logits."""
 
-    def __init__(self, directory: Path, max_positions: int = 0, ops: OpChooser | None = None) -> None:
-        """Load the model at the start of an arena of 8 MiB."""
+    def __init__(self, directory: Path, max_positions: int = 0, *, is_native: bool = False, offers: Sequence[Implementation] = ()) -> None:
+        """Load the model at the start of an arena of 8 MiB; `offers`: what may run it, else all that torch has."""
         pages = PageShape(16, GRANULE_BYTES, torch.float32)
+        ops = OpChooser(pages, Engine(1) if is_native else None)
+        ops.offers = tuple(offers) or ops.offers
+        ground = Ground(Arena(8 << 20, GRANULE_BYTES), ops, max_tokens=512)
         source = InspectSpec(str(directory), max_positions)
-        spec = inspect_model(source, pages)
+        spec = inspect_cpu_model(source, ground)
         offsets, end = [], 0
         for segment in spec.segments:
             offsets.append(end)
             end += -(-segment.size_bytes // GRANULE_BYTES) * GRANULE_BYTES
         load = LoadSpec(1, source, tuple(range(len(spec.groups))), tuple(offsets))
-        ground = Ground(Arena(8 << 20, GRANULE_BYTES), pages, ops or OpChooser())
         with torch.inference_mode():
-            self.model: CpuModel = load_model(open_model(source, torch.float32), load, ground, lambda done, total: None)
+            self.model: CpuModel = load_model(ops.decide(source), load, ground, lambda done, total: None)
+        assert self.model.is_native is is_native
         self.frame = max(group.frame_bytes for group in spec.groups) // GRANULE_BYTES
         self.next = end // GRANULE_BYTES
+
+    @property
+    def decoder(self) -> Decoder:
+        """What computes in torch."""
+        assert isinstance(self.model.runner, TorchRunner)
+        return self.model.runner.decoder
 
     def logits(self, prompts: Sequence[Sequence[int]], chunk: int) -> list[Tensor]:
         """Logits of every position of every prompt, all computed side by side in chunks."""
@@ -85,14 +96,14 @@ class DecoderRig:
     def _compute(self, table: RowTable, found: list[list[Tensor]]) -> None:
         [share] = table.take(0)
         with torch.inference_mode():
-            logits = self.model.decoder.logits(self.hidden(share))
+            logits = self.model.runner.logits(self.hidden(share), range(len(share.tokens)))
         for row, start, count in zip(share.rows, share.starts, share.counts, strict=True):
             found[row.slot].append(logits[start : start + count])
             table.advance(row, count)
 
     def hidden(self, share: StepRows) -> Tensor:
         """The last hidden states of a step."""
-        return self.model.decoder.forward(self.model.batch(share))
+        return self.model.runner.forward(share)
 
     def _tables(self, num_tokens: int) -> tuple[tuple[int, ...], ...]:
         tables = []
@@ -108,22 +119,24 @@ def relative_error(found: Tensor, expected: Tensor) -> float:
     return float((found - expected).abs().max() / expected.abs().max())
 
 
+@pytest.mark.parametrize("is_native", [True, False], ids=["native", "torch"])
 @pytest.mark.parametrize("case", CASES)
-def test_logits_equal_transformers_across_pages_chunks_and_strangers(case: str, tmp_path: Path) -> None:
+def test_logits_equal_transformers_across_pages_chunks_and_strangers(case: str, is_native: bool, tmp_path: Path) -> None:
     family, changes = CASES[case]
     reference = save_model(tmp_path, family, **changes)
     prompts = [prompt_of(100, 1), prompt_of(37, 2), prompt_of(1, 3), prompt_of(64, 4)]
-    found = DecoderRig(tmp_path).logits(prompts, chunk=13)
+    found = DecoderRig(tmp_path, is_native=is_native).logits(prompts, chunk=13)
     errors = [relative_error(logits, reference_logits(reference, prompt)) for logits, prompt in zip(found, prompts, strict=True)]
     assert max(errors) <= 1e-4
 
 
+@pytest.mark.parametrize("options", [{}, TORCH], ids=["native", "torch"])
 @pytest.mark.parametrize("case", CASES)
-def test_greedy_text_equals_transformers_over_64_tokens(case: str, tmp_path: Path) -> None:
+def test_greedy_text_equals_transformers_over_64_tokens(case: str, options: Mapping[str, str], tmp_path: Path) -> None:
     family, changes = CASES[case]
     reference = save_model(tmp_path, family, **changes)
     prompts = [prompt_of(45, 5), prompt_of(17, 6), prompt_of(3, 7)]
-    rig = CpuRig(tmp_path)
+    rig = CpuRig(tmp_path, options=options)
     starts = [rig.start(slot, prompt, GREEDY, 64) for slot, prompt in enumerate(prompts)]
     first = rig.run([(0, 20), (1, 17), (2, 3)], starts=starts)
     first += rig.run([(0, 25), (1, 1), (2, 1)])
@@ -137,7 +150,7 @@ def test_reference_ops_and_fused_ops_agree_on_a_model_with_two_kv_groups(tmp_pat
     family, changes = CASES["qwen3-window-biases"]
     save_model(tmp_path, family, **changes)
     prompts = [prompt_of(90, 1), prompt_of(1, 2), prompt_of(20, 3)]
-    plain = DecoderRig(tmp_path, ops=OpChooser(REFERENCE, table=OpTable())).logits(prompts, chunk=31)
+    plain = DecoderRig(tmp_path, offers=REFERENCE).logits(prompts, chunk=31)
     fused = DecoderRig(tmp_path).logits(prompts, chunk=31)
     assert max(relative_error(one, two) for one, two in zip(fused, plain, strict=True)) <= 1e-5
 

@@ -38,7 +38,7 @@ def test_logits_and_greedy_text_equal_transformers(case: str, tmp_path: Path) ->
     reference = save_model(tmp_path, family, **changes)
     prompts = [prompt_of(100, 1), prompt_of(1, 2), prompt_of(37, 3)]
     rig = DecoderRig(tmp_path)
-    assert isinstance(rig.model.decoder, ForeignDecoder)
+    assert isinstance(rig.decoder, ForeignDecoder)
     for found, prompt in zip(rig.logits(prompts, chunk=13), prompts, strict=True):
         assert relative_error(found, reference_logits(reference, prompt)) <= 1e-4
     assert CpuRig(tmp_path).generate(prompts[2], 64, chunk=20) == greedy_reference(reference, prompts[2], 64)
@@ -66,7 +66,7 @@ def test_a_streamed_model_says_what_a_resident_one_says(tmp_path: Path) -> None:
 
 def test_a_model_that_is_another_over_pages_is_found_out_before_it_runs(tmp_path: Path) -> None:
     save_model(tmp_path, "StableLm")
-    decoder = DecoderRig(tmp_path).model.decoder
+    decoder = DecoderRig(tmp_path).decoder
     assert decoder.config.foreign is not None
     attention = tuple(replace(each, scale=2 * each.scale) for each in decoder.config.foreign.attention)
     wrong = replace(decoder.config, foreign=replace(decoder.config.foreign, attention=attention))

@@ -126,7 +126,7 @@ def test_its_weights_never_take_more_than_their_places(model: Path, rigs: list[R
     rig = new_rig(rigs)
     loaded = rig.load(1, model, range(1, 9), 2)
     sizes = [segment.size_bytes for segment in rig.specs[1].segments]
-    arena = rig.driver._opened().arena  # the test's way to see what nobody else may
+    arena = rig.driver._opened().ground.arena  # the test's way to see what nobody else may
     assert loaded.bytes_loaded == sizes[0] + sizes[-1]
     assert loaded.streamed_bytes == sum(sizes[1:-1])
     assert rig.end <= sizes[0] + sizes[-1] + 2 * max(sizes[1:-1]) + len(sizes) * GRANULE_BYTES
@@ -193,7 +193,7 @@ def test_a_failed_model_can_be_loaded_again(tmp_path: Path, texts: dict[int, lis
 def test_nothing_is_written_after_an_unload(model: Path, rigs: list[Rig]) -> None:
     rig = new_rig(rigs)
     rig.load(1, model, range(1, 9))
-    arena = rig.driver._opened().arena  # the test's way to see what nobody else may
+    arena = rig.driver._opened().ground.arena  # the test's way to see what nobody else may
     rig.driver.unload(1)
     arena.bytes.zero_()
     rig.load(2, model)
@@ -276,7 +276,7 @@ def test_what_a_damaged_image_has_between_the_parts_does_not_stay(tmp_path: Path
     save_model(tmp_path, "Llama", hidden_size=36, intermediate_size=50, num_attention_heads=3, num_key_value_heads=3, head_dim=12)
     rig = new_rig(rigs, 16, host_fd)
     rig.load(1, tmp_path)
-    arena = rig.driver._opened().arena.bytes
+    arena = rig.driver._opened().ground.arena.bytes
     weights, images = arena[: rig.end].clone(), images_of(rig)
     checksums = rig.driver.park(1, images)
     rig.driver.unload(1)

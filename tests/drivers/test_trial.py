@@ -45,7 +45,7 @@ def test_the_trial_leaves_nothing_in_the_arena(tmp_path: Path) -> None:
 
     end = rig.free and min(rig.free) * GRANULE_BYTES
     assert end
-    assert not rig.driver._opened().arena.bytes[end:].any()
+    assert not rig.driver._opened().ground.arena.bytes[end:].any()
     rig.driver.close()
 
 

@@ -1,0 +1,175 @@
+"""The two ways in which a loaded model computes on the CPU: torch, call by call, or natively, one call for a forward pass.
+
+Either takes a step's rows as they are and answers hidden states `[num_tokens, hidden]`, of which logits are asked for by token. A runner
+belongs to one model; weights and pages stay where they are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from drivers.arena import Arena, FrameShape
+from drivers.cpu_shapes import heads_of
+from drivers.models.adapter import LoraBatch
+from drivers.models.config import DecoderConfig
+from drivers.models.decoder import Decoder, DecoderWeights, StepBatch
+from drivers.native.engine import ArenaSpan, Engine, NativeModel
+from drivers.native.program import Program
+from drivers.native.step import NativeLora, NativeStep
+from drivers.ops.ragged import AttentionShape, RowSpan, plan_attention
+from drivers.ops.reference import LayerKv
+from drivers.rows import StepRows
+
+
+@dataclass(frozen=True, slots=True)
+class StepLora:
+    """The adapters of a step's rows, as either way takes them."""
+
+    batch: LoraBatch
+    tables: tuple[np.ndarray, ...]  # of each adapter, for native code
+
+
+class Runner(Protocol):
+    """What computes a model."""
+
+    def forward(self, share: StepRows, lora: StepLora | None = None) -> Tensor:
+        """Compute the step's tokens and write their keys and values; answers hidden states. Raises: StreamBroken."""
+
+    def logits(self, hidden: Tensor, tokens: Sequence[int]) -> Tensor:
+        """Logits `[n, vocab]` of those tokens of the step."""
+
+    def greedy(self, hidden: Tensor, tokens: Sequence[int]) -> list[int] | None:
+        """The likeliest token behind each of those, the smallest of equals, -1 where logits are not finite; None: ask for logits."""
+
+    def in_arena(self, arena: Arena) -> Runner:
+        """The same model on the pages of another arena. It must not run beside this one."""
+
+    def close(self) -> None:
+        """Forget what native code keeps of it. Safe to call twice."""
+
+
+class TorchRunner:
+    """Call by call; `is_alone`: token by token, so that nothing depends on what else is in a step."""
+
+    def __init__(self, decoder: Decoder, frames: Sequence[FrameShape], attention: Sequence[AttentionShape], *, is_alone: bool) -> None:
+        self.decoder = decoder
+        self._frames = frames
+        self._attention = attention
+        self._is_alone = is_alone
+
+    def forward(self, share: StepRows, lora: StepLora | None = None) -> Tensor:
+        """See `Runner`."""
+        batch = self.batch(share, None if lora is None else lora.batch)
+        return self.decoder.forward_alone(batch) if self._is_alone else self.decoder.forward(batch)
+
+    def batch(self, share: StepRows, lora: LoraBatch | None = None) -> StepBatch:
+        """The indexes of one step, and its adapters."""
+        return StepBatch(
+            tokens=torch.from_numpy(share.tokens),
+            positions=torch.from_numpy(share.positions),
+            attention=[plan_attention(shape, _spans(share, group)) for group, shape in enumerate(self._attention)],
+            lora=lora,
+        )
+
+    def logits(self, hidden: Tensor, tokens: Sequence[int]) -> Tensor:
+        """See `Runner`."""
+        chosen = hidden if len(tokens) == hidden.shape[0] else hidden[list(tokens)]
+        return self.decoder.logits_alone(chosen) if self._is_alone else self.decoder.logits(chosen)
+
+    def greedy(self, _hidden: Tensor, _tokens: Sequence[int]) -> list[int] | None:
+        """See `Runner`: logits are all that torch makes."""
+        return None
+
+    def in_arena(self, arena: Arena) -> Runner:
+        """See `Runner`."""
+        pages = layer_pages(self.decoder.config, arena, self._frames)
+        return TorchRunner(self.decoder.with_pages(pages), self._frames, self._attention, is_alone=self._is_alone)
+
+    def close(self) -> None:
+        """See `Runner`."""
+
+
+class NativeRunner:
+    """One call for the layers that are there, and one for the logits."""
+
+    def __init__(self, engine: Engine, program: Program, weights: DecoderWeights, arena: Arena, places: Places) -> None:
+        """`places`: of the weights, which may lie in another arena than the pages."""
+        self._engine = engine
+        self._weights = weights
+        self._places = places
+        span = ArenaSpan(arena.bytes.data_ptr(), arena.size_bytes)
+        self._model = NativeModel(engine, program, span, places.max_tokens)
+        self._num_groups = len(program.shape.groups)
+        self._bases = places.address + np.maximum(np.array(places.offsets, dtype=np.int64), 0).astype(np.uint64)
+
+    def forward(self, share: StepRows, lora: StepLora | None = None) -> Tensor:
+        """See `Runner`."""
+        step = self._step(share, lora)
+        if not self._places.is_streamed:
+            return self._model.forward(step, self._bases)
+        residual = self._model.first(step, self._bases)
+        for idx, layer in enumerate(self._weights.layers):  # asking for the next one says that this one has finished
+            self._bases[idx + 1] = self._places.address + np.uint64(layer.offset)
+            self._model.run_layers(step, residual, (idx, idx + 1), self._bases)
+        return residual
+
+    def _step(self, share: StepRows, lora: StepLora | None) -> NativeStep:
+        rows = share.rows
+        spans = (share.starts, share.counts, [row.position for row in rows])
+        tables = [[row.tables[group] for row in rows] for group in range(self._num_groups)]
+        native = None if lora is None else NativeLora.of(lora.batch, lora.tables, is_bf16=self._places.is_lora_bf16)
+        return NativeStep.of(share.tokens, spans, tables, native)
+
+    def logits(self, hidden: Tensor, tokens: Sequence[int]) -> Tensor:
+        """See `Runner`."""
+        return self._model.logits(hidden, tokens, self._bases)
+
+    def greedy(self, hidden: Tensor, tokens: Sequence[int]) -> list[int] | None:
+        """See `Runner`."""
+        likeliest: list[int] = self._model.greedy(hidden, tokens, self._bases).tolist()
+        return likeliest
+
+    def in_arena(self, arena: Arena) -> Runner:
+        """See `Runner`."""
+        return NativeRunner(self._engine, self._model.program, self._weights, arena, self._places)
+
+    def close(self) -> None:
+        """See `Runner`."""
+        self._model.close()
+
+
+@dataclass(frozen=True, slots=True)
+class Places:
+    """Where native code finds the weights, and how long its steps are."""
+
+    address: np.uint64  # of the arena that they are in
+    offsets: tuple[int, ...]  # of each segment; -1 of those that are streamed
+    max_tokens: int
+    is_lora_bf16: bool
+
+    @property
+    def is_streamed(self) -> bool:
+        """Whether some layers do not stay."""
+        return min(self.offsets) < 0
+
+
+def layer_pages(config: DecoderConfig, arena: Arena, frames: Sequence[FrameShape]) -> list[LayerKv]:
+    """Views of the pages of each layer, as torch reads them."""
+    heads = heads_of(config)
+    by_layer = {
+        layer: LayerKv(arena.layer_pages(frame, idx), heads)
+        for group, frame in zip(config.groups, frames, strict=True)
+        for idx, layer in enumerate(group.layers)
+    }
+    return [by_layer[layer] for layer in range(config.num_layers)]
+
+
+def _spans(share: StepRows, group: int) -> list[RowSpan]:
+    parts = zip(share.rows, share.starts, share.counts, strict=True)
+    return [RowSpan(start, count, row.position, row.tables[group]) for row, start, count in parts]

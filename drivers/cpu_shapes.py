@@ -1,0 +1,78 @@
+"""What of a model's shapes ops, native code and the arena ask about."""
+
+from __future__ import annotations
+
+import torch
+
+from drivers.arena import FrameShape
+from drivers.models.config import DecoderConfig
+from drivers.models.loader import ModelFiles, PageShape, frame_bytes
+from drivers.models.rotary import inverse_frequencies
+from drivers.models.storage import Kind
+from drivers.models.weight import KINDS
+from drivers.native.program import KvGroupShape, ModelShape, RotaryTable
+from drivers.ops.implementation import Shapes
+from drivers.ops.ragged import HeadShape
+
+
+def heads_of(config: DecoderConfig) -> HeadShape:
+    """Attention heads of a model."""
+    return HeadShape(config.num_heads, config.num_kv_heads, config.head_dim)
+
+
+def frames_of(files: ModelFiles, pages: PageShape) -> tuple[FrameShape, ...]:
+    """A frame of each KV group."""
+    config, runtime = files.config, files.runtime
+    return tuple(
+        FrameShape(
+            len(group.layers),
+            pages.page_tokens,
+            config.num_kv_heads,
+            config.head_dim,
+            frame_bytes(config, len(group.layers), pages, runtime.kv_quant),
+            torch.uint8 if runtime.kv_quant else pages.dtype,
+            runtime.is_native,
+        )
+        for group in config.groups
+    )
+
+
+def native_shape(files: ModelFiles, pages: PageShape) -> ModelShape:
+    """What a native program is told beside calls and weights."""
+    config, frames = files.config, frames_of(files, pages)
+    place = {
+        layer: idx * frame.layer_bytes for group, frame in zip(config.groups, frames, strict=True) for idx, layer in enumerate(group.layers)
+    }
+    return ModelShape(
+        num_heads=config.num_heads,
+        num_kv_heads=config.num_kv_heads,
+        head_dim=config.head_dim,
+        vocab_size=config.vocab_size,
+        max_positions=config.max_positions,
+        page_tokens=pages.page_tokens,
+        granule_bytes=pages.granule_bytes,
+        kv_kind=Kind.INT8 if files.runtime.kv_quant else KINDS[pages.dtype],
+        groups=tuple(KvGroupShape(frame.size_bytes, group.window) for frame, group in zip(frames, config.groups, strict=True)),
+        layer_bytes=tuple(place[layer] for layer in range(config.num_layers)),
+        rotary=tuple(
+            RotaryTable(inverse_frequencies(rope, config.head_dim, config.max_positions).numpy(), rope.attention_factor)
+            for rope in config.rotary
+        ),
+    )
+
+
+def shapes_of(files: ModelFiles, pages: PageShape) -> list[Shapes]:
+    """What implementations may ask about the calls of each segment. A tied head is a part of the first one."""
+    config, first = files.config, {part.name: part.shape for part in files.segments[0].parts}
+    heads, dtype = heads_of(config), str(pages.dtype).removeprefix("torch.")
+    return [
+        Shapes(heads, pages.page_tokens, config.hidden_size, dtype, {**first, **{part.name: part.shape for part in segment.parts}})
+        for segment in files.segments
+    ]
+
+
+def linears_of(files: ModelFiles) -> tuple[tuple[int, int], ...]:
+    """Rows and columns of the linears that adapters may change."""
+    names = ("qkv.weight", "output.weight", "gate_up.weight", "down.weight")
+    shapes = {part.shape for segment in files.segments[1:-1] for part in segment.parts if part.name in names}
+    return tuple(sorted((shape[0], shape[1]) for shape in shapes))
