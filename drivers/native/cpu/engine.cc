@@ -164,7 +164,10 @@ KD_ENTRY int kd_reserve(Engine* engine, const Program* program, int64_t max_toke
   step.num_tokens = max_tokens;
   Pass pass(*engine, *program, step, nullptr, {});
   pass.groups.resize(program->shape.num_groups);
-  return lay_out(pass, Attended::reserved) ? FINE : NO_MEMORY;
+  bool is_fine = lay_out(pass, Attended::reserved);
+  for (const Op& op : program->ops)
+    if (is_fine && op.code == Code::experts) is_fine = reserve_experts(pass, op);
+  return is_fine ? FINE : NO_MEMORY;
 }
 
 // Runs ops [first_op, end_op) of a step on `residual` [T, hidden].

@@ -1,10 +1,10 @@
 // The engine: runs the ops of a program one after the other, each in parts on all threads.
 //
 //     engine.cc        entry points, the loop over ops, times of ops
-//     step.cc          checks a step, and makes of it what all layers share: rows, items of attention, angles
-//     workspace.cc     where the values of a step lie
+//     step.cc          checks a step, and makes of it what all layers share: rows, adapters, angles
+//     workspace.cc     where the values of a step lie, and its items of attention
 //     linears.cc       linears with what comes before and after them        lora.cc      what adapters add to them
-//     rowwise.cc       ops of one token at a time                            experts.cc   mixture of experts
+//     rowwise.cc       ops of one token at a time, attention                 experts.cc   mixture of experts
 //
 // Ops are separated by waiting for all threads. There is no more of it than this for each layer of a decoder, with T tokens of width W:
 // qkv, rope and write, attention, output, gate and up, down: six; and one before each of the four linears where T * W is large enough that
@@ -132,6 +132,7 @@ struct Pass {
 };
 
 constexpr double PART_NS = 4000;   // of a part: long against taking it (0.1 us) and waiting for others (0.2 us)
+constexpr double LEAST_NS = 1000;  // of a part where there are many threads
 constexpr double ALONE_NS = 2000;  // less than that is done by the caller alone
 constexpr int ROUNDS = 8;          // parts for each thread at most
 
@@ -142,8 +143,9 @@ struct Cut {
   Cut(int count, double item_ns, int num_threads, int unit = 1) : count(count), unit(unit), parts(1) {
     double total_ns = count * item_ns, rounds = total_ns / num_threads / PART_NS;
     if (total_ns < ALONE_NS) return;
-    parts = num_threads * (rounds < 1 ? 1 : rounds > ROUNDS ? ROUNDS : static_cast<int>(rounds));
-    if (parts > units()) parts = units();
+    int wanted = num_threads * (rounds < 1 ? 1 : rounds > ROUNDS ? ROUNDS : static_cast<int>(rounds)), most = units();
+    if (most * LEAST_NS > total_ns) most = static_cast<int>(total_ns / LEAST_NS);
+    parts = wanted < most ? wanted : most > 1 ? most : 1;
   }
   // Makes parts so small that none has more than `most` items, a multiple of the unit.
   void limit(int most) {
@@ -188,7 +190,8 @@ bool lay_out(Pass& pass, Attended attended);      // false: no memory
 void run_linear(Pass& pass, const Op& op);
 void run_rowwise(Pass& pass, const Op& op);
 void run_attention(Pass& pass, const Op& op);
-bool run_experts(Pass& pass, const Op& op);
+bool run_experts(Pass& pass, const Op& op);      // false: no memory
+bool reserve_experts(Pass& pass, const Op& op);  // the same
 // The likeliest of each token's outputs, from the linear `op` on, softly capped where cap > 0; -1: not finite.
 void run_greedy(Pass& pass, const Op& op, float cap, int64_t* likeliest);
 // One token's delta [width of the linear], from its normed inputs.

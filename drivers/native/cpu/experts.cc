@@ -171,6 +171,8 @@ struct Experts {
 
 }  // namespace
 
+bool reserve_experts(Pass& pass, const Op& op) { return Experts(pass, op).make_room(); }
+
 bool run_experts(Pass& pass, const Op& op) {
   Experts experts(pass, op);
   if (!experts.make_room()) return false;

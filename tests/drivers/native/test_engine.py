@@ -345,8 +345,9 @@ def test_times_are_told_by_op_and_only_while_they_are_asked_for(rigs: list[Rig])
     assert rig.engine.profile(is_on=False) == times
 
 
-def test_the_workspace_is_taken_with_the_model_and_grows_with_a_longer_step(rigs: list[Rig]) -> None:
-    rig = opened(rigs)
+@pytest.mark.parametrize("model", ["llama", "experts"])
+def test_the_workspace_is_taken_with_the_model_and_grows_with_a_longer_step(rigs: list[Rig], model: str) -> None:
+    rig = opened(rigs, model)
     taken = rig.engine.workspace_bytes
 
     rig.alone(64)
