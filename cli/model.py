@@ -64,7 +64,7 @@ def model() -> None:
 
 
 _SOURCE = (
-    click.option("--name", help="Name to call it by.  [default: the folder's name]"),
+    click.option("--name", help="Name to call it by.  [default: that of the folder or GGUF file]"),
     click.option("--max-positions", type=click.IntRange(1), help="Longest context.  [default: what the model's config says]"),
     click.option("--quant", help="Quantize weights while loading: int8, int4.  [default: as the checkpoint is]"),
     click.option("--kv-quant", help="Keep keys and values as int8 or fp8, where the driver can.  [default: as the model computes]"),
@@ -84,11 +84,16 @@ def given(options: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in options.items() if value is not None}
 
 
+def name_for(path: Path) -> str:
+    """The name of a model without one: its folder's, or its file's."""
+    return path.stem if path.suffix == ".gguf" else path.name
+
+
 def locate(client: Client, path: str, name: str | None) -> tuple[str, str, dict[str, str]]:
     """Folder, name and base of a model: a word without a slash, where no folder has that name here, is a model that the daemon knows."""
-    if "/" in path or Path(path).is_dir():
+    if "/" in path or Path(path).is_dir() or path.endswith(".gguf"):
         folder = Path(path).absolute()
-        return str(folder), name or folder.name, {}
+        return str(folder), name or name_for(folder), {}
     known = client.model(path)
     return known.path, path, {"base": known.base} if known.base else {}
 
@@ -109,7 +114,7 @@ def stream_note(loaded: ModelInfo) -> str:
 @output_option
 @pass_shell
 def load(shell: Shell, /, path: str, name: str | None, **options: Any) -> None:
-    """Load the model in the folder PATH (under a model root of the daemon), or the known model of that name."""
+    """Load the model in the folder PATH (or GGUF file; under a model root of the daemon), or the known model of that name."""
     with shell.connect() as client:
         source, called, known = locate(client, path, name)
         with LoadBar(called) as bar:
@@ -125,10 +130,10 @@ def load(shell: Shell, /, path: str, name: str | None, **options: Any) -> None:
 @output_option
 @pass_shell
 def register(shell: Shell, /, path: str, name: str | None, **options: Any) -> None:
-    """Make the model in the folder PATH known without loading it."""
+    """Make the model in the folder PATH, or in a GGUF file, known without loading it."""
     folder = Path(path).absolute()
     with shell.connect() as client:
-        shell.printer.row(client.register(folder, name=name or folder.name, **given(options)), COLUMNS, name_of)
+        shell.printer.row(client.register(folder, name=name or name_for(folder), **given(options)), COLUMNS, name_of)
 
 
 @model.command()

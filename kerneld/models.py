@@ -216,9 +216,9 @@ class ModelTable:
         if not self._is_inside(path):
             roots = ", ".join(str(root) for root in self._roots) or "none is configured"
             raise InvalidArgument("path", f"{args.path} is not under a model root ({roots}); see kerneld.model_roots.")
-        if not path.is_dir():
-            raise InvalidArgument("path", f"{args.path} is not a directory.")
-        for file in path.iterdir():
+        if not path.is_dir() and not (path.is_file() and path.suffix == ".gguf"):
+            raise InvalidArgument("path", f"{args.path} is neither a directory nor a GGUF file.")
+        for file in path.iterdir() if path.is_dir() else ():
             if file.is_symlink() and not self._is_inside(file.resolve()):
                 raise InvalidArgument("path", f"{file.name} in {args.path} is a link to something outside of the model roots.")
         return path
@@ -254,4 +254,6 @@ def fingerprint_of(weights_hash: str, spec: ModelSpec, page_tokens: int) -> byte
 
 
 def _hashed_files(path: Path) -> list[Path]:
+    if path.is_file():
+        return [path]
     return sorted(file for pattern in HASHED for file in path.glob(pattern))

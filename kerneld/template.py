@@ -8,7 +8,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
+from drivers.errors import ModelCorrupt, ModelUnsupported
+from drivers.gguf import find_gguf
 from kerneld.errors import InvalidArgument
+from kerneld.gguftokenizer import template_of
 
 MAX_FILE_BYTES: Final = 32 << 20
 MAX_TEMPLATE_CHARACTERS: Final = 1 << 18
@@ -27,17 +30,21 @@ class ChatTemplate:
 
     @classmethod
     def load(cls, directory: Path) -> ChatTemplate | None:
-        """The template in a model's directory: `chat_template.jinja`, or the one named in `tokenizer_config.json`; None if it has none.
+        """The template in a model's directory: `chat_template.jinja`, the one named in `tokenizer_config.json`, or that of a GGUF file.
 
-        Raises: InvalidArgument, if the files cannot be used.
+        None if it has none. Raises: InvalidArgument, if the files cannot be used.
         """
-        config = _read_config(directory / _CONFIG)
-        source = _read(directory / _TEMPLATE) or _default_of(config.get("chat_template"))
+        folder = directory.parent if directory.is_file() else directory
+        config = _read_config(folder / _CONFIG)
+        source = _read(folder / _TEMPLATE) or _default_of(config.get("chat_template"))
+        special = {role: text for role in _SPECIAL if (text := _text_of(config.get(role)))}
+        if not source:
+            source, special = _of_gguf(directory)
         if not source:
             return None
         if len(source) > MAX_TEMPLATE_CHARACTERS:
             raise InvalidArgument("path", f"the chat template in {directory} is longer than {MAX_TEMPLATE_CHARACTERS} characters.")
-        return cls(source, {role: text for role in _SPECIAL if (text := _text_of(config.get(role)))})
+        return cls(source, special)
 
     def variables(self, messages: tuple[tuple[str, str], ...], opens: bool) -> dict[str, Any]:
         """What the template sees: messages as (role, content), and that the assistant is to speak next.
@@ -47,6 +54,15 @@ class ChatTemplate:
         said = [{"role": role, "content": content} for role, content in messages]
         special = dict(self.special_tokens) if opens else {**self.special_tokens, "bos_token": ""}
         return {**special, "messages": said, "add_generation_prompt": True, "tools": None, "documents": None}
+
+
+def _of_gguf(path: Path) -> tuple[str, dict[str, str]]:
+    """Template and special tokens of a GGUF model; nothing, if it is none."""
+    try:
+        file = find_gguf(path)
+        return template_of(file) if file is not None else ("", {})
+    except (ModelCorrupt, ModelUnsupported) as error:
+        raise InvalidArgument("path", str(error)) from error
 
 
 def _read(path: Path) -> str:

@@ -8,7 +8,10 @@ from types import TracebackType
 
 import tokenizers
 
+from drivers.errors import ModelCorrupt, ModelUnsupported
+from drivers.gguf import find_gguf
 from kerneld.errors import InvalidArgument
+from kerneld.gguftokenizer import tokenizer_of
 
 FILE_NAME = "tokenizer.json"
 
@@ -41,13 +44,21 @@ class Tokenizer:
 
     @classmethod
     def load(cls, directory: Path) -> Tokenizer | None:
-        """The tokenizer in a model's directory; None if the model has none. Raises: InvalidArgument, if the file cannot be used."""
-        path = directory / FILE_NAME
-        if not path.is_file():
-            return None
-        with _Refusal(path):
-            inner = tokenizers.Tokenizer.from_file(str(path))
-        return cls(inner)
+        """The tokenizer in a model's directory, or of a GGUF file without one beside it; None if the model has none.
+
+        Raises: InvalidArgument, if the file cannot be used.
+        """
+        path = (directory.parent if directory.is_file() else directory) / FILE_NAME
+        if path.is_file():
+            with _Refusal(path):
+                return cls(tokenizers.Tokenizer.from_file(str(path)))
+        try:
+            file = find_gguf(directory)
+            with _Refusal(file or directory):
+                inner = tokenizer_of(file) if file is not None else None
+        except (ModelCorrupt, ModelUnsupported) as error:
+            raise InvalidArgument("path", str(error)) from error
+        return None if inner is None else cls(inner)
 
     @property
     def vocab_size(self) -> int:

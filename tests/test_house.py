@@ -42,6 +42,7 @@ DOORS = {
         "drivers.errors",
         "drivers.config",
         "drivers.hostmem",
+        "drivers.gguf",
     },
     ("syscalls", "memory"): {"memory.errors", "memory.remedy"},
     ("syscalls", "drivers"): {"drivers.errors", "drivers.contract"},

@@ -35,6 +35,11 @@ def test_load_by_name_takes_the_folder_that_the_daemon_knows(kernelctl: Kernelct
     assert kernelctl.client.arguments_of("load") == (("/srv/models/small",), {"name": "small"})
 
 
+def test_a_gguf_file_is_called_by_its_name_without_the_ending(kernelctl: Kernelctl) -> None:
+    kernelctl("model", "register", "/srv/models/small-q8.gguf")
+    assert kernelctl.client.arguments_of("register") == ((Path("/srv/models/small-q8.gguf"),), {"name": "small-q8"})
+
+
 def test_register_says_how_weights_and_pages_are_kept(kernelctl: Kernelctl) -> None:
     kernelctl("model", "register", "/srv/models/small", "--quant", "int4", "--kv-quant", "int8")
     asked = {"name": "small", "quant": "int4", "kv_quant": "int8"}

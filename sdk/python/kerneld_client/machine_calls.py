@@ -39,7 +39,7 @@ def load(path: str, name: str | None, how: Source) -> Call[values.LoadProgress |
 
 
 def _model_fields(path: str, name: str | None, how: Source) -> dict[str, object]:
-    called = name or os.path.basename(os.path.normpath(path))
+    called = name or os.path.basename(os.path.normpath(path)).removesuffix(".gguf")
     return {"request_id": new_request_id(), "name": called, "path": path, **asdict(how)}
 
 

@@ -11,6 +11,7 @@ import pytest
 from drivers.fake_model import FakeModel
 from kerneld.calls import ListArgs, ModelState, RegisterArgs
 from kerneld.errors import AlreadyExists, Conflict, InvalidArgument, NotFound, WrongState
+from kerneld.models import ModelTable, file_stamp, hash_files
 from tests.kerneld.rig import ADMIN, SLAB, Rig, Sizes, in_loop, oracle, prompt_of, running
 
 OTHER = FakeModel(weights_bytes=3000, seed=5)
@@ -145,3 +146,17 @@ async def test_how_a_model_is_quantized_is_part_of_what_it_is(tmp_path: Path) ->
         for args in (RegisterArgs("q", path, quant="int4"), RegisterArgs("q", path, kv_quant="fp8")):
             with pytest.raises(AlreadyExists):
                 await rig.kernel.register_model(ADMIN, args)
+
+
+def test_a_gguf_file_is_a_model_by_itself(tmp_path: Path) -> None:
+    table = ModelTable([str(tmp_path)])
+    for name in ("a.gguf", "b.gguf", "c.bin"):
+        (tmp_path / name).write_bytes(name.encode())
+    path = table.resolve(RegisterArgs("a", str(tmp_path / "a.gguf")))
+    assert path == tmp_path / "a.gguf"
+    assert hash_files(path) != hash_files(tmp_path / "b.gguf"), "of the one file alone"
+    before = hash_files(path), file_stamp(path)
+    (tmp_path / "b.gguf").write_bytes(b"another")
+    assert (hash_files(path), file_stamp(path)) == before
+    with pytest.raises(InvalidArgument, match="neither a directory nor a GGUF file"):
+        table.resolve(RegisterArgs("c", str(tmp_path / "c.bin")))
