@@ -225,11 +225,14 @@ def test_what_a_config_leaves_out_is_what_transformers_takes(tmp_path: Path) -> 
 def fact_of(config: DecoderConfig) -> tuple[object, ...]:
     """What a config that leaves nearly everything out comes to."""
     theta = config.rotary[0].theta if config.rotary else None
-    return config.num_kv_heads, config.head_dim, config.max_positions, config.norm_eps, theta, config.is_tied, config.groups[0].window
+    experts = config.experts and (config.experts.settings.num_experts, config.experts.settings.top_k, config.experts.settings.is_normalized)
+    window = config.groups[0].window
+    return config.num_kv_heads, config.head_dim, config.max_positions, config.norm_eps, theta, config.is_tied, window, experts
 
 
 def their_fact(config: transformers.PreTrainedConfig) -> tuple[object, ...]:
     """The same of `transformers`."""
+    has_experts = hasattr(config, "num_experts_per_tok")
     rope = getattr(config, "rope_parameters", None)
     kinds = getattr(config, "layer_types", None) or ["sliding_attention"]
     window = getattr(config, "sliding_window", None) if kinds[0] == "sliding_attention" else None
@@ -241,4 +244,5 @@ def their_fact(config: transformers.PreTrainedConfig) -> tuple[object, ...]:
         (rope.get("full_attention") or rope)["rope_theta"] if rope else None,
         config.tie_word_embeddings,
         window,
+        (config.num_local_experts, config.num_experts_per_tok, getattr(config, "norm_topk_prob", True)) if has_experts else None,
     )

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from drivers.conformance import run, subject_of
 from drivers.contract import InspectSpec
 from drivers.errors import ModelCorrupt, ModelUnsupported
 from drivers.models.adapter import open_adapter
@@ -62,6 +63,13 @@ def test_a_streamed_model_says_what_a_resident_one_says(tmp_path: Path) -> None:
         rig.driver.close()
     assert len(said[0]) == 12
     assert said[0] == said[1]
+
+
+def test_the_driver_keeps_its_contract_with_such_a_model(tmp_path: Path) -> None:
+    family, changes = CASES["cohere2-windows"]
+    save_model(tmp_path, family, **{**changes, "vocab_size": 256})
+    with subject_of("cpu", tmp_path) as subject:
+        assert [(outcome.name, outcome.complaint) for outcome in run(subject) if outcome.complaint] == []
 
 
 def test_a_model_that_is_another_over_pages_is_found_out_before_it_runs(tmp_path: Path) -> None:
