@@ -108,10 +108,10 @@ struct Experts {
         for (int token = 0; token < expert.count; token += TOKENS_AT_ONCE) {
           int last = token + TOKENS_AT_ONCE < expert.count ? token + TOKENS_AT_ONCE : expert.count;
           const float* rows = from == nullptr ? pass.line(thread) : from + static_cast<size_t>(expert.first + token) * columns;
-          if (from == nullptr)
-            for (int row = token; row < last; row++)
-              memcpy(pass.line(thread) + static_cast<size_t>(row - token) * columns, x() + static_cast<size_t>(token_at[expert.first + row]) * columns,
-                     columns * sizeof(float));
+          for (int row = token; from == nullptr && row < last; row++) {
+            const float* own = x() + static_cast<size_t>(token_at[expert.first + row]) * columns;
+            memcpy(pass.line(thread) + static_cast<size_t>(row - token) * columns, own, columns * sizeof(float));
+          }
           prepare(matrix, rows - static_cast<ptrdiff_t>(token) * columns, columns, token, last, expert.count, prepared + expert.prepared);
         }
       }
@@ -149,8 +149,8 @@ struct Experts {
     });
     prepare_each(op.down, middle);
     for_panels(op.down, (width + PANEL - 1) / PANEL, [&](const Expert& expert, const Matrix& matrix, int first, int end, int) {
-      linear(matrix, prepared + expert.prepared, expert.count, first, end, nullptr, answers + static_cast<size_t>(expert.first) * width, width,
-             false);
+      float* y = answers + static_cast<size_t>(expert.first) * width;
+      linear(matrix, prepared + expert.prepared, expert.count, first, end, nullptr, y, width, false);
     });
   }
 

@@ -82,7 +82,8 @@ struct Linear {
 
   // What one panel takes, roughly: memory at 10 GB/s for each thread, or 100 products and sums a nanosecond.
   double panel_ns() const {
-    double bytes = matrix.columns * double(PANEL) * (matrix.kind == Kind::f32 ? 4 : matrix.kind == Kind::bf16 ? 2 : matrix.kind == Kind::u8 ? 1 : 0.5);
+    double item_bytes = matrix.kind == Kind::f32 ? 4 : matrix.kind == Kind::bf16 ? 2 : matrix.kind == Kind::u8 ? 1 : 0.5;
+    double bytes = matrix.columns * item_bytes * PANEL;
     double by_memory = bytes / 10, by_sums = double(num_tokens) * matrix.columns * PANEL / 100;
     return (by_memory > by_sums ? by_memory : by_sums) * (op.epilogue == Epilogue::act_mul ? 2 : 1);
   }

@@ -1,7 +1,7 @@
 // What one adapter changes of one token's linear: delta = (x down^T) up, with down [rank, columns], up [rank, rows], its scale in up.
 //
-// Everything is float32 but the weights; sums are kept in sixteen lanes, in the order of the columns, whatever else the step has. Up is zero
-// outside of its blocks, which are not read.
+// Everything is float32 but the weights; sums are kept in sixteen lanes, in the order of the columns, whatever else the step has. Up is
+// zero outside of its blocks, which are not read.
 
 #include <cstring>
 

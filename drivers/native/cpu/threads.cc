@@ -11,11 +11,11 @@
 // Who has nothing to do spins for SPIN_NS, in which ops follow each other, and sleeps then. Sleepers are counted, so that a run wakes
 // nobody where nobody sleeps; counter and word are in sequential order, so that one of the two sides sees the other.
 //
-// On a machine with other work the system puts a thread aside with a part in its hands, for milliseconds, and all others wait: one neighbour
-// would cost as much as if it held every processor. Such a wait shows in the time that the others were running, which is shorter; then the
-// caller goes on with one thread less for REST_STALLS times as long as was lost: those that are left have a processor each. `num_active`
-// counts the threads that take parts; the others sleep on it. Two always work: half of the time with both is as good as one alone, and the
-// neighbour may be gone in a moment.
+// On a machine with other work the system puts a thread aside with a part in its hands, for milliseconds, and all others wait: one
+// neighbour would cost as much as if it held every processor. Such a wait shows in the time that the others were running, which is
+// shorter; then the caller goes on with one thread less for REST_STALLS times as long as was lost: those that are left have a processor
+// each. `num_active` counts the threads that take parts; the others sleep on it. Two always work: half of the time with both is as good
+// as one alone, and the neighbour may be gone in a moment.
 
 #include "threads.h"
 

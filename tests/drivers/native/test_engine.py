@@ -153,6 +153,17 @@ def test_of_equal_logits_the_smallest_token_is_taken_and_what_is_not_finite_is_t
     assert likeliest[[0, 4]].tolist() == rig.model.logits(hidden, [0, 4], rig.bases).argmax(-1).tolist()
 
 
+def test_one_logit_that_is_not_a_number_is_found_wherever_it_is(rigs: list[Rig]) -> None:
+    rig = opened(rigs, "qwen3")
+    hidden = rig.alone(LENGTH)
+    head = next(part for part in rig.segments[-1].parts if part.name == "head")
+    weights = rig.memory[-1][head.offset_bytes : head.offset_bytes + head.places.size_bytes].view(np.float32)
+    weights.reshape(-1, 96, 16)[11, 0, 3] = np.nan  # of token 179
+
+    assert torch.isnan(rig.model.logits(hidden, range(LENGTH), rig.bases)).sum() == LENGTH
+    assert rig.model.greedy(hidden, range(LENGTH), rig.bases).tolist() == [-1] * LENGTH
+
+
 # ----------------------------------------------------------------------------------------------------------------------- streamed layers
 
 
