@@ -50,7 +50,7 @@ from drivers.errors import DeviceLost, OptionUnknown, PlanRejected, StreamBroken
 from drivers.hostmem import HostMemory
 from drivers.models.adapter import inspect_adapter
 from drivers.models.loader import PageShape
-from drivers.models.runtime import QUANTIZATIONS
+from drivers.models.runtime import KV_QUANTIZATIONS, QUANTIZATIONS
 from drivers.native.offers import NATIVE
 from drivers.ops.implementation import op_names
 from drivers.pages import PageMover, fastest_mover
@@ -93,6 +93,7 @@ class CpuDriver:
             dtypes=tuple(DTYPES),
             ops=tuple(sorted({*op_names(), *(offer.op for offer in NATIVE)})),
             quantizations=QUANTIZATIONS,
+            kv_quantizations=KV_QUANTIZATIONS,
             batch_invariant=True,
             gives_back=True,
             streams=True,
