@@ -79,9 +79,9 @@ def copy_on_write() -> float:
     end = PAGES * PAGE_TOKENS - 3
     took = []
     for _ in range(200):
-        child = machine.pager.fork(parent, end)
+        child = machine.devices.first.pager.fork(parent, end)
         took.append(machine.run(Want(child, end, end + 1)))
-        machine.pager.drop(child)
+        machine.devices.first.pager.drop(child)
     return statistics.median(took)
 
 
@@ -106,19 +106,19 @@ def disk_tier() -> tuple[float, float]:
     machine = Machine(PAGES + 1024, PAGES + 1024, 2 * PAGES)
     table = machine.grown(PAGES)
     names = [number.to_bytes(16, "little") for number in range(PAGES)]
-    machine.pager.bury(table, PAGES * PAGE_TOKENS, names, b"")
+    machine.devices.first.pager.bury(table, PAGES * PAGE_TOKENS, names, b"")
     machine.run()
 
     def spill() -> None:
-        for transfer in machine.pager.spill(1 << 40):
-            machine.pager.transferred(transfer.ticket, True)
+        for transfer in machine.devices.first.pager.spill(1 << 40):
+            machine.devices.first.pager.transferred(transfer.ticket, True)
 
     def fetch() -> None:
-        for transfer in machine.pager.fetch(table, PAGES * PAGE_TOKENS):
-            machine.pager.transferred(transfer.ticket, True)
+        for transfer in machine.devices.first.pager.fetch(table, PAGES * PAGE_TOKENS):
+            machine.devices.first.pager.transferred(transfer.ticket, True)
 
     spilled = microseconds(spill)
-    assert machine.pager.is_buried(table)
+    assert machine.devices.first.pager.is_buried(table)
     fetched = microseconds(fetch)
     assert table.at_hand_tokens() == PAGES * PAGE_TOKENS
     return spilled / PAGES, fetched / PAGES
@@ -129,7 +129,7 @@ def longest_slice() -> tuple[float, float]:
     machine = Machine(ROWS * PAGES + 1024, 1024, 0)
     for _ in range(ROWS):
         machine.grown(PAGES)
-    steps = machine.pager.integrity_steps()
+    steps = machine.devices.first.pager.integrity_steps()
     took = []
     is_done = False
     while not is_done:

@@ -38,13 +38,15 @@ class Bar:
 
 def plain_lines(bars: Iterable[Bar]) -> Iterator[str]:
     """Bars in characters that every file can hold: a mark for each part, dots for what is free, a legend below."""
+    bars = list(bars)
+    width = _name_width(bars)
     for bar in bars:
         marks = [WEIGHTS_MARK if name == WEIGHTS else MARKS[idx % len(MARKS)] for idx, name in _numbered(bar)]
         drawn = bar_text(list(zip(marks, (size for _name, size in bar.parts), strict=True)), bar.total_bytes, WIDTH)
-        yield f"{bar.name:<6} |{drawn}| {bar.sizes}"
+        yield f"{bar.name:<{width}} |{drawn}| {bar.sizes}"
         legend = [f"{mark} {name} {bytes_text(size)}" for mark, (name, size) in zip(marks, bar.parts, strict=True) if size]
         if legend:
-            yield " " * 8 + "  ".join(legend)
+            yield " " * (width + 2) + "  ".join(legend)
 
 
 def write_bars(bars: Iterable[Bar]) -> None:
@@ -57,9 +59,11 @@ def write_bars(bars: Iterable[Bar]) -> None:
     from rich.text import Text
 
     console = Console(highlight=False, soft_wrap=True)
+    bars = list(bars)
+    width = _name_width(bars)
     for bar in bars:
         colours = [WEIGHTS_COLOUR if name == WEIGHTS else COLOURS[idx % len(COLOURS)] for idx, name in _numbered(bar)]
-        drawn, left = Text().append(f"{bar.name:<6}  ", style="bold"), WIDTH
+        drawn, left = Text().append(f"{bar.name:<{width}}  ", style="bold"), WIDTH
         for colour, (_name, size) in zip(colours, bar.parts, strict=True):
             cells = min(max(1, round(WIDTH * size / bar.total_bytes)), left) if size and bar.total_bytes else 0
             drawn.append("█" * cells, style=colour)
@@ -67,12 +71,17 @@ def write_bars(bars: Iterable[Bar]) -> None:
         drawn.append("·" * left, style="dim")
         drawn.append(f"  {bar.sizes}")
         console.print(drawn)
-        legend = Text(" " * 8)
+        legend = Text(" " * (width + 2))
         for colour, (name, size) in zip(colours, bar.parts, strict=True):
             if size:
                 legend.append("█ ", style=colour).append(f"{shown(name)} {bytes_text(size)}   ")
         if legend.plain.strip():
             console.print(legend)
+
+
+def _name_width(bars: Iterable[Bar]) -> int:
+    """Columns for the names."""
+    return max((6, *(len(bar.name) for bar in bars)))
 
 
 def _numbered(bar: Bar) -> list[tuple[int, str]]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -20,13 +20,15 @@ DURABILITIES = click.Choice(["journal", "fsync", "none"])
 ACCESSES = click.Choice(["read", "write", "fork"])
 
 
-def context_columns(printer: Printer) -> tuple[Column, ...]:
-    """How a context is shown in a table."""
+def context_columns(printer: Printer, contexts: Iterable[ContextInfo] = ()) -> tuple[Column, ...]:
+    """How these contexts are shown in a table; where they are on devices of a name, that has a column."""
+    has_devices = any(context.device for context in contexts)
     return (
         Column("ID", lambda c: short(c.id), full=lambda c: c.id),
         Column("MODEL", lambda c: f"{c.model}+{c.adapter}" if c.adapter else c.model),
         Column("TENANT", lambda c: c.tenant),
         Column("STATE", lambda c: word(c.state)),
+        *([Column("DEVICE", lambda c: c.device or "-")] if has_devices else []),
         Column("TOKENS", lambda c: str(c.num_tokens), is_number=True),
         Column("PAGES DEV", lambda c: str(c.pages.device), is_number=True),
         Column("HOST", lambda c: str(c.pages.host), is_number=True),
@@ -57,7 +59,7 @@ def id_of(context: ContextInfo) -> str:
 
 def show_context(printer: Printer, context: ContextInfo) -> None:
     """Print one context in a line."""
-    printer.row(context, context_columns(printer), id_of)
+    printer.row(context, context_columns(printer, [context]), id_of)
 
 
 def parse_labels(pairs: tuple[str, ...]) -> dict[str, str]:
@@ -78,7 +80,7 @@ def list_contexts(shell: Shell, everybody: bool, model: str, tenant: str) -> Non
     """Print the contexts that are asked for."""
     with shell.connect() as client:
         contexts = client.contexts(all=everybody, model=model, tenant=tenant)
-    shell.printer.rows(contexts, context_columns(shell.printer), id_of)
+    shell.printer.rows(contexts, context_columns(shell.printer, contexts), id_of)
 
 
 @click.command(short_help="List contexts.")

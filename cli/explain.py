@@ -53,7 +53,8 @@ def body_lines(told: Explanation, *, has_places: bool = True) -> Iterator[str]:
             pages = count_of(place.num_pages, "page") if place.num_pages else ""
             size = bytes_text(place.bytes) if place.tier != "nowhere" else "-"
             fate = ", computed when needed" if place.tier == "nowhere" else ""
-            yield f"  {place.tier:<8} {size:>9}  {pages}{fate}".rstrip()
+            where = f"{place.device} {place.tier}".strip()
+            yield f"  {where:<8} {size:>9}  {pages}{fate}".rstrip()
     if told.obstacles:
         yield ""
         yield "in its way"
@@ -65,7 +66,8 @@ def body_lines(told: Explanation, *, has_places: bool = True) -> Iterator[str]:
         yield f"in line: number {queue.position or '-'} of its tenant's {queue.tenant_waiting}; {queue.waiting} wait, {queue.running} run"
     if told.holders:
         yield ""
-        yield f"who holds the {told.holders[0].tier}"
+        first = told.holders[0]
+        yield f"who holds the {first.tier}" + (f" of {first.device}" if first.device else "")
         yield from (f"  {bytes_text(holding.bytes):>9}  {holder_text(holding)}" for holding in told.holders)
     if told.remedies:
         yield ""

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import click
 
 from cli.bars import WEIGHTS, Bar, plain_lines
-from cli.model import COLUMNS as MODEL_COLUMNS
+from cli.model import columns_for
 from cli.render import Column, Printer, bytes_text, duration_text, seconds_text, shown, table_of, word, write_line, write_table
 from cli.target import Shell, output_option, pass_shell
 from cli.tenant import weight_text
@@ -150,7 +150,7 @@ def head_lines(frame: TopFrame) -> Iterator[str]:
 def tables_of(frame: TopFrame) -> Iterator[tuple[list[object], list[Column]]]:
     """Workers, models and tenants of a frame, those that there are."""
     busiest = frame.activities[:MOST_TENANTS]
-    for items, columns in ((frame.workers, WORKER_COLUMNS), (frame.models, MODEL_COLUMNS), (busiest, ACTIVITY_COLUMNS)):
+    for items, columns in ((frame.workers, WORKER_COLUMNS), (frame.models, columns_for(frame.models)), (busiest, ACTIVITY_COLUMNS)):
         if items:
             yield list(items), [column for column in columns if not column.is_wide]
 
@@ -163,7 +163,7 @@ def memory_lines(tiers: Iterable[TierUse]) -> Iterator[str]:
 def bar_of(tier: TierUse) -> Bar:
     """One tier as a bar: weights, then KV by tenant."""
     parts = ((WEIGHTS, tier.weights_bytes), *((tenant, tier.kv_bytes[tenant]) for tenant in sorted(tier.kv_bytes)))
-    return Bar(word(tier.tier), tier.total_bytes, tier.total_bytes - tier.free_bytes, parts)
+    return Bar(f"{tier.device} {word(tier.tier)}".strip(), tier.total_bytes, tier.total_bytes - tier.free_bytes, parts)
 
 
 def event_text(event: Event) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -31,12 +31,13 @@ def kind_text(kind: str, account: TierAccount) -> str:
     return size(account.kinds.get(kind, 0))
 
 
-def account_columns(accounts: Iterable[TierAccount]) -> list[Column]:
+def account_columns(accounts: Collection[TierAccount]) -> list[Column]:
     """How accounts are shown; a kind that nobody holds has no column, unless it is KV."""
     held = {kind for account in accounts for kind, bytes_held in account.kinds.items() if bytes_held}
     kinds = [kind for kind in KINDS if kind in held or kind == "kv"]
     return [
         Column("TENANT", lambda a: a.owner),
+        *([Column("DEVICE", lambda a: a.device)] if any(account.device for account in accounts) else []),
         Column("TIER", lambda a: a.tier),
         *(Column(kind.upper(), partial(kind_text, kind), is_number=True) for kind in kinds),
         Column("USED", lambda a: size(a.used_bytes), is_number=True),
@@ -99,17 +100,18 @@ def show_memory(shell: Shell, memory: Memory) -> None:
 
 
 def bars_of(memory: Memory) -> list[Bar]:
-    """A bar for each tier: weights, then what every tenant holds."""
+    """A bar for each tier of each device: weights, then what every tenant holds."""
     bars = []
     for tier in memory.tiers:
-        own = [(account.owner, account.kinds) for account in memory.accounts if account.tier == tier.tier]
+        own = [(account.owner, account.kinds) for account in memory.accounts if (account.tier, account.device) == (tier.tier, tier.device)]
         weights = sum(kinds.get("weights", 0) for _owner, kinds in own)
         parts = [(owner, sum(kinds.values()) - kinds.get("weights", 0)) for owner, kinds in own]
         note = f"{bytes_text(tier.free_bytes)} free"
         if tier.guaranteed_bytes:
             note += f", {bytes_text(tier.guaranteed_bytes)} guaranteed"
         used = tier.total_bytes - tier.free_bytes
-        bars.append(Bar(tier.tier, tier.total_bytes, used, ((WEIGHTS, weights), *(part for part in parts if part[1])), note))
+        filled = ((WEIGHTS, weights), *(part for part in parts if part[1]))
+        bars.append(Bar(f"{tier.device} {tier.tier}".strip(), tier.total_bytes, used, filled, note))
     return bars
 
 

@@ -38,7 +38,7 @@ COLUMNS = (
     Column("VOCABULARY", lambda m: str(m.vocab_size), is_wide=True, is_number=True),
     Column("KV PER TOKEN", lambda m: bytes_text(m.kv_bytes_per_token), is_wide=True, is_number=True),
     Column("CHAT", lambda m: "yes" if m.has_chat_template else "no", is_wide=True),
-    Column("DEVICE", lambda m: m.device, is_wide=True),
+    Column("DEVICE", lambda m: m.device or "-", is_wide=True),
     Column("QUANT", lambda m: m.quant, is_wide=True),
     Column("KV QUANT", lambda m: m.kv_quant, is_wide=True),
     Column("WEIGHTS", lambda m: m.weights_hash[:16], is_wide=True),
@@ -48,9 +48,11 @@ COLUMNS = (
 
 
 def columns_for(models: Iterable[ModelInfo]) -> tuple[Column, ...]:
-    """How models are shown; pins have a column of their own as soon as there is one."""
-    has_pin = any(model.is_pinned for model in models)
-    return tuple(replace(column, is_wide=False) if has_pin and column.title == "PINNED" else column for column in COLUMNS)
+    """How models are shown; pins have a column of their own as soon as there is one, and devices where there are several."""
+    shown = list(models)
+    wanted = {"PINNED": any(model.is_pinned for model in shown), "DEVICE": any(model.copies for model in shown)}
+    titles = {title for title, is_wanted in wanted.items() if is_wanted}
+    return tuple(replace(column, is_wide=False) if column.title in titles else column for column in COLUMNS)
 
 
 def name_of(model: ModelInfo) -> str:
@@ -111,6 +113,7 @@ def stream_note(loaded: ModelInfo) -> str:
 @model.command()
 @click.argument("path")
 @source_options
+@click.option("--device", help="Device to load it on, also beside a copy on another one.  [default: the best one]")
 @output_option
 @pass_shell
 def load(shell: Shell, /, path: str, name: str | None, **options: Any) -> None:
@@ -121,7 +124,7 @@ def load(shell: Shell, /, path: str, name: str | None, **options: Any) -> None:
             loaded = client.load(source, name=called, progress=bar.show, **{**known, **given(options)})
     if loaded.streamed_bytes:
         write_note(stream_note(loaded))
-    shell.printer.row(loaded, COLUMNS, name_of)
+    shell.printer.row(loaded, columns_for([loaded]), name_of)
 
 
 @model.command()
@@ -138,12 +141,14 @@ def register(shell: Shell, /, path: str, name: str | None, **options: Any) -> No
 
 @model.command()
 @click.argument("name")
+@click.option("--device", default="", help="Only from this device.  [default: from all]")
 @output_option
 @pass_shell
-def unload(shell: Shell, name: str) -> None:
+def unload(shell: Shell, name: str, device: str) -> None:
     """Take a model's weights from the device; its contexts stay and wait for the next load."""
     with shell.connect() as client:
-        shell.printer.row(client.unload(name), COLUMNS, name_of)
+        unloaded = client.unload(name, device=device)
+    shell.printer.row(unloaded, columns_for([unloaded]), name_of)
 
 
 @model.command()

@@ -29,7 +29,7 @@ def activities_of(machine: Machine, tenants: Iterable[TenantRow]) -> Iterator[Te
             num_waiting=scheduler.waiting.of(row.path),
             num_running=scheduler.running.of(row.path),
             num_contexts=machine.contexts.count_below(row.path),
-            kv_device_bytes=machine.pager.ledger.used(row.path, Tier.DEVICE),
+            kv_device_bytes=machine.devices.used(row.path, Tier.DEVICE),
         )
         if served_us or activity.num_waiting or activity.num_running or activity.num_contexts:
             found.append(activity)

@@ -1,6 +1,6 @@
 """Adoption: pages that an earlier front left in the host tier and in the page file are taken over by the contexts whose tokens they name.
 
-Once in the life of a front, when its first worker is there and before anything is loaded or runs:
+Once in the life of a front for each device, when its first worker is there and before anything is loaded or runs:
 
     models that contexts live on get their ids  -->  pages are claimed by key  -->  the rest of both tiers is zeroed and punched out
 
@@ -23,6 +23,7 @@ from drivers.errors import DeviceLost, DriverError, HostPageCorrupt
 from drivers.hostmem import HostMemory, PageHeader, host_frame_bytes
 from kerneld.calls import ContextState
 from kerneld.context import Context
+from kerneld.deviceparts import DeviceParts
 from kerneld.disk.events import DiskTierFailed
 from kerneld.machine import Machine
 from kerneld.seating import cut_chain
@@ -68,33 +69,33 @@ class Found:
 class Adoption:
     """Takes over what an earlier front left."""
 
-    def __init__(self, machine: Machine) -> None:
+    def __init__(self, machine: Machine, device: DeviceParts) -> None:
         self._machine = machine
+        self._parts = device
         self._found: dict[Tier, Found] = {}
         self._adopted: dict[tuple[tuple[int, ...], bytes], tuple[PageTable, int]] = {}  # spaces and key -> a table that has it, and where
 
     async def run(self, device: Device, *, has_old_host: bool) -> None:
         """Adopt pages of both tiers, and clear the rest. A disk that fails leaves the disk tier unused. Raises: DeviceLost."""
-        machine = self._machine
-        if not has_old_host and machine.disk_tier is None:
+        machine, parts = self._machine, self._parts
+        if not has_old_host and parts.disk_tier is None:
             return
         await self._identify(device)
         is_disk_well = await self._look(has_old_host)
         if any(found.num_pages for found in self._found.values()):
-            num_tokens = sum(map(self._adopt, [context for context in machine.contexts if _is_wanted(machine, context)]))
+            num_tokens = sum(map(self._adopt, [context for context in machine.contexts if self._is_wanted(context)]))
             for tier, found in self._found.items():
                 facts = {"tier": tier.name.lower(), "num_found": found.num_pages, "num_pages": len(found.kept), "num_tokens": num_tokens}
                 logger.info("pages of an earlier run were adopted", extra=facts)
         is_disk_well = await self._clear() and is_disk_well
-        if machine.disk_tier is not None and machine.host is not None and is_disk_well:
-            machine.disk_tier.mover.use(machine.host)
+        if parts.disk_tier is not None and parts.host is not None and is_disk_well:
+            parts.disk_tier.mover.use(parts.host)
 
     async def _identify(self, device: Device) -> None:
         """Give every model its ids on which a context lives, whether it is to be loaded or not."""
-        machine = self._machine
-        for name in {name for context in machine.contexts if context.is_alive and context.num_tokens for name in context.models}:
+        for name in {name for context in self._machine.contexts if context.is_alive and context.num_tokens for name in context.models}:
             try:
-                await machine.residency.identify(machine.models.get(name), device)
+                await self._parts.residency.identify(self._parts.models.get(name), device)
             except DeviceLost:
                 raise
             except DriverError as error:
@@ -102,37 +103,39 @@ class Adoption:
 
     async def _look(self, has_old_host: bool) -> bool:
         """Find what there is. Returns whether the disk did what was asked."""
-        machine, granule = self._machine, self._machine.config.memory.granule_bytes
-        if has_old_host and machine.host is not None:
-            self._found[Tier.HOST] = Found(machine.host.scan(), granule)
-        if machine.disk_tier is None:
+        parts, granule = self._parts, self._parts.config.memory.granule_bytes
+        if has_old_host and parts.host is not None:
+            self._found[Tier.HOST] = Found(parts.host.scan(), granule)
+        if parts.disk_tier is None:
             return True
         try:
-            places = await asyncio.to_thread(lambda file: list(file.scan()), machine.disk_tier.file)
+            places = await asyncio.to_thread(lambda file: list(file.scan()), parts.disk_tier.file)
         except OSError as error:
-            machine.events.publish(DiskTierFailed("scan", 0, str(error)))
+            self._machine.events.publish(DiskTierFailed("scan", 0, str(error)))
             return False
         self._found[Tier.DISK] = Found(places, granule)
         return True
 
     async def _clear(self) -> bool:
         """Zero and punch out what nobody adopted. Returns whether the disk did what was asked."""
-        machine = self._machine
-        if Tier.HOST in self._found and machine.host is not None:
-            await asyncio.to_thread(_zero_rest, machine.host, self._found[Tier.HOST].kept)
-        if Tier.DISK in self._found and machine.disk_tier is not None:
+        parts = self._parts
+        if Tier.HOST in self._found and parts.host is not None:
+            await asyncio.to_thread(_zero_rest, parts.host, self._found[Tier.HOST].kept)
+        if Tier.DISK in self._found and parts.disk_tier is not None:
             try:
-                await asyncio.to_thread(machine.disk_tier.file.keep_only, self._found[Tier.DISK].kept)
+                await asyncio.to_thread(parts.disk_tier.file.keep_only, self._found[Tier.DISK].kept)
             except OSError as error:
-                machine.events.publish(DiskTierFailed("punch", 0, str(error)))
+                self._machine.events.publish(DiskTierFailed("punch", 0, str(error)))
                 return False
         return True
 
     # ------------------------------------------------------------------------------------------------------------------ one context
 
     def _adopt(self, context: Context) -> int:
-        """Adopt the leading pages of a context. Returns the number of tokens in them."""
-        table = self._machine.seating.table_of(context)
+        """Adopt the leading pages of a context, which is on this device then. Returns the number of tokens in them."""
+        parts = self._parts
+        was_on, context.device = context.device, parts.label  # pages have the names that they would have here
+        table = parts.seating.table_of(context)
         assert context.chain is not None, "made with the table"
         context.chain.extend(context.tokens)
         num_pages = 0
@@ -145,16 +148,20 @@ class Adoption:
             if self._claim(table, num_pages, key):
                 context.kv_valid += num_tail
                 break
-        self._machine.pager.fill(table, num_pages * table.page_tokens, context.chain.keys)  # others of its sharing domain may take them
+        if not context.kv_valid and context.device != was_on:  # another device may have its pages
+            parts.pager.drop(table)
+            context.device, context.table, context.chain = was_on, None, None
+            return 0
+        parts.pager.fill(table, num_pages * table.page_tokens, context.chain.keys)  # others of its sharing domain may take them
         if context.state is ContextState.SUSPENDED:
-            self._machine.pager.suspend(table)
+            parts.pager.suspend(table)
         return context.kv_valid
 
     def _claim(self, table: PageTable, page_idx: int, key: bytes) -> bool:
         """Take over one page of every group, wherever it lies, or share it. Returns whether it is somewhere."""
         known = self._adopted.get((table.space_ids, key))
         if known is not None:
-            self._machine.pager.sharing.join(table, *known)
+            self._parts.pager.sharing.join(table, *known)
             return True
         is_there = False
         for tier, found in self._found.items():
@@ -166,22 +173,24 @@ class Adoption:
         return is_there
 
     def _claim_places(self, tier: Tier, found: Found, table: PageTable, page_idx: int, places: list[Place]) -> bool:
-        machine = self._machine
-        claim = machine.pager.claim_host if tier is Tier.HOST else machine.pager.claim_disk
+        parts = self._parts
+        claim = parts.pager.claim_host if tier is Tier.HOST else parts.pager.claim_disk
         try:
             for group, (frame, header) in enumerate(places):
                 claim(table, group, page_idx, frame, header.key, header.num_tokens)
                 found.keep(frame, header)
-                if tier is Tier.HOST and machine.host is not None and header.space_id != table.space_ids[group]:
-                    machine.host.relabel(frame, table.space_ids[group])
+                if tier is Tier.HOST and parts.host is not None and header.space_id != table.space_ids[group]:
+                    parts.host.relabel(frame, table.space_ids[group])
         except (PagingError, HostPageCorrupt):  # its frame is not to be had: the page is recomputed
             return False
         return True
 
-
-def _is_wanted(machine: Machine, context: Context) -> bool:
-    is_known = context.is_alive and all(machine.models.get(name).model_id for name in context.models)
-    return is_known and context.table is None and context.num_tokens > 0
+    def _is_wanted(self, context: Context) -> bool:
+        """Whether pages of a context may be here: it is on this device, or on none yet."""
+        models = self._parts.models
+        is_known = context.is_alive and all(models.get(name).model_id for name in context.models)
+        is_here = context.device in ("", self._parts.label)
+        return is_known and is_here and context.table is None and context.num_tokens > 0
 
 
 def _zero_rest(host: HostMemory, kept: list[tuple[int, int]]) -> None:

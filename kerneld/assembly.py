@@ -1,55 +1,45 @@
 """Assembly: makes the parts of one daemon and wires them; what one part has to tell another goes through here.
 
-`kerneld.daemon` starts and stops what is made here; `kerneld.machine` is the list of it.
+The parts of each device are made by `kerneld.deviceassembly`. `kerneld.daemon` starts and stops what is made here; `kerneld.machine` is
+the list of it.
 """
 
 from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 
-from drivers.contract import StepResult
 from kerneld.admission import Admission, Demand
+from kerneld.bookkeeping import Bookkeeping
 from kerneld.bounds import Bounds
+from kerneld.catalog import Catalog
 from kerneld.checkpoint import ImageStore
-from kerneld.composer import Composer
-from kerneld.config import Config, KerneldConfig
+from kerneld.commonbooks import Common, CommonShares
+from kerneld.config import Config
 from kerneld.contexts import ContextTable
-from kerneld.deadline import StepDeadline
-from kerneld.delivery import Delivery
+from kerneld.deviceassembly import DeviceAssembly, Foundation, policy_of
+from kerneld.deviceconfig import config_by_device
+from kerneld.devices import Devices
 from kerneld.disk.pagefile import PageFile
-from kerneld.disk.tier import DiskTier
 from kerneld.disk_reserve import DiskReserve
-from kerneld.dispatcher import Dispatcher
 from kerneld.effects import Effects
 from kerneld.eventbus import EventBus
 from kerneld.fairshare import FairShare
-from kerneld.inventory import missing_bytes
 from kerneld.lodging import Lodging
 from kerneld.machine import Machine
 from kerneld.metrics import Metrics
-from kerneld.models import ModelTable
-from kerneld.pagereports import PageReports
-from kerneld.policy import SchedulerPolicy
-from kerneld.remedies import Needer, remedies_of
 from kerneld.renderer import TemplateRenderer
 from kerneld.request import Request
-from kerneld.rows import Flight
-from kerneld.scheduler import Scheduler
-from kerneld.seating import Seating
+from kerneld.schedulers import Schedulers
 from kerneld.security.identity import Authenticator
 from kerneld.security.principals import LocalUsers, SystemAccounts
+from kerneld.starts import Starts
 from kerneld.state.directory import StateDirectory
 from kerneld.state.journal import Journal
 from kerneld.state.store import Store
 from kerneld.state.tables import TenantRow
-from kerneld.supervisor import Supervisor, WorkerCommand
 from kerneld.tenants import TenantTable
-from kerneld.throughput import Throughput
-from kerneld.weights.residency import Residency
-from memory.errors import OutOfFrames, OverLimit
-from memory.pager import Pager
 
 
 class Assembly:
@@ -57,29 +47,42 @@ class Assembly:
 
     _machine: Machine
 
-    def __init__(self, config: Config, clock: Callable[[], float], lodging: Lodging, metrics: Metrics, stop: Callable[[], None]) -> None:
+    def __init__(self, config: Config, clock: Callable[[], float], metrics: Metrics, stop: Callable[[], None]) -> None:
         """`clock` gives Unix seconds; `stop` is called when somebody wants the daemon to end."""
         self._config = config
         self._clock = clock
-        self._lodging = lodging
         self._metrics = metrics
         self._stop = stop
+        configs = config_by_device(config)
+        self._devices = [
+            DeviceAssembly(name, name if len(configs) > 1 else "", each, Lodging(each, metrics)) for name, each in configs.items()
+        ]
 
-    def build(self, directory: StateDirectory, store: Store, journal: Journal, page_file: PageFile | None, boot_generation: int) -> Machine:
-        """Make all parts, and let them know each other."""
-        config, clock = self._config, self._clock
-        kernel, memory = config.kerneld, config.memory
-        events = EventBus(clock)
-        policy = _policy_of(kernel)
-        scheduler = Scheduler(FairShare(policy.slices_us, policy.share_cap_us, policy.held_cap_us), policy)
-        pager, tenants, models = Pager(memory), TenantTable(), ModelTable(str(root) for root in kernel.model_roots)
-        admission = Admission(scheduler.waiting, scheduler.running, kernel.max_queued, kernel.max_contexts)
-        seating = Seating(pager, models, tenants, events)
-        throughput = Throughput(time.monotonic)
-        delivery = Delivery(journal, scheduler, seating, events, clock)
-        deadline = StepDeadline(kernel.step_deadline_floor_s, kernel.step_deadline_factor)
+    @property
+    def lodgings(self) -> Sequence[Lodging]:
+        """The landlords of all workers."""
+        return [device.lodging for device in self._devices]
+
+    def build(
+        self, directory: StateDirectory, store: Store, journal: Journal, page_files: Mapping[str, PageFile], boot_generation: int
+    ) -> Machine:
+        """Make all parts, and let them know each other. `page_files` are by device, of those that have a disk tier."""
+        config, clock, kernel = self._config, self._clock, self._config.kerneld
+        events, requests = EventBus(clock), dict[str, Request]()
+        schedulers = self._schedulers()
+        tenants = TenantTable()
+        models = Catalog({device.name: device.models for device in self._devices})
+        admission = Admission(schedulers.waiting, schedulers.running, kernel.max_queued, kernel.max_contexts)
+        contexts = ContextTable(models, admission.contexts, clock)
+        books = Bookkeeping(journal, schedulers)
+        base = Foundation(events, journal, books, self._common, tenants, contexts, requests, boot_generation)
+        built = zip(self._devices, schedulers, strict=True)
+        devices = Devices(device.build(base, scheduler, page_files.get(device.name)) for device, scheduler in built)
+        starts = devices.first.starts
+        if len(devices) > 1:
+            starts = Starts(schedulers, requests, kernel.max_rows, time.monotonic, is_mine=lambda _request: False)
         users = LocalUsers(os.geteuid(), kernel.users, SystemAccounts())
-        machine = Machine(
+        self._machine = machine = Machine(
             config=config,
             clock=clock,
             boot_generation=boot_generation,
@@ -95,75 +98,61 @@ class Assembly:
             bounds=Bounds(kernel),
             tenants=tenants,
             models=models,
-            contexts=ContextTable(models, admission.contexts, clock),
-            host=None,
-            disk_tier=None
-            if page_file is None
-            else DiskTier(page_file, pager, scheduler, events, DiskReserve(page_file.path.parent, kernel.disk_reserve_bytes)),
-            pager=pager,
-            scheduler=scheduler,
-            seating=seating,
-            delivery=delivery,
-            dispatcher=Dispatcher(pager, Composer(pager, scheduler, seating, delivery, kernel.max_rows), delivery, deadline),
-            residency=Residency(memory, models, pager, events, boot_generation),
-            supervisor=Supervisor(self._worker_command(), self._lodging),
+            contexts=contexts,
+            devices=devices,
+            scheduler=schedulers,
+            books=books,
             renderer=TemplateRenderer(),
-            throughput=throughput,
+            starts=starts,
+            requests=requests,
             stop=self._stop,
         )
-        self._machine = machine
-        self._lodging.furnish(machine)
         self._connect(machine)
         return machine
 
+    def _schedulers(self) -> Schedulers:
+        """A scheduler for each device, over a tree of shares of its own; what is charged, is charged in all of them."""
+        policy = policy_of(self._config.kerneld)
+        rules = policy.slices_us, policy.share_cap_us, policy.held_cap_us
+        twins = [FairShare(*rules) for _ in self._devices[1:]]
+        shares: FairShare = FairShare(*rules)
+        if twins:
+            shares = CommonShares(*rules)
+            shares.twins = twins
+        self._common = Common(shares)
+        trees = [shares, *twins]
+        pairs = zip(self._devices, trees, strict=True)
+        return Schedulers({device.name: device.scheduler(tree, self._common) for device, tree in pairs}, self._common)
+
     def _connect(self, machine: Machine) -> None:
         """Let parts tell each other what concerns them."""
-        self._reports = PageReports(machine.events)
         machine.events.subscribe(self._metrics.on_event)
-        machine.events.subscribe(machine.starts.on_event)
-        machine.dispatcher.composer.advise = self._advise
-        machine.delivery.on_finished = self._request_finished
-        machine.delivery.on_unsynced = machine.dispatcher.end
         machine.authenticator.on_tenant_seen = self._tenant_seen
-        machine.admission.next_start_s = machine.starts.next_s
-        machine.delivery.books.others += [machine.admission, machine.residency.debts]
-        machine.dispatcher.on_result = self._result_heard
-        machine.seating.meter.on_settled = machine.scheduler.system.had_back
-        machine.dispatcher.on_landed = self._landed
-        machine.dispatcher.on_corrupt = self._reports.corrupt
-        if machine.disk_tier is not None:
-            machine.disk_tier.returns.on_wait = machine.seating.meter.fetching
-            machine.disk_tier.on_return = machine.dispatcher.arrived
-            machine.dispatcher.composer.waits.append(machine.disk_tier.returns.must_wait)
-
-    def _advise(self, shortage: OutOfFrames | OverLimit, request: Request) -> None:
-        """Say what would help a request that does not fit alone."""
-        more_bytes = missing_bytes(self._machine, request.context, request.num_remaining)
-        shortage.advise(remedies_of(self._machine, shortage, Needer.of(request.context, more_bytes)))
-
-    def _worker_command(self) -> WorkerCommand:
-        kernel = self._config.kerneld
-        kernel.runtime_dir.mkdir(mode=0o755, parents=True, exist_ok=True)
-        return WorkerCommand(
-            device=f"{self._config.drivers.use}0",
-            driver=self._config.drivers.use,
-            socket=kernel.worker_socket,
-            runtime_dir=kernel.runtime_dir,
-            orphan_grace_s=kernel.worker_orphan_grace_s,
-            spawn=kernel.start_workers,
-            log_level=kernel.log_level,
-            log_json=kernel.log_json,
-        )
+        machine.admission.next_start_s = self._next_start_s
+        machine.books.others += [machine.admission, *(device.residency.debts for device in machine.devices)]
+        machine.scheduler.charging.surcharge = self._surcharge
+        for device, assembly in zip(machine.devices, self._devices, strict=True):
+            assembly.connect(machine)
+            device.delivery.on_finished = self._request_finished
 
     # ---------------------------------------------------------------------------------------------------------- what parts are told of
 
+    def _surcharge(self, request: Request, cost_us: int) -> int:
+        return self._machine.devices.of(request.context).residency.debts.surcharge(request, cost_us)
+
+    def _next_start_s(self, path: str) -> float | None:
+        """When the next one of those starts that wait below a tenant, on whatever device; None: unknown."""
+        known = [seconds for device in self._machine.devices if (seconds := device.starts.next_s(path)) is not None]
+        return min(known, default=None)
+
     def _request_finished(self, request: Request) -> None:
         machine, context = self._machine, request.context
+        device = machine.devices.of(context)
         machine.forget_request(request)
         machine.endings.note(request, machine.clock())
-        machine.residency.turns.note_used(context.models)
-        if machine.disk_tier is not None:
-            machine.disk_tier.returns.forget(request)
+        device.residency.turns.note_used(context.models)
+        if device.disk_tier is not None:
+            device.disk_tier.returns.forget(request)
         if request.reserved_bytes:
             machine.journal.release(request.reserved_bytes)
         machine.admission.take_tokens(request.tenant, request.num_generated)
@@ -172,31 +161,10 @@ class Assembly:
         machine.usage.ended(request)
         if not request.is_scoring and machine.contexts.find(context.id) is not None:
             machine.last_logs.keep(request)
-
-    def _result_heard(self, flight: Flight, step_idx: int, is_last: bool, result: StepResult) -> None:
-        self._machine.scheduler.sizer.costs.heard(flight, step_idx, is_last, result)
-        self._machine.seating.meter.heard(flight, step_idx, is_last, result)
-        self._machine.usage.heard(flight, step_idx, result)
-
-    def _landed(self, flight: Flight) -> None:
-        self._reports.landed(flight)
-        if self._machine.disk_tier is not None:
-            self._machine.disk_tier.reclaimer.turn()
+        for other in machine.devices:
+            if other is not device:  # where somebody may have waited for its tenant to have one less running
+                other.dispatcher.arrived()
 
     def _tenant_seen(self, tenant: TenantRow) -> None:
         if tenant.path not in self._machine.tenants:
             self._machine.know_tenant(tenant)
-
-
-def _policy_of(kernel: KerneldConfig) -> SchedulerPolicy:
-    return SchedulerPolicy(
-        max_step_tokens=kernel.max_step_tokens,
-        max_steps=kernel.max_steps,
-        min_service_tokens=kernel.min_service_tokens,
-        preempt_lag_us=round(kernel.preempt_lag_s * 1e6),
-        courtesy_us=round(kernel.courtesy_s * 1e6),
-        locality_lag_us=round(kernel.locality_lag_s * 1e6),
-        gap_factor=kernel.token_gap_factor,
-        token_gap_s=kernel.token_gap_s,
-        growth_share=kernel.growth_share,
-    )

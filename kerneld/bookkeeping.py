@@ -20,7 +20,6 @@ from kerneld.accounts import Accounts, together
 from kerneld.calls import Durability
 from kerneld.errors import DiskFull, KernelError, Unavailable
 from kerneld.request import Request, RequestState
-from kerneld.scheduler import Scheduler
 from kerneld.state.journal import Journal
 from kerneld.state.records import Record, Standing
 
@@ -37,10 +36,20 @@ class Book(Protocol):
         """Changes could not be written: they count as changed again."""
 
 
+class SchedulerBooks(Protocol):
+    """What the scheduler keeps, or all of them."""
+
+    def account_changes(self) -> Accounts | None:
+        """What changed since the last call; None: nothing."""
+
+    def unkept(self, accounts: Accounts) -> None:
+        """Changes could not be written: they count as changed again."""
+
+
 class Bookkeeping:
     """Writes to the journal, and has the books go along."""
 
-    def __init__(self, journal: Journal, scheduler: Scheduler) -> None:
+    def __init__(self, journal: Journal, scheduler: SchedulerBooks) -> None:
         self._journal = journal
         self._scheduler = scheduler
         self.others: list[Book] = []

@@ -308,6 +308,7 @@ class ContextInfo:
     adapter: str = ""
     pinned_tokens: int = 0
     sharing_group: str = ""
+    device: str = ""  # where its pages are; empty: nowhere yet, or there is only one
 
 
 @dataclass(frozen=True, slots=True)
@@ -330,6 +331,22 @@ class RegisterArgs:
     quant: str = ""
     base: str = ""  # name of the registered model that an adapter changes
     kv_quant: str = ""
+    device: str = ""  # on which it is to be loaded; empty: wherever it does best
+
+
+@dataclass(frozen=True, slots=True)
+class CopyInfo:
+    """What one of several devices has of a model, or could have."""
+
+    device: str
+    state: ModelState
+    tier: str = "disk"
+    dtype: str = ""
+    device_bytes: int = 0
+    host_bytes: int = 0
+    streamed_bytes: int = 0
+    failure: str = ""
+    prefill_s: float = 0.0  # per token of input, when it was loaded; 0: not known
 
 
 @dataclass(frozen=True, slots=True)
@@ -362,6 +379,7 @@ class ModelInfo:
     last_used_at: float = 0.0
     num_loads: int = 0
     kv_quant: str = ""
+    copies: tuple[CopyInfo, ...] = ()  # by device, where there are several
 
 
 @dataclass(frozen=True, slots=True)
@@ -502,6 +520,7 @@ class TierUse:
     free_bytes: int
     weights_bytes: int
     kv_bytes: Mapping[str, int]
+    device: str = ""  # empty: the only one
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,6 +2,9 @@
 
 A closed tenant neither stops the line nor is served, and nothing below it is. A request that lost its row through no decision counts as
 one that runs: the row is its own, so what waits behind the limit does not wake up for a moment.
+
+Where there are several devices, each has accounts, and closures, of its own. How many requests of a tenant run is counted over all of them;
+memory is that of one device.
 """
 
 from __future__ import annotations
@@ -13,9 +16,12 @@ from kerneld.tally import Tally, ancestors
 class Closures:
     """Limits of running requests, and tenants that wait for memory of their own."""
 
-    def __init__(self, shares: FairShare) -> None:
+    def __init__(self, shares: FairShare, peers: list[Closures] | None = None) -> None:
+        """`peers`: those of the devices that were made before, to which this one is added."""
         self._shares = shares
-        self._rows = Tally()  # requests that run, or are to run on
+        self._peers = [] if peers is None else peers
+        self._rows: Tally = self._peers[0]._rows if self._peers else Tally()  # requests that run, or are to run on, wherever that is
+        self._peers.append(self)
         self._max_running: dict[str, int] = {}
         # Tenants that wait for memory of their own, in an order that a run repeats: it decides who is lifted to whom.
         self._held_back: dict[str, None] = {}
@@ -42,16 +48,18 @@ class Closures:
     def admitted(self, tenant: str) -> None:
         """A request of a tenant runs: those that are at their limit now close."""
         self._rows.add(tenant)
-        for path in ancestors(tenant):
-            if not self._has_room(path):
-                self._shares.set_open(path, False)
+        for peer in self._peers:
+            for path in ancestors(tenant):
+                if not peer._has_room(path):
+                    peer._shares.set_open(path, False)
 
     def left(self, tenant: str) -> None:
         """A request of a tenant runs no more: those that were at their limit open."""
         self._rows.remove(tenant)
-        for path in ancestors(tenant):
-            if path in self._max_running and path in self._shares:
-                self._shares.set_open(path, self._has_room(path))
+        for peer in self._peers:
+            for path in ancestors(tenant):
+                if path in peer._max_running and path in peer._shares:
+                    peer._shares.set_open(path, peer._has_room(path))
 
     def is_open(self, tenant: str) -> bool:
         """Whether neither a tenant nor anybody above it is closed."""

@@ -58,6 +58,11 @@ def derive_seed(seed: int, counter: int) -> int:
     return mixed ^ (mixed >> 31)
 
 
+def priced_as(model: str, device: str) -> str:
+    """The name of a model's copy on a device in tariffs and step costs; `device` is empty for the only one."""
+    return f"{model}@{device}" if device else model
+
+
 @dataclass(slots=True, eq=False)
 class Context:
     """Tokens and sampler state of one conversation or program, and the page table of its KV cache."""
@@ -74,6 +79,9 @@ class Context:
     parent: str = ""  # context it was forked from
     adapter: str = ""  # name; its KV is that of the model as the adapter changes it
     sharing_group: str = ""  # name; empty: its tenant alone is its sharing domain
+
+    # Written by whoever places it (`kerneld.placing`), and not journaled: pages are a cache.
+    device: str = ""  # where its pages are, and where it runs; empty: nowhere yet, or on the only device
 
     # Written by the verb Set, and by Grant and Revoke.
     max_tokens: int = 0
@@ -103,6 +111,11 @@ class Context:
     def models(self) -> tuple[str, ...]:
         """Everything that has to be resident for it to run: its model, and its adapter if it has one."""
         return (self.model, self.adapter) if self.adapter else (self.model,)
+
+    @property
+    def priced_as(self) -> str:
+        """Under which name it is known what computing on it costs: its model has prices for each device."""
+        return priced_as(self.model, self.device)
 
     @property
     def num_tokens(self) -> int:
@@ -164,4 +177,5 @@ class Context:
             failure=self.failure,
             grants=tuple(self.grants.values()),
             pinned_tokens=self.pinned_tokens,
+            device=self.device,
         )

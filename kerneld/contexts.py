@@ -3,7 +3,7 @@
 Invariants
 1. Only this table adds and removes contexts; a context in it is never FREED.
 2. A caller that may not see a context gets the same NotFound as for one that is not there (promise 10).
-3. `Model.num_contexts` and the per-tenant counts equal what is in the table.
+3. `Registered.num_contexts` and the per-tenant counts equal what is in the table.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ from collections.abc import Callable, Iterator
 from typing import TypeVar
 
 from kerneld.calls import Access, Caller, ListArgs, ListPage
+from kerneld.catalog import Catalog
 from kerneld.context import Context
 from kerneld.errors import InvalidArgument, NotFound
-from kerneld.models import ModelTable
 from kerneld.security.acl import is_owner, may, may_control, may_see, may_see_everything
 from kerneld.tally import Tally
 
@@ -29,7 +29,7 @@ Item = TypeVar("Item")
 class ContextTable:
     """The living contexts of this machine."""
 
-    def __init__(self, models: ModelTable, per_tenant: Tally, clock: Callable[[], float] = time.time) -> None:
+    def __init__(self, models: Catalog, per_tenant: Tally, clock: Callable[[], float] = time.time) -> None:
         """`per_tenant` is kept equal to what is in the table."""
         self._models = models
         self._clock = clock

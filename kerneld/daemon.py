@@ -18,11 +18,11 @@ from pathlib import Path
 from drivers.listener import WorkerListener
 from kerneld.assembly import Assembly
 from kerneld.config import Config
+from kerneld.deviceconfig import config_by_device
 from kerneld.disk.pagefile import PageFile
 from kerneld.events import DaemonReady, DaemonStarted, DaemonStopped
 from kerneld.housekeeping import Housekeeping
 from kerneld.kernel import Kernel
-from kerneld.lodging import Lodging
 from kerneld.machine import Machine
 from kerneld.metrics import Metrics
 from kerneld.readings import gauges_of
@@ -52,8 +52,7 @@ class Daemon:
         self._listener: WorkerListener
         self._housekeeping: Housekeeping
         self.metrics = Metrics(lambda: gauges_of(self.machine))
-        self._lodging = Lodging(config, self.metrics)
-        self._assembly = Assembly(config, clock, self._lodging, self.metrics, self.stop_wanted.set)
+        self._assembly = Assembly(config, clock, self.metrics, self.stop_wanted.set)
 
     # -------------------------------------------------------------------------------------------------------------------- start, stop
 
@@ -68,22 +67,24 @@ class Daemon:
             journal = Journal(self._directory.journal, segment_bytes=self.config.kerneld.journal_segment_bytes)
             undo.callback(journal.close)
             state = await asyncio.to_thread(lambda: LogState.fold(journal.replay()))
-            page_file = await asyncio.to_thread(self._open_page_file)
-            if page_file is not None:
-                undo.callback(page_file.close)
-            self.machine = self._assembly.build(self._directory, store, journal, page_file, await store.begin_boot())
+            page_files: dict[str, PageFile] = {}
+            undo.callback(_close_all, page_files)
+            await asyncio.to_thread(self._open_page_files, page_files)
+            self.machine = self._assembly.build(self._directory, store, journal, page_files, await store.begin_boot())
             self.kernel = Kernel(self.machine)
-            self._listener = WorkerListener(self.config.kerneld.worker_socket, self.machine.supervisor)
+            self._listener = WorkerListener(self.config.kerneld.worker_socket, self.machine.devices)
             self._listener.start()
             undo.push_async_callback(self._listener.close)
-            self.machine.supervisor.start()
-            undo.push_async_callback(self.machine.supervisor.stop)
+            for device in self.machine.devices:
+                device.supervisor.start()
+                undo.push_async_callback(device.supervisor.stop)
             self.machine.events.publish(DaemonStarted(self.machine.boot_generation, VERSION))
             await self.machine.authenticator.load()
             num_contexts, num_requests = await recover(self.machine, state)
             for request in self.machine.requests.values():
-                self.machine.starts.arrived(request)
-            self._lodging.open()
+                self.machine.starts_of(request).arrived(request)
+            for lodging in self._assembly.lodgings:
+                lodging.open()
             self._housekeeping = Housekeeping(self.machine)
             self._housekeeping.start()
             self.machine.events.publish(DaemonReady(num_contexts, num_requests))
@@ -96,21 +97,23 @@ class Daemon:
             await drain_requests(machine, self.config.kerneld.drain_timeout_s)
         async with contextlib.AsyncExitStack() as steps:  # the last one goes first, and one that fails keeps no other from its turn
             steps.callback(self._directory.close)
-            if machine.host is not None:
-                steps.callback(machine.host.close)
-            if machine.disk_tier is not None:
-                steps.callback(machine.disk_tier.file.close)
+            for device in machine.devices:
+                if device.host is not None:
+                    steps.callback(device.host.close)
+                if device.disk_tier is not None:
+                    steps.callback(device.disk_tier.file.close)
             steps.callback(machine.journal.close)
             steps.push_async_callback(machine.store.close)
             steps.push_async_callback(self._housekeeping.close_accounts)  # of what ended while the others stopped
             steps.push_async_callback(machine.authenticator.close)
             steps.push_async_callback(machine.renderer.close)
-            steps.push_async_callback(machine.delivery.close)
-            steps.push_async_callback(self._lodging.close)
-            if machine.disk_tier is not None:
-                steps.push_async_callback(machine.disk_tier.close)
-            steps.callback(machine.residency.detach)
-            steps.push_async_callback(machine.supervisor.stop)
+            for device, lodging in zip(machine.devices, self._assembly.lodgings, strict=True):
+                steps.push_async_callback(device.delivery.close)
+                steps.push_async_callback(lodging.close)
+                if device.disk_tier is not None:
+                    steps.push_async_callback(device.disk_tier.close)
+                steps.callback(device.residency.detach)
+            steps.push_async_callback(self._stop_workers)
             steps.push_async_callback(self._listener.close)
             steps.push_async_callback(self._housekeeping.stop)
         machine.events.publish(DaemonStopped(len(machine.requests)))
@@ -120,10 +123,20 @@ class Daemon:
         """Where the audit log lies."""
         return self._directory.audit
 
-    def _open_page_file(self) -> PageFile | None:
-        kernel, memory = self.config.kerneld, self.config.memory
-        num_slabs = memory.page_file_bytes // memory.slab_bytes
-        if not num_slabs:
-            return None
-        path = kernel.page_file or self._directory.path / "pages"
-        return PageFile.open(path, num_slabs * memory.slab_bytes, memory.granule_bytes, memory.slab_bytes)
+    async def _stop_workers(self) -> None:
+        """All at once: each may take its time."""
+        await asyncio.gather(*(device.supervisor.stop() for device in self.machine.devices))
+
+    def _open_page_files(self, opened: dict[str, PageFile]) -> None:
+        """Open the page file of each device that has a disk tier."""
+        for name, config in config_by_device(self.config).items():
+            memory = config.memory
+            num_slabs = memory.page_file_bytes // memory.slab_bytes
+            if num_slabs:
+                path = config.kerneld.page_file or self._directory.path / "pages"
+                opened[name] = PageFile.open(path, num_slabs * memory.slab_bytes, memory.granule_bytes, memory.slab_bytes)
+
+
+def _close_all(page_files: dict[str, PageFile]) -> None:
+    for page_file in page_files.values():
+        page_file.close()

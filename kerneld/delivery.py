@@ -46,8 +46,18 @@ class Ending(NamedTuple):
 class Delivery:
     """Moves requests through their lives."""
 
-    def __init__(self, journal: Journal, scheduler: Scheduler, seating: Seating, events: EventBus, clock: Callable[[], float]) -> None:
-        self.books = Bookkeeping(journal, scheduler)
+    def __init__(
+        self,
+        journal: Journal,
+        scheduler: Scheduler,
+        seating: Seating,
+        events: EventBus,
+        clock: Callable[[], float],
+        *,
+        books: Bookkeeping | None = None,
+    ) -> None:
+        """`books`: those of a machine, where there is more than this scheduler."""
+        self.books = books or Bookkeeping(journal, scheduler)
         self._scheduler = scheduler
         self._seating = seating
         self._events = events

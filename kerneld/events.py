@@ -267,6 +267,7 @@ class ModelLoaded(Event):
     host_bytes: int = 0  # that came from the host tier
     copy_s: float = 0.0  # of the seconds, those that copying took
     num_corrupt: int = 0  # segments that did not hold in the host tier, and were read again
+    device: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -276,6 +277,7 @@ class ModelParked(Event):
     model: str
     size_bytes: int
     seconds: float
+    device: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -286,6 +288,7 @@ class ModelEvicted(Event):
     size_bytes: int
     num_requests: int  # that run on it or wait for it
     is_parked: bool
+    device: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -294,6 +297,7 @@ class ModelUnloaded(Event):
 
     model: str
     size_bytes: int
+    device: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -313,6 +317,7 @@ class ModelFailed(Action):
 
     model: str
     failure: str
+    device: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -23,6 +23,7 @@ from crc32c import crc32c
 from drivers.errors import HostPageCorrupt
 from drivers.hostmem import HEADER_BYTES, HostMemory, host_frame_bytes, parse_header
 from kerneld.checkpoint import ImageStore
+from kerneld.deviceparts import DeviceParts
 from kerneld.disk.pagefile import PageFile, granule_of
 from kerneld.errors import KernelError
 from kerneld.holdings import PartChecked
@@ -40,33 +41,34 @@ class Fsck:
     def __init__(self, machine: Machine) -> None:
         self._machine = machine
         self._state_dir = machine.config.kerneld.state_dir
-        self._page_file = machine.disk_tier.file if machine.disk_tier is not None else None
 
     async def run(self) -> AsyncIterator[PartChecked]:
         """One part after the other."""
-        yield await self._books()
-        yield await self._host_tier()
-        if self._page_file is not None:
-            yield await self._disk_tier(self._page_file)
+        for device in self._machine.devices:
+            yield await self._books(device)
+            yield await self._host_tier(device)
+            if device.disk_tier is not None:
+                yield await self._disk_tier(device, device.disk_tier.file)
         yield await self._images()
         yield await asyncio.to_thread(check_journal, self._state_dir / "journal", is_live=True)
         yield await asyncio.to_thread(check_database, self._state_dir / "kerneld.db")
         yield await asyncio.to_thread(check_audit, self._state_dir / "audit")
 
-    async def _books(self) -> PartChecked:
-        tables = [context.table for context in self._machine.contexts if context.table is not None]
+    async def _books(self, device: DeviceParts) -> PartChecked:
+        part, tables = _part("books", device), [context.table for context in device.own_contexts() if context.table is not None]
         num_pages = sum(len(pages) for table in tables for pages in table.pages)
         try:
-            if not await self._are_sliced_books_whole():
-                self._machine.pager.check_integrity()  # they do not stand still: all at once
+            if not await self._are_sliced_books_whole(device):
+                device.pager.check_integrity()  # they do not stand still: all at once
         except PagingError as problem:
-            return PartChecked("books", num_pages, "pages", problems=(str(problem),))
-        return PartChecked("books", num_pages, "pages")
+            return PartChecked(part, num_pages, "pages", problems=(str(problem),))
+        return PartChecked(part, num_pages, "pages")
 
-    async def _are_sliced_books_whole(self) -> bool:
+    @staticmethod
+    async def _are_sliced_books_whole(device: DeviceParts) -> bool:
         """Check the books while the loop runs in between. Returns False if they moved on every time. Raises: PagingError."""
         for _ in range(TRIES):
-            steps = self._machine.pager.integrity_steps()
+            steps = device.pager.integrity_steps()
             is_whole: bool | None = None
             while is_whole is None:
                 try:
@@ -78,47 +80,54 @@ class Fsck:
                 return True
         return False
 
-    async def _host_tier(self) -> PartChecked:
+    @staticmethod
+    async def _host_tier(device: DeviceParts) -> PartChecked:
         """Pages of contexts in the host tier; each context's are held while they are read."""
-        machine, host = self._machine, self._machine.host
+        pager, host = device.pager, device.host
         num_pages = num_bytes = 0
         problems: list[str] = []
-        for context in machine.contexts if host is not None else ():
+        for context in device.own_contexts() if host is not None else ():
             table = context.table
             if host is None or table is None or not sum(table.num_host):
                 continue
-            machine.pager.hold_host(table)
+            pager.hold_host(table)
             try:
-                pages = machine.pager.host_pages(table)
+                pages = pager.host_pages(table)
                 size_bytes, bad = await asyncio.to_thread(_read_host_pages, host, pages)
             finally:
-                machine.pager.release_host(table)
+                pager.release_host(table)
             num_pages, num_bytes = num_pages + len(pages), num_bytes + size_bytes
             problems += [f"context {context.id}: {problem}" for problem in bad]
-        return PartChecked("host tier", num_pages, "pages", num_bytes, tuple(problems[:MOST_PROBLEMS]))
+        return PartChecked(_part("host tier", device), num_pages, "pages", num_bytes, tuple(problems[:MOST_PROBLEMS]))
 
-    async def _disk_tier(self, page_file: PageFile) -> PartChecked:
+    async def _disk_tier(self, device: DeviceParts, page_file: PageFile) -> PartChecked:
         """Pages of contexts in the page file. One that seems wrong is looked at again: its frame may have changed hands meanwhile."""
-        wanted = self._disk_frames()
+        wanted = _disk_frames(device)
         num_bytes, bad = await asyncio.to_thread(_read_disk_pages, page_file, wanted)
         if bad:
-            now = self._disk_frames()
+            now = _disk_frames(device)
             still = {frame: key for frame, key in wanted.items() if frame in bad and now.get(frame) == key}
             _, bad = await asyncio.to_thread(_read_disk_pages, page_file, still)
         problems = tuple(f"page file, frame {frame}: {problem}" for frame, problem in bad.items())
-        return PartChecked("disk tier", len(wanted), "pages", num_bytes, problems[:MOST_PROBLEMS])
-
-    def _disk_frames(self) -> dict[int, bytes]:
-        """Key of the page in every frame of the page file that a context names."""
-        tables = (context.table for context in self._machine.contexts if context.table is not None)
-        pages = (page for table in tables for group in table.pages for page in group)
-        return {page.disk_frame: page.key for page in pages if page.disk_frame is not None}
+        return PartChecked(_part("disk tier", device), len(wanted), "pages", num_bytes, problems[:MOST_PROBLEMS])
 
     async def _images(self) -> PartChecked:
         machine = self._machine
         images = await machine.store.load_images()
         secrets = {image.id: machine.tenants.get(image.tenant).secret for image in images if image.tenant in machine.tenants}
         return await asyncio.to_thread(check_images, machine.images, secrets)
+
+
+def _part(name: str, device: DeviceParts) -> str:
+    """What a part is called: with the name of its device, where there are several."""
+    return f"{name} of {device.label}" if device.label else name
+
+
+def _disk_frames(device: DeviceParts) -> dict[int, bytes]:
+    """Key of the page in every frame of the page file that a context names."""
+    tables = (context.table for context in device.own_contexts() if context.table is not None)
+    pages = (page for table in tables for group in table.pages for page in group)
+    return {page.disk_frame: page.key for page in pages if page.disk_frame is not None}
 
 
 def check_images(store: ImageStore, secrets: Mapping[str, bytes]) -> PartChecked:

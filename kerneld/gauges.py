@@ -33,6 +33,17 @@ class FairGauges:
 
 
 @dataclass(frozen=True, slots=True)
+class DeviceGauges:
+    """One of several devices."""
+
+    is_running: bool
+    running: int
+    waiting: int
+    busy: float  # part of the last seconds in which it computed
+    tier_bytes: Mapping[tuple[str, str], int]  # by (tier, kind)
+
+
+@dataclass(frozen=True, slots=True)
 class Gauges:
     """The machine at one moment."""
 
@@ -42,3 +53,4 @@ class Gauges:
     kv_usage: float = 0.0  # 0 to 1
     tier_bytes: Mapping[tuple[str, str], int] = field(default_factory=dict)  # by (tier, kind)
     fair: FairGauges = field(default_factory=FairGauges)
+    devices: Mapping[str, DeviceGauges] = field(default_factory=dict)  # by name, where there are several

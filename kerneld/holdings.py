@@ -26,6 +26,7 @@ class Holding:
     name: str
     state: str
     size_bytes: int
+    device: str = ""  # empty: the only one
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,17 +56,19 @@ class TierAccount:
     excess_bytes: int = 0
     weight: int = 1
     pinned_bytes: int = 0
+    device: str = ""  # empty: the only one
 
 
 @dataclass(frozen=True, slots=True)
 class TierTotal:
-    """One tier, all owners together."""
+    """One tier of a device, all owners together."""
 
     tier: str
     total_bytes: int
     free_bytes: int
     guaranteed_bytes: int
     kinds: Mapping[str, int]
+    device: str = ""  # empty: the only one
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,6 +103,7 @@ class Placement:
     tier: str
     size_bytes: int
     num_pages: int = 0
+    device: str = ""  # empty: the only one, or nowhere
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,6 +118,7 @@ class Obstacle:
     needed_bytes: int = 0
     available_bytes: int = 0
     limit_bytes: int = 0
+    device: str = ""  # empty: the only one, or none in particular
 
 
 @dataclass(frozen=True, slots=True)

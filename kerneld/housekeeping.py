@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable
 
 from kerneld.calls import FinishReason, ModelState
+from kerneld.deviceparts import DeviceParts
 from kerneld.errors import KernelError
 from kerneld.events import IntegrityLost, ShareFactorsChanged
 from kerneld.machine import Machine
@@ -40,7 +41,7 @@ class Housekeeping:
             (TICK_S, self._reclaim),
             (ACCOUNTS_S, self._journal_counters),
             (ACCOUNTS_S, self._give_back),
-            (ACCOUNTS_S, machine.starts.tick),
+            *((ACCOUNTS_S, starts.tick) for starts in {machine.starts, *(device.starts for device in machine.devices)}),
             (ACCOUNTS_S, machine.usage.sample),
             (machine.config.kerneld.share_update_s, self.update_factors),
             (ACCOUNTS_S, self._machine.calibration.look),
@@ -87,15 +88,14 @@ class Housekeeping:
 
     def _give_back(self) -> None:
         """Let the device have what nobody needs while there is nothing to do."""
-        machine = self._machine
-        is_loading = any(model.state is ModelState.LOADING for model in machine.models)
-        machine.idle_slabs.tick(is_idle=machine.dispatcher.is_idle and not machine.requests and not is_loading)
+        for device in self._machine.devices:
+            is_loading = any(model.state is ModelState.LOADING for model in device.models)
+            device.idle_slabs.tick(is_idle=device.dispatcher.is_idle and not device.num_requests and not is_loading)
 
     async def _watch_books(self) -> None:
         while True:
             await asyncio.sleep(INTEGRITY_S)
-            if self._machine.dispatcher.is_idle:
-                await self.check_integrity()
+            await self.check_integrity()
 
     # -------------------------------------------------------------------------------------------------------------------------- duties
 
@@ -104,28 +104,30 @@ class Housekeeping:
         machine = self._machine
         steady = time.monotonic() if machine.clock is time.time else None  # no other clock jumps
         for request, detail in machine.scheduler.expired(machine.clock(), steady):
-            machine.dispatcher.end(request, FinishReason.DEADLINE, detail)
+            machine.end(request, FinishReason.DEADLINE, detail)
         if machine.scheduler.undefer(machine.clock()):
-            machine.dispatcher.arrived()
+            machine.arrived()
         for request in [request for request in machine.requests.values() if request.is_abandoned() and not request.is_scoring]:
-            machine.dispatcher.end(request, FinishReason.CANCELLED, "Nobody read the stream any more.")
+            machine.end(request, FinishReason.CANCELLED, "Nobody read the stream any more.")
 
     def _apply_limits(self) -> None:
         """See whether limits that were set below use have taken hold, and have more reclaimed if not."""
         machine = self._machine
         if machine.limits.is_waiting:
-            machine.dispatcher.pump()
+            for device in machine.devices:
+                device.dispatcher.pump()
             machine.limits.look()
 
     def _reclaim(self) -> None:
-        """Keep room in the host tier."""
-        if self._machine.disk_tier is not None:
-            self._machine.disk_tier.reclaimer.turn()
-        self._machine.residency.parking.relieve(self._machine.clock())
+        """Keep room in the host tiers."""
+        for device in self._machine.devices:
+            if device.disk_tier is not None:
+                device.disk_tier.reclaimer.turn()
+            device.residency.parking.relieve(self._machine.clock())
 
     def _journal_counters(self) -> None:
         """Write down what changed of the scheduler's books, if nothing was written since that they could go along with."""
-        self._machine.delivery.books.flush()
+        self._machine.books.flush()
 
     def update_factors(self) -> None:
         """Let what was used of late change the weights, and tell if it did."""
@@ -138,15 +140,12 @@ class Housekeeping:
             machine.events.publish(ShareFactorsChanged(len(factors), min(factors), max(factors)))
 
     async def check_integrity(self) -> None:
-        """Look whether the books agree, when nothing runs, a slice at a time: whoever comes meanwhile waits for one slice at most."""
-        machine = self._machine
-        try:
-            for _ in machine.pager.integrity_steps():
-                await asyncio.sleep(0)
-                if not machine.dispatcher.is_idle:
-                    return
-        except PagingError as problem:
-            machine.events.publish(IntegrityLost("pager", str(problem)))
+        """Look whether the books of devices on which nothing runs agree, a slice at a time: whoever comes waits for one slice at most."""
+        for device in self._machine.devices:
+            try:
+                await _check_books(device)
+            except PagingError as problem:
+                self._machine.events.publish(IntegrityLost(f"pager of {device.label}" if device.label else "pager", str(problem)))
 
     async def _write_usage(self) -> None:
         machine = self._machine
@@ -176,6 +175,15 @@ class Housekeeping:
             await self._machine.usage.forget_old(self._machine.store.usage)
         except KernelError:
             logger.warning("old effects and usage could not be dropped", exc_info=True)
+
+
+async def _check_books(device: DeviceParts) -> None:
+    """Check them until something runs. Raises: PagingError."""
+    if device.dispatcher.is_idle:
+        for _ in device.pager.integrity_steps():
+            await asyncio.sleep(0)
+            if not device.dispatcher.is_idle:
+                return
 
 
 def _report(task: asyncio.Task[None]) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from kerneld.machine import Machine
-from kerneld.supervisor import WorkerState
 from kerneld.verbs.admin import AdminVerbs
 from kerneld.verbs.contexts import ContextVerbs
 from kerneld.verbs.edits import EditVerbs
@@ -70,7 +69,7 @@ class Kernel:
             return "The daemon is recovering what was acknowledged."
         if self._machine.is_draining:
             return "The daemon is draining."
-        supervisor = self._machine.supervisor
-        if supervisor.state is not WorkerState.RUNNING:
-            return f"The worker of {supervisor.command.device} is {supervisor.state.value}. {supervisor.last_problem}".strip()
-        return ""
+        if any(device.is_running for device in self._machine.devices):
+            return ""
+        supervisor = self._machine.devices.first.supervisor
+        return f"The worker of {supervisor.command.device} is {supervisor.state.value}. {supervisor.last_problem}".strip()

@@ -23,6 +23,8 @@ from drivers.listener import Admission
 from kerneld.adoption import Adoption
 from kerneld.calls import FinishReason, ModelState
 from kerneld.config import Config
+from kerneld.context import priced_as
+from kerneld.deviceparts import DeviceParts
 from kerneld.events import WorkerLost, WorkerRecovered, WorkerStarted
 from kerneld.machine import Machine
 from kerneld.metrics import Metrics
@@ -37,8 +39,10 @@ class Lodging:
     """The landlord of the worker of one device."""
 
     machine: Machine
+    parts: DeviceParts
 
     def __init__(self, config: Config, metrics: Metrics) -> None:
+        """`config`: as it holds for the device."""
         self._config = config
         self._metrics = metrics
         self._early: WorkerClient | None = None
@@ -48,24 +52,24 @@ class Lodging:
         self._lost_at: float | None = None
         self._last_step_at = 0.0
 
-    def furnish(self, machine: Machine) -> None:
+    def furnish(self, machine: Machine, parts: DeviceParts) -> None:
         """Serve these parts."""
-        self.machine = machine
-        machine.dispatcher.on_crash = self._lost
-        machine.dispatcher.on_progress = self._progressed
-        machine.dispatcher.on_model_failed = machine.residency.fail
-        machine.residency.bind(machine.dispatcher.make_room, machine.idle_slabs.have)
-        machine.residency.on_change = self._residency_changed
-        machine.residency.preempt = self._preempt
-        machine.residency.turns.demand = self._demand
-        machine.residency.turns.is_idle = self._is_idle
-        machine.residency.turns.line.urgency = machine.scheduler.urgency
-        machine.residency.debts.charge = machine.scheduler.shares.charge
-        machine.residency.debts.on_charged, machine.residency.debts.on_payer = machine.usage.load_charged, machine.usage.load_payer
-        machine.scheduler.charging.surcharge = machine.residency.debts.surcharge
-        machine.dispatcher.composer.relieve = self._relieve
-        machine.residency.parking.host = lambda: machine.host
-        machine.residency.before_use = self._adopt_pages
+        self.machine, self.parts = machine, parts
+        dispatcher, residency = parts.dispatcher, parts.residency
+        dispatcher.on_crash = self._lost
+        dispatcher.on_progress = self._progressed
+        dispatcher.on_model_failed = residency.fail
+        residency.bind(dispatcher.make_room, parts.idle_slabs.have)
+        residency.on_change = self._residency_changed
+        residency.preempt = self._preempt
+        residency.turns.demand = self._demand
+        residency.turns.is_idle = self._is_idle
+        residency.turns.line.urgency = parts.scheduler.urgency
+        residency.debts.charge = machine.scheduler.shares.charge
+        residency.debts.on_charged, residency.debts.on_payer = machine.usage.load_charged, machine.usage.load_payer
+        dispatcher.composer.relieve = self._relieve
+        residency.parking.host = lambda: parts.host
+        residency.before_use = self._adopt_pages
 
     def open(self) -> None:
         """Recovery is done: a worker that came early may serve."""
@@ -77,8 +81,9 @@ class Lodging:
 
     def admission(self, host_fd: int | None) -> Admission:
         """What a worker gets: the arena, and the host tier, which may be the one that it kept of an earlier front."""
-        machine, memory, drivers = self.machine, self._config.memory, self._config.drivers
+        memory, drivers = self._config.memory, self._config.drivers
         is_kept = self._take_host_tier(host_fd)
+        host = self.parts.host
         spec = OpenSpec(
             num_slabs=memory.device_bytes // memory.slab_bytes,
             slab_bytes=memory.slab_bytes,
@@ -89,28 +94,28 @@ class Lodging:
             dtype=drivers.dtype,
             threads=drivers.threads,
             batch_invariant=drivers.batch_invariant,
-            host_bytes=machine.host.size_bytes if machine.host is not None else 0,
+            host_bytes=host.size_bytes if host is not None else 0,
             options=dict(drivers.options),
         )
-        return Admission(machine.boot_generation, spec, None if machine.host is None or is_kept else machine.host.fd)
+        return Admission(self.machine.boot_generation, spec, None if host is None or is_kept else host.fd)
 
     def _take_host_tier(self, host_fd: int | None) -> bool:
         """Use the host tier that a worker kept, if we have none yet and it fits; else make one. Returns whether the worker has ours."""
-        machine, memory = self.machine, self._config.memory
+        parts, memory = self.parts, self._config.memory
         size = memory.host_bytes // memory.slab_bytes * memory.slab_bytes
         is_kept = False
-        if machine.host is None and host_fd is not None:
+        if parts.host is None and host_fd is not None:
             with contextlib.suppress(HostTierInvalid):
-                machine.host, host_fd = HostMemory(host_fd, size, memory.granule_bytes), None
+                parts.host, host_fd = HostMemory(host_fd, size, memory.granule_bytes), None
                 self._has_old_pages = is_kept = True
-        elif machine.host is not None and host_fd is not None:
-            is_kept = os.path.sameopenfile(machine.host.fd, host_fd)
+        elif parts.host is not None and host_fd is not None:
+            is_kept = os.path.sameopenfile(parts.host.fd, host_fd)
         if host_fd is not None:
             os.close(host_fd)
-        if machine.host is None and size:
-            machine.host = HostMemory.create(size, memory.granule_bytes)
-        if machine.host is not None:
-            machine.host.boot_generation = machine.boot_generation
+        if parts.host is None and size:
+            parts.host = HostMemory.create(size, memory.granule_bytes)
+        if parts.host is not None:
+            parts.host.boot_generation = self.machine.boot_generation
         return is_kept
 
     def running(self, worker: WorkerClient) -> None:
@@ -126,7 +131,7 @@ class Lodging:
         """Take over what an earlier front left, once; another device that comes meanwhile waits for it too. Raises: DeviceLost."""
         adopting = self._adopting
         if adopting is None or (adopting.done() and adopting.exception() is not None):
-            work = Adoption(self.machine).run(device, has_old_host=self._has_old_pages)
+            work = Adoption(self.machine, self.parts).run(device, has_old_host=self._has_old_pages)
             adopting = self._adopting = asyncio.get_running_loop().create_task(work, name="adopt pages")
         await asyncio.shield(adopting)
 
@@ -136,51 +141,53 @@ class Lodging:
             await asyncio.wait([self._adopting])
 
     def _serve(self, worker: WorkerClient) -> None:
-        machine = self.machine
-        machine.seating.meter.measured(worker.copies)
-        machine.dispatcher.attach(worker, machine.boot_generation)
-        machine.idle_slabs.attach(worker)
-        machine.residency.attach(worker, worker.models)
-        machine.dispatcher.pump()
+        parts, boot_generation = self.parts, self.machine.boot_generation
+        parts.seating.meter.measured(worker.copies)
+        parts.dispatcher.attach(worker, boot_generation)
+        parts.idle_slabs.attach(worker)
+        parts.residency.attach(worker, worker.models)
+        parts.dispatcher.pump()
 
     # -------------------------------------------------------------------------------------------------------------- what it is told of
 
     def _lost(self, reason: str) -> None:
-        machine, supervisor = self.machine, self.machine.supervisor
+        parts, supervisor = self.parts, self.parts.supervisor
         if supervisor.state is not WorkerState.STOPPED:  # else we told it to leave
-            machine.events.publish(WorkerLost(supervisor.command.device, supervisor.pid, reason, machine.scheduler.waiting.total))
-        machine.idle_slabs.detach()
-        machine.residency.detach()
-        self._lost_at = machine.clock()
+            self.machine.events.publish(WorkerLost(parts.name, supervisor.pid, reason, parts.scheduler.waiting.total))
+        parts.idle_slabs.detach()
+        parts.residency.detach()
+        self._lost_at = self.machine.clock()
         supervisor.lost(reason)
 
     def _progressed(self, num_prefill: int, num_output: int, compute_s: float) -> None:
         machine, now = self.machine, time.monotonic()
-        machine.throughput.add(num_prefill, num_output, compute_s)
+        self.parts.throughput.add(num_prefill, num_output, compute_s)
         self._metrics.observe_step(num_prefill, num_output, compute_s, min(now - self._last_step_at, MAX_TOKEN_GAP_S))
         self._last_step_at = now
         if self._lost_at is not None and num_output:
-            restored = sum(request.pages_restored for request in machine.requests.values())
-            recomputed = sum(request.pages_recomputed for request in machine.requests.values())
+            mine = [request for request in machine.requests.values() if machine.devices.of(request.context) is self.parts]
+            restored = sum(request.pages_restored for request in mine)
+            recomputed = sum(request.pages_recomputed for request in mine)
             seconds, self._lost_at = machine.clock() - self._lost_at, None
-            device = machine.supervisor.command.device
-            machine.events.publish(WorkerRecovered(device, seconds, machine.scheduler.running.total, restored, recomputed))
+            num_running = self.parts.scheduler.running.total
+            machine.events.publish(WorkerRecovered(self.parts.name, seconds, num_running, restored, recomputed))
 
     def _demand(self, model: Model) -> int:
         """Requests that run on a model or wait for it."""
-        return self.machine.demand[model.name]
+        return self.parts.demand[model.name]
 
     def _is_idle(self) -> bool:
         """Whether nothing runs, and nothing waits that could."""
-        scheduler = self.machine.scheduler
+        scheduler = self.parts.scheduler
         return not scheduler.running.total and scheduler.next_candidate() is None
 
     def _relieve(self, request: Request) -> bool:
         """Let the model or adapter that was not used for longest, and that nobody uses now, leave for the pages of a request."""
         if self._relieving is not None and not self._relieving.done():
             return True
-        staying = self.machine.models.pinned().union(request.context.models)
-        idle = [model for model in self.machine.models if model.is_resident and model.name not in staying and not self._demand(model)]
+        models = self.parts.models
+        staying = models.pinned().union(request.context.models)
+        idle = [model for model in models if model.is_resident and model.name not in staying and not self._demand(model)]
         if not idle:
             return False
         leaving = self._send_off(min(idle, key=lambda model: (model.last_used_at, model.name)))
@@ -188,24 +195,25 @@ class Lodging:
         return True
 
     async def _send_off(self, model: Model) -> None:
-        await self.machine.residency.evict(model)
-        self.machine.dispatcher.room_made()
+        await self.parts.residency.evict(model)
+        self.parts.dispatcher.room_made()
 
     def _preempt(self, model: Model) -> None:
         """A model leaves: the rows on it keep place and tokens, and wait until it is back."""
-        machine = self.machine
-        for row in [row for row in machine.dispatcher.composer.seats.rows if model.name in row.request.context.models]:
-            machine.dispatcher.unseat(row.request)
-            machine.delivery.preempted(row.request, "model")
-        machine.dispatcher.room_made()
+        parts = self.parts
+        for row in [row for row in parts.dispatcher.composer.seats.rows if model.name in row.request.context.models]:
+            parts.dispatcher.unseat(row.request)
+            parts.delivery.preempted(row.request, "model")
+        parts.dispatcher.room_made()
 
     def _residency_changed(self, model: Model) -> None:
-        machine = self.machine
-        machine.scheduler.set_resident(model.name, model.is_resident)
-        machine.scheduler.sizer.costs.know(model.name, model.prefill_s)
-        machine.dispatcher.deadline.stream_s = sum(each.stream_s for each in machine.models if each.is_resident)
+        machine, parts = self.machine, self.parts
+        parts.scheduler.set_resident(model.name, model.is_resident)
+        parts.scheduler.sizer.costs.know(priced_as(model.name, parts.label), model.prefill_s)
+        parts.dispatcher.deadline.stream_s = sum(each.stream_s for each in parts.models if each.is_resident)
         if model.state is ModelState.FAILED:
             told = f"The model {model.name!r} could not be loaded. {model.failure} `kernelctl explain {model.name}` tells more."
-            for request in [request for request in machine.requests.values() if model.name in request.context.models]:
-                machine.dispatcher.end(request, FinishReason.ERROR, told)
-        machine.dispatcher.room_made()
+            on_model = [request for request in machine.requests.values() if model.name in request.context.models]
+            for request in [request for request in on_model if machine.devices.of(request.context) is parts]:
+                parts.dispatcher.end(request, FinishReason.ERROR, told)
+        parts.dispatcher.room_made()

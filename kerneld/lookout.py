@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
-from functools import cached_property
 from typing import Final
 
 from kerneld.calls import Caller, ListArgs, ListPage
@@ -16,10 +15,11 @@ from kerneld.errors import NotFound
 from kerneld.holdings import Contender, Outlook
 from kerneld.machine import Machine
 from kerneld.request import Place, Request
+from kerneld.scheduler import Scheduler
 from kerneld.security.acl import is_beneath, is_owner, may_see, may_see_everything, may_see_tenant
 from kerneld.sharemap import parting, tenant_of
 from kerneld.standings import Standing
-from kerneld.starts import MOST_AHEAD
+from kerneld.starts import MOST_AHEAD, Starts
 
 HINT: Final = "`kernelctl why` lists those that wait or run; of those that ended, the latest are remembered until the next restart."
 OTHERS: Final = "others"
@@ -33,12 +33,15 @@ class Lookout:
     def __init__(self, machine: Machine, caller: Caller) -> None:
         self._machine = machine
         self._caller = caller
-        self._queues: dict[str, dict[str, int]] = {}  # places in the lines of tenants, by request id
+        self._queues: dict[tuple[Scheduler, str], dict[str, int]] = {}  # places in the lines of tenants, by request id
+        self._drawn: dict[Starts, Mapping[str, int]] = {}
 
-    @cached_property
-    def _places(self) -> Mapping[str, int]:
-        """Places in the whole line, by request id and in order."""
-        return self._machine.starts.places()
+    def _places(self, request: Request) -> Mapping[str, int]:
+        """Places in the whole line of a request's device, by request id and in order."""
+        starts = self._machine.starts_of(request)
+        if starts not in self._drawn:
+            self._drawn[starts] = starts.places()
+        return self._drawn[starts]
 
     def find(self, request_id: str) -> Request | Outlook:
         """A request that waits or runs, or how it ended: of one that ended, the beginning of its id will do, if it is of no other.
@@ -80,7 +83,7 @@ class Lookout:
     def _brief(self, request: Request) -> Outlook:
         context, now = request.context, self._machine.clock()
         state = _STATES.get(request.place, "waiting") if request.ticket else "running"
-        place, starts = self._queue_position(request), self._machine.starts
+        place, starts = self._queue_position(request), self._machine.starts_of(request)
         position, is_far = self._position(request)
         first_token_s = None if request.first_token_at is None else request.first_token_at - request.arrival
         return Outlook(
@@ -107,24 +110,25 @@ class Lookout:
 
     def _queue_position(self, request: Request) -> int:
         """Its place in the line of its tenant, from 1; 0 if it is in none."""
-        tenant, scheduler = request.tenant, self._machine.scheduler
+        tenant, scheduler = request.tenant, self._machine.scheduler.of(request)
         if request.place is not Place.LINE:
             return scheduler.queue_position(request)
-        if tenant not in self._queues:
-            self._queues[tenant] = {each.id: idx for idx, each in enumerate(scheduler.queue(tenant).live(), start=1)}
-        return self._queues[tenant][request.id]
+        if (scheduler, tenant) not in self._queues:
+            self._queues[scheduler, tenant] = {each.id: idx for idx, each in enumerate(scheduler.queue(tenant).live(), start=1)}
+        return self._queues[scheduler, tenant][request.id]
 
     def _position(self, request: Request) -> tuple[int, bool]:
         """Its place among all that wait in line, from 1, 0 if it is in no line; and whether that is only how far one looked."""
         if request.place not in (Place.LINE, Place.FRONT):
             return 0, False
-        found = self._places.get(request.id, 0)
-        return (found, False) if found or len(self._places) < MOST_AHEAD else (MOST_AHEAD + 1, True)
+        places = self._places(request)
+        found = places.get(request.id, 0)
+        return (found, False) if found or len(places) < MOST_AHEAD else (MOST_AHEAD + 1, True)
 
     def _contenders(self, request: Request) -> tuple[Contender, ...]:
         """The tenants on the level where its way parts from that of whoever is next, the least served first."""
-        shares = self._machine.starts.map()
-        first = next((request_id for request_id in self._places if request_id in self._machine.requests), "")
+        shares = self._machine.starts_of(request).map()
+        first = next((request_id for request_id in self._places(request) if request_id in self._machine.requests), "")
         own = parting(request.tenant, self._machine.requests[first].tenant) if first else ""
         if not own:  # the next one is of the same tenant, or nobody is: then those at the top show how the tenant stands
             own = next((node.path for node in reversed(list(shares.lineage(request.tenant))) if shares.siblings(node.path)), "")

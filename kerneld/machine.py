@@ -1,53 +1,44 @@
 """Machine: all live parts of one daemon, wired. Verbs and recovery act on it, `kerneld.daemon` builds it.
 
-It has no behaviour but what concerns several parts at once and belongs to none of them: that a tenant or a request comes or goes.
+What belongs to one device is in `devices`. The machine has no behaviour but what concerns several parts at once and belongs to none of
+them: that a tenant or a request comes or goes.
 """
 
 from __future__ import annotations
 
-import time
-from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from drivers.hostmem import HostMemory
 from kerneld.admission import Admission
+from kerneld.bookkeeping import Bookkeeping
 from kerneld.bounds import Bounds
-from kerneld.calls import Durability, Limits
+from kerneld.calls import Durability, FinishReason, Limits
+from kerneld.catalog import Catalog
 from kerneld.checkpoint import ImageStore
 from kerneld.config import Config
 from kerneld.context import Context
 from kerneld.contexts import ContextTable
-from kerneld.delivery import Delivery
-from kerneld.disk.tier import DiskTier
+from kerneld.devices import Devices
 from kerneld.disk_reserve import DiskReserve
-from kerneld.dispatcher import Dispatcher
 from kerneld.effects import Effects
 from kerneld.endings import Endings
 from kerneld.eventbus import EventBus
 from kerneld.holdings import LimitChange
-from kerneld.idleslabs import IdleSlabs
 from kerneld.lastlogs import LastLogs
-from kerneld.models import ModelTable
-from kerneld.pins import Pins
+from kerneld.placing import Placer
 from kerneld.pricing.calibration import Calibration
 from kerneld.renderer import TemplateRenderer
 from kerneld.request import Place, Request
-from kerneld.scheduler import Scheduler
-from kerneld.seating import Seating
+from kerneld.schedulers import Schedulers
 from kerneld.security.acl import is_beneath
 from kerneld.security.identity import Authenticator
 from kerneld.starts import Starts
 from kerneld.state.journal import Journal
 from kerneld.state.store import Store
 from kerneld.state.tables import TenantRow
-from kerneld.supervisor import Supervisor
 from kerneld.tenants import TenantTable
-from kerneld.throughput import Throughput
 from kerneld.tierlimits import TierLimits
 from kerneld.usage.book import UsageBook, UsageClocks, UsagePolicy
-from kerneld.weights.residency import Residency
-from memory.pager import Pager
 
 
 @dataclass(slots=True, eq=False)
@@ -71,27 +62,18 @@ class Machine:
     admission: Admission
     bounds: Bounds
     tenants: TenantTable
-    models: ModelTable
+    models: Catalog
     contexts: ContextTable
-    host: HostMemory | None
-    disk_tier: DiskTier | None
-    pager: Pager
-    scheduler: Scheduler
-    seating: Seating
-    delivery: Delivery
-    dispatcher: Dispatcher
-    residency: Residency
-    supervisor: Supervisor
+    devices: Devices
+    scheduler: Schedulers
+    books: Bookkeeping
     renderer: TemplateRenderer
-    throughput: Throughput
-    requests: dict[str, Request] = field(default_factory=dict)  # unfinished, by request id
-    demand: Counter[str] = field(default_factory=Counter)  # how many of them there are on each model and adapter, by name
+    starts: Starts  # of all devices together: who was served how much, and who waits
+    requests: dict[str, Request]  # unfinished, by request id
     last_logs: LastLogs = field(default_factory=LastLogs)
     endings: Endings = field(default_factory=Endings)
     limits: TierLimits = field(init=False)
-    pins: Pins = field(init=False)
-    idle_slabs: IdleSlabs = field(init=False)
-    starts: Starts = field(init=False)
+    placer: Placer = field(init=False)
     usage: UsageBook = field(init=False)
     calibration: Calibration = field(init=False)
     # written by drain and stop
@@ -100,15 +82,14 @@ class Machine:
     stop: Callable[[], None] = lambda: None
 
     def __post_init__(self) -> None:
-        self.limits = TierLimits(self.pager.ledger, self.events.publish)
-        self.pins = Pins(self.pager, self.contexts, self.models, self.config.memory.device_bytes)
-
-        self.calibration = Calibration(self.scheduler.sizer.costs, self.scheduler.charging.tariffs, self.events.publish)
+        ledgers = {device.label: device.pager.ledger for device in self.devices}
+        self.limits = TierLimits(ledgers, self.events.publish)
+        self.placer = Placer(self.devices, self.models, self.scheduler.costs)
+        self.calibration = Calibration(self.scheduler.costs, self.scheduler.charging.tariffs, self.events.publish)
         kernel = self.config.kerneld
         policy = UsagePolicy(kernel.usage_half_life_days, kernel.usage_days, kernel.long_term_shares)
-        self.usage = UsageBook(policy, UsageClocks(self.clock), self.scheduler.shares, self.pager.ledger, self.scheduler.charging.tariffs)
-        self.starts = Starts(self.scheduler, self.requests, self.config.kerneld.max_rows, time.monotonic)
-        self.idle_slabs = IdleSlabs(self.pager, self.dispatcher, self.config.memory.idle_return_s, self.clock)
+        clocks, tariffs = UsageClocks(self.clock), self.scheduler.charging.tariffs
+        self.usage = UsageBook(policy, clocks, self.scheduler.shares, tuple(ledgers.values()), tariffs)
 
     def num_visible(self, context: Context) -> int:
         """Tokens of a context that may be shown: with durability `fsync`, those that are on the disk."""
@@ -120,15 +101,29 @@ class Machine:
     def know_request(self, request: Request) -> None:
         """A request has come in, or is back after a restart."""
         self.requests[request.id] = request
-        self.demand.update(request.context.models)
+        self.devices.of(request.context).demand.update(request.context.models)
 
     def forget_request(self, request: Request) -> None:
         """A request has ended."""
         if self.requests.pop(request.id, None) is not None:
-            self.demand.subtract(request.context.models)
+            demand = self.devices.of(request.context).demand
+            demand.subtract(request.context.models)
             for name in request.context.models:
-                if not self.demand[name]:
-                    del self.demand[name]
+                if not demand[name]:
+                    del demand[name]
+
+    def end(self, request: Request, reason: FinishReason, detail: str = "") -> None:
+        """End a request wherever it is: running or waiting."""
+        self.devices.of(request.context).dispatcher.end(request, reason, detail)
+
+    def starts_of(self, request: Request) -> Starts:
+        """Who says when a request starts."""
+        return self.devices.of(request.context).starts
+
+    def arrived(self) -> None:
+        """Requests have joined the line, of whatever device."""
+        for device in self.devices:
+            device.dispatcher.arrived()
 
     def know_tenant(self, tenant: TenantRow) -> tuple[LimitChange, ...]:
         """Let every part know a tenant, or what changed of it; says what became of limits of memory that changed."""
@@ -143,7 +138,8 @@ class Machine:
         self.scheduler.set_max_running(tenant.path, limits.max_running)
         self.admission.set_limits(tenant.path, limits)
         self._hasten(tenant.path)
-        self.pager.ledger.set_weight(tenant.path, tenant.weight)
+        for device in self.devices:
+            device.pager.ledger.set_weight(tenant.path, tenant.weight)
         return self.limits.put(tenant.path, old, limits)
 
     def _hasten(self, path: str) -> None:
@@ -153,9 +149,9 @@ class Machine:
             until = now + self.admission.held_back_s(request.tenant)
             if until < request.defer_until:
                 self.scheduler.defer(request, until)
-                self.delivery.books.note(request)
+                self.books.note(request)
         if self.scheduler.undefer(now):
-            self.dispatcher.arrived()
+            self.arrived()
 
     def forget_tenant(self, path: str) -> None:
         """A removed tenant leaves no account, and none of its bytes (promise 10)."""
@@ -163,10 +159,12 @@ class Machine:
         self.tenants.remove(path)
         self.usage.forget(path)
         self.admission.remove(path)
-        self.residency.debts.forget(path)
+        for device in self.devices:
+            device.residency.debts.forget(path)
         self.endings.forget(path)
         self.scheduler.remove_tenant(path)
         self.limits.remove(path)
-        self.pager.sharing.forget_cache(path)
-        self.pager.scrub(path)
-        self.dispatcher.pump()
+        for device in self.devices:
+            device.pager.sharing.forget_cache(path)
+            device.pager.scrub(path)
+            device.dispatcher.pump()

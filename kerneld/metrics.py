@@ -7,7 +7,7 @@ about tenants and fairness is in `kerneld.service_metrics`. Gauges are read when
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Final
 
@@ -36,7 +36,7 @@ from kerneld.events import (
     WorkerLost,
     WorkerRecovered,
 )
-from kerneld.gauges import Gauges
+from kerneld.gauges import DeviceGauges, Gauges
 from kerneld.histogram import BatchHistogram
 from kerneld.service_metrics import ServiceMetrics
 
@@ -203,3 +203,27 @@ class Metrics(Collector):
         for (tier, kind), size in gauges.tier_bytes.items():
             memory.add_metric([tier, kind], size)
         yield memory
+        if gauges.devices:
+            yield from _device_families(gauges.devices)
+
+
+def _device_families(devices: Mapping[str, DeviceGauges]) -> Iterator[Metric]:
+    """What is told of each of several devices; with one there are none of these."""
+    figures: dict[str, tuple[str, Callable[[DeviceGauges], float]]] = {
+        "up": ("Whether its worker runs: 1 or 0.", lambda device: device.is_running),
+        "requests_running": ("Requests that run on a device.", lambda device: device.running),
+        "requests_waiting": ("Requests that wait for a device.", lambda device: device.waiting),
+        "busy": ("Part of the last seconds in which a device computed, 0 to 1.", lambda device: device.busy),
+    }
+    for name, (text, figure_of) in figures.items():
+        family = GaugeMetricFamily(f"kerneld_device_{name}", text, labels=["device"])
+        for device, gauges in devices.items():
+            family.add_metric([device], figure_of(gauges))
+        yield family
+    memory = GaugeMetricFamily(
+        "kerneld_device_memory_bytes", "Bytes in use on a device, by tier and kind.", labels=["device", "tier", "kind"]
+    )
+    for device, gauges in devices.items():
+        for (tier, kind), size in gauges.tier_bytes.items():
+            memory.add_metric([device, tier, kind], size)
+    yield memory

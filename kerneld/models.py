@@ -41,7 +41,7 @@ class HostImage:
 
 @dataclass(slots=True, eq=False)
 class Model:
-    """One registered model."""
+    """One registered model, on one device: what that has of it, or could have."""
 
     # fixed at registration
     name: str
@@ -55,6 +55,7 @@ class Model:
     base: str = ""  # of an adapter: the name of the model that it changes
     base_path: str = ""
     kv_quant: str = ""
+    device: str = ""  # that has it, or could have it
     # moved by kerneld.weights.residency
     state: ModelState = ModelState.REGISTERED
     spec: ModelSpec | None = None
@@ -72,8 +73,6 @@ class Model:
     # kept by whoever computes on it
     last_used_at: float = 0.0
     is_pinned: bool = False
-    # kept by the context table
-    num_contexts: int = 0
 
     @property
     def source(self) -> InspectSpec:
@@ -135,7 +134,6 @@ class Model:
             weights_hash=self.weights_hash,
             device=device if self.is_resident else "",
             kv_bytes_per_token=sum(space.device_frame_bytes for space in self.spaces) // page_tokens,
-            num_contexts=self.num_contexts,
             failure=self.failure,
             quant=(spec.quant if spec else "") or self.quant,
             kv_quant=self.kv_quant,
@@ -153,7 +151,7 @@ class Model:
 
 
 class ModelTable:
-    """All registered models by name."""
+    """All registered models by name, as one device has them."""
 
     def __init__(self, roots: Iterable[str]) -> None:
         self._roots = tuple(Path(root).resolve() for root in roots)

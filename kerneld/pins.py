@@ -9,8 +9,9 @@ Invariants
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from kerneld.context import Context
-from kerneld.contexts import ContextTable
 from kerneld.errors import QuotaExceeded
 from kerneld.models import ModelTable
 from memory.page import Tier
@@ -19,11 +20,12 @@ from memory.remedy import size_text
 
 
 class Pins:
-    """The pinned prefixes of all contexts."""
+    """The pinned prefixes of all contexts on one device."""
 
-    def __init__(self, pager: Pager, contexts: ContextTable, models: ModelTable, device_bytes: int) -> None:
+    def __init__(self, pager: Pager, contexts_of: Callable[[str], list[Context]], models: ModelTable, device_bytes: int) -> None:
+        """`contexts_of` gives those of a tenant, and of everybody beneath it, that are on the device."""
         self._pager = pager
-        self._contexts = contexts
+        self._contexts_of = contexts_of
         self._models = models
         self._device_bytes = device_bytes
 
@@ -51,7 +53,7 @@ class Pins:
 
     def size_bytes(self, path: str, but: Context | None = None) -> int:
         """Bytes on the device that the pinned prefixes of a tenant and those beneath it take when they are there."""
-        contexts = (context for context in self._contexts.of_tenant(path) if context.pinned_tokens and context is not but)
+        contexts = (context for context in self._contexts_of(path) if context.pinned_tokens and context is not but)
         return sum(self._size_bytes(context, context.pinned_tokens) for context in contexts)
 
     def _size_bytes(self, context: Context, num_tokens: int) -> int:

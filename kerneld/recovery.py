@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Mapping
 from pathlib import Path
 
 from kerneld.calls import ContextState, Durability, Finished, FinishReason, InferArgs
@@ -52,15 +53,17 @@ async def recover(machine: Machine, state: LogState) -> tuple[int, int]:
         _recover_context(machine, record)
     machine.scheduler.restore(state.accounts)  # a restart is no amnesty
     machine.admission.restore(state.accounts)
-    machine.residency.debts.restore(state.accounts, machine.tenants.__contains__)
+    for device in machine.devices:
+        device.residency.debts.restore(state.accounts, machine.tenants.__contains__)
     machine.usage.restore(await machine.store.usage.load())
-    requests = _recover_requests(machine, state)
+    requests = _recover_requests(machine, state, wanted)
     await _collect_images(machine)
     machine.is_recovered = True
-    needed = {name for request in requests for name in request.context.models}
-    ahead = sorted(wanted - needed, key=lambda name: (not machine.models.get(name).is_pinned, name))
-    for name in [*sorted(needed), *ahead]:
-        machine.residency.bring_back(machine.models.get(name), is_ahead=name not in needed)
+    for device in machine.devices:
+        needed = {name for request in requests if machine.devices.of(request.context) is device for name in request.context.models}
+        ahead = {name for name, homes in wanted.items() if device.name in homes} - needed
+        for name in [*sorted(needed), *sorted(ahead, key=lambda name: (not machine.models.get(name).is_pinned, name))]:
+            device.residency.bring_back(device.models.get(name), is_ahead=name not in needed)
     return len(machine.contexts), len(requests)
 
 
@@ -73,20 +76,20 @@ async def _collect_images(machine: Machine) -> None:
     await asyncio.to_thread(machine.images.collect)
 
 
-async def _recover_models(machine: Machine) -> set[str]:
-    """Make registered models known, as far as their files can be read; returns those that are to be loaded again."""
-    wanted = set()
+async def _recover_models(machine: Machine) -> dict[str, tuple[str, ...]]:
+    """Make registered models known, as far as their files can be read; returns those that are to be loaded again, and on which devices."""
+    wanted: dict[str, tuple[str, ...]] = {}
     for row in sorted(await machine.store.load_models(), key=lambda row: bool(row.base)):  # an adapter is of a model that is known
         try:
             weights_hash = await asyncio.to_thread(_current_hash, row)
             base = machine.models.get(row.base) if row.base else None
-            model = await asyncio.to_thread(model_from, row, weights_hash, base)
+            model = machine.models.made(await asyncio.to_thread(model_from, row, weights_hash, base))
         except (OSError, KernelError) as error:
             logger.error("a registered model cannot be read any more", extra={"model": row.name, "path": row.path, "error": str(error)})
             continue
         machine.models.add(model)
         if row.want_loaded:
-            wanted.add(model.name)
+            wanted[model.name] = machine.placer.homes(row.devices)
     return wanted
 
 
@@ -141,7 +144,7 @@ def _finished(finish: Finish | None) -> Finished | None:
     return None if finish is None else Finished(finish.reason, finish.usage, finish.detail)
 
 
-def _recover_requests(machine: Machine, state: LogState) -> list[Request]:
+def _recover_requests(machine: Machine, state: LogState, wanted: Mapping[str, tuple[str, ...]]) -> list[Request]:
     """Let unfinished requests stand with the scheduler as they stood. Returns them.
 
     One whose last token was journaled, and its end was not, ends when all the others are in the accounts again: it may have kept somebody
@@ -153,6 +156,7 @@ def _recover_requests(machine: Machine, state: LogState) -> list[Request]:
         context, admit = machine.contexts.find(context_id.hex()), state.contexts[context_id].active
         if context is None or admit is None:
             continue
+        machine.placer.recovered(context, wanted.get(context.model, ()))
         request = _request_of(machine, context, admit)
         stand_again(request, standing)
         reason, detail = _begin_again(machine, request)
@@ -165,7 +169,7 @@ def _recover_requests(machine: Machine, state: LogState) -> list[Request]:
     machine.scheduler.settle(unfinished)
     machine.scheduler.undefer(machine.clock())
     for request, reason, detail in over:
-        machine.delivery.settle(request, reason, detail)
+        machine.devices.of(request.context).delivery.settle(request, reason, detail)
     return unfinished
 
 

@@ -13,8 +13,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
 from kerneld.context import Context
+from kerneld.deviceparts import DeviceParts
 from kerneld.inventory import freed_bytes, has_active, is_busy, model_bytes, reclaimable_bytes
-from kerneld.machine import Machine
 from memory.errors import NeverFits, OutOfFrames, OverLimit
 from memory.ledger import lineage
 from memory.mapping import frame_bytes
@@ -43,73 +43,73 @@ class Needer:
         return cls(context.tenant, context.model, more_bytes, lambda other: (other.tenant, other.owner) == owner)
 
 
-def remedies_of(machine: Machine, shortage: Shortage, needer: Needer) -> list[Remedy]:
-    """What would help against a shortage, smallest change first, a few at most."""
+def remedies_of(device: DeviceParts, shortage: Shortage, needer: Needer) -> list[Remedy]:
+    """What would help against a shortage of a device, smallest change first, a few at most."""
     if isinstance(shortage, OverLimit):
-        found = list(_over_limit(machine, shortage, needer))
+        found = list(_over_limit(device, shortage, needer))
     elif isinstance(shortage, NeverFits):
-        found = list(_never_fits(machine, shortage, needer))
+        found = list(_never_fits(device, shortage, needer))
     else:
-        found = list(_no_room(machine, Tier[shortage.tier.upper()], _missing(machine, shortage, needer), needer))
+        found = list(_no_room(device, Tier[shortage.tier.upper()], _missing(device, shortage, needer), needer))
     if found and found[0].is_part:
         return [remedy for remedy in found if remedy.is_part][:MOST_PARTS]
     return [remedy for remedy in found if not remedy.is_part][:MOST]
 
 
-def _missing(machine: Machine, shortage: OutOfFrames, needer: Needer) -> int:
+def _missing(device: DeviceParts, shortage: OutOfFrames, needer: Needer) -> int:
     """Bytes that are to come free: what the plan lacked when it stopped, or what is not to be had of all that will be needed."""
     tier = Tier[shortage.tier.upper()]
-    available = sum(each.free_bytes for each in machine.pager.ledger.snapshot() if each.tier is tier)
+    available = sum(each.free_bytes for each in device.pager.ledger.snapshot() if each.tier is tier)
     if needer.more_bytes > available:
-        available += reclaimable_bytes(machine, tier, needer.tenant)
+        available += reclaimable_bytes(device, tier, needer.tenant)
     return max(shortage.needed_bytes - shortage.free_bytes, needer.more_bytes - available, 1)
 
 
-def _over_limit(machine: Machine, shortage: OverLimit, needer: Needer) -> Iterator[Remedy]:
+def _over_limit(device: DeviceParts, shortage: OverLimit, needer: Needer) -> Iterator[Remedy]:
     needed = shortage.used_bytes + max(shortage.needed_bytes, needer.more_bytes)
-    yield Remedy(Action.RAISE_LIMIT, shortage.tier, _rounded(machine, needed), shortage.owner)
+    yield Remedy(Action.RAISE_LIMIT, shortage.tier, _rounded(device, needed), shortage.owner)
     tier = Tier[shortage.tier.upper()]
     missing = needed - shortage.limit_bytes
-    yield from _enough(_of_contexts(machine, machine.contexts.of_tenant(shortage.owner), tier, needer), missing)
+    yield from _enough(_of_contexts(device, device.own_contexts(shortage.owner), tier, needer), missing)
 
 
-def _never_fits(machine: Machine, shortage: NeverFits, needer: Needer) -> Iterator[Remedy]:
+def _never_fits(device: DeviceParts, shortage: NeverFits, needer: Needer) -> Iterator[Remedy]:
     tier = Tier[shortage.tier.upper()]
     tenant = needer.tenant
-    limits = ((name, machine.pager.ledger.limit(name, tier).limit_bytes) for name in (lineage(tenant) if tenant else ()))
+    limits = ((name, device.pager.ledger.limit(name, tier).limit_bytes) for name in (lineage(tenant) if tenant else ()))
     capped = next((name for name, limit in limits if limit == shortage.limit_bytes), None)
     if capped is not None:
-        yield Remedy(Action.RAISE_LIMIT, shortage.tier, _rounded(machine, shortage.needed_bytes), capped)
+        yield Remedy(Action.RAISE_LIMIT, shortage.tier, _rounded(device, shortage.needed_bytes), capped)
     else:
         missing = shortage.needed_bytes - shortage.limit_bytes
-        yield from _enough(_idle_models(machine, tier, needer), missing)
-        total = sum(each.total_bytes for each in machine.pager.ledger.snapshot() if each.tier is tier)
-        yield Remedy(Action.ENLARGE, shortage.tier, _rounded(machine, total + missing))
+        yield from _enough(_idle_models(device, tier, needer), missing)
+        total = sum(each.total_bytes for each in device.pager.ledger.snapshot() if each.tier is tier)
+        yield Remedy(Action.ENLARGE, shortage.tier, _rounded(device, total + missing))
     if tenant and shortage.limit_bytes:
         yield Remedy(Action.SHORTEN, shortage.tier, shortage.limit_bytes, tenant)
 
 
-def _no_room(machine: Machine, tier: Tier, missing: int, needer: Needer) -> Iterator[Remedy]:
-    stuck = [context for context in machine.contexts if is_busy(context) or _is_kept(machine, context, needer.tenant, tier)]
-    candidates = [*_idle_models(machine, tier, needer), *_of_contexts(machine, stuck, tier, needer)]
+def _no_room(device: DeviceParts, tier: Tier, missing: int, needer: Needer) -> Iterator[Remedy]:
+    stuck = [context for context in device.own_contexts() if is_busy(context) or _is_kept(device, context, needer.tenant, tier)]
+    candidates = [*_idle_models(device, tier, needer), *_of_contexts(device, stuck, tier, needer)]
     found = list(_enough(iter(candidates), missing))
     yield from found
     if not found:
-        total = sum(each.total_bytes for each in machine.pager.ledger.snapshot() if each.tier is tier)
-        yield Remedy(Action.ENLARGE, tier.name.lower(), _rounded(machine, total + missing))
+        total = sum(each.total_bytes for each in device.pager.ledger.snapshot() if each.tier is tier)
+        yield Remedy(Action.ENLARGE, tier.name.lower(), _rounded(device, total + missing))
 
 
-def _idle_models(machine: Machine, tier: Tier, needer: Needer) -> Iterator[Remedy]:
+def _idle_models(device: DeviceParts, tier: Tier, needer: Needer) -> Iterator[Remedy]:
     """Models on the device on which nothing runs or waits; of one that a pin keeps there, the model that is pinned."""
-    for model in machine.models:
-        if tier is Tier.DEVICE and model.is_resident and model.name != needer.model and not has_active(machine, model):
-            pinned = next((each for each in machine.models if each.is_pinned and model.name in (each.name, each.base)), None)
+    for model in device.models:
+        if tier is Tier.DEVICE and model.is_resident and model.name != needer.model and not has_active(device, model):
+            pinned = next((each for each in device.models if each.is_pinned and model.name in (each.name, each.base)), None)
             action = Action.UNLOAD if pinned is None else Action.UNPIN
-            yield Remedy(action, "device", model_bytes(machine, model), "models", (pinned or model).name)
+            yield Remedy(action, "device", model_bytes(device, model), "models", (pinned or model).name)
 
 
-def _of_contexts(machine: Machine, contexts: list[Context], tier: Tier, needer: Needer) -> Iterator[Remedy]:
-    idle = Action.SUSPEND if machine.config.memory.page_file_bytes else Action.FREE
+def _of_contexts(device: DeviceParts, contexts: list[Context], tier: Tier, needer: Needer) -> Iterator[Remedy]:
+    idle = Action.SUSPEND if device.config.memory.page_file_bytes else Action.FREE
     for context in contexts:
         size_bytes = freed_bytes(context.table, tier) if context.table is not None else 0
         if size_bytes:
@@ -131,11 +131,11 @@ def _enough(candidates: Iterator[Remedy], missing: int) -> list[Remedy]:
     return []
 
 
-def _is_kept(machine: Machine, context: Context, taker: str, tier: Tier) -> bool:
+def _is_kept(device: DeviceParts, context: Context, taker: str, tier: Tier) -> bool:
     page_bytes = max((frame_bytes(space, tier) for space in context.table.spaces), default=0) if context.table is not None else 0
-    return machine.pager.ledger.is_guaranteed(context.tenant, taker, tier, page_bytes)
+    return device.pager.ledger.is_guaranteed(context.tenant, taker, tier, page_bytes)
 
 
-def _rounded(machine: Machine, size_bytes: int) -> int:
-    slab_bytes = machine.config.memory.slab_bytes
+def _rounded(device: DeviceParts, size_bytes: int) -> int:
+    slab_bytes = device.config.memory.slab_bytes
     return -(-size_bytes // slab_bytes) * slab_bytes

@@ -28,12 +28,14 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator, Sequence
+from functools import partial
 
 import msgspec
 
 from kerneld.accounts import Accounts
 from kerneld.calls import FinishReason
 from kerneld.closures import Closures
+from kerneld.commonbooks import Common
 from kerneld.courtesy import Courtesy
 from kerneld.errors import WrongState
 from kerneld.expiry import Expired, Expiry
@@ -41,36 +43,35 @@ from kerneld.fairshare import FairShare
 from kerneld.locality import Locality
 from kerneld.lookahead import line
 from kerneld.policy import SchedulerPolicy
-from kerneld.pricing.charging import Charging
-from kerneld.pricing.stepcost import StepCosts
 from kerneld.pricing.stepsize import StepSizer
 from kerneld.quanta import Quanta
 from kerneld.request import Place, Request, RequestState
 from kerneld.step import RowNeed, StepShape
-from kerneld.systemaccount import SystemAccount
 from kerneld.tally import Tally
 from kerneld.victims import Victims
 from kerneld.waiting import Waiting, class_rank
 
 
 class Scheduler:
-    """Queues and accounts of all tenants, and the decisions that follow from them."""
+    """Queues and accounts of all tenants on one device, and the decisions that follow from them."""
 
-    def __init__(self, shares: FairShare, policy: SchedulerPolicy | None = None) -> None:
+    def __init__(self, shares: FairShare, policy: SchedulerPolicy | None = None, common: Common | None = None) -> None:
+        common = common or Common(shares)
         self.shares, self.policy = shares, policy or SchedulerPolicy()
-        self.charging = Charging(shares)
-        self.sizer = StepSizer(StepCosts(), self.policy)
+        self.charging = common.charging
+        self.sizer = StepSizer(common.costs, self.policy)
         self._quanta = Quanta(self.sizer)
-        self._waiting = Waiting(shares)
+        self._waiting = Waiting(shares, Tally(common.waiting))
         self.waiting = self._waiting.tally  # wherever they wait
         self.queue = self._waiting.queue  # the line of a tenant
-        self.running = Tally()
-        self._closures, self._expiry = Closures(shares), Expiry()
-        self._victims = Victims(shares, self.charging, self._waiting, self.running, self.policy)
+        self.running = Tally(common.running)
+        self._closures, self._expiry = Closures(shares, common.closures), Expiry()
+        self._victims = Victims(shares, self.charging, self._waiting, self.running, self.policy, spent=common.spent)
         self.locality = Locality(shares, self._waiting, self.running, self.charging, self.policy.locality_lag_us)
         self._courtesy = Courtesy(shares, self._waiting, self.running, self.locality, self.policy.courtesy_us)
-        self.system = SystemAccount()
+        self.system = common.system
         self.system_us = self.system.us  # device time that no tenant pays, by cause
+        self.standings = partial(shares.standings, with_own=True)  # for displays
         self._turns = itertools.count(1)
         self._num_alone = 0  # running requests that tolerate no company
 

@@ -19,18 +19,15 @@ import tomllib
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import Field, dataclass, fields
 from pathlib import Path
-from typing import Any, get_type_hints
+from types import NoneType
+from typing import Any, get_args, get_type_hints
 
-from kerneld.config import Config, ConfigError, check_config, default_runtime_dir, default_state_dir
+from drivers.config import DeviceConfig
+from kerneld.config import Config, ConfigError, default_runtime_dir, default_state_dir
+from kerneld.configcheck import check_config
 
 PREFIX = "KERNELD_"
-SUFFIXES = {
-    "": 1,
-    "B": 1,
-    "KB": 10**3,
-    "MB": 10**6,
-    "GB": 10**9,
-    "TB": 10**12,
+SUFFIXES = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12} | {
     "KiB": 1 << 10,
     "MiB": 1 << 20,
     "GiB": 1 << 30,
@@ -83,9 +80,13 @@ def known_fields() -> dict[str, tuple[Field[Any], Any]]:
     """Field and type of every `section.key`, in the order of the file."""
     known: dict[str, tuple[Field[Any], Any]] = {}
     for section, section_class in get_type_hints(Config).items():
-        hints = get_type_hints(section_class)
-        known |= {f"{section}.{item.name}": (item, hints[item.name]) for item in fields(section_class)}
+        known |= {f"{section}.{key}": found for key, found in _fields_of(section_class).items()}
     return known
+
+
+def _fields_of(section_class: type[Any]) -> dict[str, tuple[Field[Any], Any]]:
+    hints = get_type_hints(section_class)
+    return {item.name: (item, hints[item.name]) for item in fields(section_class)}
 
 
 # ---------------------------------------------------------------------------------------------------------------------------- sources
@@ -182,7 +183,22 @@ def _typed(setting: Setting, kind: Any, is_size: bool) -> Any:
             return tuple(_path(setting, item, Path) for item in items)
     if kind == Mapping[str, str] and isinstance(value, dict) and all(isinstance(item, str) for item in value.values()):
         return value
+    if kind == tuple[DeviceConfig, ...] and isinstance(value, list) and all(isinstance(item, dict) for item in value):
+        return tuple(_device(setting, item) for item in value)
     raise setting.error(_expected(kind, is_size))
+
+
+def _device(setting: Setting, given: Mapping[str, object]) -> DeviceConfig:
+    """One of a list of devices, whose keys are checked like any others. Raises: ConfigError."""
+    section, known = f"{setting.name}[{given.get('name', '')}]", _fields_of(DeviceConfig)
+    values: dict[str, Any] = {}
+    for key, value in given.items():
+        if key not in known:
+            raise ConfigError(f"{setting.source}: there is no key {section}.{key}; there are {', '.join(known)}.")
+        item, kind = known[key]
+        kind = next((each for each in get_args(kind) if each is not NoneType), kind) if NoneType in get_args(kind) else kind
+        values[key] = _value_of(Setting(section, key, value, setting.source), item, kind)
+    return DeviceConfig(**values)
 
 
 def _parse_text(text: str) -> object:
@@ -219,6 +235,7 @@ def _expected(kind: Any, is_size: bool) -> str:
         str: "a string",
         tuple[Path, ...]: 'a list of paths such as ["/srv/models"]',
         Mapping[str, str]: 'a table of strings such as { "uid:1000" = "lab/ana" }',
+        tuple[DeviceConfig, ...]: 'a list of devices such as [{ name = "cpu0", driver = "cpu", device_bytes = "2GiB" }]',
     }
     return names.get(kind, "a path")
 
@@ -260,6 +277,9 @@ def _toml(value: object, name: str) -> str:
         return repr(value)
     if isinstance(value, tuple):
         return "[" + ", ".join(_toml(item, name) for item in value) + "]"
+    if isinstance(value, DeviceConfig):
+        given = ((item.name, getattr(value, item.name)) for item in fields(value))
+        return "{ " + ", ".join(f"{key} = {_toml(each, key)}" for key, each in given if each is not None) + " }"
     if isinstance(value, Mapping):
         return "{ " + ", ".join(f"{quoted(key)} = {quoted(item)}" for key, item in value.items()) + " }" if value else "{}"
     return quoted(str(value))

@@ -12,18 +12,18 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from itertools import islice
-from typing import Final
+from typing import Final, Protocol
 
 from kerneld.estimate import Estimator, Level, Rival
 from kerneld.events import Event, RequestAdmitted, RequestArrived, RequestFinished, TariffChanged
 from kerneld.holdings import StartEstimate
 from kerneld.picture import Picture
+from kerneld.pricing.charging import Charging
 from kerneld.request import Place, Request
-from kerneld.scheduler import Scheduler
 from kerneld.servicewindow import ServiceWindow
 from kerneld.sharemap import ShareMap, own_path, weight_of
 from kerneld.standings import Standing
-from kerneld.tally import ancestors
+from kerneld.tally import Tally, ancestors
 
 # A picture of the shares serves so long: a thousand arrivals in a second take it four times.
 MAP_LIFETIME_S: Final = 0.25
@@ -43,15 +43,35 @@ class _Expected:
     wait_s: float | None  # None: nobody could say, or it is not judged
 
 
+class Queues(Protocol):
+    """A scheduler, or all of them."""
+
+    charging: Charging
+    running: Tally
+
+    @property
+    def num_ready(self) -> int: ...
+    def standings(self) -> list[Standing]: ...
+    def line(self, limit: int) -> Iterator[Request]: ...
+
+
 class Starts:
     """Event-loop thread only."""
 
-    def __init__(self, scheduler: Scheduler, requests: Mapping[str, Request], max_rows: int, clock: Callable[[], float]) -> None:
-        """`clock` never goes back; `requests` are those that have not ended, by id."""
+    def __init__(
+        self,
+        scheduler: Queues,
+        requests: Mapping[str, Request],
+        max_rows: int,
+        clock: Callable[[], float],
+        is_mine: Callable[[Request], bool] = lambda _request: True,
+    ) -> None:
+        """`clock` never goes back; `requests` are those that have not ended, by id; `is_mine` says which of them are on this device."""
         self.estimator = Estimator()
         self.window = ServiceWindow()
         self._scheduler = scheduler
         self._requests = requests
+        self._is_mine = is_mine
         self._max_rows = max_rows
         self._clock = clock
         self._expected: dict[str, _Expected] = {}  # by request id, those that were priced longest ago first
@@ -72,11 +92,11 @@ class Starts:
         """Take an event of the bus."""
         if isinstance(event, RequestArrived):
             request = self._requests.get(event.request)
-            if request is not None:
+            if request is not None and self._is_mine(request):
                 self.arrived(request)
         elif isinstance(event, RequestAdmitted):
             expected, request = self._forget(event.request), self._requests.get(event.request)
-            if request is not None:
+            if request is not None and self._is_mine(request):
                 self._begun[request.id] = request
             if expected is not None:
                 self.estimator.note_admission(expected.cost_us)
@@ -134,7 +154,7 @@ class Starts:
         if charging.forecast.of(request.tenant) or request.is_scoring:
             return cost_us
         num_output = min(request.max_tokens, round(self._mean_output) or request.max_tokens)
-        return cost_us + charging.tariffs.get(request.context.model).output_us(request.output_start, num_output)
+        return cost_us + charging.tariffs.get(request.context.priced_as).output_us(request.output_start, num_output)
 
     def _reprice(self, most: int) -> None:
         """Those that were priced longest ago are priced anew: the outputs of their tenants have told more since."""
@@ -187,7 +207,7 @@ class Starts:
         """The tree of shares, as it was at most so long ago."""
         now = self._clock()
         if now - self._mapped_at >= lifetime_s:
-            self._map, self._mapped_at = ShareMap(self._scheduler.shares.standings(with_own=True)), now
+            self._map, self._mapped_at = ShareMap(self._scheduler.standings()), now
             self._next_s.clear()
             self._seen = None
         return self._map

@@ -16,9 +16,11 @@ def ancestors(path: str) -> Iterator[str]:
 class Tally:
     """Counts by tenant path; what is added to a tenant counts for everybody above it."""
 
-    def __init__(self) -> None:
+    def __init__(self, whole: Tally | None = None) -> None:
+        """`whole`: a tally of which this one is a part: what is added here is added there too."""
         self._counts: Counter[str] = Counter()
         self._total = 0
+        self._whole = whole
 
     @property
     def total(self) -> int:
@@ -34,6 +36,8 @@ class Tally:
         self._total += 1
         for node in ancestors(path):
             self._counts[node] += 1
+        if self._whole is not None:
+            self._whole.add(path)
 
     def remove(self, path: str) -> None:
         """One less."""
@@ -43,3 +47,5 @@ class Tally:
             self._counts[node] -= 1
             if not self._counts[node]:
                 del self._counts[node]
+        if self._whole is not None:
+            self._whole.remove(path)

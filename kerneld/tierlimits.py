@@ -4,6 +4,8 @@
     put       after it: it holds at once where use is within it (APPLIED), else as pages are reclaimed (DEFERRED)
     look      now and then: a deferred limit that has taken hold is told of
 
+Where there are several devices, guarantees and limits hold on each of them by itself: on its memory, its host tier and its page file.
+
 Invariants
 1. The ledger's limits are those of the rows that were put last; a deferred one holds for new pages at once.
 2. A limit is told of as applied once, and only while it is still the one that is set.
@@ -12,7 +14,7 @@ Invariants
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from kerneld.calls import Limits
@@ -34,7 +36,7 @@ class LimitDeferred(Event):
     tenant: str
     tier: str
     limit_bytes: int
-    awaited_bytes: int
+    awaited_bytes: int  # on all devices
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,8 +51,9 @@ class LimitApplied(Event):
 class TierLimits:
     """What tenants may count on and may not pass."""
 
-    def __init__(self, ledger: Ledger, publish: Callable[[Event], None]) -> None:
-        self._ledger = ledger
+    def __init__(self, ledgers: Mapping[str, Ledger], publish: Callable[[Event], None]) -> None:
+        """`ledgers`: those of the devices, by name; that of the only one may be empty."""
+        self._ledgers = ledgers
         self._publish = publish
         self._deferred: dict[tuple[str, Tier], int] = {}
 
@@ -62,18 +65,20 @@ class TierLimits:
             if 0 < limit_bytes < guarantee_bytes:
                 sizes = f"{size_text(guarantee_bytes)} is more than the limit beside it, {size_text(limit_bytes)}."
                 raise InvalidArgument(f"limits.{word}_guarantee_bytes", f"conflict: {sizes}")
-            try:
-                self._ledger.check_limit(path, tier, guarantee_bytes, limit_bytes)
-            except GuaranteeConflict as conflict:
-                raise conflict_error(conflict) from conflict
+            for device, ledger in self._ledgers.items():
+                try:
+                    ledger.check_limit(path, tier, guarantee_bytes, limit_bytes)
+                except GuaranteeConflict as conflict:
+                    raise conflict_error(conflict, device) from conflict
 
     def put(self, path: str, old: Limits, new: Limits) -> tuple[LimitChange, ...]:
         """Set a tenant's limits; says what became of each one that changed."""
         changes: list[LimitChange] = []
         for tier in TIERS:
             guarantee_bytes, limit_bytes = pair_of(new, tier)
-            self._ledger.set_limit(path, tier, guarantee_bytes, limit_bytes)
-            awaited = max(self._ledger.used(path, tier) - limit_bytes, 0) if limit_bytes else 0
+            for ledger in self._ledgers.values():
+                ledger.set_limit(path, tier, guarantee_bytes, limit_bytes)
+            awaited = self.awaited_bytes(path, tier, limit_bytes)
             if awaited:
                 self._deferred[path, tier] = limit_bytes
             else:
@@ -88,17 +93,23 @@ class TierLimits:
                         self._publish(LimitDeferred(path, word, after, late))
         return tuple(changes)
 
+    def awaited_bytes(self, path: str, tier: Tier, limit_bytes: int) -> int:
+        """What a tenant has to give back for a limit, on all devices."""
+        return sum(max(ledger.used(path, tier) - limit_bytes, 0) for ledger in self._ledgers.values()) if limit_bytes else 0
+
     def remove(self, path: str) -> None:
         """Forget a tenant's limits."""
         for tier in TIERS:
-            self._ledger.set_limit(path, tier, 0, 0)
             self._deferred.pop((path, tier), None)
-        self._ledger.set_weight(path, 0)
+        for ledger in self._ledgers.values():
+            for tier in TIERS:
+                ledger.set_limit(path, tier, 0, 0)
+            ledger.set_weight(path, 0)
 
     def look(self) -> None:
         """Tell of deferred limits that have taken hold (invariant 2)."""
         for (path, tier), limit_bytes in list(self._deferred.items()):
-            if self._ledger.used(path, tier) <= limit_bytes:
+            if not self.awaited_bytes(path, tier, limit_bytes):
                 del self._deferred[path, tier]
                 self._publish(LimitApplied(path, tier.name.lower(), limit_bytes))
 
@@ -114,12 +125,13 @@ def pair_of(limits: Limits, tier: Tier) -> tuple[int, int]:
     return getattr(limits, f"{word}_guarantee_bytes"), getattr(limits, f"{word}_bytes")
 
 
-def conflict_error(conflict: GuaranteeConflict) -> WrongState:
-    """The refusal of a guarantee that cannot be kept."""
+def conflict_error(conflict: GuaranteeConflict, device: str = "") -> WrongState:
+    """The refusal of a guarantee that cannot be kept; `device` is where, if there are several."""
     named = ", ".join(f"{holder.owner} {size_text(holder.size_bytes)}" for holder in conflict.holders)
     most = f"the limit of {conflict.within}" if conflict.within else f"what the {conflict.tier} tier has"
+    of_device = f" of {device}" if device else ""
     text = (
-        f"conflict: guarantees of the {conflict.tier} tier would add up to {size_text(conflict.sum_bytes)}, more than {most}, "
+        f"conflict: guarantees of the {conflict.tier} tier{of_device} would add up to {size_text(conflict.sum_bytes)}, more than {most}, "
         f"{size_text(conflict.most_bytes)}. Guaranteed: {named}."
     )
     facts = {

@@ -19,6 +19,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import NamedTuple
 
 from kerneld.fairshare import FairShare
@@ -30,11 +31,18 @@ from kerneld.tally import Tally
 from kerneld.waiting import Waiting
 
 
+@dataclass(slots=True)
+class Spent:
+    """What was charged or given back so far, all together, on every device whose scheduler has this."""
+
+    us: int = 0
+
+
 class _Calm(NamedTuple):
     """Nobody was far enough ahead of a candidate, and until then nobody can be: as much has to be charged, or as many steps to be made."""
 
     found_for: tuple[object, ...]  # the candidate, its cost, and everything else that leads follow from but what is charged
-    until_us: int  # of `Victims.spent_us`
+    until_us: int  # of `Spent.us`
     until_step: int  # of `Victims.num_steps`
 
 
@@ -70,13 +78,15 @@ class _Look:
 class Victims:
     """Chooses who gives way; changes nothing."""
 
-    def __init__(self, shares: FairShare, charging: Charging, waiting: Waiting, running: Tally, policy: SchedulerPolicy) -> None:
+    def __init__(
+        self, shares: FairShare, charging: Charging, waiting: Waiting, running: Tally, policy: SchedulerPolicy, *, spent: Spent
+    ) -> None:
         self._shares = shares
         self._waiting = waiting
         self._running = running
         self._charging = charging
         self._policy = policy
-        self.spent_us = 0  # charged or given back so far, all together
+        self._spent = spent
         self.num_steps = 0  # in each of which a row generates a token at most
         self._calm: _Calm | None = None
 
@@ -95,7 +105,7 @@ class Victims:
         # Who is admitted waits no more, so the same number of rows since the last change of queues is the same rows.
         found_for = (candidate.id, charged_us, self._waiting.num_changes, self._shares.num_reweighs, len(rows))
         calm = self._calm
-        if calm is not None and calm.found_for == found_for and self.spent_us < calm.until_us and self.num_steps < calm.until_step:
+        if calm is not None and calm.found_for == found_for and self._spent.us < calm.until_us and self.num_steps < calm.until_step:
             return None
         if not self._running.of(candidate.tenant) and (spare := self._spare(rows, candidate)) is not None:
             return spare
@@ -113,7 +123,7 @@ class Victims:
             else:
                 look.unserved(row.num_since_admission)
         if not far:
-            self._calm = look.calm(found_for, self.spent_us, self.num_steps, self._shares.least_weight_milli)
+            self._calm = look.calm(found_for, self._spent.us, self.num_steps, self._shares.least_weight_milli)
         return max(far, key=self._dispensability, default=None)
 
     def _spare(self, rows: Sequence[Request], candidate: Request) -> Request | None:
@@ -133,7 +143,7 @@ class Victims:
 
     def spent(self, us: int) -> int:
         """So much was charged, or given back. Returns it."""
-        self.spent_us += us
+        self._spent.us += us
         return us
 
     def _earned_lead(self, row: Request, candidate: Request, charged_us: int) -> int:

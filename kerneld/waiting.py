@@ -38,8 +38,8 @@ def class_rank(request: Request) -> int:
 class Waiting:
     """The places where requests wait, and the way in and out of them."""
 
-    def __init__(self, shares: FairShare) -> None:
-        self.tally = Tally()  # wherever they wait
+    def __init__(self, shares: FairShare, tally: Tally | None = None) -> None:
+        self.tally = tally or Tally()  # wherever they wait
         self.num_ready = 0  # in line or at the front
         self.num_changes = 0  # of any place
         self._shares = shares

@@ -77,6 +77,7 @@ def context(info: ContextInfo) -> pb.Context:
         adapter=info.adapter,
         pinned_tokens=info.pinned_tokens,
         sharing_group=info.sharing_group,
+        device=info.device,
     )
 
 
@@ -132,7 +133,8 @@ def score(result: Score) -> pb.ScoreResponse:
 
 def model(info: ModelInfo) -> pb.Model:
     """A model as it stands."""
-    facts = asdict(info) | {"state": MODEL_STATES[info.state]}
+    copies = [pb.ModelCopy(**asdict(copy) | {"state": MODEL_STATES[copy.state]}) for copy in info.copies]
+    facts = asdict(info) | {"state": MODEL_STATES[info.state], "copies": copies}
     return pb.Model(bytes=facts.pop("size_bytes"), **facts)
 
 
@@ -246,7 +248,12 @@ def drained(result: Drained) -> pb.DrainResponse:
 def tier_use(use: TierUse) -> pb.TierUse:
     """Bytes of one tier."""
     return pb.TierUse(
-        tier=use.tier, total_bytes=use.total_bytes, free_bytes=use.free_bytes, weights_bytes=use.weights_bytes, kv_bytes=use.kv_bytes
+        tier=use.tier,
+        total_bytes=use.total_bytes,
+        free_bytes=use.free_bytes,
+        weights_bytes=use.weights_bytes,
+        kv_bytes=use.kv_bytes,
+        device=use.device,
     )
 
 

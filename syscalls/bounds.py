@@ -56,6 +56,7 @@ BOUNDS: dict[str, Bound | Given] = {
     "AllocContextRequest.model": NAME,
     "adapter": OPTIONAL_NAME,
     "base": OPTIONAL_NAME,
+    "device": Text(32, 0, re.compile(r"[a-z0-9][a-z0-9_-]*"), "the name of a device: small letters, digits, - and _"),
     "tenant": OPTIONAL_TENANT,
     "AddTokenRequest.tenant": TENANT,
     "labels": Labels(256, Text(256, 1, PRINTABLE, "free of control characters"), Text(1024, 0, PRINTABLE, "free of control characters")),

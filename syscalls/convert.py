@@ -157,8 +157,9 @@ def score_args(request: pb.ScoreRequest) -> ScoreArgs:
 
 
 def register_args(request: pb.RegisterModelRequest | pb.LoadModelRequest) -> RegisterArgs:
-    """Which model, under which name."""
-    return RegisterArgs(request.name, request.path, request.max_positions, request.quant, request.base, request.kv_quant)
+    """Which model, under which name, and where it is to be loaded."""
+    device = request.device if isinstance(request, pb.LoadModelRequest) else ""
+    return RegisterArgs(request.name, request.path, request.max_positions, request.quant, request.base, request.kv_quant, device)
 
 
 def checkpoint_args(request: pb.CheckpointRequest) -> CheckpointArgs:

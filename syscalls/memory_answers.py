@@ -12,7 +12,9 @@ OUTCOMES = {Outcome.APPLIED: pb.LIMIT_OUTCOME_APPLIED, Outcome.DEFERRED: pb.LIMI
 
 def holding(item: Holding) -> pb.Holding:
     """Bytes that something holds."""
-    return pb.Holding(tier=item.tier, owner=item.owner, kind=item.kind, name=item.name, state=item.state, bytes=item.size_bytes)
+    return pb.Holding(
+        tier=item.tier, owner=item.owner, kind=item.kind, name=item.name, state=item.state, bytes=item.size_bytes, device=item.device
+    )
 
 
 def limit_change(change: LimitChange) -> pb.LimitChange:
@@ -43,6 +45,7 @@ def tier_total(item: TierTotal) -> pb.TierTotal:
         free_bytes=item.free_bytes,
         guaranteed_bytes=item.guaranteed_bytes,
         kinds=dict(item.kinds),
+        device=item.device,
     )
 
 
@@ -59,6 +62,7 @@ def tier_account(item: TierAccount) -> pb.TierAccount:
         excess_bytes=item.excess_bytes,
         weight=item.weight,
         pinned_bytes=item.pinned_bytes,
+        device=item.device,
     )
 
 
@@ -85,7 +89,9 @@ def explanation(item: Explanation) -> pb.Explanation:
         subject=item.subject,
         state=item.state,
         summary=item.summary,
-        placements=[pb.Placement(tier=each.tier, bytes=each.size_bytes, num_pages=each.num_pages) for each in item.placements],
+        placements=[
+            pb.Placement(tier=each.tier, bytes=each.size_bytes, num_pages=each.num_pages, device=each.device) for each in item.placements
+        ],
         obstacles=[
             pb.Obstacle(
                 code=each.code,
@@ -95,6 +101,7 @@ def explanation(item: Explanation) -> pb.Explanation:
                 needed_bytes=each.needed_bytes,
                 available_bytes=each.available_bytes,
                 limit_bytes=each.limit_bytes,
+                device=each.device,
             )
             for each in item.obstacles
         ],

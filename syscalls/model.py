@@ -29,7 +29,7 @@ class Models:
 
     async def UnloadModel(self, request: pb.UnloadModelRequest, caller: Caller) -> pb.Model:
         """Take a model off the device."""
-        return answers.model(await self._kernel.unload_model(caller, request.name))
+        return answers.model(await self._kernel.unload_model(caller, request.name, request.device))
 
     async def PinModel(self, request: pb.PinModelRequest, caller: Caller) -> pb.Model:
         """Keep a model on the device."""

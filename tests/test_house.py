@@ -23,7 +23,7 @@ OURS = (*FLOORS, "kerneld_client")
 MAX_FILE_LINES = 300
 MAX_FUNCTION_LINES = 50
 # Files that may be longer, and how long: each is one noun that reads worse in two.
-LONGER_FILES = {"drivers/contract.py": 440, "kerneld/calls.py": 580, "kerneld/events.py": 440, "kerneld_client/values.py": 430}
+LONGER_FILES = {"drivers/contract.py": 440, "kerneld/calls.py": 610, "kerneld/events.py": 440, "kerneld_client/values.py": 450}
 
 # The files of `kernelctl` know only what any user's program knows; the others of cli/ may see the tower.
 DAEMON_COMMANDS = {"cli/daemon.py", "cli/serve.py", "cli/doctor.py", "cli/host.py", "cli/sim.py", "cli/state.py"}

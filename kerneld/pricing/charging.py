@@ -46,7 +46,7 @@ class Charging:
         if request.is_charged:
             return 0
         request.is_charged = True
-        request.tariff = self.tariffs.get(request.context.model)
+        request.tariff = self.tariffs.get(request.context.priced_as)
         request.num_charged = request.num_generated  # 0, but for a request of a log that says nothing of what was paid
         request.num_prepaid = max(self._expected_output(request) - request.num_charged, 0)
         cost = self._input_cost(request, request.tariff, num_cached) + self.prepaid_us(request)
@@ -155,7 +155,7 @@ class Charging:
 
     def _tariff(self, request: Request) -> Tariff:
         """The tariff that a request was admitted by; before that, the one that it would be."""
-        return request.tariff or self.tariffs.get(request.context.model)
+        return request.tariff or self.tariffs.get(request.context.priced_as)
 
     def _expected_output(self, request: Request) -> int:
         """Tokens that the request is expected to generate, all together."""

@@ -53,7 +53,7 @@ class StepCosts:
         for item in result.rows:
             part = flight.parts[item.slot]
             num_tokens = part.num_first if step_idx == 0 else 1
-            model, position = part.row.request.context.model, part.row.position
+            model, position = part.row.request.context.priced_as, part.row.position
             tokens, rows, context = sums.get(model, (0, 0, 0))
             sums[model] = tokens + num_tokens, rows + 1, context + context_tokens(position, num_tokens)
         self.note({model: StepWork(*each) for model, each in sums.items()}, result.compute_s)

@@ -51,7 +51,7 @@ class StepSizer:
 
     def _room_s(self, rows: Sequence[RowNeed]) -> float | None:
         """Seconds that input may add to a step; None while that is not known of one of the models."""
-        fits = [self.costs.find(row.request.context.model) for row in rows if row.num_pending > 1]
+        fits = [self.costs.find(row.request.context.priced_as) for row in rows if row.num_pending > 1]
         decode_s = self.costs.predict(_works(row for row in rows if row.num_pending == 1))
         if decode_s is None or not all(fit is not None and fit.knows_prefill for fit in fits):
             return None
@@ -64,7 +64,7 @@ class StepSizer:
         """Tokens of input that fit into so many seconds, given to the rows in order."""
         total = 0
         for row in prefills:
-            model = row.request.context.model
+            model = row.request.context.priced_as
             fit = self.costs.find(model)
             assert fit is not None, "it knows prefill"
             terms = fit.terms
@@ -92,11 +92,11 @@ def _works(rows: Iterable[RowNeed]) -> dict[str, StepWork]:
     """What a step computes of each model in which every one of these rows computes a token."""
     works: dict[str, StepWork] = {}
     for row in rows:
-        model = row.request.context.model
+        model = row.request.context.priced_as
         tokens, num_rows, context = works.get(model, (0, 0, 0))
         works[model] = StepWork(tokens + 1, num_rows + 1, context + row.position)
     return works
 
 
 def _models(rows: Iterable[RowNeed], *, is_prefill: bool) -> set[str]:
-    return {row.request.context.model for row in rows if (row.num_pending > 1) is is_prefill}
+    return {row.request.context.priced_as for row in rows if (row.num_pending > 1) is is_prefill}

@@ -239,7 +239,7 @@ class World:
         return model
 
     def _add_tenants(self, tenants: TenantTable) -> None:
-        limits = TierLimits(self.pager.ledger, lambda _event: None)
+        limits = TierLimits({"": self.pager.ledger}, lambda _event: None)
         for load in self._workload.tenants:
             self.admission.set_limits(load.path, load.limits)
         known = self._workload.tenants if self.scheduling is Scheduling.HVTC else (TenantLoad(EVERYONE),)

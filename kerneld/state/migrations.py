@@ -42,7 +42,13 @@ def made(*tables: Table) -> Migration:
 
 
 # MIGRATIONS[i] brings a database from version i + 1 to version i + 2. A released one is never changed.
-MIGRATIONS: tuple[Migration, ...] = (made_anew(models), made(sharing_groups), made(usage_hours, decayed, usage_clock), made_anew(models))
+MIGRATIONS: tuple[Migration, ...] = (
+    made_anew(models),
+    made(sharing_groups),
+    made(usage_hours, decayed, usage_clock),
+    made_anew(models),
+    made_anew(models),
+)
 
 
 def migrate(connection: Connection, now: float, migrations: Sequence[Migration] = MIGRATIONS) -> int:

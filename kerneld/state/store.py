@@ -202,10 +202,10 @@ class Store:
 
         await self._commits.commit(change)
 
-    async def set_want_loaded(self, name: str, want_loaded: bool, made_by: Effects = ()) -> None:
-        """Say whether a model comes back by itself after a restart. Raises: NotFound."""
+    async def set_want_loaded(self, name: str, want_loaded: bool, devices: str = "", made_by: Effects = ()) -> None:
+        """Say whether a model comes back by itself after a restart, and where. Raises: NotFound."""
 
-        await self._update(models, "model", name, {"want_loaded": want_loaded}, made_by)
+        await self._update(models, "model", name, {"want_loaded": want_loaded, "devices": devices}, made_by)
 
     async def set_pinned(self, name: str, is_pinned: bool, made_by: Effects = ()) -> None:
         """Say whether a model stays on the device. Raises: NotFound."""

@@ -86,6 +86,7 @@ models = Table(
     Column("base", String(128), nullable=False, server_default=""),  # name of the model that an adapter changes
     Column("is_pinned", Boolean, nullable=False, server_default="0"),
     Column("kv_quant", String(64), nullable=False, server_default=""),
+    Column("devices", Text, nullable=False, server_default=""),  # where it is wanted, by name; empty: on the only device
 )
 
 images = Table(
@@ -178,6 +179,7 @@ class ModelRow:
     base: str = ""  # name of the model that an adapter changes
     is_pinned: bool = False
     kv_quant: str = ""
+    devices: str = ""  # names of those where it is wanted, with spaces between; empty: on the only one, or on any
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,8 +14,9 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from itertools import chain
 
 from drivers.contract import StepResult
 from kerneld.fairshare import FairShare
@@ -54,13 +55,13 @@ class UsageClocks:
 class UsageBook:
     """Event-loop thread only."""
 
-    def __init__(self, policy: UsagePolicy, clocks: UsageClocks, shares: FairShare, ledger: Ledger, tariffs: Tariffs) -> None:
+    def __init__(self, policy: UsagePolicy, clocks: UsageClocks, shares: FairShare, ledgers: Sequence[Ledger], tariffs: Tariffs) -> None:
         self._policy, self._clocks, self._shares = policy, clocks, shares
         self.accounts = UsageAccounts(clocks.unix)
         self._clock = UsageClock(clocks.unix)
         self.decayed = DecayedUsage(self._clock, policy.half_life_days * DAY_S)
         self._device_time = DeviceTime(tariffs.get, self._give_device)
-        self._page_seconds = PageSeconds(ledger, clocks.monotonic)
+        self._page_seconds = [PageSeconds(ledger, clocks.monotonic) for ledger in ledgers]
         self._weights: dict[str, dict[str, int]] = {}  # of the children of every node, by their paths
         self._write: asyncio.Future[None] | None = None  # the last one
         self._writing = asyncio.Lock()  # no batch is between memory and database while somebody reads both
@@ -121,7 +122,7 @@ class UsageBook:
 
     def sample(self) -> None:
         """Count the pages that were held since the last time. About once a second."""
-        for owner, tier, page_ms in self._page_seconds.sample():
+        for owner, tier, page_ms in chain.from_iterable(pages.sample() for pages in self._page_seconds):
             amounts = self.accounts.of(owner)
             if tier is Tier.DEVICE:
                 amounts.device_page_ms += page_ms

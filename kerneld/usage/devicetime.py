@@ -33,12 +33,12 @@ class DeviceTime:
         self._give = give
         self._computed: dict[str, int] = {}  # tokens of its context that a request has computed, or found, by request id
         self._rest_us = 0.0
-        self._heard_seq = 0
+        self._heard: Flight | None = None  # of which a step was told last
 
     def heard(self, flight: Flight, step_idx: int, result: StepResult) -> None:
         """A step of a plan is done, or a plan of no steps; positions of rows have not moved yet."""
-        if flight.seq != self._heard_seq:  # its copies went before its first step
-            self._heard_seq = flight.seq
+        if flight is not self._heard:  # its copies went before its first step
+            self._heard = flight
             if copies_us := self._whole_us(result.copies.up_s + result.copies.down_s):
                 self._give(SYSTEM, copies_us)
         worth: dict[str, int] = {}
@@ -56,7 +56,7 @@ class DeviceTime:
         """Add what the tokens of a row in this step are worth to those for whom they are computed."""
         request, start = row.request, row.position
         end, tenant = start + num_tokens, request.tenant
-        tariff = self._tariff_of(request.context.model)
+        tariff = self._tariff_of(request.context.priced_as)
         if row.is_over:  # it had left when the step ran: whoever ended his request pays, whoever lost his row does not
             payer = tenant if request.is_finished else SYSTEM
             worth[payer] = worth.get(payer, 0) + _cost_us(tariff, row, start, end)

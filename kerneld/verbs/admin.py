@@ -9,7 +9,6 @@ import time
 from collections.abc import AsyncIterator
 from dataclasses import replace
 
-from kerneld.activities import activities_of
 from kerneld.calls import (
     Caller,
     Drained,
@@ -21,10 +20,8 @@ from kerneld.calls import (
     NewToken,
     Role,
     TenantInfo,
-    TierUse,
     TokenInfo,
     TopFrame,
-    WorkerStatus,
 )
 from kerneld.contexts import page_of
 from kerneld.errors import AlreadyExists, Conflict, InvalidArgument, NotFound, WrongState
@@ -34,12 +31,13 @@ from kerneld.holdings import LimitChange, Outcome
 from kerneld.inventory import holdings_of
 from kerneld.limitmodes import check_modes
 from kerneld.machine import Machine
-from kerneld.security.acl import may_see_everything, may_see_tenant
+from kerneld.security.acl import may_see_tenant
 from kerneld.security.identity import TokenArgs
 from kerneld.security.keys import new_secret
 from kerneld.state.records import Effect
 from kerneld.state.tables import TenantRow
 from kerneld.tenants import revision_of
+from kerneld.topframe import frame_of, tenant_info
 from kerneld.verbs.contexts import ContextVerbs
 from memory.page import Tier
 
@@ -60,7 +58,7 @@ class AdminVerbs:
         """Add a tenant, and those above it that are not there yet. Raises: InvalidArgument, AlreadyExists, DiskFull."""
         machine = self._machine
         if machine.effects.find(caller, "add_tenant") is not None:
-            return self._tenant_info(machine.tenants.get(path))
+            return tenant_info(machine, machine.tenants.get(path))
         if not TENANT_PATH.fullmatch(path):
             raise InvalidArgument("path", 'use names like "lab/group/person": letters, digits, ".", "_", "@" and "-", at most 8 levels.')
         _check_weight(weight)
@@ -76,7 +74,7 @@ class AdminVerbs:
                 if above not in machine.tenants:
                     await self._add(TenantRow(above, 1, Limits(), machine.clock(), new_secret()), [])
             await self._add(row, effects)
-        return self._tenant_info(row)
+        return tenant_info(machine, row)
 
     async def _add(self, row: TenantRow, effects: list[Effect]) -> None:
         await self._machine.store.add_tenant(row, effects)
@@ -91,7 +89,7 @@ class AdminVerbs:
         machine = self._machine
         old = machine.tenants.get(path)
         if machine.effects.find(caller, "set_tenant") is not None:
-            return self._tenant_info(old)
+            return tenant_info(machine, old)
         if revision and revision != revision_of(old):
             problem = f"conflict: the tenant {path!r} was changed since revision {revision}; look at it again."
             facts = {"outcome": "conflict", "tenant": path, "revision": revision_of(old)}
@@ -107,23 +105,25 @@ class AdminVerbs:
         row = replace(old, weight=old.weight if weight is None else weight, limits=old.limits if limits is None else limits)
         changes = machine.know_tenant(row)
         machine.events.publish(TenantChanged(path, "set"))
-        machine.dispatcher.room_made()
+        for device in machine.devices:
+            device.dispatcher.room_made()
         machine.limits.look()
-        return replace(self._tenant_info(row), changes=tuple(self._awaited(path, change) for change in changes))
+        return replace(tenant_info(machine, row), changes=tuple(self._awaited(path, change) for change in changes))
 
     def _awaited(self, path: str, change: LimitChange) -> LimitChange:
         """A change as it stands after a first reclaim."""
-        tier = Tier[change.tier.upper()]
-        awaited = max(self._machine.pager.ledger.used(path, tier) - change.after, 0) if change.outcome is Outcome.DEFERRED else 0
+        machine, tier = self._machine, Tier[change.tier.upper()]
+        awaited = machine.limits.awaited_bytes(path, tier, change.after) if change.outcome is Outcome.DEFERRED else 0
         if not awaited:
             return replace(change, outcome=Outcome.APPLIED, awaited_bytes=0)
-        return replace(change, awaited_bytes=awaited, awaited_from=tuple(holdings_of(self._machine, tier, path)))
+        holdings = (holding for device in machine.devices for holding in holdings_of(device, tier, path))
+        return replace(change, awaited_bytes=awaited, awaited_from=tuple(holdings))
 
     def list_tenants(self, caller: Caller, args: ListArgs) -> ListPage[TenantInfo]:
         """The tenants that the caller may see. Raises: InvalidArgument."""
         machine = self._machine
         paths = [row.path for row in machine.tenants if may_see_tenant(caller.principal, row.path)]
-        return page_of(paths, args, lambda path: self._tenant_info(machine.tenants.get(path)), lambda _info: True)
+        return page_of(paths, args, lambda path: tenant_info(machine, machine.tenants.get(path)), lambda _info: True)
 
     async def remove_tenant(self, caller: Caller, path: str, force: bool) -> int:
         """Remove a tenant, with its tokens; with `force` its contexts and images too. Its frames are zeroed at once.
@@ -160,7 +160,7 @@ class AdminVerbs:
         for context in machine.contexts.of_tenant(path):
             self._contexts.end(context, [])
         for request in [request for request in machine.requests.values() if request.tenant == path]:
-            machine.dispatcher.end(request, FinishReason.CANCELLED, "The tenant was removed.")
+            machine.end(request, FinishReason.CANCELLED, "The tenant was removed.")
 
     # -------------------------------------------------------------------------------------------------------------------------- tokens
 
@@ -213,7 +213,7 @@ class AdminVerbs:
         """The machine, again and again; others' tenants only for those who may see them."""
         shown = 0
         while not count or shown < count:
-            yield self._frame(caller)
+            yield frame_of(self._machine, caller)
             shown += 1
             if count and shown >= count:
                 return
@@ -225,64 +225,6 @@ class AdminVerbs:
             yield record
 
     # --------------------------------------------------------------------------------------------------------------------------- inside
-
-    def _tenant_info(self, row: TenantRow) -> TenantInfo:
-        machine = self._machine
-        used = machine.usage.accounts.totals(row.path)
-        shares, ledger = machine.scheduler.shares, machine.pager.ledger
-        return TenantInfo(
-            path=row.path,
-            weight=row.weight,
-            limits=row.limits,
-            created_at=row.created_at,
-            num_contexts=machine.contexts.count_below(row.path),
-            num_running=machine.scheduler.running.of(row.path),
-            num_queued=machine.scheduler.waiting.of(row.path),
-            service=shares.service(row.path),
-            kv_device_bytes=ledger.used(row.path, Tier.DEVICE),
-            kv_host_bytes=ledger.used(row.path, Tier.HOST),
-            input_tokens=used.input_tokens,
-            output_tokens=used.output_tokens,
-            kv_disk_bytes=ledger.used(row.path, Tier.DISK),
-            revision=revision_of(row),
-        )
-
-    def _frame(self, caller: Caller) -> TopFrame:
-        machine, now = self._machine, self._machine.clock()
-        prefill, output, busy = machine.throughput.rates()
-        visible = [row for row in machine.tenants if may_see_tenant(caller.principal, row.path)]
-        everything = may_see_everything(caller.principal)
-        supervisor, device = machine.supervisor, machine.config.drivers.use
-        worker = WorkerStatus(
-            supervisor.command.device, device, supervisor.pid if everything else 0, supervisor.state.value, supervisor.restarts, busy
-        )
-        return TopFrame(
-            at=now,
-            uptime_s=now - machine.started_at,
-            running=machine.scheduler.running.total,
-            waiting=machine.scheduler.waiting.total,
-            num_contexts=len(machine.contexts),
-            tokens_per_s=output,
-            prefill_tokens_per_s=prefill,
-            tiers=self._tiers({row.path for row in visible}, everything),
-            tenants=tuple(self._tenant_info(row) for row in visible),
-            workers=(worker,),
-            models=tuple(model.info(device) for model in machine.models),
-            boot_generation=machine.boot_generation,
-            activities=tuple(activities_of(machine, visible)),
-            recent_s=machine.starts.window.recent_us()[1],
-            jain=machine.starts.window.jain(),
-        )
-
-    def _tiers(self, visible: set[str], everything: bool) -> tuple[TierUse, ...]:
-        tiers = []
-        for snapshot in self._machine.pager.ledger.snapshot():
-            kv: dict[str, int] = {}
-            for owner, size in snapshot.kv_bytes.items():
-                name = owner if everything or owner in visible else "others"
-                kv[name] = kv.get(name, 0) + size
-            tiers.append(TierUse(snapshot.tier.name.lower(), snapshot.total_bytes, snapshot.free_bytes, snapshot.weights_bytes, kv))
-        return tuple(tiers)
 
 
 async def drain_requests(machine: Machine, timeout_s: float) -> None:

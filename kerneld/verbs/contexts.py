@@ -23,11 +23,11 @@ from kerneld.calls import (
     ListPage,
     PageCounts,
 )
+from kerneld.catalog import Registered
 from kerneld.context import Context
 from kerneld.errors import KernelError, OutOfRange, WrongState
 from kerneld.events import ContextAllocated, ContextForked, ContextFreed
 from kerneld.machine import Machine
-from kerneld.models import Model
 from kerneld.seating import cut_chain, name_pages
 from kerneld.state import records
 from kerneld.state.journal import RECORD_BYTES
@@ -119,7 +119,7 @@ class ContextVerbs:
             await self.begin(caller, "fork", child, forked_from=parent)
         except KernelError:
             if child.state is ContextState.NEW and child.table is not None:
-                machine.pager.drop(child.table)
+                machine.devices.of(child).pager.drop(child.table)
             raise
         machine.events.publish(ContextForked(child.id, parent.id, child.tenant, at))
         return self.info(child)
@@ -150,16 +150,16 @@ class ContextVerbs:
         machine = self._machine
         request = machine.requests.get(context.active_request)
         if request is not None:
-            machine.dispatcher.end(request, FinishReason.CANCELLED, "The context was freed.")
+            machine.end(request, FinishReason.CANCELLED, "The context was freed.")
         self.write(context, [Free(bytes.fromhex(context.id)), *effects])
         machine.contexts.remove(context)
         machine.last_logs.forget(context.id)
         if context.table is not None:
-            machine.pager.sharing.retain(context.table)
+            machine.devices.of(context).pager.sharing.retain(context.table)
             context.table, context.chain = None, None
         context.move(ContextState.FREED)
         machine.events.publish(ContextFreed(context.id, context.tenant))
-        machine.dispatcher.room_made()
+        machine.devices.of(context).dispatcher.room_made()
 
     # ---------------------------------------------------------------------------------------------------------------------- look
 
@@ -203,20 +203,20 @@ class ContextVerbs:
 
         In another sharing domain it names its pages anew, so that what is shared is never found by a third.
         """
-        machine = self._machine
         if parent.table is None or parent.chain is None:
             return
+        child.device, device = parent.device, self._machine.devices.of(parent)
         child.kv_valid = min(parent.kv_valid, at)
         name_pages(parent, parent.kv_valid)
-        child.table = machine.pager.fork(parent.table, child.kv_valid, child.tenant)
+        child.table = device.pager.fork(parent.table, child.kv_valid, child.tenant)
         if (child.sharing_group or child.tenant) == (parent.sharing_group or parent.tenant):
             child.chain = parent.chain.fork()
             cut_chain(child.chain, child.kv_valid, child)
             return
-        child.chain = machine.seating.chain_of(child)
+        child.chain = device.seating.chain_of(child)
         name_pages(child, child.kv_valid)
 
-    def check_max_tokens(self, wanted: int, model: Model) -> int:
+    def check_max_tokens(self, wanted: int, model: Registered) -> int:
         """The length that a context of this model may have; 0 asks for the longest. Raises: OutOfRange."""
         limit = model.context_limit()
         if limit and wanted > limit:

@@ -39,9 +39,10 @@ class EditVerbs:
         context.kv_valid = min(context.kv_valid, num_tokens)
         context.pinned_tokens = min(context.pinned_tokens, num_tokens)
         if context.table is not None and context.chain is not None:
-            machine.pager.truncate(context.table, num_tokens)
+            device = machine.devices.of(context)
+            device.pager.truncate(context.table, num_tokens)
             cut_chain(context.chain, num_tokens, context)
-            machine.dispatcher.room_made()
+            device.dispatcher.room_made()
         return await self._changed(context, "truncated")
 
     async def suspend(self, caller: Caller, context_id: str) -> ContextInfo:
@@ -50,6 +51,7 @@ class EditVerbs:
         if machine.effects.find(caller, "suspend") is not None:
             return self._contexts.info_of(caller, context_id)
         context = machine.contexts.control(caller, context_id)
+        device = machine.devices.of(context)
         if context.state is ContextState.SUSPENDED:
             self._write(caller, "suspend", context)
             return await self._changed(context, "suspended")
@@ -57,8 +59,8 @@ class EditVerbs:
         self._write(caller, "suspend", context, Suspend(bytes.fromhex(context.id)))
         context.move(ContextState.SUSPENDED)
         if context.table is not None:
-            machine.pager.suspend(context.table)
-        machine.dispatcher.pump()
+            device.pager.suspend(context.table)
+        device.dispatcher.pump()
         return await self._changed(context, "suspended")
 
     async def resume(self, caller: Caller, context_id: str) -> ContextInfo:
@@ -74,7 +76,7 @@ class EditVerbs:
         self._write(caller, "resume", context, Resume(bytes.fromhex(context.id)))
         context.move(ContextState.IDLE)
         if context.table is not None:
-            machine.pager.resume(context.table)
+            machine.devices.of(context).pager.resume(context.table)
         return await self._changed(context, "resumed")
 
     async def set(self, caller: Caller, args: SetArgs) -> ContextInfo:
@@ -92,7 +94,7 @@ class EditVerbs:
             max_tokens = self._contexts.check_max_tokens(args.max_tokens, machine.models.get(context.model))
         pinned = None if args.is_pinned is None else context.num_tokens if args.is_pinned else 0
         if pinned:
-            machine.pins.check(context, pinned)
+            machine.devices.of(context).pins.check(context, pinned)
         change = Set(bytes.fromhex(context.id), args.nice, args.priority, dict(args.labels), max_tokens, pinned)
         self._write(caller, "set", context, change)
         context.nice = context.nice if args.nice is None else args.nice
@@ -100,7 +102,7 @@ class EditVerbs:
         context.max_tokens = context.max_tokens if max_tokens is None else max_tokens
         context.labels = labels
         if pinned is not None:
-            machine.pins.put(context, pinned)
+            machine.devices.of(context).pins.put(context, pinned)
         request = machine.requests.get(context.active_request)
         if request is not None:
             machine.scheduler.reorder(request)

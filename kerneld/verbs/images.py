@@ -65,7 +65,7 @@ class ImageVerbs:
         if has_pages:
             async with self._saved_pages(context) as pages:
                 with ExitStack() as views:
-                    contents = [self._content(page, views) for page in pages]
+                    contents = [self._content(context, page, views) for page in pages]
                     written = await _to_its_end(lambda: machine.images.write(manifest, contents, secret))
         else:
             written = await asyncio.to_thread(machine.images.write, manifest, [], secret)
@@ -97,7 +97,7 @@ class ImageVerbs:
             model=context.model,
             adapter=context.adapter,
             sharing_group=context.sharing_group,
-            fingerprint=self._machine.seating.fingerprint(context).hex(),
+            fingerprint=self._machine.devices.of(context).seating.fingerprint(context).hex(),
             generation=generation,
             tokens=pack_tokens(context.tokens),
             seed=context.seed,
@@ -122,29 +122,29 @@ class ImageVerbs:
     @asynccontextmanager
     async def _saved_pages(self, context: Context) -> AsyncIterator[list[HostPage]]:
         """Copy the context's valid pages to the host tier, as many as there is room for, and keep them as they are meanwhile."""
-        machine, table = self._machine, context.table
-        if table is None or context.chain is None or machine.host is None or not context.kv_valid:
+        device, table = self._machine.devices.of(context), context.table
+        if table is None or context.chain is None or device.host is None or not context.kv_valid:
             yield []
             return
-        page_tokens = machine.pager.page_tokens
+        page_tokens = device.pager.page_tokens
         # A running request writes to its last page: only its full pages are saved.
         num_tokens = context.kv_valid // page_tokens * page_tokens if context.is_active else context.kv_valid
         name_pages(context, num_tokens)
         chain = context.chain.fork()
         cut_chain(chain, num_tokens, context)
-        machine.pager.save(table, num_tokens, chain.keys, chain.partial_key())
-        machine.pager.hold_host(table)
+        device.pager.save(table, num_tokens, chain.keys, chain.partial_key())
+        device.pager.hold_host(table)
         try:
-            await machine.dispatcher.flush()
+            await device.dispatcher.flush()
             names = [*chain.keys, chain.partial_key()]
             # A page by another name was written by somebody else meanwhile: after a truncate, or for a fork that shares it.
-            yield [page for page in machine.pager.host_pages(table) if page.page_idx < len(names) and page.key == names[page.page_idx]]
+            yield [page for page in device.pager.host_pages(table) if page.page_idx < len(names) and page.key == names[page.page_idx]]
         finally:
-            machine.pager.release_host(table)
+            device.pager.release_host(table)
 
-    def _content(self, page: HostPage, views: ExitStack) -> PageContent:
+    def _content(self, context: Context, page: HostPage, views: ExitStack) -> PageContent:
         """A page where it lies in the host tier; the view of it ends with `views`."""
-        host = self._machine.host
+        host = self._machine.devices.of(context).host
         assert host is not None, "pages were saved there"
         return PageContent(page.group, page.page_idx, page.key, page.num_tokens, views.enter_context(host.payload(page.frame)))
 

@@ -94,7 +94,8 @@ class InferenceVerbs:
         if not context.num_tokens and not tokens:
             raise InvalidArgument("input", "the context is empty; give text, tokens or messages to begin with.")
         max_tokens = intake.check_length(context, model, len(tokens), args.max_tokens or DEFAULT_MAX_TOKENS)
-        intake.check_fits(context, model, len(tokens) + max_tokens)
+        intake.place(context, len(tokens) + max_tokens)
+        intake.check_drafter_there(context, args.draft_model)
         intake.check_limits(context, len(tokens))
         request = intake.make(context, args, resolve(args, context, model), tokens, max_tokens)
         intake.journal(caller, request, tokens)
@@ -115,7 +116,7 @@ class InferenceVerbs:
         try:
             await self._machine.journal.sync()
         except KernelError as error:
-            self._machine.dispatcher.end(request, FinishReason.ERROR, error.message)
+            self._machine.end(request, FinishReason.ERROR, error.message)
             raise
 
     async def cancel(self, caller: Caller, context_id: str) -> bool:
@@ -132,7 +133,7 @@ class InferenceVerbs:
         machine.effects.keep(effects)
         if request is None:
             return False
-        machine.dispatcher.end(request, FinishReason.CANCELLED)
+        machine.end(request, FinishReason.CANCELLED)
         return True
 
     # --------------------------------------------------------------------------------------------------------------------------- score
@@ -152,9 +153,14 @@ class InferenceVerbs:
         if not context.num_tokens and len(tokens) < 2:
             raise InvalidArgument("input", "the first token of a context has no log-probability; score at least two tokens.")
         intake.check_length(context, model, len(tokens), 0)
-        intake.check_fits(context, model, len(tokens))
-        intake.check_limits(context, len(tokens))
-        copy = self._copy_of(context, tokens)
+        copy = self._copy_of(context)
+        try:
+            intake.place(copy, len(tokens))
+            intake.check_limits(copy, len(tokens))
+        except BaseException:
+            self._drop(copy)
+            raise
+        copy.tokens.extend(tokens)
         request = intake.make(copy, InferArgs(context.id), sampling, tokens, 0, score_from=max(context.num_tokens, 1))
         await self._compute(request)
         finished = request.log.finished
@@ -174,12 +180,17 @@ class InferenceVerbs:
                 pass
         finally:
             reader.close()
-            self._machine.dispatcher.end(request, FinishReason.CANCELLED, "The caller left.")
-            if copy.table is not None:
-                self._machine.pager.drop(copy.table)
-                self._machine.dispatcher.room_made()
+            self._machine.end(request, FinishReason.CANCELLED, "The caller left.")
+            self._drop(copy)
 
-    def _copy_of(self, context: Context, tokens: tuple[int, ...]) -> Context:
+    def _drop(self, copy: Context) -> None:
+        """Give the pages of a context back that was made for a score."""
+        if copy.table is not None:
+            device = self._machine.devices.of(copy)
+            device.pager.drop(copy.table)
+            device.dispatcher.room_made()
+
+    def _copy_of(self, context: Context) -> Context:
         """A context for scoring: nobody sees it, nothing of it is journaled, it holds the pages of the original."""
         copy = Context(
             id=secrets.token_hex(16),
@@ -199,9 +210,9 @@ class InferenceVerbs:
         if context.table is not None and context.chain is not None:
             name_pages(context, context.kv_valid)
             copy.kv_valid = context.kv_valid
-            copy.table = self._machine.pager.fork(context.table, context.kv_valid)
+            copy.device = context.device
+            copy.table = self._machine.devices.of(context).pager.fork(context.table, context.kv_valid)
             copy.chain = context.chain.fork()
-        copy.tokens.extend(tokens)
         return copy
 
     # ------------------------------------------------------------------------------------------------------------------ read its output
@@ -232,7 +243,7 @@ class InferenceVerbs:
         """A reader leaves; a request that nobody has read for its grace is cancelled."""
         reader.close()
         if not request.is_finished and request.is_abandoned():
-            self._machine.dispatcher.end(request, FinishReason.CANCELLED, "Nobody read the stream any more.")
+            self._machine.end(request, FinishReason.CANCELLED, "Nobody read the stream any more.")
 
     async def _past(self, context: Context, offset: int, end: int) -> AsyncIterator[Delta]:
         """What stood in the context before the request's output."""

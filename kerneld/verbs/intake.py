@@ -15,11 +15,12 @@ from drivers.contract import Sampling
 from kerneld.admission import Demand
 from kerneld.bounds import check_tokens
 from kerneld.calls import Caller, ChatInput, ContextState, Durability, InferArgs, InferInput, TextInput, TokenInput
+from kerneld.catalog import Registered
 from kerneld.context import Context
+from kerneld.deviceparts import DeviceParts
 from kerneld.errors import Draining, InvalidArgument, NotFound, OutOfRange, QuotaExceeded, WrongState
 from kerneld.events import QuotaRefused, RequestArrived, RequestDeferred
 from kerneld.machine import Machine
-from kerneld.models import Model
 from kerneld.remedies import Needer, remedies_of
 from kerneld.request import Place, Request
 from kerneld.state.journal import RECORD_BYTES, TOKEN_BYTES
@@ -42,48 +43,54 @@ class Intake:
         if self._machine.is_draining:
             raise Draining("The daemon is draining and takes no new requests.", retry_after_s=1.0)
 
-    async def model_of(self, context: Context) -> Model:
-        """The context's model with what the driver says of it. Raises: NotFound, WrongState, Unavailable."""
+    async def model_of(self, context: Context) -> Registered:
+        """The context's model, of which drivers have told. Raises: NotFound, WrongState, Unavailable."""
         machine = self._machine
         model = machine.models.get(context.model)
         if machine.models.weights_of(context.models) != context.fingerprint:
             names = " or ".join(map(repr, context.models))
             raise WrongState(f"The files of model {names} have changed since this context began; make a new one.", reason="MODEL_CHANGED")
-        for name in context.models:
-            await machine.residency.know(machine.models.get(name))
+        await machine.placer.know(context.models, context)
         return model
 
-    async def check_draft(self, args: InferArgs, model: Model) -> None:
-        """Whether the model that is to guess speaks of the same tokens. Raises: InvalidArgument, NotFound, WrongState."""
+    async def check_draft(self, args: InferArgs, model: Registered) -> None:
+        """Whether the model that is to guess speaks of the same tokens. Raises: InvalidArgument, NotFound."""
         if not args.draft_model:
             return
         if not args.sampling.draft_tokens:
             raise InvalidArgument("sampling.draft_model", "guesses nothing without draft_tokens; 4 is a good number to begin with.")
         drafter = self._machine.models.get(args.draft_model)
-        await self._machine.residency.know(drafter)
-        assert drafter.spec is not None, "known now"
-        assert model.spec is not None, "inspected before"
+        await self._machine.placer.know((drafter.name,))
+        drafted, spec = drafter.known.spec, model.known.spec
+        assert drafted is not None, "known now"
+        assert spec is not None, "inspected before"
         if drafter.base or drafter.name == model.name:
             raise InvalidArgument("sampling.draft_model", f"{drafter.name!r} cannot guess for {model.name!r}; take a smaller model.")
-        if drafter.spec.vocab_size != model.spec.vocab_size:
+        if drafted.vocab_size != spec.vocab_size:
             raise InvalidArgument(
                 "sampling.draft_model",
-                f"{drafter.name!r} knows {drafter.spec.vocab_size} tokens and {model.name!r} {model.spec.vocab_size}; "
+                f"{drafter.name!r} knows {drafted.vocab_size} tokens and {model.name!r} {spec.vocab_size}; "
                 "a model that guesses has the same vocabulary.",
             )
-        if not drafter.is_resident:
+
+    def check_drafter_there(self, context: Context, name: str) -> None:
+        """Whether the model that is to guess is where the context is. Raises: WrongState."""
+        device = self._machine.devices.of(context)
+        if name and not device.models.get(name).is_resident:
+            where, how = device.label or "the device", f" --device {device.label}" if device.label else ""
             raise WrongState(
-                f"The model {drafter.name!r} is not on the device; load it first (`kernelctl model load`), and pin it so that it stays.",
+                f"The model {name!r} is not on {where}; load it first (`kernelctl model load{how}`), and pin it so that it stays.",
                 reason="MODEL_NOT_LOADED",
             )
 
-    async def tokenize(self, context: Context, model: Model, given: InferInput) -> tuple[int, ...]:
+    async def tokenize(self, context: Context, model: Registered, given: InferInput) -> tuple[int, ...]:
         """The tokens of an input. Raises: InvalidArgument."""
         if given is None:
             return ()
         if isinstance(given, TokenInput):
-            assert model.spec is not None, "inspected before"
-            check_tokens("input.tokens", given.tokens, model.spec.vocab_size)
+            spec = model.known.spec
+            assert spec is not None, "inspected before"
+            check_tokens("input.tokens", given.tokens, spec.vocab_size)
             return given.tokens
         if model.tokenizer is None:
             raise InvalidArgument("input", f"the model {model.name!r} has no tokenizer; give token ids.")
@@ -91,12 +98,12 @@ class Intake:
         opens = isinstance(given, TextInput) and not context.num_tokens
         return tuple(await asyncio.to_thread(model.tokenizer.encode, text, opens))
 
-    async def _render(self, context: Context, model: Model, given: ChatInput) -> str:
+    async def _render(self, context: Context, model: Registered, given: ChatInput) -> str:
         if model.template is None:
             raise InvalidArgument("input.messages", f"the model {model.name!r} has no chat template; give text.")
         return await self._machine.renderer.render(model.template, given.messages, opens=not context.num_tokens)
 
-    def check_length(self, context: Context, model: Model, num_input: int, max_tokens: int) -> int:
+    def check_length(self, context: Context, model: Registered, num_input: int, max_tokens: int) -> int:
         """How many tokens may be generated. Raises: OutOfRange, if the input leaves no room."""
         limit = min(context.max_tokens or model.context_limit(), model.context_limit())
         room = limit - context.num_tokens - num_input
@@ -107,13 +114,17 @@ class Intake:
             )
         return min(max_tokens, room)
 
-    def check_fits(self, context: Context, model: Model, num_more: int) -> None:
-        """Whether the context could ever be wholly on the device with so many more tokens. Raises: NeverFits."""
+    def place(self, context: Context, num_more: int) -> None:
+        """Choose the device on which the context runs, where it could be wholly with so many more tokens. Raises: NeverFits."""
+
+        def staying(device: DeviceParts) -> set[str]:
+            return device.models.pinned().union(context.models)
+
+        machine = self._machine
         try:
-            staying = self._machine.models.pinned().union(context.models)
-            self._machine.pager.fits(model.space_ids, context.num_tokens + num_more, context.tenant, staying)
+            machine.placer.place(context, context.num_tokens + num_more, staying)
         except NeverFits as error:
-            error.advise(remedies_of(self._machine, error, Needer.of(context)))
+            error.advise(remedies_of(machine.devices.of(context), error, Needer.of(context)))
             raise
 
     def check_limits(self, context: Context, num_input: int) -> None:
@@ -127,8 +138,8 @@ class Intake:
 
     def _demand(self, context: Context, num_input: int) -> Demand:
         """What a request takes of its tenant's rates; a load is its own if nobody else has asked for that model."""
-        machine = self._machine
-        return Demand(num_input, sum(machine.residency.would_load(machine.models.get(name), context.tenant) for name in context.models))
+        device = self._machine.devices.of(context)
+        return Demand(num_input, sum(device.residency.would_load(device.models.get(name), context.tenant) for name in context.models))
 
     def make(
         self, context: Context, args: InferArgs, sampling: Sampling, tokens: tuple[int, ...], max_tokens: int, *, score_from: int = -1
@@ -165,11 +176,12 @@ class Intake:
         if held_back.request_s:
             machine.scheduler.defer(request, request.arrival + held_back.request_s)
             machine.events.publish(RequestDeferred(request.id, context.tenant, held_back.request_s))
-            machine.delivery.books.note(request)
+            machine.books.note(request)
             asyncio.get_running_loop().call_later(held_back.request_s, self._join, request.id)
-        for model in [machine.models.get(name) for name in context.models]:
-            if machine.residency.would_load(model, context.tenant):
-                machine.residency.hold_back(model, context.tenant, held_back.load_s)
+        device = machine.devices.of(context)
+        for model in [device.models.get(name) for name in context.models]:
+            if device.residency.would_load(model, context.tenant):
+                device.residency.hold_back(model, context.tenant, held_back.load_s)
         return demand
 
     def _join(self, request_id: str) -> None:
@@ -179,7 +191,7 @@ class Intake:
         if request is not None and request.place is Place.DEFERRED:
             scheduler.defer(request, now)
         if scheduler.undefer(now):
-            self._machine.dispatcher.arrived()
+            self._machine.arrived()
 
     def journal(self, caller: Caller, request: Request, tokens: tuple[int, ...]) -> None:
         """Make the request a promise; what it took of its tenant's rates is in the same write. Raises: DiskFull; then nothing happened."""
@@ -188,7 +200,7 @@ class Intake:
             self._journal(caller, request, tokens)
         except BaseException:
             self._machine.admission.give_back(request.tenant, demand)
-            self._machine.delivery.books.forget(request)
+            self._machine.books.forget(request)
             raise
 
     def _journal(self, caller: Caller, request: Request, tokens: tuple[int, ...]) -> None:
@@ -203,7 +215,7 @@ class Intake:
         num_bytes = RECORD_BYTES + len(record.tokens) + sum(len(stop) * 4 for stop in record.stop) + request.max_tokens * TOKEN_BYTES
         machine.journal.reserve(num_bytes)
         try:
-            machine.delivery.books.append([record, *effects])
+            machine.books.append([record, *effects])
         except BaseException:
             machine.journal.release(num_bytes)
             raise
@@ -213,22 +225,24 @@ class Intake:
     def enqueue(self, request: Request) -> None:
         """Let a request wait for its turn, and for its model: a load that failed meanwhile is tried again, and ends it if that fails."""
         machine, context = self._machine, request.context
+        device = machine.devices.of(context)
         for name in context.models:
-            machine.residency.start(machine.models.get(name))
+            device.residency.start(device.models.get(name))
         context.move(ContextState.READY)
         context.active_request, context.last_used_at = request.id, request.arrival
         machine.last_logs.forget(context.id)
         machine.know_request(request)
         machine.scheduler.enqueue(request)
         machine.events.publish(_arrived(request))
-        machine.idle_slabs.wake()
-        machine.dispatcher.arrived()
+        device.idle_slabs.wake()
+        device.dispatcher.arrived()
 
 
-def resolve(args: InferArgs, context: Context, model: Model) -> Sampling:
+def resolve(args: InferArgs, context: Context, model: Registered) -> Sampling:
     """Sampling with its seed, and with the tokens that end the output."""
-    assert model.spec is not None, "inspected before"
-    ends = () if args.ignore_eos else model.spec.eos_token_ids
+    spec = model.known.spec
+    assert spec is not None, "inspected before"
+    ends = () if args.ignore_eos else spec.eos_token_ids
     stops = tuple(dict.fromkeys((*args.sampling.stop_token_ids, *ends)))
     return msgspec.structs.replace(args.sampling, seed=args.sampling.seed if args.has_seed else context.seed, stop_token_ids=stops)
 

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 
 from kerneld.calls import Caller, ListArgs, ListPage, LoadProgress, ModelInfo, ModelState, RegisterArgs
+from kerneld.catalog import Registered
+from kerneld.context import priced_as
 from kerneld.contexts import page_of
+from kerneld.deviceparts import DeviceParts
 from kerneld.errors import AlreadyExists, Conflict, InvalidArgument, WrongState
 from kerneld.explain import Explainer
 from kerneld.machine import Machine
@@ -40,7 +43,9 @@ class ModelVerbs:
             return self._info(await self._register(caller, args, effects))
 
     async def load_model(self, caller: Caller, args: RegisterArgs) -> AsyncIterator[LoadProgress | ModelInfo]:
-        """Bring a model onto the device, registering it first where a path is given; tells progress, then the model.
+        """Bring a model onto a device, registering it first where a path is given; tells progress, then the model.
+
+        The device is the one that is named, also where the model is on another one, else the best one for it (`kerneld.placing`).
 
         Raises: as register_model; NotFound; WrongState, if it cannot be loaded (says why, and who holds the memory).
         """
@@ -48,19 +53,29 @@ class ModelVerbs:
         if machine.effects.find(caller, "load_model") is not None:
             yield self.stat_model(caller, args.name)
             return
+        named = machine.devices.get(args.device) if args.device else None
         with machine.effects.under_way(caller):
             model = await self._register(caller, args, []) if args.path else machine.models.get(args.name)
+            device = named or await self._device_for(model)
             try:
-                async for progress in machine.residency.load(model):
+                async for progress in device.residency.load(device.models.get(model.name)):
                     yield progress
             except WrongState as error:
-                raise self._advised(caller, model, error) from error
-            await self._want(model, True, machine.effects.record(caller, "load_model"))
+                raise self._advised(caller, device, model, error) from error
+            await self._want(model, machine.effects.record(caller, "load_model"))
         yield self._info(model)
 
-    def _advised(self, caller: Caller, model: Model, error: WrongState) -> WrongState:
+    async def _device_for(self, model: Registered) -> DeviceParts:
+        """The device on which a model is to be loaded. Raises: Unavailable, DriverError."""
+        machine = self._machine
+        if len(machine.devices) > 1:
+            await machine.placer.know((model.base, model.name) if model.base else (model.name,))
+            return machine.placer.for_load(model)
+        return machine.devices.first
+
+    def _advised(self, caller: Caller, device: DeviceParts, model: Registered, error: WrongState) -> WrongState:
         """The failure of a load, with who holds what it needed and the smallest change that would make room."""
-        told = Explainer(self._machine, caller).model(model.name)
+        told = Explainer(self._machine, caller).model(model.name, device.name)
         if not told.remedies:
             return error
         holders = dict[str, int]()
@@ -69,18 +84,23 @@ class ModelVerbs:
         facts = {**error.facts, "tier": "device", "holders": json.dumps(holders), "remedy": told.remedies[0].text}
         return WrongState(f"{error.message} {sentence(told.remedies)}", reason=error.reason, facts=facts)
 
-    async def unload_model(self, caller: Caller, name: str) -> ModelInfo:
-        """Take a model off the device, and its adapters with it. Its contexts stay. Raises: NotFound, WrongState, if requests are on it."""
+    async def unload_model(self, caller: Caller, name: str, device: str = "") -> ModelInfo:
+        """Take a model off all devices, or the one that is named, and its adapters with it. Its contexts stay.
+
+        Raises: NotFound, WrongState, if requests are on it there.
+        """
         machine = self._machine
         if machine.effects.find(caller, "unload_model") is not None:
             return self.stat_model(caller, name)
         model = machine.models.get(name)
-        self._check_unused(model)
+        devices = [machine.devices.get(device)] if device else list(machine.devices)
+        self._check_unused(model, devices)
         with machine.effects.under_way(caller):
-            await machine.residency.unload(model)
+            for each in devices:
+                await each.residency.unload(each.models.get(name))
             for adapter in machine.models.adapters_of(model.name):  # they left with it
-                await self._want(adapter, False, [])
-            await self._want(model, False, machine.effects.record(caller, "unload_model"))
+                await self._want(adapter, [], devices)
+            await self._want(model, machine.effects.record(caller, "unload_model"), devices)
         return self._info(model)
 
     async def pin_model(self, caller: Caller, name: str) -> ModelInfo:
@@ -98,18 +118,20 @@ class ModelVerbs:
             return
         model = machine.models.get(name)
         self._check_free(model)
-        self._check_unused(model)
+        self._check_unused(model, list(machine.devices))
         machine.models.remove(name)  # from now on nothing begins on it
         try:
             with machine.effects.done_by(caller, "remove_model") as effects:
-                await machine.residency.unload(model)
+                for device, copy in zip(machine.devices, model.copies, strict=True):
+                    await device.residency.unload(copy)
                 await machine.store.remove_model(name, effects)
         except BaseException:
             machine.models.add(model)
             raise
-        machine.residency.forget(model)
-        machine.pager.costs.forget_model(name)
-        machine.calibration.forget(name)
+        for device, copy in zip(machine.devices, model.copies, strict=True):
+            device.residency.forget(copy)
+            device.pager.costs.forget_model(name)
+            machine.calibration.forget(priced_as(name, device.label))
 
     def stat_model(self, caller: Caller, name: str) -> ModelInfo:
         """A model as it stands. Raises: NotFound."""
@@ -122,7 +144,7 @@ class ModelVerbs:
 
     # ------------------------------------------------------------------------------------------------------------------------ inside
 
-    async def _register(self, caller: Caller, args: RegisterArgs, effects: list[Effect]) -> Model:
+    async def _register(self, caller: Caller, args: RegisterArgs, effects: list[Effect]) -> Registered:
         machine = self._machine
         path = machine.models.resolve(args)
         known = self._known(args, path)
@@ -130,8 +152,9 @@ class ModelVerbs:
             return known
         check_permission(caller.principal, "model.register")
         base = self._base_of(args, path)
-        row, model = await asyncio.to_thread(_read_model, args, path, caller.principal.name, base)
-        await machine.residency.inspect(model)
+        row, read = await asyncio.to_thread(_read_model, args, path, caller.principal.name, base)
+        model = machine.models.made(read)
+        await machine.placer.inspect(model)
         known = self._known(args, path)
         if known is not None:
             return known  # somebody else registered the same meanwhile
@@ -145,7 +168,7 @@ class ModelVerbs:
             raise
         return model
 
-    def _known(self, args: RegisterArgs, path: Path) -> Model | None:
+    def _known(self, args: RegisterArgs, path: Path) -> Registered | None:
         """The model if it is registered just so, None if the name is free. Raises: AlreadyExists."""
         models = self._machine.models
         known = models.get(args.name) if args.name in models else None
@@ -153,7 +176,7 @@ class ModelVerbs:
             raise AlreadyExists(f"The name {args.name!r} is taken by {known.path}; remove it first or choose another.")
         return known
 
-    def _base_of(self, args: RegisterArgs, path: Path) -> Model | None:
+    def _base_of(self, args: RegisterArgs, path: Path) -> Registered | None:
         """The model that an adapter is registered for. Raises: NotFound, InvalidArgument."""
         if not args.base:
             if (path / "adapter_config.json").is_file() and not (path / "config.json").is_file():
@@ -172,16 +195,21 @@ class ModelVerbs:
             model = machine.models.get(name)
             with machine.effects.done_by(caller, verb) as effects:
                 await machine.store.set_pinned(name, is_pinned, effects)
-            model.is_pinned = is_pinned
-            machine.residency.turns.look_again()
+            model.pin(is_pinned)
+            for device in machine.devices:
+                device.residency.turns.look_again()
         return self.stat_model(caller, name)
 
-    async def _want(self, model: Model, is_wanted: bool, effects: list[Effect]) -> None:
-        """Remember whether a model is to be there after a restart, and the call that said so."""
-        await self._machine.store.set_want_loaded(model.name, is_wanted, effects)
-        self._machine.effects.keep(effects)
+    async def _want(self, model: Registered, effects: list[Effect], but: Sequence[DeviceParts] = ()) -> None:
+        """Remember on which devices a model is to be after a restart, and the call that said so: where it is now, `but` for some."""
+        machine = self._machine
+        is_there = (ModelState.RESIDENT, ModelState.LOADING)
+        devices = (machine.devices.get(copy.device) for copy in model.copies if copy.state in is_there)
+        there = [device.label for device in devices if device not in but]
+        await machine.store.set_want_loaded(model.name, bool(there), " ".join(there), effects)
+        machine.effects.keep(effects)
 
-    def _check_free(self, model: Model) -> None:
+    def _check_free(self, model: Registered) -> None:
         """Whether a name may be forgotten. Raises: WrongState, naming who needs it."""
         adapters = [adapter.name for adapter in self._machine.models.adapters_of(model.name)]
         if adapters:
@@ -190,13 +218,14 @@ class ModelVerbs:
             ids = [context.id for context in self._machine.contexts if model.name in context.models]
             raise WrongState(f"{len(ids)} contexts are on the model {model.name!r}: {_some(ids)}; free them first.", reason="MODEL_IN_USE")
 
-    def _check_unused(self, model: Model) -> None:
-        active = sum(model.name in request.context.models for request in self._machine.requests.values())
+    @staticmethod
+    def _check_unused(model: Registered, devices: list[DeviceParts]) -> None:
+        active = sum(device.demand[model.name] for device in devices)
         if active:
             raise WrongState(f"{active} requests are on the model {model.name!r}; wait for them or cancel them.", reason="MODEL_IN_USE")
 
-    def _info(self, model: Model) -> ModelInfo:
-        return model.info(self._machine.config.drivers.use)
+    def _info(self, model: Registered) -> ModelInfo:
+        return model.info({device.name: device.shown_name for device in self._machine.devices})
 
 
 def _some(names: list[str]) -> str:
@@ -204,7 +233,7 @@ def _some(names: list[str]) -> str:
     return ", ".join(names[:NAMED]) + (f" and {len(names) - NAMED} more" if len(names) > NAMED else "")
 
 
-def _is_same(known: Model, args: RegisterArgs, path: Path) -> bool:
+def _is_same(known: Registered, args: RegisterArgs, path: Path) -> bool:
     """Whether a model is registered as these arguments say; of how it is quantized they need not say anything again."""
     if (known.path, known.base) != (str(path), args.base):
         return False
@@ -212,7 +241,7 @@ def _is_same(known: Model, args: RegisterArgs, path: Path) -> bool:
     return bool(known.base) or (known.max_positions == args.max_positions and is_quantized_so)
 
 
-def model_from(row: ModelRow, weights_hash: str, base: Model | None = None) -> Model:
+def model_from(row: ModelRow, weights_hash: str, base: Registered | None = None) -> Model:
     """A registered model, or adapter of `base`; reads its tokenizer and template (run it off the loop). Raises: InvalidArgument."""
     path = Path(row.path)
     return Model(
@@ -232,7 +261,7 @@ def model_from(row: ModelRow, weights_hash: str, base: Model | None = None) -> M
     )
 
 
-def _read_model(args: RegisterArgs, path: Path, registered_by: str, base: Model | None) -> tuple[ModelRow, Model]:
+def _read_model(args: RegisterArgs, path: Path, registered_by: str, base: Registered | None) -> tuple[ModelRow, Model]:
     stamp, weights_hash = file_stamp(path), hash_files(path)
     row = ModelRow(
         args.name,

@@ -11,12 +11,13 @@ import secrets
 from collections.abc import Mapping
 
 from kerneld.calls import Caller, Restored
+from kerneld.catalog import Registered
 from kerneld.context import Context
+from kerneld.deviceparts import DeviceParts
 from kerneld.errors import DataLoss, OutOfRange
 from kerneld.events import ImageRestored
 from kerneld.image import ImagePage, Manifest
 from kerneld.machine import Machine
-from kerneld.models import Model
 from kerneld.state.records import unpack_tokens
 from kerneld.verbs.contexts import ContextVerbs
 from kerneld.verbs.images import ImageVerbs
@@ -48,9 +49,9 @@ class RestoreVerbs:
             manifest = await asyncio.to_thread(machine.images.read, image_id, secret)
             model, adapter = machine.models.pair(manifest.model, manifest.adapter)
             for name in filter(None, (model.name, adapter)):
-                await machine.residency.inspect(machine.models.get(name))
+                await machine.placer.inspect(machine.models.get(name))
             context = self._context_of(caller, manifest, model, labels)
-            reason = self._misfit(context, manifest)
+            reason = self._place(context, manifest)
             pages = [] if reason else sorted(manifest.pages, key=lambda page: (page.page_idx, page.group))
             contents, damage = await asyncio.to_thread(self._read_pages, manifest, pages, secret)
             await self._contexts.begin(caller, "restore", context)
@@ -63,7 +64,7 @@ class RestoreVerbs:
         machine.events.publish(ImageRestored(image_id, context.id, context.tenant, num_restored, num_needed - num_restored))
         return Restored(self._contexts.info(context), num_restored, num_needed - num_restored, reason)
 
-    def _context_of(self, caller: Caller, manifest: Manifest, model: Model, labels: Mapping[str, str]) -> Context:
+    def _context_of(self, caller: Caller, manifest: Manifest, model: Registered, labels: Mapping[str, str]) -> Context:
         limit = model.context_limit()
         if limit and manifest.num_tokens > limit:
             raise OutOfRange(f"The image has {manifest.num_tokens} tokens, the model {model.name!r} holds {limit}.")
@@ -83,15 +84,25 @@ class RestoreVerbs:
         context.tokens = unpack_tokens(manifest.tokens)
         return context
 
-    def _misfit(self, context: Context, manifest: Manifest) -> str:
-        """Why the image's pages cannot be used; empty if they can."""
+    def _place(self, context: Context, manifest: Manifest) -> str:
+        """Let a context be on a device where the image's pages can be used. Says why there is none; empty if there is."""
+        reasons = {device: self._misfit(context, manifest, device) for device in self._machine.devices}
+        able = [device for device, reason in reasons.items() if not reason]
+        if able:
+            resident = [device for device in able if device.models.get(context.model).is_resident]
+            context.device = (resident or able)[0].label
+            return ""
+        return next(iter(reasons.values()))
+
+    def _misfit(self, context: Context, manifest: Manifest, device: DeviceParts) -> str:
+        """Why the image's pages cannot be used on a device; empty if they can."""
         if not manifest.pages:
             return "The image has no pages."
-        if not all(self._machine.models.get(name).model_id for name in context.models):
+        if not all(device.models.get(name).model_id for name in context.models):
             return "The model is not loaded yet."
-        if manifest.fingerprint != self._machine.seating.fingerprint(context).hex():
+        if manifest.fingerprint != device.seating.fingerprint(context).hex():
             return "The model, its adapter, or how they are computed, has changed since the image was taken."
-        if self._machine.host is None:
+        if device.host is None:
             return "There is no host tier to restore pages to."
         if context.tenant != manifest.tenant:
             return "Pages are not handed from one tenant to another."
@@ -101,21 +112,21 @@ class RestoreVerbs:
 
     def _put_pages(self, context: Context, pages: list[ImagePage], contents: list[bytes]) -> str:
         """Bring the image's pages into the host tier, in order, until one does not fit. Says why it stopped early."""
-        machine = self._machine
-        table = machine.seating.table_of(context)
+        device = self._machine.devices.of(context)
+        pager, host, table = device.pager, device.host, device.seating.table_of(context)
         assert context.chain is not None, "made with the table"
-        assert machine.host is not None, "checked before"
+        assert host is not None, "checked before"
         context.chain.extend(context.tokens)
         valid: dict[int, int] = {}
         for page, content in zip(pages, contents, strict=False):  # those behind a damaged one are not read
-            if page.num_tokens == machine.pager.page_tokens and page.key != context.chain.keys[page.page_idx]:
+            if page.num_tokens == pager.page_tokens and page.key != context.chain.keys[page.page_idx]:
                 return "The image's pages are not those of its tokens."
             try:
-                frame = machine.pager.reserve_host(table, page.group, page.page_idx, page.key, page.num_tokens)
+                frame = pager.reserve_host(table, page.group, page.page_idx, page.key, page.num_tokens)
             except PagingError as shortage:
                 return f"The host tier has no more room: {shortage}"
-            machine.host.write_page(frame, content, page.key, page.num_tokens, table.space_ids[page.group])
-            valid[page.group] = page.page_idx * machine.pager.page_tokens + page.num_tokens
+            host.write_page(frame, content, page.key, page.num_tokens, table.space_ids[page.group])
+            valid[page.group] = page.page_idx * pager.page_tokens + page.num_tokens
             context.kv_valid = min(valid.values()) if len(valid) == len(table.space_ids) else 0
         return ""
 
@@ -123,7 +134,7 @@ class RestoreVerbs:
         """Let others of the sharing domain take what came back."""
         assert context.table is not None, "made with the pages"
         assert context.chain is not None, "made with the table"
-        self._machine.pager.fill(context.table, context.kv_valid, context.chain.keys)
+        self._machine.devices.of(context).pager.fill(context.table, context.kv_valid, context.chain.keys)
 
     def _read_pages(self, manifest: Manifest, pages: list[ImagePage], secret: bytes) -> tuple[list[bytes], str]:
         """The contents of pages as far as they hold, and what is wrong with the first that does not."""

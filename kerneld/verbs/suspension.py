@@ -38,8 +38,7 @@ class SuspensionVerbs:
         the context is suspended all the same, and the rest follows when there is room.
         """
         machine = self._machine
-        tier = machine.disk_tier
-        machine.contexts.control(caller, context_id)
+        tier = machine.devices.of(machine.contexts.control(caller, context_id)).disk_tier
         if tier is None:
             raise WrongState(
                 "There is no disk tier to move a context to; an administrator sets memory.page_file_bytes.", reason="NO_DISK_TIER"
@@ -51,7 +50,8 @@ class SuspensionVerbs:
         return self._contexts.info(context)
 
     async def _move_out(self, context: Context, table: PageTable, tier: DiskTier) -> None:
-        pager, num_tokens = self._machine.pager, context.kv_valid
+        device, num_tokens = self._machine.devices.of(context), context.kv_valid
+        pager = device.pager
         assert context.chain is not None, "made with the table"
         name_pages(context, num_tokens)
         chain = context.chain.fork()
@@ -59,7 +59,7 @@ class SuspensionVerbs:
         pager.bury(table, num_tokens, chain.keys, chain.partial_key())
         distance, patience = _distance(table), ROUNDS_WITHOUT_PROGRESS
         while not pager.is_buried(table):
-            await self._machine.dispatcher.flush()
+            await device.dispatcher.flush()
             tier.reclaimer.now()
             if not tier.mover.is_idle:
                 await tier.settled()
@@ -81,7 +81,7 @@ class SuspensionVerbs:
 
     def _lack(self, context: Context, table: PageTable, tier: DiskTier) -> str:
         """What there is too little of, and what would help."""
-        ledger, page_bytes = self._machine.pager.ledger, max(space.host_frame_bytes for space in table.spaces)
+        ledger, page_bytes = self._machine.devices.of(context).pager.ledger, max(space.host_frame_bytes for space in table.spaces)
         capped = ledger.exceeded(context.tenant, Tier.DISK, page_bytes)
         if capped is not None:
             limit = size_text(ledger.limit(capped, Tier.DISK).limit_bytes)

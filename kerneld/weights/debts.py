@@ -19,6 +19,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from kerneld.accounts import NO_CHANGES, Accounts, LoadAccount
+from kerneld.context import priced_as
 from kerneld.eventbus import EventBus
 from kerneld.events import Event
 from kerneld.request import Request
@@ -48,6 +49,7 @@ class LoadDebts:
 
     def __init__(self, events: EventBus) -> None:
         self._events = events
+        self.device = ""  # its name, if there are several: what is owed is written down for it
         self._residencies: dict[str, _Residency] = {}  # by model: those for which something is owed
         self._touched: set[str] = set()  # models whose debt is to be written
         self.charge: Callable[[str, int], None] = lambda _tenant, _us: None  # in the accounts of shares, at the end of a residency
@@ -122,17 +124,22 @@ class LoadDebts:
         if not self._touched:
             return NO_CHANGES
         touched, self._touched = self._touched, set()
-        return Accounts(loads={model: self._account(model) for model in touched})
+        return Accounts(loads={priced_as(model, self.device): self._account(model) for model in touched})
 
     def unkept(self, accounts: Accounts) -> None:
         """Changes could not be written: they count as changed again."""
-        self._touched.update(accounts.loads)
+        self._touched.update(self._own(accounts))
 
     def restore(self, accounts: Accounts, is_tenant: Callable[[str], bool]) -> None:
         """Put back what is owed, until a worker says what is still on the device."""
-        for model, load in accounts.loads.items():
+        for model, load in self._own(accounts).items():
             served_us = {tenant: us for tenant, us in load.served_us.items() if is_tenant(tenant)}
             self._residencies[model] = _Residency(load.owed_us, served_us)
+
+    def _own(self, accounts: Accounts) -> dict[str, LoadAccount]:
+        """What was written down for this device, by model."""
+        split_names = ((*name.partition("@")[::2], load) for name, load in accounts.loads.items())
+        return {model: load for model, device, load in split_names if device == self.device}
 
     def _account(self, model: str) -> LoadAccount:
         residency = self._residencies.get(model)

@@ -111,5 +111,5 @@ class Loading:
         self.turns.note_rate(source, loaded.bytes_loaded, loaded.copy_s)
         self.pager.costs.know_model(model.name, model.space_ids, loaded.prefill_s)
         figures = loaded.bytes_loaded, loaded.seconds, loaded.host_bytes, loaded.copy_s, loaded.num_corrupt
-        self.events.publish(ModelLoaded(model.name, *figures))
+        self.events.publish(ModelLoaded(model.name, *figures, device=model.device))
         self.debts.begin(model.name, round(loaded.seconds * 1e6), is_system=self.is_system(model))

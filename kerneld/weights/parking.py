@@ -75,7 +75,7 @@ class Parking:
         finally:
             if model.image is None:
                 self._release(model)
-        self._events.publish(ModelParked(model.name, model.size_bytes, time.monotonic() - began))
+        self._events.publish(ModelParked(model.name, model.size_bytes, time.monotonic() - began, device=model.device))
 
     @contextmanager
     def reading(self, model: Model) -> Iterator[None]:

@@ -65,6 +65,10 @@ class Placement:
             needed, free = self._shelf.check_room(places), weight_room(self._memory) - self._shelf.held_bytes()
             raise OutOfFrames("device", needed, max(free, 0), self._pager.ledger.holders(Tier.DEVICE))
 
+    def check_room(self, places: tuple[int, ...]) -> None:
+        """Whether the device is large enough for weights, were they alone there. Raises: NeverFits, PagingError."""
+        self._shelf.check_room(places)
+
     def places(self, model: Model, *, may_stream: bool) -> tuple[int, ...]:
         """Sizes of what a model needs places for."""
         return self._plan(model, may_stream=may_stream).places

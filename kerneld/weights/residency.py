@@ -33,6 +33,7 @@ from kerneld.weights.identities import Identities
 from kerneld.weights.loading import Loading
 from kerneld.weights.parking import Parking
 from kerneld.weights.placement import Placement
+from kerneld.weights.prospects import Prospect, prospect_of
 from kerneld.weights.turns import Turns
 from memory.config import MemoryConfig
 from memory.errors import OutOfFrames, PagingError
@@ -112,9 +113,7 @@ class Residency:
         self._device = self._departures.device = None
         self._has_device.clear()
         self._claimed.clear()
-        if self._adoption is not None:
-            self._adoption.cancel()
-        for task in self._tasks.values():
+        for task in (*self._tasks.values(), *([self._adoption] if self._adoption is not None else [])):
             task.cancel()
         self._tasks.clear()
         for model in self._models:
@@ -122,6 +121,15 @@ class Residency:
                 self._returning.update([model.name] if model.is_resident else [])
                 model.state = ModelState.LOADING
                 self.on_change(model)
+
+    @property
+    def has_device(self) -> bool:
+        """Whether a device is there that models may be placed on."""
+        return self._device is not None and self._has_device.is_set()
+
+    def prospect(self, model: Model) -> Prospect:
+        """How a model of which the driver has told would come to be here."""
+        return prospect_of(model, self._models, self._placement, self.turns.demand, self._device)
 
     async def identify(self, model: Model, device: Device) -> None:
         """Give a model its ids and spaces, whether it is to be loaded or not. Raises: DriverError."""
@@ -169,10 +177,8 @@ class Residency:
         self.start(model, is_ahead=is_ahead)
 
     async def load(self, model: Model) -> AsyncIterator[LoadProgress]:
-        """Load a model, or join a load on its way, and tell its progress until it is resident.
-
-        Raises: WrongState, what the load failed with; Conflict, if it was unloaded or removed meanwhile; Unavailable, if there is no
-        worker: the load then goes on when there is one.
+        """Load a model, or join a load on its way, and tell its progress until it is resident. Raises: WrongState, what the load failed
+        with; Conflict, if it was unloaded or removed meanwhile; Unavailable, if there is no worker: it goes on when there is one.
         """
         self.turns.held.release(model.name)
         self.start(model)
@@ -201,7 +207,7 @@ class Residency:
         if task is not None:
             await asyncio.wait([task])
         await self._departures.gone(model)
-        self._events.publish(ModelUnloaded(model.name, model.size_bytes))
+        self._events.publish(ModelUnloaded(model.name, model.size_bytes, device=model.device))
         for adapter in [adapter for adapter in self._models.adapters_of(model.name) if adapter.state is not ModelState.REGISTERED]:
             await self.unload(adapter)
 
@@ -217,7 +223,7 @@ class Residency:
         try:
             await self._departures.gone(model)
         finally:  # whoever wanted its room may have given up meanwhile
-            self._events.publish(ModelEvicted(model.name, model.size_bytes, num_requests, model.image is not None))
+            self._events.publish(ModelEvicted(model.name, model.size_bytes, num_requests, model.image is not None, device=model.device))
             if self._device is not None and self.turns.demand(model):
                 self.start(model)
 
@@ -226,7 +232,7 @@ class Residency:
         for model in [model for model in self._models if model.model_id == model_id and model.is_resident]:
             self._departures.leave(model)
             model.state, model.failure = ModelState.FAILED, reason
-            self._events.publish(ModelFailed(model.name, reason))
+            self._events.publish(ModelFailed(model.name, reason, device=model.device))
             self._changed(model)
 
     def forget(self, model: Model) -> None:
@@ -283,7 +289,7 @@ class Residency:
         if not isinstance(failure, DriverError | PagingError | KernelError | OSError):
             model.failure = "An internal error; see the log."
             logger.error("a load failed", extra={"model": model.name}, exc_info=failure)
-        self._events.publish(ModelFailed(model.name, model.failure))
+        self._events.publish(ModelFailed(model.name, model.failure, device=model.device))
 
     def _changed(self, model: Model) -> None:
         """A model came, went or failed."""

@@ -37,6 +37,7 @@ AS_PLAIN = {
     "seed": 7,
     "pinned_tokens": 0,
     "sharing_group": "",
+    "device": "",
     "adapter": "",
 }
 OTHER_ID = "ab" * 16

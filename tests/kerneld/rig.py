@@ -11,7 +11,7 @@ import json
 import os
 import shutil
 import time
-from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -21,7 +21,7 @@ import tokenizers
 from msgspec.structs import replace as replace_struct
 
 from drivers.client import WorkerClient
-from drivers.config import DriversConfig
+from drivers.config import DeviceConfig, DriversConfig
 from drivers.contract import Sampling
 from drivers.fake_model import FakeModel, continuation
 from kerneld.calls import (
@@ -153,7 +153,9 @@ class Rig:
         self.options: dict[str, str] = {}
         self.memory: dict[str, Any] = {}  # other settings of the section `memory`
         self.is_worker_replaced = True
-        self.worker: LocalWorker | None = None
+        self.devices: tuple[DeviceConfig, ...] = ()  # several of them, in place of one
+        self.worker: LocalWorker | None = None  # of the device of which a worker came in last
+        self.worker_of: dict[str, LocalWorker] = {}  # by device
         self.workers: list[LocalWorker] = []
         self.daemon: Daemon
         self._kernel_settings = {"drain_timeout_s": 0.0, "disk_reserve_bytes": 0} | kernel
@@ -195,7 +197,7 @@ class Rig:
             max_step_tokens=sizes.max_step_tokens,
             **self._kernel_settings,
         )
-        return Config(memory, DriversConfig(use="fake", options=self.options), kernel)
+        return Config(memory, DriversConfig(use="fake", options=self.options, devices=self.devices), kernel)
 
     def add_model(self, name: str, language: FakeModel) -> Path:
         """Lay down a model directory."""
@@ -211,8 +213,8 @@ class Rig:
         inner.pre_tokenizer = tokenizers.pre_tokenizers.WhitespaceSplit()
         inner.save(str(self.folder / "models" / name / "tokenizer.json"))
 
-    async def start(self, orphan: LocalWorker | None = None, *, has_worker: bool = True) -> None:
-        """Start a daemon on the state directory; `orphan` is a worker that outlived the one before."""
+    async def start(self, orphans: Mapping[str, LocalWorker] | None = None, *, has_worker: bool = True) -> None:
+        """Start a daemon on the state directory; `orphans` are workers that outlived the one before, by device."""
         self.daemon = Daemon(self.config(), clock=self._clock)
         await self.daemon.start()
         if "lab" not in self.machine.tenants:
@@ -221,28 +223,30 @@ class Rig:
                 await self.machine.store.add_tenant(row)
                 self.machine.know_tenant(row)
         if has_worker:
-            self.bring_worker(orphan)
+            for device in self.machine.devices:
+                self.bring_worker((orphans or {}).get(device.name), device.name)
 
-    def bring_worker(self, orphan: LocalWorker | None = None) -> LocalWorker:
-        """Let a worker come in, as the listener would."""
-        supervisor = self.machine.supervisor
+    def bring_worker(self, orphan: LocalWorker | None = None, device: str = "") -> LocalWorker:
+        """Let a worker come in, as the listener would; for the first device, unless it is named."""
+        devices = self.machine.devices
+        supervisor = (devices.get(device) if device else devices.first).supervisor
         hello = orphan.hello if orphan is not None else replace_struct(HELLO, device=supervisor.command.device)
         kept = orphan.host_fd if orphan is not None else None
         admission = supervisor.admit(hello, os.dup(kept) if kept is not None else None)
         is_kept = orphan is not None and admission.host_fd is None and orphan.spec == admission.open
         script = self.scripts.pop(0) if self.scripts else self.script
         worker = orphan if is_kept and orphan is not None else LocalWorker(admission.open, admission.host_fd, script)
-        worker.script = script
+        worker.script, worker.hello = script, hello
         worker.serve(admission.boot_generation)
-        worker.on_gone = self._worker_gone
-        self.worker = worker
+        worker.on_gone = functools.partial(self._worker_gone, supervisor.command.device)
+        self.worker = self.worker_of[supervisor.command.device] = worker
         self.workers.append(worker)
         supervisor.ready(cast(WorkerClient, worker))
         return worker
 
-    def _worker_gone(self) -> None:
-        if self.is_worker_replaced and self.daemon.machine.supervisor.state.value != "stopped":
-            asyncio.get_running_loop().call_soon(self.bring_worker)
+    def _worker_gone(self, device: str) -> None:
+        if self.is_worker_replaced and self.machine.devices.get(device).supervisor.state.value != "stopped":
+            asyncio.get_running_loop().call_soon(self.bring_worker, None, device)
 
     async def stop(self) -> None:
         """End in order; who still reads is cut off."""
@@ -251,8 +255,8 @@ class Rig:
             reader.cancel()
         await asyncio.gather(*self._readers, return_exceptions=True)
         self._readers.clear()
-        if self.worker is not None:
-            self.worker.release()
+        for worker in self.worker_of.values():
+            worker.release()
         await self.daemon.stop()
 
     async def die_and_return(self, *, keeps_worker: bool = False) -> None:
@@ -260,19 +264,20 @@ class Rig:
         self._num_states += 1
         left = self.folder / f"state{self._num_states}"
         shutil.copytree(self.state, left, ignore=lambda _folder, names: [name for name in names if name.endswith(".lock")])
-        orphan = self.worker.orphan() if keeps_worker and self.worker is not None else None
-        if orphan is not None:
-            self.daemon.machine.supervisor.client = None
+        orphans = {name: worker.orphan() for name, worker in self.worker_of.items()} if keeps_worker else {}
+        for name in orphans:
+            self.machine.devices.get(name).supervisor.client = None
         await self.stop()
         self.is_worker_replaced = True
         self.state = left
-        await self.start(orphan)
+        await self.start(orphans)
 
     # ------------------------------------------------------------------------------------------------------------------ verbs
 
-    async def load(self, name: str = "m") -> ModelInfo:
+    async def load(self, name: str = "m", device: str = "") -> ModelInfo:
         """Load a model of the rig's folder."""
-        told = [item async for item in self.kernel.load_model(ADMIN, RegisterArgs(name, str(self.folder / "models" / name)))]
+        args = RegisterArgs(name, str(self.folder / "models" / name), device=device)
+        told = [item async for item in self.kernel.load_model(ADMIN, args)]
         assert isinstance(told[-1], ModelInfo)
         return told[-1]
 
@@ -336,11 +341,12 @@ class Rig:
         """Let everything on its way arrive."""
         for _ in range(50):
             await asyncio.sleep(0)
-        await self.until(lambda: self.machine.dispatcher.is_idle)
+        await self.until(lambda: all(device.dispatcher.is_idle for device in self.machine.devices))
 
     def check(self) -> None:
         """The books agree."""
-        self.machine.pager.check_integrity()
+        for device in self.machine.devices:
+            device.pager.check_integrity()
 
 
 async def read_all(events: AsyncIterator[Any]) -> Output:

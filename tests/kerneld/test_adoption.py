@@ -16,7 +16,7 @@ SIZES = Sizes(device_slabs=16, host_slabs=16, disk_slabs=32)
 
 def host_pages(rig: Rig) -> int:
     """Pages that lie in the host tier, whoever has them."""
-    host = rig.machine.host
+    host = rig.machine.devices.first.host
     assert host is not None
     return sum(1 for _place in host.scan())
 
@@ -35,7 +35,7 @@ async def test_bytes_of_the_host_tier_that_nobody_adopts_are_zeroed(tmp_path: Pa
         await rig.load()
 
         assert rig.stat(kept).pages.host == host_pages(rig) == 10
-        host = rig.machine.host
+        host = rig.machine.devices.first.host
         assert host is not None
         used = {frame for frame, _header in host.scan()}
         granules = range(0, host.size_bytes // host.granule_bytes, 2)  # a host frame has two

@@ -53,7 +53,7 @@ async def test_plans_are_hardly_ever_tried_in_vain(
     rig = Rig(tmp_path, sizes, growth_share=growth_share)
     async with running(rig):
         assert rig.worker is not None
-        composer = rig.machine.dispatcher.composer
+        composer = rig.machine.devices.first.dispatcher.composer
         attempts, plans = composer.num_attempts, len(rig.worker.plans)
 
         await ask_at_once(rig, 32, num_input, num_output)

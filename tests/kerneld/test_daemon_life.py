@@ -134,7 +134,7 @@ class DaemonLife(RuleBasedStateMachine):
 
     @rule(context=contexts)
     def suspend_to_disk(self, context: str) -> None:
-        if context not in self.tokens or context in self.running or self.rig.machine.disk_tier is None:
+        if context not in self.tokens or context in self.running or self.rig.machine.devices.first.disk_tier is None:
             return
         with suppress(DiskFull):
             info = self.do(self.rig.kernel.suspend_to_disk(ANN, context))
@@ -143,7 +143,7 @@ class DaemonLife(RuleBasedStateMachine):
 
     @rule(at=st.floats(0, 1), is_cut=st.booleans())
     def damage_the_page_file(self, at: float, is_cut: bool) -> None:
-        tier = self.rig.machine.disk_tier
+        tier = self.rig.machine.devices.first.disk_tier
         if tier is None:
             return
         offset = SUPERBLOCK_BYTES + int(at * 64 * SLAB)

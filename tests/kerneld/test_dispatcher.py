@@ -55,7 +55,7 @@ async def test_who_can_be_seated_does_not_wait_for_a_plan_that_has_not_begun(tmp
         late = await rig.alloc(BOB)
         await rig.until(lambda: worker.num_steps >= 12)
         worker.hold()
-        await rig.until(lambda: worker.plans[-1].seq >= worker.plans[-2].seq and len(rig.machine.dispatcher._flights) == 2)
+        await rig.until(lambda: worker.plans[-1].seq >= worker.plans[-2].seq and len(rig.machine.devices.first.dispatcher._flights) == 2)
         num_cuts = worker.num_cuts
         output = rig.begin(late, prompt_of(9, 5), 3, caller=BOB)
         await rig.until(lambda: worker.num_cuts > num_cuts)
@@ -150,7 +150,7 @@ async def test_weights_that_find_no_room_say_who_holds_it(tmp_path: Path) -> Non
     rig = Rig(tmp_path, Sizes(device_slabs=4))
     rig.add_model("huge", FakeModel(weights_bytes=4 * SLAB, seed=1))
     async with running(rig):
-        rig.machine.models.get("m").is_pinned = True
+        rig.machine.devices.first.models.get("m").is_pinned = True
         with pytest.raises(WrongState, match="models \\(4 KiB\\)"):
             await rig.load("huge")
         assert (await rig.infer(await rig.alloc(), prompt_of(1, 4), 3)).tokens == oracle(prompt_of(1, 4), 3)
@@ -207,7 +207,7 @@ async def test_a_tenant_at_its_memory_limit_stops_nobody_else(tmp_path: Path) ->
         tasks += [rig.begin(context, prompt_of(seed + 4, 30), 30, caller=BOB) for seed, context in enumerate(his)]
         for seed, output in enumerate(await asyncio.gather(*tasks)):
             assert output.tokens == oracle(prompt_of(seed, 30), 30)
-        assert rig.machine.pager.ledger.used("lab/ann", Tier.DEVICE) <= 20 * GRANULE
+        assert rig.machine.devices.first.pager.ledger.used("lab/ann", Tier.DEVICE) <= 20 * GRANULE
 
 
 @in_loop
@@ -287,7 +287,7 @@ async def test_a_voided_plan_leaves_no_deadline_behind(tmp_path: Path) -> None:
             await rig.infer(context, prompt_of(seed, 40), 4)
         assert rig.worker is not None
         task = rig.begin(ids[0], (), 4)
-        await rig.until(lambda: rig.machine.dispatcher.is_idle is False)
+        await rig.until(lambda: rig.machine.devices.first.dispatcher.is_idle is False)
         await task
         await asyncio.sleep(0.1)
         assert len(rig.workers) == 1

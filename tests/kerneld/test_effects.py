@@ -91,7 +91,7 @@ async def test_an_answer_outlives_the_daemon(tmp_path: Path, verb: str) -> None:
         await CALLS[verb](rig, caller, context)
         before = facts(rig)
         await rig.die_and_return()
-        await rig.until(lambda: rig.machine.models.get("m").is_resident)
+        await rig.until(lambda: rig.machine.devices.first.models.get("m").is_resident)
         await CALLS[verb](rig, caller, context)
         assert facts(rig) == before
 
@@ -149,5 +149,5 @@ def facts(rig: Rig) -> Any:
         for context in machine.contexts
     }
     tenants = [(row.path, row.weight) for row in machine.tenants]
-    models = [(model.name, model.is_resident) for model in machine.models]
+    models = [(model.name, model.is_resident) for model in machine.devices.first.models]
     return contexts, tenants, models, sorted(path.name for path in (rig.state / "images").rglob("*") if path.is_file())

@@ -21,7 +21,7 @@ async def test_a_thousand_forks_cost_their_own_tokens_alone(tmp_path: Path) -> N
         parent = await rig.alloc()
         await rig.infer(parent, prompt_of(1, TOKENS - 4), 4)
         await rig.settle()
-        ledger = rig.machine.pager.ledger
+        ledger = rig.machine.devices.first.pager.ledger
         before = {tier: ledger.used("lab/ann", tier) for tier in Tier}
 
         children = [(await rig.kernel.fork(ANN, ForkArgs(parent))).id for _ in range(FORKS)]
@@ -37,5 +37,5 @@ async def test_a_thousand_forks_cost_their_own_tokens_alone(tmp_path: Path) -> N
         for child in children:
             await rig.kernel.free(ANN, child)
         await rig.settle()
-        rig.machine.pager.check_integrity()
+        rig.machine.devices.first.pager.check_integrity()
         assert rig.stat(parent).pages.shared == 0

@@ -52,7 +52,7 @@ def canaries_of(rig: Rig, context_id: str) -> set[bytes]:
 
 async def everything_moved(rig: Rig) -> None:
     """Let plans, transfers and zeroing end."""
-    tier = rig.machine.disk_tier
+    tier = rig.machine.devices.first.disk_tier
     assert tier is not None
     for _ in range(4):
         await rig.settle()
@@ -99,5 +99,5 @@ async def test_frames_that_change_hands_carry_nothing_over(tmp_path: Path) -> No
             assert not found & canaries
             await everything_moved(rig)
 
-        assert rig.machine.pager.ledger.used("lab/ann", Tier.DISK) == 0
+        assert rig.machine.devices.first.pager.ledger.used("lab/ann", Tier.DISK) == 0
         assert not records((rig.state / "pages").read_bytes()) & canaries  # what is given up on disk is gone at once

@@ -19,7 +19,7 @@ def idle_rig(folder: Path) -> Rig:
 
 async def fall_idle(rig: Rig) -> int:
     """Wait until slabs are away; returns how many."""
-    slabs, dispatcher = rig.machine.idle_slabs, rig.machine.dispatcher
+    slabs, dispatcher = rig.machine.devices.first.idle_slabs, rig.machine.devices.first.dispatcher
 
     def is_away() -> bool:
         slabs.tick(is_idle=dispatcher.is_idle and not rig.machine.requests)

@@ -233,7 +233,8 @@ async def test_a_removed_tenant_takes_everything_of_it_along(tmp_path: Path) -> 
         bob = await callers.begin(BOB, 30)
         tasks = [await callers.begin(ANN, 30) for _ in range(5)]
         assert machine.scheduler.num_deferred == 3
-        machine.scheduler.park(next(request for request in machine.requests.values() if request.tenant == "lab/ann" and request.ticket))
+        waiting = next(request for request in machine.requests.values() if request.tenant == "lab/ann" and request.ticket)
+        machine.scheduler.of(waiting).park(waiting)
         removing = asyncio.ensure_future(rig.kernel.remove_tenant(ADMIN, "lab/ann", True))
         rig.worker.release()
         assert await removing == 5

@@ -27,7 +27,7 @@ def rig_with(folder: Path, *, copy_rate: float, prefill_s: float, sizes: Sizes =
 
 def decisions(rig: Rig, context: str) -> list[Decision]:
     """Those about a context that came back and had something to choose, newest first."""
-    found = rig.machine.pager.costs.decisions.latest()
+    found = rig.machine.devices.first.pager.costs.decisions.latest()
     return [each for each in found if each.label == context and each.chosen is not Way.DEVICE and each.measured_s is not None]
 
 
@@ -85,7 +85,9 @@ async def test_a_page_that_is_cheaper_to_compute_is_dropped_not_copied(tmp_path:
         assert rig.worker is not None
         assert [move for plan in rig.worker.plans for move in plan.moves if move.target_tier is Tier.HOST] == []
         assert rig.stat(context).pages.lost > 0
-        dropped = [each for each in rig.machine.pager.costs.decisions.latest() if each.label == context and each.measured_s is None]
+        dropped = [
+            each for each in rig.machine.devices.first.pager.costs.decisions.latest() if each.label == context and each.measured_s is None
+        ]
         assert {(each.chosen, each.alternative) for each in dropped} == {(Way.RECOMPUTE, Way.HOST)}
         before = rig.tokens(context)
         assert (await rig.infer(context, max_tokens=4)).tokens == oracle(before, 4)
@@ -117,7 +119,7 @@ async def test_a_context_on_the_device_has_nothing_to_pay(tmp_path: Path) -> Non
         await rig.infer(context, prompt_of(1, 100), 2)
         await rig.infer(context, max_tokens=2)
 
-        [decision] = rig.machine.pager.costs.decisions.latest()
+        [decision] = rig.machine.devices.first.pager.costs.decisions.latest()
         assert (decision.chosen, decision.predicted_s, decision.measured_s) == (Way.DEVICE, 0.0, 0.0)
 
 
@@ -125,13 +127,13 @@ async def test_a_context_on_the_device_has_nothing_to_pay(tmp_path: Path) -> Non
 async def test_the_figures_are_those_that_the_driver_told(tmp_path: Path) -> None:
     async with running(rig_with(tmp_path, copy_rate=1e6, prefill_s=0.002)) as rig:
         await rig.load()
-        [space_id] = rig.machine.models.get("m").space_ids
-        costs = rig.machine.pager.costs
+        [space_id] = rig.machine.devices.first.models.get("m").space_ids
+        costs = rig.machine.devices.first.pager.costs
 
         assert costs.copy_s(Link.HOST_TO_DEVICE, 1_000_000, space_id) == pytest.approx(1.0)
         assert costs.copy_s(Link.DEVICE_TO_HOST, 1_000_000, space_id) == pytest.approx(1.0)
         assert costs.recompute_s(space_id, 0, 100) == pytest.approx(0.2)
-        rig.machine.seating.meter.measured(CopyTimes(1000, 0.1, 1000, 0.2))
+        rig.machine.devices.first.seating.meter.measured(CopyTimes(1000, 0.1, 1000, 0.2))
         assert costs.copy_s(Link.HOST_TO_DEVICE, 1000, space_id) == pytest.approx(0.1)
 
 
@@ -155,13 +157,13 @@ async def test_decisions_are_shown_to_those_who_may_see_the_context(tmp_path: Pa
 async def test_a_removed_model_takes_its_figures_along(tmp_path: Path) -> None:
     async with running(rig_with(tmp_path, copy_rate=1e6, prefill_s=0.002)) as rig:
         await rig.load()
-        [space_id] = rig.machine.models.get("m").space_ids
-        known = rig.machine.pager.costs.recompute_s(space_id, 0, 10)
+        [space_id] = rig.machine.devices.first.models.get("m").space_ids
+        known = rig.machine.devices.first.pager.costs.recompute_s(space_id, 0, 10)
 
         await rig.kernel.unload_model(ADMIN, "m")
-        kept = rig.machine.pager.costs.recompute_s(space_id, 0, 10)
+        kept = rig.machine.devices.first.pager.costs.recompute_s(space_id, 0, 10)
         await rig.kernel.remove_model(ADMIN, "m")
 
         assert known == pytest.approx(0.02)
         assert kept == known
-        assert rig.machine.pager.costs.recompute_s(space_id, 0, 10) == float("inf")
+        assert rig.machine.devices.first.pager.costs.recompute_s(space_id, 0, 10) == float("inf")

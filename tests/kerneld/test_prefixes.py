@@ -26,7 +26,7 @@ def computed(rig: Rig) -> int:
 
 
 def prefixes(rig: Rig) -> Prefixes:
-    return rig.machine.dispatcher.composer.prefixes
+    return rig.machine.devices.first.dispatcher.composer.prefixes
 
 
 def cached(output: Output) -> int:
@@ -42,7 +42,7 @@ def lose_pages(rig: Rig, context_id: str) -> None:
     context = rig.machine.contexts.find(context_id)
     assert context is not None
     assert context.table is not None
-    rig.machine.pager.truncate(context.table, 0)
+    rig.machine.devices.first.pager.truncate(context.table, 0)
 
 
 async def run_at_once(rig: Rig, prompts: list[tuple[int, ...]], caller: Caller = ANN) -> list[Output]:
@@ -129,7 +129,7 @@ async def test_who_waits_for_pages_is_blocked_and_stops_nobody(tmp_path: Path) -
         ids = [await rig.alloc() for _ in range(3)]
         tasks = [rig.begin(ids[0], (*SYSTEM, 7)), rig.begin(ids[1], (*SYSTEM, 8)), rig.begin(ids[2], prompt_of(9, 4))]
         rig.worker.let(2)
-        await rig.until(lambda: len(rig.machine.dispatcher.composer.seats) == 2)
+        await rig.until(lambda: len(rig.machine.devices.first.dispatcher.composer.seats) == 2)
 
         waiter, maker = (rig.machine.requests[rig.stat(each).active_request] for each in ids[1::-1])
         assert waiter.context.state is ContextState.BLOCKED
@@ -149,7 +149,7 @@ async def test_when_the_one_that_computes_is_cancelled_the_next_takes_over(tmp_p
         rig.worker.hold()
         ids = [await rig.alloc() for _ in range(4)]
         tasks = [rig.begin(each, (*SYSTEM, number)) for number, each in enumerate(ids)]
-        await rig.until(lambda: len(rig.machine.dispatcher.composer.seats) == 1)
+        await rig.until(lambda: len(rig.machine.devices.first.dispatcher.composer.seats) == 1)
         rig.worker.let(turns)
         for _ in range(8 * turns):
             await asyncio.sleep(0)
@@ -170,7 +170,7 @@ async def test_when_one_that_waits_is_cancelled_the_others_go_on(tmp_path: Path)
         rig.worker.hold()
         ids = [await rig.alloc() for _ in range(3)]
         tasks = [rig.begin(each, (*SYSTEM, number)) for number, each in enumerate(ids)]
-        await rig.until(lambda: len(rig.machine.dispatcher.composer.seats) == 1)
+        await rig.until(lambda: len(rig.machine.devices.first.dispatcher.composer.seats) == 1)
 
         await rig.kernel.cancel(ANN, ids[1])
         await rig.kernel.free(ANN, ids[1])
@@ -290,7 +290,7 @@ async def test_what_is_cached_is_shown_and_goes_with_its_tenant(tmp_path: Path) 
         context = await rig.alloc(BOB)
         await rig.infer(context, prompt_of(20, 40), caller=BOB)
         await rig.kernel.free(BOB, context)
-        held = [(holding.owner, holding.state) for holding in holdings_of(rig.machine, Tier.DEVICE) if holding.kind == "kv"]
+        held = [(holding.owner, holding.state) for holding in holdings_of(rig.machine.devices.first, Tier.DEVICE) if holding.kind == "kv"]
 
         account = next(each for each in rig.kernel.read_memory(ADMIN).accounts if (each.owner, each.tier) == ("lab/bob", "device"))
         await rig.kernel.remove_tenant(ADMIN, "lab/bob", False)
@@ -298,8 +298,8 @@ async def test_what_is_cached_is_shown_and_goes_with_its_tenant(tmp_path: Path) 
 
         assert held == [("lab/bob", "cache")]
         assert account.kinds == {"kv": 0, "cache": 11 * 256}
-        assert not [holding for holding in holdings_of(rig.machine, Tier.DEVICE) if holding.kind == "kv"]
-        assert rig.machine.pager.ledger.used("lab/bob", Tier.DEVICE) == 0
+        assert not [holding for holding in holdings_of(rig.machine.devices.first, Tier.DEVICE) if holding.kind == "kv"]
+        assert rig.machine.devices.first.pager.ledger.used("lab/bob", Tier.DEVICE) == 0
 
 
 @in_loop

@@ -124,7 +124,7 @@ async def test_weights_and_pages_of_a_living_worker_are_used_again(tmp_path: Pat
             await rig.infer(context, prompt_of(seed, 40), 8)
         await rig.settle()
         await rig.die_and_return(keeps_worker=True)
-        await rig.until(lambda: all(rig.machine.models.get(name).is_resident for name in ("m", "other")))
+        await rig.until(lambda: all(rig.machine.devices.first.models.get(name).is_resident for name in ("m", "other")))
         assert rig.worker is not None
         assert rig.worker.num_loads == 0
         for seed, (context, model) in enumerate(ids.items()):
@@ -145,7 +145,7 @@ async def test_weights_that_nobody_wants_any_more_are_forgotten_by_the_worker(tm
         context = await rig.alloc()
         (other / "fake.json").write_text((other / "fake.json").read_text().replace('"seed": 5', '"seed": 6'))
         await rig.die_and_return(keeps_worker=True)
-        await rig.until(lambda: all(rig.machine.models.get(name).is_resident for name in ("m", "other")))
+        await rig.until(lambda: all(rig.machine.devices.first.models.get(name).is_resident for name in ("m", "other")))
         assert rig.worker is not None
         assert (rig.worker.num_loads, rig.worker.num_unloads) == (1, 1)
         assert (await rig.infer(context, prompt_of(1, 9), 9)).tokens == oracle(prompt_of(1, 9), 9)
@@ -205,7 +205,7 @@ async def test_the_books_are_exactly_those_of_the_last_write(tmp_path: Path) -> 
             rig.begin(await rig.alloc(caller), prompt_of(seed, 9), 40, caller=caller)
         await rig.until(lambda: sum(request.num_generated for request in rig.machine.requests.values()) > 60)
         rig.worker.hold()
-        rig.machine.delivery.books.flush()
+        rig.machine.books.flush()
         before = {request.id: how_it_stands(request) for request in rig.machine.requests.values()}
         books = rig.machine.scheduler.accounts()
 
@@ -240,7 +240,7 @@ async def test_what_contexts_cost_that_are_not_journaled_is_kept_all_the_same(tm
     async with running(Rig(tmp_path)) as rig:
         await rig.infer(await rig.alloc(durability=Durability.NONE), prompt_of(1, 9), 9)
         service = rig.machine.scheduler.shares.service("lab/ann")
-        rig.machine.delivery.books.flush()
+        rig.machine.books.flush()
         await rig.die_and_return()
         assert rig.machine.scheduler.shares.service("lab/ann") == service > 0
 
@@ -347,7 +347,7 @@ async def test_the_order_of_seats_is_that_of_the_run_that_nobody_killed(tmp_path
 async def test_a_model_comes_back_by_itself(tmp_path: Path) -> None:
     async with running(Rig(tmp_path)) as rig:
         await rig.die_and_return()
-        await rig.until(lambda: rig.machine.models.get("m").state is ModelState.RESIDENT)
+        await rig.until(lambda: rig.machine.devices.first.models.get("m").state is ModelState.RESIDENT)
 
 
 @in_loop
@@ -393,7 +393,7 @@ async def test_who_waited_with_what_is_not_kept_was_asleep_since(tmp_path: Path)
         rig.begin(ran, prompt_of(1, 9), 40)
         rig.begin(lost, prompt_of(2, 9), 40, caller=BOB)
         await rig.until(lambda: len(rig.machine.requests) == 2)
-        rig.machine.delivery.books.flush()
+        rig.machine.books.flush()
 
         await rig.die_and_return()
 

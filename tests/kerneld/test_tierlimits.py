@@ -19,7 +19,7 @@ class Book:
     def __init__(self) -> None:
         self.ledger = Ledger({Tier.DEVICE: 1000, Tier.HOST: 500, Tier.DISK: 2000})
         self.events: list[Event] = []
-        self.limits = TierLimits(self.ledger, self.events.append)
+        self.limits = TierLimits({"": self.ledger}, self.events.append)
 
 
 def test_a_limit_holds_at_once_where_use_is_within_it() -> None:

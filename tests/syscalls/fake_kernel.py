@@ -307,7 +307,7 @@ class FakeKernel:
         self.models[name] = replace(self.stat_model(caller, name), is_pinned=False)
         return self.models[name]
 
-    async def unload_model(self, caller: Caller, name: str) -> ModelInfo:
+    async def unload_model(self, caller: Caller, name: str, device: str = "") -> ModelInfo:
         self.note("unload_model", caller, name)
         self.models[name] = replace(self.stat_model(caller, name), state=ModelState.REGISTERED)
         return self.models[name]

@@ -97,15 +97,18 @@ class Client(Tenancy):
         max_positions: int = 0,
         base: str = "",
         kv_quant: str | None = None,
+        device: str = "",
         progress: Callable[[values.LoadProgress], object] | None = None,
     ) -> values.ModelInfo:
         """Load the model in a directory and return when it is ready. Without a name it gets the directory's.
 
         With the name of a registered model as `base`, the directory holds a LoRA adapter of it (PEFT). `quant` ("int8", "int4")
         quantizes the weights while they are loaded; `kv_quant` ("int8", "fp8") keeps keys and values so, where the driver can.
+        Of several devices, `device` names the one on which to load it, also beside a copy elsewhere; else the daemon chooses.
         """
+        how = machine_calls.Source(quant, max_positions, base, kv_quant)
         ready: values.ModelInfo | None = None
-        async for event in self.load_stream(path, name=name, quant=quant, max_positions=max_positions, base=base, kv_quant=kv_quant):
+        async for event in self._wire.replay(machine_calls.load(self._path(path), name, how, device)):
             if isinstance(event, values.ModelInfo):
                 ready = event
             elif progress is not None:
@@ -114,7 +117,7 @@ class Client(Tenancy):
             raise Unavailable("The daemon ended the load before the model was ready.", reason="LOAD_CUT_SHORT")
         return ready
 
-    def load_stream(
+    def load_stream(  # noqa: PLR0913 (options, all by name)
         self,
         path: str | os.PathLike[str],
         *,
@@ -123,9 +126,11 @@ class Client(Tenancy):
         max_positions: int = 0,
         base: str = "",
         kv_quant: str | None = None,
+        device: str = "",
     ) -> AsyncIterator[values.LoadProgress | values.ModelInfo]:
         """The same, step by step; the last item is the ModelInfo."""
-        return self._wire.replay(machine_calls.load(self._path(path), name, machine_calls.Source(quant, max_positions, base, kv_quant)))
+        how = machine_calls.Source(quant, max_positions, base, kv_quant)
+        return self._wire.replay(machine_calls.load(self._path(path), name, how, device))
 
     async def register(
         self,
@@ -142,9 +147,9 @@ class Client(Tenancy):
             machine_calls.register(self._path(path), name, machine_calls.Source(quant, max_positions, base, kv_quant))
         )
 
-    async def unload(self, name: str) -> values.ModelInfo:
+    async def unload(self, name: str, *, device: str = "") -> values.ModelInfo:
         """Take a model off the device."""
-        return await self._wire.invoke(machine_calls.unload(name))
+        return await self._wire.invoke(machine_calls.unload(name, device))
 
     async def pin(self, name: str) -> values.ModelInfo:
         """Keep a model on the device once it is there: it leaves for no other one."""

@@ -32,9 +32,9 @@ def register(path: str, name: str | None, how: Source) -> Call[values.ModelInfo]
     return unary("Models/RegisterModel", request, pb.Model, reading.model_info, SLOW_S)
 
 
-def load(path: str, name: str | None, how: Source) -> Call[values.LoadProgress | values.ModelInfo]:
-    """Bring a model onto the device."""
-    request = fill(pb.LoadModelRequest(), _model_fields(path, name, how))
+def load(path: str, name: str | None, how: Source, device: str = "") -> Call[values.LoadProgress | values.ModelInfo]:
+    """Bring a model onto a device."""
+    request = fill(pb.LoadModelRequest(), {**_model_fields(path, name, how), "device": device})
     return unary("Models/LoadModel", request, pb.LoadModelEvent, reading.load_event)
 
 
@@ -43,9 +43,9 @@ def _model_fields(path: str, name: str | None, how: Source) -> dict[str, object]
     return {"request_id": new_request_id(), "name": called, "path": path, **asdict(how)}
 
 
-def unload(name: str) -> Call[values.ModelInfo]:
-    """Take a model off the device."""
-    request = fill(pb.UnloadModelRequest(), {"name": name, "request_id": new_request_id()})
+def unload(name: str, device: str = "") -> Call[values.ModelInfo]:
+    """Take a model off all devices, or one."""
+    request = fill(pb.UnloadModelRequest(), {"name": name, "request_id": new_request_id(), "device": device})
     return unary("Models/UnloadModel", request, pb.Model, reading.model_info, SLOW_S)
 
 

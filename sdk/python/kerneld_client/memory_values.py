@@ -25,6 +25,7 @@ class Holding:
     name: str
     state: str
     bytes: int
+    device: str = ""  # empty: the only one
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +50,7 @@ class TierTotal:
     free_bytes: int
     guaranteed_bytes: int
     kinds: Mapping[str, int]
+    device: str = ""  # empty: the only one
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +67,7 @@ class TierAccount:
     excess_bytes: int
     weight: int
     pinned_bytes: int
+    device: str = ""  # empty: the only one
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,6 +102,7 @@ class Placement:
     tier: str
     bytes: int
     num_pages: int
+    device: str = ""  # empty: the only one, or nowhere
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,6 +116,7 @@ class Obstacle:
     needed_bytes: int
     available_bytes: int
     limit_bytes: int
+    device: str = ""
 
 
 @dataclass(frozen=True, slots=True)

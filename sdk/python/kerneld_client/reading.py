@@ -41,6 +41,7 @@ from kerneld_client.values import (
     Limits,
     LoadProgress,
     Logprob,
+    ModelCopy,
     ModelInfo,
     ModelState,
     NewToken,
@@ -127,7 +128,12 @@ def score(message: pb.ScoreResponse) -> Score:
 
 def model_info(message: pb.Model) -> ModelInfo:
     """Read a model."""
-    return _plain(ModelInfo, message, state=_word(ModelState, pb.ModelState, "MODEL_STATE_", message.state))
+    copies = tuple(_plain(ModelCopy, copy, state=_model_state(copy.state)) for copy in message.copies)
+    return _plain(ModelInfo, message, state=_model_state(message.state), copies=copies)
+
+
+def _model_state(number: int) -> ModelState:
+    return _word(ModelState, pb.ModelState, "MODEL_STATE_", number)
 
 
 def load_event(message: pb.LoadModelEvent) -> LoadProgress | ModelInfo:

@@ -127,6 +127,7 @@ class ContextInfo:
     pinned_tokens: int
     sharing_group: str
     adapter: str = ""
+    device: str = ""  # where its pages are; empty: nowhere yet, or there is only one
 
 
 @dataclass(frozen=True, slots=True)
@@ -202,6 +203,21 @@ class Score:
 
 
 @dataclass(frozen=True, slots=True)
+class ModelCopy:
+    """What one of several devices has of a model, or could have."""
+
+    device: str
+    state: ModelState
+    tier: str
+    dtype: str
+    device_bytes: int
+    host_bytes: int
+    streamed_bytes: int
+    failure: str
+    prefill_s: float  # per token of input, when it was loaded; 0: not known
+
+
+@dataclass(frozen=True, slots=True)
 class ModelInfo:
     """A model as it stood when asked. `bytes` are those of its weights; `streamed_bytes` of them are read again in every pass."""
 
@@ -231,6 +247,7 @@ class ModelInfo:
     last_used_at: float = 0.0
     num_loads: int = 0
     kv_quant: str = ""  # how its keys and values are kept; "": in `dtype`
+    copies: tuple[ModelCopy, ...] = ()  # by device, where there are several
 
 
 @dataclass(frozen=True, slots=True)
@@ -380,6 +397,7 @@ class TierUse:
     free_bytes: int
     weights_bytes: int
     kv_bytes: Mapping[str, int]
+    device: str = ""  # empty: the only one
 
 
 @dataclass(frozen=True, slots=True)

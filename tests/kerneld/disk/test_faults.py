@@ -51,7 +51,7 @@ def is_fetching(rig: Rig, context_id: str) -> bool:
     context = rig.machine.contexts.find(context_id)
     assert context is not None
     assert context.table is not None
-    return rig.machine.pager.num_fetching(context.table, context.num_tokens) > 0
+    return rig.machine.devices.first.pager.num_fetching(context.table, context.num_tokens) > 0
 
 
 # ------------------------------------------------------------------------------------------------------------------------- bad bytes
@@ -144,7 +144,7 @@ async def test_a_context_that_its_tenants_limit_keeps_off_the_disk_says_so(tmp_p
     async with running(Rig(tmp_path, SMALL)) as rig:
         context = await rig.alloc()
         await rig.infer(context, prompt_of(1, 98), 4)
-        rig.machine.pager.ledger.set_limit("lab", Tier.DISK, 0, 1)
+        rig.machine.devices.first.pager.ledger.set_limit("lab", Tier.DISK, 0, 1)
 
         with pytest.raises(DiskFull, match="26 of its pages are still in memory: lab is at its limit of the disk tier, 1 B"):
             await rig.kernel.suspend_to_disk(ANN, context)
@@ -202,7 +202,7 @@ async def test_pages_of_contexts_that_are_gone_are_punched_out_at_the_next_start
     async with running(Rig(tmp_path, SMALL)) as rig:
         kept, freed = await asleep(rig, 1), await asleep(rig, 2)
         tier_of(rig).mover.file = GatedFile(tier_of(rig).file)
-        rig.machine.pager.take_freed_disk(0)
+        rig.machine.devices.first.pager.take_freed_disk(0)
         image = tier_of(rig).file.path.read_bytes()
         await rig.kernel.free(ANN, freed)
         await settled(rig)
@@ -304,7 +304,7 @@ async def test_a_context_that_is_freed_while_its_pages_come_leaves_nothing(tmp_p
         await waiting
         await settled(rig)
 
-        assert [tier.kv_bytes for tier in rig.machine.pager.ledger.snapshot()] == [{}, {}, {}]
+        assert [tier.kv_bytes for tier in rig.machine.devices.first.pager.ledger.snapshot()] == [{}, {}, {}]
         assert list(tier_of(rig).file.scan()) == []
 
 
@@ -407,4 +407,4 @@ async def test_a_disk_that_fails_under_a_burst_keeps_nobody_waiting(tmp_path: Pa
         for _ in range(2):
             await asyncio.gather(*(wakes_as_ever(rig, context) for context in contexts))
 
-        rig.machine.pager.check_integrity()
+        rig.machine.devices.first.pager.check_integrity()

@@ -37,7 +37,7 @@ class Tape:
 
 
 def tier_of(rig: Rig) -> DiskTier:
-    tier = rig.machine.disk_tier
+    tier = rig.machine.devices.first.disk_tier
     assert tier is not None
     return tier
 

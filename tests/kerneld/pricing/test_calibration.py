@@ -147,7 +147,7 @@ async def test_a_second_of_a_busy_device_is_charged_as_a_second(tmp_path: Path) 
             nonlocal told_s
             told_s += compute_s
 
-        machine.dispatcher.on_progress = note
+        machine.devices.first.dispatcher.on_progress = note
         before = machine.scheduler.shares.service("lab")
         for task in [rig.begin(await rig.alloc(), prompt_of(50 + seed, 40 + seed), 25) for seed in range(8)]:
             await task

@@ -95,7 +95,7 @@ async def test_a_daemon_learns_what_its_driver_tells(tmp_path: Path) -> None:
         for seed in range(4):
             await rig.infer(await rig.alloc(), prompt_of(seed, 60), 12)
 
-        costs = rig.machine.scheduler.sizer.costs
+        costs = rig.machine.scheduler.costs
 
         assert costs.predict({"m": StepWork(20, 1, context_tokens(0, 20))}) == pytest.approx(0.04, rel=0.05)
         assert costs.predict({"m": StepWork(8, 8, 8 * 50)}) == pytest.approx(0.016, rel=0.3)

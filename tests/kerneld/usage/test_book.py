@@ -52,7 +52,7 @@ async def test_usage_adds_up_with_what_the_streams_said_and_with_what_steps_took
     rig.options = {"prefill_s": "0.001"}
     async with running(rig):
         steps_s: list[float] = []
-        rig.machine.dispatcher.on_progress = lambda _prefill, _output, busy_s: steps_s.append(busy_s)
+        rig.machine.devices.first.dispatcher.on_progress = lambda _prefill, _output, busy_s: steps_s.append(busy_s)
         contexts = [await rig.alloc() for _ in range(3)]
         hers = [await rig.infer(context, prompt_of(1, 40), 6) for context in contexts]
         his = list(await asyncio.gather(*[rig.infer(await rig.alloc(BOB), prompt_of(7 + seed, 10), 5, caller=BOB) for seed in range(4)]))
@@ -149,12 +149,12 @@ async def test_what_is_computed_again_after_a_death_of_the_worker_is_the_systems
 async def test_pages_that_are_held_count_for_their_owner(tmp_path: Path) -> None:
     async with running(Rig(tmp_path)) as rig:
         await rig.infer(await rig.alloc(), prompt_of(1, 41), 2)
-        ledger, now = rig.machine.pager.ledger, [90.0]
+        ledger, now = rig.machine.devices.first.pager.ledger, [90.0]
         pages = PageSeconds(ledger, lambda: now[0])
         now[0] += 10.0
         held = {(item.owner, item.tier): item.page_ms for item in pages.sample()}
         assert held["lab/ann", Tier.DEVICE] == 10_000 * 11
-        pools = {tier: rig.machine.pager._mapping.pools(tier).values() for tier in ledger.num_pages}
+        pools = {tier: rig.machine.devices.first.pager._mapping.pools(tier).values() for tier in ledger.num_pages}
         assert {tier: sum(pool.num_used for pool in found) for tier, found in pools.items()} == ledger.num_pages
 
 
@@ -286,7 +286,7 @@ async def test_factors_follow_from_usage_level_by_level_and_are_kept_over_a_deat
         assert sum(before[path].effective_share for path in ("lab/ann", "lab/bob", "lab/cat")) == pytest.approx(1.0)
         assert before["lab/ann"].effective_share == pytest.approx(606 / (606 + 1915 + 4000))
 
-        rig.machine.delivery.books.flush()
+        rig.machine.books.flush()
         await rig.die_and_return()
         assert {path: record.factor_milli for path, record in shares_of(rig).items()} == {
             path: before[path].factor_milli for path in before

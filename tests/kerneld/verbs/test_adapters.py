@@ -67,9 +67,9 @@ async def test_an_adapter_is_told_with_its_base_and_charged_as_an_adapter(tmp_pa
         assert info.architecture.startswith("LoRA")
         await rig.infer(await rig.alloc(adapter="a"), PROMPT, 3)
         assert rig.kernel.stat_model(ADMIN, "a").state is ModelState.RESIDENT
-        assert rig.machine.pager.ledger.kind_bytes(Tier.DEVICE, Kind.ADAPTER) == SLAB
+        assert rig.machine.devices.first.pager.ledger.kind_bytes(Tier.DEVICE, Kind.ADAPTER) == SLAB
         assert (await rig.kernel.unload_model(ADMIN, "a")).state is ModelState.REGISTERED
-        assert rig.machine.pager.ledger.kind_bytes(Tier.DEVICE, Kind.ADAPTER) == 0
+        assert rig.machine.devices.first.pager.ledger.kind_bytes(Tier.DEVICE, Kind.ADAPTER) == 0
 
 
 @in_loop
@@ -92,7 +92,7 @@ async def test_an_adapter_is_registered_once_and_only_for_a_base_that_fits(tmp_p
             await rig.kernel.register_model(ADMIN, RegisterArgs("x", args.path, 64, base="m"))
         with pytest.raises(InvalidArgument, match="name the registered model"):
             await rig.kernel.register_model(ADMIN, RegisterArgs("x", args.path))
-        assert {model.name for model in rig.machine.models} == {"m", "a", "other"}
+        assert {model.name for model in rig.machine.devices.first.models} == {"m", "a", "other"}
 
 
 @in_loop
@@ -127,7 +127,7 @@ async def test_what_is_needed_is_neither_removed_nor_unloaded(tmp_path: Path) ->
         await rig.kernel.free(ANN, context)
         for name in ("a", "b", "m"):
             await rig.kernel.remove_model(ADMIN, name)
-        assert not list(rig.machine.models)
+        assert not list(rig.machine.devices.first.models)
 
 
 @in_loop
@@ -305,12 +305,12 @@ async def test_an_adapter_comes_back_from_the_host_tier(tmp_path: Path) -> None:
         context = await rig.alloc(adapter="a")
         await rig.infer(context, PROMPT, 4)
         await rig.kernel.unload_model(ADMIN, "a")
-        assert rig.machine.pager.ledger.kind_bytes(Tier.HOST, Kind.ADAPTER) == SLAB
+        assert rig.machine.devices.first.pager.ledger.kind_bytes(Tier.HOST, Kind.ADAPTER) == SLAB
         past = rig.tokens(context)
         assert (await rig.infer(context, (), 5)).tokens == speak(A, past, 5)
         await rig.kernel.free(ANN, context)
         await rig.kernel.remove_model(ADMIN, "a")
-        assert rig.machine.pager.ledger.kind_bytes(Tier.HOST, Kind.ADAPTER) == 0
+        assert rig.machine.devices.first.pager.ledger.kind_bytes(Tier.HOST, Kind.ADAPTER) == 0
 
 
 @in_loop
@@ -323,7 +323,7 @@ async def test_an_adapter_whose_base_leaves_while_it_is_copied_comes_with_it_aga
         rig.worker.load_gate = gate
         waiting = rig.begin(context, PROMPT, 5)
         await rig.until(lambda: rig.worker is not None and rig.worker.num_loads > before)
-        await rig.machine.residency.evict(rig.machine.models.get("m"))
+        await rig.machine.devices.first.residency.evict(rig.machine.devices.first.models.get("m"))
         gate.set()
         assert (await waiting).tokens == speak(A, PROMPT, 5)
 

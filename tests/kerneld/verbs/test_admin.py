@@ -33,8 +33,8 @@ async def test_a_removed_tenant_leaves_nothing_whatever_it_was_doing(tmp_path: P
         assert (await task).reason == "cancelled"
         assert (await beside).tokens == oracle(prompt_of(3, 9), 60)
         assert [context.tenant for context in rig.machine.contexts] == ["lab/ann"]
-        assert rig.machine.pager.ledger.used("lab/bob", Tier.DEVICE) == 0
-        assert rig.machine.pager.ledger.used("lab/bob", Tier.HOST) == 0
+        assert rig.machine.devices.first.pager.ledger.used("lab/bob", Tier.DEVICE) == 0
+        assert rig.machine.devices.first.pager.ledger.used("lab/bob", Tier.HOST) == 0
         assert not (await rig.kernel.list_images(ADMIN, ListArgs(everybody=True))).items
         with pytest.raises(NotFound):
             await rig.kernel.set_tenant(ADMIN, "lab/bob", 2, None)

@@ -60,7 +60,7 @@ async def test_a_granted_fork_by_another_tenant_shares_pages_charged_to_both(tmp
             await rig.kernel.fork(BOB, ForkArgs(parent))
         await rig.kernel.grant(ANN, parent, Grant("principal:bob", frozenset({Access.FORK})))
         child = (await rig.kernel.fork(BOB, ForkArgs(parent))).id
-        ledger = rig.machine.pager.ledger
+        ledger = rig.machine.devices.first.pager.ledger
         shared = ledger.used("lab/ann", Tier.DEVICE), ledger.used("lab/bob", Tier.DEVICE)
         output = await rig.infer(child, (), 5, caller=BOB)
         assert output.tokens == oracle(rig.tokens(parent), 5)
@@ -210,7 +210,7 @@ async def test_a_disk_that_takes_no_more_refuses_what_begins_and_leaves_nothing_
     async with running(Rig(tmp_path)) as rig:
         parent = await rig.alloc()
         await rig.infer(parent, prompt_of(1, 21), 8)
-        before = rig.machine.pager.ledger.used("lab/ann", Tier.DEVICE)
+        before = rig.machine.devices.first.pager.ledger.used("lab/ann", Tier.DEVICE)
         with full_disk():
             for call in (rig.kernel.alloc(ANN, AllocArgs("m")), rig.kernel.fork(ANN, ForkArgs(parent))):
                 with pytest.raises((DiskFull, Unavailable)):
@@ -220,7 +220,7 @@ async def test_a_disk_that_takes_no_more_refuses_what_begins_and_leaves_nothing_
             with pytest.raises(KernelError):
                 await rig.kernel.truncate(ANN, parent, 3)
         assert len(rig.machine.contexts) == 1
-        assert rig.machine.pager.ledger.used("lab/ann", Tier.DEVICE) == before
+        assert rig.machine.devices.first.pager.ledger.used("lab/ann", Tier.DEVICE) == before
         assert rig.machine.journal.reserved_bytes == 0
         assert len(rig.tokens(parent)) == 29
         past = rig.tokens(parent)

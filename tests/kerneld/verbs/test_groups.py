@@ -47,11 +47,11 @@ async def test_pages_shared_in_a_group_are_charged_in_equal_parts(tmp_path: Path
     async with running(Rig(tmp_path)) as rig:
         await rig.kernel.add_sharing_group(ADMIN, "team", ["lab"])
         await say(rig, ANN, "team")
-        before = rig.machine.pager.ledger.used("lab", Tier.DEVICE)
+        before = rig.machine.devices.first.pager.ledger.used("lab", Tier.DEVICE)
 
         await say(rig, BOB, "team")
 
-        ledger = rig.machine.pager.ledger
+        ledger = rig.machine.devices.first.pager.ledger
         assert ledger.used("lab/ann", Tier.DEVICE) == ledger.used("lab/bob", Tier.DEVICE)
         assert before < ledger.used("lab", Tier.DEVICE) < 2 * before
 

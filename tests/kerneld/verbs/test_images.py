@@ -73,7 +73,7 @@ async def test_a_caller_that_leaves_during_a_checkpoint_leaves_no_pages_held(tmp
         await rig.settle()
         rig.worker.hold()
         saving = asyncio.ensure_future(rig.kernel.checkpoint(ANN, CheckpointArgs(context)))
-        await rig.until(lambda: not rig.machine.dispatcher.is_idle)
+        await rig.until(lambda: not rig.machine.devices.first.dispatcher.is_idle)
         saving.cancel()
         await asyncio.gather(saving, return_exceptions=True)
         rig.worker.release()
@@ -222,7 +222,7 @@ async def test_an_image_outlives_daemon_and_context(tmp_path: Path) -> None:
         image = await rig.kernel.checkpoint(ANN, CheckpointArgs(context))
         await rig.kernel.free(ANN, context)
         await rig.die_and_return()
-        await rig.until(lambda: rig.machine.models.get("m").is_resident)
+        await rig.until(lambda: rig.machine.devices.first.models.get("m").is_resident)
         restored = await rig.kernel.restore(ANN, image.id, {"again": "1"})
         assert restored.pages_restored == image.num_pages
         assert rig.stat(restored.context.id).labels == {"again": "1"}

@@ -208,7 +208,7 @@ async def test_a_score_whose_caller_leaves_is_forgotten_at_once(tmp_path: Path) 
         context = await rig.alloc()
         await rig.infer(context, prompt_of(1, 21), 8)
         await rig.settle()
-        held = rig.machine.pager.ledger.used("lab/ann", Tier.DEVICE)
+        held = rig.machine.devices.first.pager.ledger.used("lab/ann", Tier.DEVICE)
         rig.worker.hold()
         score = rig.begin_score(context, prompt_of(2, 150))
         await rig.until(lambda: rig.machine.scheduler.running.total == 1)
@@ -219,7 +219,7 @@ async def test_a_score_whose_caller_leaves_is_forgotten_at_once(tmp_path: Path) 
         rig.worker.release()
         await rig.settle()
         assert not rig.machine.requests
-        assert rig.machine.pager.ledger.used("lab/ann", Tier.DEVICE) == held
+        assert rig.machine.devices.first.pager.ledger.used("lab/ann", Tier.DEVICE) == held
         assert (await rig.infer(context, (), 5)).tokens == oracle(rig.tokens(context)[:29], 5)
 
 

@@ -85,8 +85,8 @@ async def test_a_model_that_is_not_there_says_what_its_load_would_find(tmp_path:
     path = rig.add_model("big", FakeModel(weights_bytes=4 * SLAB, seed=1))
     async with running(rig):
         await rig.kernel.register_model(ADMIN, RegisterArgs("big", str(path)))
-        model = rig.machine.models.get("big")
-        await rig.machine.residency.inspect(model)
+        model = rig.machine.devices.first.models.get("big")
+        await rig.machine.devices.first.residency.inspect(model)
 
         told = rig.kernel.explain_model(ANN, "big")
 
@@ -126,10 +126,10 @@ async def test_fsck_reads_every_part_and_finds_a_page_that_does_not_hold(tmp_pat
         assert [part.part for part in whole] == ["books", "host tier", "images", "journal", "database", "audit log"]
         assert not any(part.problems for part in whole)
         table = rig.machine.contexts.find(context).table  # type: ignore[union-attr]
-        host = rig.machine.host
+        host = rig.machine.devices.first.host
         assert table is not None
         assert host is not None
-        page = rig.machine.pager.host_pages(table)[1]
+        page = rig.machine.devices.first.pager.host_pages(table)[1]
         with host.frame(page.frame, 2 * FRAME) as frame:
             frame[-1] ^= 1
             frame[200] ^= 1
@@ -168,6 +168,10 @@ async def test_an_error_names_no_context_of_somebody_else_in_the_same_tenant(tmp
             rig.machine.contexts.look(amy, other)
 
         shortage = OverLimit("lab/ann", "device", FRAME, 8 * FRAME, 8 * FRAME)
-        named = {remedy.subject for remedy in remedies_of(rig.machine, shortage, Needer.of(context)) if remedy.action is Action.FREE}
+        named = {
+            remedy.subject
+            for remedy in remedies_of(rig.machine.devices.first, shortage, Needer.of(context))
+            if remedy.action is Action.FREE
+        }
 
         assert named == {"", hers}

@@ -71,10 +71,10 @@ async def test_an_unload_during_a_load_gives_the_room_back_only_when_the_device_
         unloading = asyncio.ensure_future(rig.kernel.unload_model(ADMIN, "other"))
         with pytest.raises(Conflict):
             await loading
-        assert rig.machine.pager.ledger.snapshot()[0].weights_bytes == 4 * SLAB, "the device still writes there"
+        assert rig.machine.devices.first.pager.ledger.snapshot()[0].weights_bytes == 4 * SLAB, "the device still writes there"
         gate.set()
         await unloading
-        assert rig.machine.pager.ledger.snapshot()[0].weights_bytes == SLAB
+        assert rig.machine.devices.first.pager.ledger.snapshot()[0].weights_bytes == SLAB
         assert rig.worker.num_unloads == 1
         rig.worker.load_gate = None
         assert (await rig.load("other")).state is ModelState.RESIDENT

@@ -43,7 +43,7 @@ async def register(rig: Rig, *names: str) -> None:
 
 
 def model(rig: Rig, name: str) -> Model:
-    return rig.machine.models.get(name)
+    return rig.machine.devices.first.models.get(name)
 
 
 def states(rig: Rig) -> dict[str, ModelState]:
@@ -51,7 +51,7 @@ def states(rig: Rig) -> dict[str, ModelState]:
 
 
 def host_weights(rig: Rig) -> int:
-    return rig.machine.pager.weights[Tier.HOST].num_slabs
+    return rig.machine.devices.first.pager.weights[Tier.HOST].num_slabs
 
 
 async def events(rig: Rig, name: str) -> list[dict[str, str]]:
@@ -120,7 +120,7 @@ async def test_an_unloaded_model_waits_in_the_host_tier_and_a_removed_one_leaves
         assert (model(rig, "ant").state, host_weights(rig)) == (ModelState.REGISTERED, 4)
         await rig.kernel.remove_model(ADMIN, "ant")
         assert host_weights(rig) == 0
-        assert rig.machine.pager.weights[Tier.DEVICE].num_slabs == 0
+        assert rig.machine.devices.first.pager.weights[Tier.DEVICE].num_slabs == 0
         await rig.load("bee")
         await rig.kernel.remove_model(ADMIN, "bee")
         assert rig.worker is not None
@@ -141,7 +141,7 @@ async def test_a_load_of_a_model_that_is_being_removed_ends_with_an_error_and_le
             await anext(aiter(rig.kernel.load_model(ADMIN, RegisterArgs("ant", ""))))
         gate.set()
         await removing
-        assert rig.machine.pager.weights[Tier.DEVICE].num_slabs == host_weights(rig) == 0
+        assert rig.machine.devices.first.pager.weights[Tier.DEVICE].num_slabs == host_weights(rig) == 0
 
 
 @in_loop
@@ -178,19 +178,19 @@ async def test_running_rows_give_way_after_the_longest_wait_and_lose_nothing(tmp
         short = rig.begin(await rig.alloc(model="bee"), prompt_of(2, 9), 5)
         await rig.until(lambda: model(rig, "bee").progress.stage == "wait")
         clock.now += 29
-        rig.machine.residency.turns.look_again()
+        rig.machine.devices.first.residency.turns.look_again()
         worker.let(3)
         for _ in range(100):
             await asyncio.sleep(0)
         assert model(rig, "ant").state is ModelState.RESIDENT, "it has been in use for less than the longest wait"
         clock.now += 1
-        rig.machine.residency.turns.look_again()
+        rig.machine.devices.first.residency.turns.look_again()
         await rig.until(lambda: model(rig, "ant").state is not ModelState.RESIDENT)
         worker.release()
         assert (await short).tokens == oracle(prompt_of(2, 9), 5, language=SPEECH["bee"])
         await rig.until(lambda: model(rig, "ant").progress.stage == "wait")
         clock.now += 10
-        rig.machine.residency.turns.look_again()
+        rig.machine.devices.first.residency.turns.look_again()
         assert (await long).tokens == oracle(prompt_of(1, 9), 40, language=SPEECH["ant"])
         assert worker.num_loads == 3
 
@@ -211,7 +211,7 @@ async def test_a_load_that_waits_stops_nobody_else(tmp_path: Path) -> None:
             await ask(rig, "ant", seed)
         assert not waiting.done()
         clock.now += 10
-        rig.machine.residency.turns.look_again()
+        rig.machine.devices.first.residency.turns.look_again()
         assert (await waiting).tokens == oracle(prompt_of(2, 9), 5, language=SPEECH["bee"])
 
 
@@ -225,7 +225,7 @@ async def test_a_load_ahead_of_need_gives_up_after_the_longest_wait(tmp_path: Pa
         loading = asyncio.ensure_future(rig.load("bee"))
         await rig.until(lambda: model(rig, "bee").progress.stage == "wait")
         clock.now += 30
-        rig.machine.residency.turns.look_again()
+        rig.machine.devices.first.residency.turns.look_again()
         with pytest.raises(WrongState, match="models"):
             await loading
         worker.release()
@@ -285,11 +285,11 @@ async def test_where_pages_fill_the_host_tier_images_of_settled_models_go(tmp_pa
         for seed, context in enumerate(contexts):
             await rig.infer(context, prompt_of(seed, 60), 5)
         await rig.settle()
-        assert rig.machine.pager.weights[Tier.HOST].num_free == 0
-        rig.machine.residency.parking.relieve(clock.now)
+        assert rig.machine.devices.first.pager.weights[Tier.HOST].num_free == 0
+        rig.machine.devices.first.residency.parking.relieve(clock.now)
         assert host_weights(rig) == 4
         clock.now += 60
-        rig.machine.residency.parking.relieve(clock.now)
+        rig.machine.devices.first.residency.parking.relieve(clock.now)
         assert host_weights(rig) == 0
         rig.check()
 
@@ -329,13 +329,13 @@ async def test_a_model_that_was_leaving_when_the_worker_died_comes_back_for_its_
         short = rig.begin(await rig.alloc(model="bee"), prompt_of(2, 9), 5)
         await rig.until(lambda: model(rig, "bee").progress.stage == "wait")
         clock.now += 30
-        rig.machine.residency.turns.look_again()
+        rig.machine.devices.first.residency.turns.look_again()
         await rig.until(lambda: model(rig, "ant").state is not ModelState.RESIDENT)
         worker.die()
 
         def are_answered() -> bool:
             clock.now += 1
-            rig.machine.residency.turns.look_again()
+            rig.machine.devices.first.residency.turns.look_again()
             return short.done() and long.done()
 
         await rig.until(are_answered)
@@ -354,7 +354,7 @@ async def test_a_model_that_was_leaving_for_one_that_is_unloaded_comes_back_for_
         short = rig.begin(context, prompt_of(2, 9), 5)
         await rig.until(lambda: model(rig, "bee").progress.stage == "wait")
         clock.now += 30
-        rig.machine.residency.turns.look_again()
+        rig.machine.devices.first.residency.turns.look_again()
         await rig.until(lambda: model(rig, "ant").state is not ModelState.RESIDENT)
         await rig.kernel.cancel(ANN, context)
         await short

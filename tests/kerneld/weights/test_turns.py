@@ -43,7 +43,7 @@ class Zoo:
             await self.rig.kernel.register_model(ADMIN, RegisterArgs(name, str(self.rig.folder / "models" / name)))
 
     def state(self, name: str) -> ModelState:
-        return self.rig.machine.models.get(name).state
+        return self.rig.machine.devices.first.models.get(name).state
 
     async def ask(self, caller: Caller, name: str, num_tokens: int = 5) -> Output:
         return await (await self.begin(caller, name, num_tokens))
@@ -61,11 +61,11 @@ class Zoo:
 
     async def waits(self, name: str) -> None:
         """Return when a model waits for its turn."""
-        await self.rig.until(lambda: self.rig.machine.models.get(name).progress.stage == "wait")
+        await self.rig.until(lambda: self.rig.machine.devices.first.models.get(name).progress.stage == "wait")
 
     def advance(self, seconds: float) -> None:
         self.clock.now += seconds
-        self.rig.machine.residency.turns.look_again()
+        self.rig.machine.devices.first.residency.turns.look_again()
 
     async def events(self, name: str) -> list[dict[str, str]]:
         return [dict(record.facts) async for record in self.rig.machine.events.follow(follow=False) if record.name == name]
@@ -300,10 +300,10 @@ async def test_a_load_that_nobody_used_or_that_brings_back_what_a_dead_worker_he
         await zoo.ask(ANN, "ant")
         worker = zoo.rig.worker
         assert worker is not None
-        owed_us = zoo.rig.machine.residency.debts.owed_us("ant")
+        owed_us = zoo.rig.machine.devices.first.residency.debts.owed_us("ant")
         worker.die()
         await zoo.rig.until(lambda: len(zoo.rig.workers) == 2 and zoo.state("ant") is ModelState.RESIDENT)
-        assert zoo.rig.machine.residency.debts.owed_us("ant") == owed_us
+        assert zoo.rig.machine.devices.first.residency.debts.owed_us("ant") == owed_us
         await zoo.rig.kernel.unload_model(ADMIN, "ant")
         load_us = [round(float(event["seconds"]) * 1e6) for event in await zoo.events("ModelLoaded")]
         assert await charged(zoo) == {SYSTEM: load_us[0] + load_us[2], "lab/ann": load_us[1]}
@@ -315,14 +315,14 @@ async def test_what_is_owed_for_a_load_outlives_the_front_and_the_worker(tmp_pat
     async with running(zoo.rig, loads=False):
         await zoo.open()
         await zoo.rig.load("ant")
-        zoo.rig.machine.residency.debts.begin("ant", 10_000_000)
+        zoo.rig.machine.devices.first.residency.debts.begin("ant", 10_000_000)
         await zoo.ask(ANN, "ant")
-        owed_us = zoo.rig.machine.residency.debts.owed_us("ant")
+        owed_us = zoo.rig.machine.devices.first.residency.debts.owed_us("ant")
         assert 0 < owed_us < 10_000_000
         for keeps_worker in (True, False):
             await zoo.rig.die_and_return(keeps_worker=keeps_worker)
             await zoo.rig.until(lambda: zoo.state("ant") is ModelState.RESIDENT)
-            assert zoo.rig.machine.residency.debts.owed_us("ant") == owed_us
+            assert zoo.rig.machine.devices.first.residency.debts.owed_us("ant") == owed_us
         await zoo.rig.kernel.unload_model(ADMIN, "ant")
         assert (await charged(zoo))["lab/ann"] == owed_us
 

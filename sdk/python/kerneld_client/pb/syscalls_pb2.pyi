@@ -148,7 +148,7 @@ class PageCounts(_message.Message):
     def __init__(self, device: _Optional[int] = ..., host: _Optional[int] = ..., lost: _Optional[int] = ..., shared: _Optional[int] = ..., disk: _Optional[int] = ...) -> None: ...
 
 class Context(_message.Message):
-    __slots__ = ("id", "model", "owner", "tenant", "state", "num_tokens", "max_tokens", "priority", "nice", "durability", "labels", "created_at", "last_used_at", "pages", "kv_bytes", "parent", "active_request", "failure", "grants", "seed", "last_request", "pinned_tokens", "adapter", "sharing_group")
+    __slots__ = ("id", "model", "owner", "tenant", "state", "num_tokens", "max_tokens", "priority", "nice", "durability", "labels", "created_at", "last_used_at", "pages", "kv_bytes", "parent", "active_request", "failure", "grants", "seed", "last_request", "pinned_tokens", "adapter", "sharing_group", "device")
     class LabelsEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -180,6 +180,7 @@ class Context(_message.Message):
     PINNED_TOKENS_FIELD_NUMBER: _ClassVar[int]
     ADAPTER_FIELD_NUMBER: _ClassVar[int]
     SHARING_GROUP_FIELD_NUMBER: _ClassVar[int]
+    DEVICE_FIELD_NUMBER: _ClassVar[int]
     id: str
     model: str
     owner: str
@@ -204,7 +205,8 @@ class Context(_message.Message):
     pinned_tokens: int
     adapter: str
     sharing_group: str
-    def __init__(self, id: _Optional[str] = ..., model: _Optional[str] = ..., owner: _Optional[str] = ..., tenant: _Optional[str] = ..., state: _Optional[_Union[ContextState, str]] = ..., num_tokens: _Optional[int] = ..., max_tokens: _Optional[int] = ..., priority: _Optional[_Union[Priority, str]] = ..., nice: _Optional[int] = ..., durability: _Optional[_Union[Durability, str]] = ..., labels: _Optional[_Mapping[str, str]] = ..., created_at: _Optional[float] = ..., last_used_at: _Optional[float] = ..., pages: _Optional[_Union[PageCounts, _Mapping]] = ..., kv_bytes: _Optional[int] = ..., parent: _Optional[str] = ..., active_request: _Optional[str] = ..., failure: _Optional[str] = ..., grants: _Optional[_Iterable[_Union[Grant, _Mapping]]] = ..., seed: _Optional[int] = ..., last_request: _Optional[str] = ..., pinned_tokens: _Optional[int] = ..., adapter: _Optional[str] = ..., sharing_group: _Optional[str] = ...) -> None: ...
+    device: str
+    def __init__(self, id: _Optional[str] = ..., model: _Optional[str] = ..., owner: _Optional[str] = ..., tenant: _Optional[str] = ..., state: _Optional[_Union[ContextState, str]] = ..., num_tokens: _Optional[int] = ..., max_tokens: _Optional[int] = ..., priority: _Optional[_Union[Priority, str]] = ..., nice: _Optional[int] = ..., durability: _Optional[_Union[Durability, str]] = ..., labels: _Optional[_Mapping[str, str]] = ..., created_at: _Optional[float] = ..., last_used_at: _Optional[float] = ..., pages: _Optional[_Union[PageCounts, _Mapping]] = ..., kv_bytes: _Optional[int] = ..., parent: _Optional[str] = ..., active_request: _Optional[str] = ..., failure: _Optional[str] = ..., grants: _Optional[_Iterable[_Union[Grant, _Mapping]]] = ..., seed: _Optional[int] = ..., last_request: _Optional[str] = ..., pinned_tokens: _Optional[int] = ..., adapter: _Optional[str] = ..., sharing_group: _Optional[str] = ..., device: _Optional[str] = ...) -> None: ...
 
 class AllocContextRequest(_message.Message):
     __slots__ = ("request_id", "model", "max_tokens", "priority", "nice", "durability", "labels", "seed", "adapter", "sharing_group")
@@ -596,7 +598,7 @@ class ScoreResponse(_message.Message):
     def __init__(self, tokens: _Optional[_Iterable[int]] = ..., logprobs: _Optional[_Iterable[_Union[Logprob, _Mapping]]] = ..., total: _Optional[float] = ...) -> None: ...
 
 class Model(_message.Message):
-    __slots__ = ("name", "path", "state", "architecture", "dtype", "bytes", "num_parameters", "max_positions", "vocab_size", "weights_hash", "device", "kv_bytes_per_token", "num_contexts", "failure", "quant", "has_chat_template", "streamed_bytes", "stream_bytes_per_s", "base", "tier", "device_bytes", "host_bytes", "is_pinned", "last_used_at", "num_loads", "kv_quant")
+    __slots__ = ("name", "path", "state", "architecture", "dtype", "bytes", "num_parameters", "max_positions", "vocab_size", "weights_hash", "device", "kv_bytes_per_token", "num_contexts", "failure", "quant", "has_chat_template", "streamed_bytes", "stream_bytes_per_s", "base", "tier", "device_bytes", "host_bytes", "is_pinned", "last_used_at", "num_loads", "kv_quant", "copies")
     NAME_FIELD_NUMBER: _ClassVar[int]
     PATH_FIELD_NUMBER: _ClassVar[int]
     STATE_FIELD_NUMBER: _ClassVar[int]
@@ -623,6 +625,7 @@ class Model(_message.Message):
     LAST_USED_AT_FIELD_NUMBER: _ClassVar[int]
     NUM_LOADS_FIELD_NUMBER: _ClassVar[int]
     KV_QUANT_FIELD_NUMBER: _ClassVar[int]
+    COPIES_FIELD_NUMBER: _ClassVar[int]
     name: str
     path: str
     state: ModelState
@@ -649,7 +652,30 @@ class Model(_message.Message):
     last_used_at: float
     num_loads: int
     kv_quant: str
-    def __init__(self, name: _Optional[str] = ..., path: _Optional[str] = ..., state: _Optional[_Union[ModelState, str]] = ..., architecture: _Optional[str] = ..., dtype: _Optional[str] = ..., bytes: _Optional[int] = ..., num_parameters: _Optional[int] = ..., max_positions: _Optional[int] = ..., vocab_size: _Optional[int] = ..., weights_hash: _Optional[str] = ..., device: _Optional[str] = ..., kv_bytes_per_token: _Optional[int] = ..., num_contexts: _Optional[int] = ..., failure: _Optional[str] = ..., quant: _Optional[str] = ..., has_chat_template: _Optional[bool] = ..., streamed_bytes: _Optional[int] = ..., stream_bytes_per_s: _Optional[int] = ..., base: _Optional[str] = ..., tier: _Optional[str] = ..., device_bytes: _Optional[int] = ..., host_bytes: _Optional[int] = ..., is_pinned: _Optional[bool] = ..., last_used_at: _Optional[float] = ..., num_loads: _Optional[int] = ..., kv_quant: _Optional[str] = ...) -> None: ...
+    copies: _containers.RepeatedCompositeFieldContainer[ModelCopy]
+    def __init__(self, name: _Optional[str] = ..., path: _Optional[str] = ..., state: _Optional[_Union[ModelState, str]] = ..., architecture: _Optional[str] = ..., dtype: _Optional[str] = ..., bytes: _Optional[int] = ..., num_parameters: _Optional[int] = ..., max_positions: _Optional[int] = ..., vocab_size: _Optional[int] = ..., weights_hash: _Optional[str] = ..., device: _Optional[str] = ..., kv_bytes_per_token: _Optional[int] = ..., num_contexts: _Optional[int] = ..., failure: _Optional[str] = ..., quant: _Optional[str] = ..., has_chat_template: _Optional[bool] = ..., streamed_bytes: _Optional[int] = ..., stream_bytes_per_s: _Optional[int] = ..., base: _Optional[str] = ..., tier: _Optional[str] = ..., device_bytes: _Optional[int] = ..., host_bytes: _Optional[int] = ..., is_pinned: _Optional[bool] = ..., last_used_at: _Optional[float] = ..., num_loads: _Optional[int] = ..., kv_quant: _Optional[str] = ..., copies: _Optional[_Iterable[_Union[ModelCopy, _Mapping]]] = ...) -> None: ...
+
+class ModelCopy(_message.Message):
+    __slots__ = ("device", "state", "tier", "dtype", "device_bytes", "host_bytes", "streamed_bytes", "failure", "prefill_s")
+    DEVICE_FIELD_NUMBER: _ClassVar[int]
+    STATE_FIELD_NUMBER: _ClassVar[int]
+    TIER_FIELD_NUMBER: _ClassVar[int]
+    DTYPE_FIELD_NUMBER: _ClassVar[int]
+    DEVICE_BYTES_FIELD_NUMBER: _ClassVar[int]
+    HOST_BYTES_FIELD_NUMBER: _ClassVar[int]
+    STREAMED_BYTES_FIELD_NUMBER: _ClassVar[int]
+    FAILURE_FIELD_NUMBER: _ClassVar[int]
+    PREFILL_S_FIELD_NUMBER: _ClassVar[int]
+    device: str
+    state: ModelState
+    tier: str
+    dtype: str
+    device_bytes: int
+    host_bytes: int
+    streamed_bytes: int
+    failure: str
+    prefill_s: float
+    def __init__(self, device: _Optional[str] = ..., state: _Optional[_Union[ModelState, str]] = ..., tier: _Optional[str] = ..., dtype: _Optional[str] = ..., device_bytes: _Optional[int] = ..., host_bytes: _Optional[int] = ..., streamed_bytes: _Optional[int] = ..., failure: _Optional[str] = ..., prefill_s: _Optional[float] = ...) -> None: ...
 
 class RegisterModelRequest(_message.Message):
     __slots__ = ("request_id", "name", "path", "max_positions", "quant", "base", "kv_quant")
@@ -670,7 +696,7 @@ class RegisterModelRequest(_message.Message):
     def __init__(self, request_id: _Optional[str] = ..., name: _Optional[str] = ..., path: _Optional[str] = ..., max_positions: _Optional[int] = ..., quant: _Optional[str] = ..., base: _Optional[str] = ..., kv_quant: _Optional[str] = ...) -> None: ...
 
 class LoadModelRequest(_message.Message):
-    __slots__ = ("request_id", "name", "path", "max_positions", "quant", "base", "kv_quant")
+    __slots__ = ("request_id", "name", "path", "max_positions", "quant", "base", "kv_quant", "device")
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
     NAME_FIELD_NUMBER: _ClassVar[int]
     PATH_FIELD_NUMBER: _ClassVar[int]
@@ -678,6 +704,7 @@ class LoadModelRequest(_message.Message):
     QUANT_FIELD_NUMBER: _ClassVar[int]
     BASE_FIELD_NUMBER: _ClassVar[int]
     KV_QUANT_FIELD_NUMBER: _ClassVar[int]
+    DEVICE_FIELD_NUMBER: _ClassVar[int]
     request_id: str
     name: str
     path: str
@@ -685,7 +712,8 @@ class LoadModelRequest(_message.Message):
     quant: str
     base: str
     kv_quant: str
-    def __init__(self, request_id: _Optional[str] = ..., name: _Optional[str] = ..., path: _Optional[str] = ..., max_positions: _Optional[int] = ..., quant: _Optional[str] = ..., base: _Optional[str] = ..., kv_quant: _Optional[str] = ...) -> None: ...
+    device: str
+    def __init__(self, request_id: _Optional[str] = ..., name: _Optional[str] = ..., path: _Optional[str] = ..., max_positions: _Optional[int] = ..., quant: _Optional[str] = ..., base: _Optional[str] = ..., kv_quant: _Optional[str] = ..., device: _Optional[str] = ...) -> None: ...
 
 class LoadProgress(_message.Message):
     __slots__ = ("stage", "bytes_done", "bytes_total", "source", "bytes_per_s")
@@ -710,12 +738,14 @@ class LoadModelEvent(_message.Message):
     def __init__(self, progress: _Optional[_Union[LoadProgress, _Mapping]] = ..., ready: _Optional[_Union[Model, _Mapping]] = ...) -> None: ...
 
 class UnloadModelRequest(_message.Message):
-    __slots__ = ("request_id", "name")
+    __slots__ = ("request_id", "name", "device")
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
     NAME_FIELD_NUMBER: _ClassVar[int]
+    DEVICE_FIELD_NUMBER: _ClassVar[int]
     request_id: str
     name: str
-    def __init__(self, request_id: _Optional[str] = ..., name: _Optional[str] = ...) -> None: ...
+    device: str
+    def __init__(self, request_id: _Optional[str] = ..., name: _Optional[str] = ..., device: _Optional[str] = ...) -> None: ...
 
 class PinModelRequest(_message.Message):
     __slots__ = ("request_id", "name")
@@ -1178,7 +1208,7 @@ class TopRequest(_message.Message):
     def __init__(self, interval_s: _Optional[float] = ..., count: _Optional[int] = ...) -> None: ...
 
 class TierUse(_message.Message):
-    __slots__ = ("tier", "total_bytes", "free_bytes", "weights_bytes", "kv_bytes")
+    __slots__ = ("tier", "total_bytes", "free_bytes", "weights_bytes", "kv_bytes", "device")
     class KvBytesEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -1191,12 +1221,14 @@ class TierUse(_message.Message):
     FREE_BYTES_FIELD_NUMBER: _ClassVar[int]
     WEIGHTS_BYTES_FIELD_NUMBER: _ClassVar[int]
     KV_BYTES_FIELD_NUMBER: _ClassVar[int]
+    DEVICE_FIELD_NUMBER: _ClassVar[int]
     tier: str
     total_bytes: int
     free_bytes: int
     weights_bytes: int
     kv_bytes: _containers.ScalarMap[str, int]
-    def __init__(self, tier: _Optional[str] = ..., total_bytes: _Optional[int] = ..., free_bytes: _Optional[int] = ..., weights_bytes: _Optional[int] = ..., kv_bytes: _Optional[_Mapping[str, int]] = ...) -> None: ...
+    device: str
+    def __init__(self, tier: _Optional[str] = ..., total_bytes: _Optional[int] = ..., free_bytes: _Optional[int] = ..., weights_bytes: _Optional[int] = ..., kv_bytes: _Optional[_Mapping[str, int]] = ..., device: _Optional[str] = ...) -> None: ...
 
 class WorkerStatus(_message.Message):
     __slots__ = ("device", "driver", "pid", "state", "restarts", "busy")
@@ -1300,20 +1332,22 @@ class Event(_message.Message):
     def __init__(self, sequence: _Optional[int] = ..., at: _Optional[float] = ..., name: _Optional[str] = ..., facts: _Optional[_Mapping[str, str]] = ...) -> None: ...
 
 class Holding(_message.Message):
-    __slots__ = ("tier", "owner", "kind", "name", "state", "bytes")
+    __slots__ = ("tier", "owner", "kind", "name", "state", "bytes", "device")
     TIER_FIELD_NUMBER: _ClassVar[int]
     OWNER_FIELD_NUMBER: _ClassVar[int]
     KIND_FIELD_NUMBER: _ClassVar[int]
     NAME_FIELD_NUMBER: _ClassVar[int]
     STATE_FIELD_NUMBER: _ClassVar[int]
     BYTES_FIELD_NUMBER: _ClassVar[int]
+    DEVICE_FIELD_NUMBER: _ClassVar[int]
     tier: str
     owner: str
     kind: str
     name: str
     state: str
     bytes: int
-    def __init__(self, tier: _Optional[str] = ..., owner: _Optional[str] = ..., kind: _Optional[str] = ..., name: _Optional[str] = ..., state: _Optional[str] = ..., bytes: _Optional[int] = ...) -> None: ...
+    device: str
+    def __init__(self, tier: _Optional[str] = ..., owner: _Optional[str] = ..., kind: _Optional[str] = ..., name: _Optional[str] = ..., state: _Optional[str] = ..., bytes: _Optional[int] = ..., device: _Optional[str] = ...) -> None: ...
 
 class LimitChange(_message.Message):
     __slots__ = ("tier", "field", "before", "after", "outcome", "awaited_bytes", "awaited_from")
@@ -1340,7 +1374,7 @@ class ReadMemoryRequest(_message.Message):
     def __init__(self, num_decisions: _Optional[int] = ...) -> None: ...
 
 class TierTotal(_message.Message):
-    __slots__ = ("tier", "total_bytes", "free_bytes", "guaranteed_bytes", "kinds")
+    __slots__ = ("tier", "total_bytes", "free_bytes", "guaranteed_bytes", "kinds", "device")
     class KindsEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -1353,15 +1387,17 @@ class TierTotal(_message.Message):
     FREE_BYTES_FIELD_NUMBER: _ClassVar[int]
     GUARANTEED_BYTES_FIELD_NUMBER: _ClassVar[int]
     KINDS_FIELD_NUMBER: _ClassVar[int]
+    DEVICE_FIELD_NUMBER: _ClassVar[int]
     tier: str
     total_bytes: int
     free_bytes: int
     guaranteed_bytes: int
     kinds: _containers.ScalarMap[str, int]
-    def __init__(self, tier: _Optional[str] = ..., total_bytes: _Optional[int] = ..., free_bytes: _Optional[int] = ..., guaranteed_bytes: _Optional[int] = ..., kinds: _Optional[_Mapping[str, int]] = ...) -> None: ...
+    device: str
+    def __init__(self, tier: _Optional[str] = ..., total_bytes: _Optional[int] = ..., free_bytes: _Optional[int] = ..., guaranteed_bytes: _Optional[int] = ..., kinds: _Optional[_Mapping[str, int]] = ..., device: _Optional[str] = ...) -> None: ...
 
 class TierAccount(_message.Message):
-    __slots__ = ("owner", "tier", "kinds", "used_bytes", "guarantee_bytes", "limit_bytes", "borrowed_bytes", "excess_bytes", "weight", "pinned_bytes")
+    __slots__ = ("owner", "tier", "kinds", "used_bytes", "guarantee_bytes", "limit_bytes", "borrowed_bytes", "excess_bytes", "weight", "pinned_bytes", "device")
     class KindsEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -1379,6 +1415,7 @@ class TierAccount(_message.Message):
     EXCESS_BYTES_FIELD_NUMBER: _ClassVar[int]
     WEIGHT_FIELD_NUMBER: _ClassVar[int]
     PINNED_BYTES_FIELD_NUMBER: _ClassVar[int]
+    DEVICE_FIELD_NUMBER: _ClassVar[int]
     owner: str
     tier: str
     kinds: _containers.ScalarMap[str, int]
@@ -1389,7 +1426,8 @@ class TierAccount(_message.Message):
     excess_bytes: int
     weight: int
     pinned_bytes: int
-    def __init__(self, owner: _Optional[str] = ..., tier: _Optional[str] = ..., kinds: _Optional[_Mapping[str, int]] = ..., used_bytes: _Optional[int] = ..., guarantee_bytes: _Optional[int] = ..., limit_bytes: _Optional[int] = ..., borrowed_bytes: _Optional[int] = ..., excess_bytes: _Optional[int] = ..., weight: _Optional[int] = ..., pinned_bytes: _Optional[int] = ...) -> None: ...
+    device: str
+    def __init__(self, owner: _Optional[str] = ..., tier: _Optional[str] = ..., kinds: _Optional[_Mapping[str, int]] = ..., used_bytes: _Optional[int] = ..., guarantee_bytes: _Optional[int] = ..., limit_bytes: _Optional[int] = ..., borrowed_bytes: _Optional[int] = ..., excess_bytes: _Optional[int] = ..., weight: _Optional[int] = ..., pinned_bytes: _Optional[int] = ..., device: _Optional[str] = ...) -> None: ...
 
 class PathDecision(_message.Message):
     __slots__ = ("at", "model", "context_id", "num_tokens", "keep_tokens", "chosen", "cost_s", "alternative", "alternative_cost_s", "measured_s")
@@ -1436,17 +1474,19 @@ class ExplainRequest(_message.Message):
     def __init__(self, context_id: _Optional[str] = ..., model: _Optional[str] = ..., request: _Optional[str] = ...) -> None: ...
 
 class Placement(_message.Message):
-    __slots__ = ("tier", "bytes", "num_pages")
+    __slots__ = ("tier", "bytes", "num_pages", "device")
     TIER_FIELD_NUMBER: _ClassVar[int]
     BYTES_FIELD_NUMBER: _ClassVar[int]
     NUM_PAGES_FIELD_NUMBER: _ClassVar[int]
+    DEVICE_FIELD_NUMBER: _ClassVar[int]
     tier: str
     bytes: int
     num_pages: int
-    def __init__(self, tier: _Optional[str] = ..., bytes: _Optional[int] = ..., num_pages: _Optional[int] = ...) -> None: ...
+    device: str
+    def __init__(self, tier: _Optional[str] = ..., bytes: _Optional[int] = ..., num_pages: _Optional[int] = ..., device: _Optional[str] = ...) -> None: ...
 
 class Obstacle(_message.Message):
-    __slots__ = ("code", "text", "tier", "owner", "needed_bytes", "available_bytes", "limit_bytes")
+    __slots__ = ("code", "text", "tier", "owner", "needed_bytes", "available_bytes", "limit_bytes", "device")
     CODE_FIELD_NUMBER: _ClassVar[int]
     TEXT_FIELD_NUMBER: _ClassVar[int]
     TIER_FIELD_NUMBER: _ClassVar[int]
@@ -1454,6 +1494,7 @@ class Obstacle(_message.Message):
     NEEDED_BYTES_FIELD_NUMBER: _ClassVar[int]
     AVAILABLE_BYTES_FIELD_NUMBER: _ClassVar[int]
     LIMIT_BYTES_FIELD_NUMBER: _ClassVar[int]
+    DEVICE_FIELD_NUMBER: _ClassVar[int]
     code: str
     text: str
     tier: str
@@ -1461,7 +1502,8 @@ class Obstacle(_message.Message):
     needed_bytes: int
     available_bytes: int
     limit_bytes: int
-    def __init__(self, code: _Optional[str] = ..., text: _Optional[str] = ..., tier: _Optional[str] = ..., owner: _Optional[str] = ..., needed_bytes: _Optional[int] = ..., available_bytes: _Optional[int] = ..., limit_bytes: _Optional[int] = ...) -> None: ...
+    device: str
+    def __init__(self, code: _Optional[str] = ..., text: _Optional[str] = ..., tier: _Optional[str] = ..., owner: _Optional[str] = ..., needed_bytes: _Optional[int] = ..., available_bytes: _Optional[int] = ..., limit_bytes: _Optional[int] = ..., device: _Optional[str] = ...) -> None: ...
 
 class Remedy(_message.Message):
     __slots__ = ("action", "tier", "bytes", "owner", "subject", "text", "is_part")

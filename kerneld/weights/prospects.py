@@ -1,0 +1,39 @@
+"""Prospects: what stands between a model and a device, for whoever chooses one. A look that changes nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from enum import IntEnum
+
+from drivers.client import Device
+from kerneld.calls import ModelState
+from kerneld.models import Model, ModelTable
+from kerneld.weights.placement import Placement
+from memory.errors import PagingError
+
+
+class Prospect(IntEnum):
+    """How a model would come to be on a device: the less, the better."""
+
+    THERE = 0  # or on its way
+    FITS = 1  # once idle models and pages have left
+    CROWDED = 2  # once models that are in use have left
+    STREAMED = 3  # it is larger than the device
+    NEVER = 4
+
+
+def prospect_of(model: Model, models: ModelTable, placement: Placement, demand: Callable[[Model], int], device: Device | None) -> Prospect:
+    """The prospect of a model of which the driver has told its sizes; `demand`: requests on each model of the device."""
+    if model.state in (ModelState.RESIDENT, ModelState.LOADING):
+        return Prospect.THERE
+    try:
+        places = placement.places(model, may_stream=device is not None and device.capabilities.streams)
+        placement.check_room(places)
+    except PagingError:
+        return Prospect.NEVER
+    if places != model.segment_sizes:
+        return Prospect.STREAMED
+    mobile = [each for each in models if each.is_resident and each.name not in models.pinned() and each.name != model.base]
+    if placement.fits(places, [each.name for each in mobile if not demand(each)]):
+        return Prospect.FITS
+    return Prospect.CROWDED if placement.is_within_share(places, [each.name for each in mobile]) else Prospect.NEVER
