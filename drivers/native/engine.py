@@ -81,7 +81,8 @@ class Engine:
     """Threads and workspace."""
 
     def __init__(self, num_threads: int, cpus: Sequence[int] = (), level: str = "") -> None:
-        """`cpus`: where thread i may run, none: anywhere. `level`: of instructions, other than the best.
+        """`cpus`: where thread i may run, none: anywhere; thread 0 is whoever calls, and is not moved. `level`: of instructions, other than
+        the best.
 
         Raises: BuildFailed, if there is no native code here.
         """

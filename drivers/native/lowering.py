@@ -48,9 +48,13 @@ def lower(description: Description, segments: Sequence[Segment], shape: ModelSha
         raise NotCovered(f"there are {len(lists)} lists of calls and {len(segments)} segments")
     lowering = _Lowering(segments, shape)
     starts = [lowering.add(idx, calls, is_layer=0 < idx < len(lists) - 1) for idx, calls in enumerate(lists)]
-    logits = lowering.symbols.values.get("logits")
-    if logits is None or lowering.records[-1].output != logits:
-        raise NotCovered("the last call does not write logits")
+    logits, ends = lowering.symbols.values.get("logits"), [record for record in lowering.records if record.code != Code.SOFTCAP]
+    if (
+        logits is None
+        or (ends[-1].code, ends[-1].epilogue) != (Code.LINEAR, Epilogue.NONE)
+        or {ends[-1].output, lowering.records[-1].output} != {logits}
+    ):
+        raise NotCovered("the last calls are no linear into logits, with or without a softcap")
     return Program(tuple(lowering.records), tuple(starts[1:]), tuple(lowering.symbols.widths), logits, shape, len(segments))
 
 
@@ -88,7 +92,8 @@ class _Lowering:
 
     def add(self, idx: int, calls: Sequence[Call], *, is_layer: bool) -> int:
         """Lower the list of segment `idx`; answers the index of its first record."""
-        start, self.symbols.idx, self._layer = len(self.records), idx, idx - 1 if is_layer else -1
+        start, self._layer = len(self.records), idx - 1 if is_layer else -1
+        self.symbols.begin(idx)
         for run in _runs(calls):
             self._add_run(run)
         return start

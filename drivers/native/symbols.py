@@ -25,6 +25,10 @@ class Symbols:
         self._segments = segments
         self._parts = [{part.name: part for part in segment.parts} for segment in segments]
 
+    def begin(self, idx: int) -> None:
+        """Begin with the list of segment `idx`, of which nothing but the residual is left from the one before."""
+        self.idx, self.values = idx, {"residual": 0}
+
     def read(self, name: str) -> int:
         """The value of that name. Raises: NotCovered, if nothing has written it."""
         if name not in self.values:

@@ -136,7 +136,8 @@ def changed(change: Callable[[tuple[Call, ...]], tuple[Call, ...]]) -> Descripti
         (changed(lambda calls: tuple(call for call in calls if call.op != "kv_write")), "rope"),
         (changed(lambda calls: (replace(calls[0], inputs=("nothing",)), *calls[1:])), "nothing is read before"),
         (changed(lambda calls: (replace(calls[0], settings=(RopeSettings(0, 16),)), *calls[1:])), "without its NormSettings"),
-        (replace(describe(LLAMA), last=describe(LLAMA).last[:1]), "does not write logits"),
+        (replace(describe(LLAMA), last=describe(LLAMA).last[:1]), "no linear into logits"),
+        (replace(describe(LLAMA), layers=(*describe(LLAMA).layers[:2], describe(LLAMA).layers[2][-1:])), "y is read before it is written"),
     ],
 )
 def test_calls_without_native_code_are_refused_with_the_reason(description: Description, said: str) -> None:
