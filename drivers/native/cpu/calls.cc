@@ -15,7 +15,7 @@ namespace {
 struct Memory {
   void* at;
 
-  explicit Memory(size_t size_bytes) : at(std::calloc(size_bytes, 1)) {
+  explicit Memory(size_t size_bytes) : at(std::malloc(size_bytes)) {
     if (!at) std::abort();  // as any other allocation of this library would end
   }
   ~Memory() { std::free(at); }
@@ -89,6 +89,7 @@ KD_EXPORT int kd_attention(const Pages* pages, const AttentionSettings* settings
       own(room.thread_bytes * (threads ? threads->count() : 1));
   Attending work{*pages, *settings, rows, static_cast<AttentionItem*>(items.at), *values, partials.at, static_cast<int32_t*>(counters.at),
                  static_cast<uint8_t*>(own.at), room.thread_bytes};
+  std::memset(counters.at, 0, room.counter_bytes);
   const int num_items = attention_items(*pages, *settings, rows, num_rows, num_threads, work.items);
   if (threads) {
     threads->run(attend_part, &work, num_items);
