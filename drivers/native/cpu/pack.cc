@@ -5,20 +5,19 @@
 #include <vector>
 
 #include "linear.h"
+#include "quantize.h"
 
 namespace kd {
 namespace {
 
 enum class Source : int32_t { f32 = 0, bf16 = 1, f16 = 2 };
 
-constexpr int CANDIDATES = 9;  // scales tried to either side of the plain one, a tenth of a step apart
-
 uint16_t half_of(float x) {  // nearest, ties to even
   uint32_t bits;
   std::memcpy(&bits, &x, 4);
   const uint32_t sign = bits >> 16 & 0x8000, size = bits & 0x7fffffff;
   if (size > 0x7f800000) return uint16_t(sign | 0x7e00);
-  if (size >= 0x477ff000) return uint16_t(sign | 0x7c00);
+  if (size >= 0x477fe000) return uint16_t(sign | 0x7bff);  // the largest there is
   if (size >= 0x38800000) return uint16_t(sign | (size - 0x38000000 + 0xfff + (size >> 13 & 1)) >> 13);
   float small;  // a subnormal half: the sum rounds it to a multiple of 2^-24
   std::memcpy(&small, &size, 4);
@@ -37,62 +36,6 @@ void read_source(const void* source, Source kind, size_t first, int count, float
     for (int k = 0; k < count; k++) out[k] = float_of_half(halves[k]);
 }
 
-struct Range {
-  float magnitude, extreme;  // largest magnitude, and the value that has it
-  bool is_finite;
-};
-
-Range range_of(const float* values, int count) {
-  Range range = {0, 0, true};
-  for (int k = 0; k < count; k++) {
-    const float size = std::fabs(values[k]);
-    if (!(size <= 3.4028235e38f)) range.is_finite = false;
-    if (size > range.magnitude) range = {size, values[k], range.is_finite};
-  }
-  return range;
-}
-
-// How well `values` are told by integers of at most 4 bits with the inverse scale: what a scale fitted to them takes off the squared error,
-// and that scale. `count` is padded to a multiple of 16 by zeros.
-struct Fit {
-  float gain, scale;
-};
-
-Fit fit_of(const float* values, int count, float inverse) {
-  Floats products = all(0), squares = all(0);
-  for (int k = 0; k < count; k += LANES) {
-    const Floats value = load(values + k), q = least(greatest(nearest(value * all(inverse)), all(-8)), all(7));
-    products = fma(q, value, products);
-    squares = fma(q, q, squares);
-  }
-  const float product = sum(products), square = sum(squares);
-  return square > 0 ? Fit{product * product / square, product / square} : Fit{0, 0};
-}
-
-// The scale of some values. That of 4 bits is searched for: the extreme value near -8, and then the scale of least squared error. On normal
-// random weights in groups of 32 it takes a fifth off the squared error of the largest magnitude over 7.
-float scale_of(const float* values, int count, int padded, Kind kind) {
-  const Range range = range_of(values, count);
-  if (!range.is_finite) return range.magnitude + NAN;
-  if (range.magnitude < 0x1p-100f) return 0;
-  if (kind == Kind::u8) return range.magnitude / 127;
-  Fit best = {0, 0};
-  for (int candidate = -CANDIDATES; candidate <= CANDIDATES; candidate++) {
-    const Fit fit = fit_of(values, padded, -(8 + 0.1f * candidate) / range.extreme);
-    if (fit.gain > best.gain) best = fit;
-  }
-  return best.scale;
-}
-
-void quantize(const float* values, int count, float scale, Kind kind, uint8_t* codes) {
-  const int zero = zero_point(kind);
-  const float inverse = scale != 0 && std::isfinite(scale) ? 1 / scale : 0;
-  for (int k = 0; k < count; k++) {
-    const float q = inverse == 0 ? 0 : std::nearbyint(values[k] * inverse);
-    codes[k] = uint8_t(zero + (q < -zero ? -zero : q > zero - 1 ? zero - 1 : int(q)));
-  }
-}
-
 // One panel of a matrix, as it is being written.
 struct Panel {
   const Matrix& matrix;
@@ -100,14 +43,28 @@ struct Panel {
   uint8_t* values() const { return static_cast<uint8_t*>(const_cast<void*>(matrix.values)) + index * panel_bytes(matrix); }
   size_t scale_index(int group, int row) const { return (size_t(index) * num_groups(matrix) + group) * PANEL_ROWS + row; }
 
-  void put_floats(int row, const float* source) const {
+  void put_floats(const float* lanes) const {  // [columns][16], padded by zeros to whole steps
     if (matrix.kind == Kind::f32) {
-      float* to = reinterpret_cast<float*>(values()) + row;
-      for (int k = 0; k < matrix.columns; k++) to[size_t(k) * PANEL_ROWS] = source[k];
-    } else {
-      uint16_t* to = reinterpret_cast<uint16_t*>(values()) + 2 * row;
-      for (int k = 0; k < matrix.columns; k++) to[size_t(k / 2) * 2 * PANEL_ROWS + k % 2] = bf16_of(source[k]);
+      std::memcpy(values(), lanes, panel_bytes(matrix));
+      return;
     }
+    uint16_t* to = reinterpret_cast<uint16_t*>(values());
+    for (int step = 0; step < num_steps(matrix); step++, lanes += 2 * LANES, to += 2 * LANES)
+      for (int row = 0; row < LANES; row++) {
+        to[2 * row] = bf16_of(lanes[row]);
+        to[2 * row + 1] = bf16_of(lanes[LANES + row]);
+      }
+  }
+
+  void put_code_lanes(const int8_t* codes) const {  // of quantize_lanes, padded to whole steps
+    uint8_t* to = values();
+    const bool is_wide = matrix.kind == Kind::u8;
+    for (int step = 0; step < num_steps(matrix); step++, codes += (is_wide ? 4 : 8) * LANES, to += RAW_BYTES)
+      for (int row = 0; row < LANES; row++)
+        for (int j = 0; j < 4; j++) {
+          const uint8_t code = uint8_t(codes[j * LANES + row]);
+          to[4 * row + j] = is_wide ? code ^ 0x80 : uint8_t(code | codes[(4 + j) * LANES + row] << 4);
+        }
   }
 
   void put_codes(int row, const uint8_t* codes) const {  // padded to whole steps
@@ -165,17 +122,20 @@ int code_at(const Matrix& matrix, const uint8_t* row_start, int column) {
   return row_start[size_t(column / 8) * RAW_BYTES + column % 4] >> (column % 8 >= 4 ? 4 : 0) & 15;
 }
 
-void quantize_row(const Panel& panel, int row, const float* values, uint8_t* codes) {
+void quantize_panel(const Panel& panel, const float* lanes, int8_t* codes) {
   const Matrix& matrix = panel.matrix;
   const int group_columns = matrix.group ? matrix.group : matrix.columns;
-  std::vector<float> padded(rounded_up(group_columns, LANES), 0.0f);
+  float scales[LANES];
   for (int k = 0, group = 0; k < matrix.columns; k += group_columns, group++) {
     const int count = matrix.columns - k < group_columns ? matrix.columns - k : group_columns;
-    std::memcpy(padded.data(), values + k, sizeof(float) * count);
-    std::fill(padded.begin() + count, padded.end(), 0.0f);
-    panel.put_scale(row, group, scale_of(padded.data(), count, int(padded.size()), matrix.kind));
-    quantize(values + k, count, scale_at(matrix, panel.index * PANEL_ROWS + row, group), matrix.kind, codes + k);  // as it was rounded
+    store(scales, scales_of(lanes + size_t(k) * LANES, count, matrix.kind));
+    for (int row = 0; row < LANES; row++) {
+      panel.put_scale(row, group, scales[row]);
+      scales[row] = scale_at(matrix, panel.index * PANEL_ROWS + row, group);  // as it was rounded
+    }
+    quantize_lanes(lanes + size_t(k) * LANES, count, scales, matrix.kind, codes + size_t(k) * LANES);
   }
+  panel.put_code_lanes(codes);
 }
 
 }  // namespace
@@ -206,18 +166,21 @@ using namespace kd;
 // Rows [first_row, end_row) of row-major floats, of which `source` is row `first_row` and `stride` the numbers from one to the next; kept
 // as they are, rounded to bfloat16, or quantized.
 KD_EXPORT void kd_pack(const Matrix* matrix, int first_row, int end_row, const void* source, int64_t stride, int32_t source_kind) {
-  std::vector<float> values(rounded_up(matrix->columns, LANES), 0.0f);
-  std::vector<uint8_t> codes(rounded_up(matrix->columns, LANES), 0);
-  for (int row = first_row; row < end_row; row++) {
-    const Panel panel = {*matrix, row / PANEL_ROWS};
-    if (row % PANEL_ROWS == 0) panel.clear();
-    read_source(source, Source(source_kind), size_t(row - first_row) * stride, matrix->columns, values.data());
-    if (!is_integer(matrix->kind)) {
-      panel.put_floats(row % PANEL_ROWS, values.data());
-    } else {
-      quantize_row(panel, row % PANEL_ROWS, values.data(), codes.data());
-      panel.put_codes(row % PANEL_ROWS, codes.data());
+  const size_t padded = rounded_up(matrix->columns, 8);
+  std::vector<float> values(padded), lanes(padded * LANES);
+  std::vector<int8_t> codes(padded * LANES);
+  for (int first = first_row; first < end_row; first += PANEL_ROWS) {
+    const int count = end_row - first < PANEL_ROWS ? end_row - first : PANEL_ROWS;
+    if (count < PANEL_ROWS) std::fill(lanes.begin(), lanes.end(), 0.0f);
+    for (int row = 0; row < count; row++) {
+      read_source(source, Source(source_kind), size_t(first - first_row + row) * stride, matrix->columns, values.data());
+      for (int k = 0; k < matrix->columns; k++) lanes[size_t(k) * LANES + row] = values[k];
     }
+    const Panel panel = {*matrix, first / PANEL_ROWS};
+    if (is_integer(matrix->kind))
+      quantize_panel(panel, lanes.data(), codes.data());
+    else
+      panel.put_floats(lanes.data());
   }
 }
 
