@@ -45,12 +45,15 @@ from drivers.cpu_loaded import Loaded, load_cpu_adapter
 from drivers.cpu_model import Ground, inspect_cpu_model, load_model
 from drivers.cpu_ops import OpChooser, open_engine
 from drivers.cpu_options import CpuOptions
+from drivers.cpu_report import op_reports, runs_on
 from drivers.cpu_step import fail_row, run_share
+from drivers.drafting import MOST_STEP_TOKENS, Drafter
 from drivers.errors import DeviceLost, OptionUnknown, PlanRejected, StreamBroken
 from drivers.hostmem import HostMemory
 from drivers.models.adapter import inspect_adapter
 from drivers.models.loader import PageShape
 from drivers.models.runtime import KV_QUANTIZATIONS, QUANTIZATIONS
+from drivers.native.isa import levels
 from drivers.native.offers import NATIVE
 from drivers.ops.implementation import op_names
 from drivers.pages import PageMover, fastest_mover
@@ -72,6 +75,7 @@ class Device:
     mover: PageMover
     rows: RowTable
     ground: Ground
+    drafter: Drafter
 
 
 class CpuDriver:
@@ -97,6 +101,8 @@ class CpuDriver:
             batch_invariant=True,
             gives_back=True,
             streams=True,
+            drafts=True,
+            isa=levels()[0],
         )
 
     def open(self, spec: OpenSpec, host_fd: int | None) -> None:
@@ -119,6 +125,7 @@ class CpuDriver:
             mover=fastest_mover(arena, host, ops.table),
             rows=RowTable(spec.max_rows, spec.max_step_tokens, spec.page_tokens),
             ground=Ground(arena, ops, spec.max_step_tokens, host, copier, spec.batch_invariant),
+            drafter=Drafter(lambda: self._loaded.models, spec.granule_bytes),
         )
 
     def inspect(self, spec: InspectSpec) -> ModelSpec:
@@ -156,6 +163,8 @@ class CpuDriver:
             model.arrival.copy_s,
             model.arrival.num_corrupt,
             prefill_s=self._paces.get(spec.source, 0.0),
+            runs_on=runs_on(model.decision, ground.ops, torch.get_num_threads()),
+            ops=op_reports(model.decision, ground.ops),
         )
 
     def unload(self, model_id: int) -> None:
@@ -205,7 +214,7 @@ class CpuDriver:
         failed: dict[int, str] = {}
         num_tokens = 0
         with torch.inference_mode(), device.ground.copier.pacer.step():
-            for share in device.rows.take(step_idx):
+            for share in device.rows.take(step_idx, device.drafter.guess, MOST_STEP_TOKENS):
                 num_tokens += len(share.tokens)
                 try:
                     results += self._run(share)
@@ -217,6 +226,8 @@ class CpuDriver:
     def close(self) -> None:
         """Give everything back. Safe to call twice."""
         device, self._device = self._device, None
+        if device is not None:
+            device.drafter.close()
         for model in self._loaded.models.values():
             model.close()
         self._loaded = Loaded()
@@ -247,7 +258,12 @@ class CpuDriver:
             for row, count in zip(share.rows, share.counts, strict=True):
                 if row.position % page_tokens == 0 or row.position // page_tokens != (row.position + count - 1) // page_tokens:
                     self._clear_ahead(row, row.position + count)  # a page is opened: invariant 1
-        return run_share(model, share, loaded.lora_of(share), rows)
+        results = run_share(model, share, loaded.lora_of(share), rows)
+        for row, result in zip(share.rows, results, strict=True):
+            if result.num_drafted:
+                self._opened().drafter.heard(row, result.num_drafted, result.num_drafted - result.num_rejected)
+                self._clear_ahead(row, row.position)  # invariant 1: guesses that were wrong
+        return results
 
 
 def _check_open(spec: OpenSpec) -> None:

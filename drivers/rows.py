@@ -153,17 +153,18 @@ class RowTable:
         self._next_step, self._num_steps = 0, plan.num_steps
         return started
 
-    def take(self, step_idx: int, draft: Draft | None = None) -> tuple[StepRows, ...]:
+    def take(self, step_idx: int, draft: Draft | None = None, most_tokens: int = 0) -> tuple[StepRows, ...]:
         """The rows of step `step_idx`, one share per model. Each has to be advanced, or failed, before the next step.
 
-        `draft` guesses what comes after the pending token of a row that asks for it; the row computes its guesses in the same step.
+        `draft` guesses what comes after the pending token of a row that asks for it; the row computes its guesses in the same step, which
+        has no more than `most_tokens` then (0: as many as any step).
         Raises: PlanRejected, if it is not the next step of the plan applied last.
         """
         if step_idx != self._next_step or step_idx >= self._num_steps:
             raise PlanRejected(f"Step {step_idx} was asked for; the plan has {self._num_steps} steps and {self._next_step} is next.")
         self._next_step += 1
         due, self._due = self._due, []
-        guesses = self._drafted(due, draft) if draft is not None else {}
+        guesses = self._drafted(due, draft, most_tokens or self.max_step_tokens) if draft is not None else {}
         if guesses:
             due = [(row, count + len(guesses.get(row.slot, ()))) for row, count in due]
         due.sort(key=_batch_order)  # invariant 5
@@ -172,12 +173,12 @@ class RowTable:
             return (_share(due, guesses),)
         return tuple(_share([entry for entry in due if entry[0].model_id == model_id], guesses) for model_id in models)
 
-    def _drafted(self, due: Sequence[tuple[Row, int]], draft: Draft) -> dict[int, tuple[int, ...]]:
+    def _drafted(self, due: Sequence[tuple[Row, int]], draft: Draft, most_tokens: int) -> dict[int, tuple[int, ...]]:
         """Guesses by row slot: of rows that ask for them, generate, and may sample more than one token; within the tokens of a step.
 
         A row with penalties goes on without: what it may sample depends on which guesses are right.
         """
-        room = self.max_step_tokens - sum(count for _row, count in due)
+        room = min(most_tokens, self.max_step_tokens) - sum(count for _row, count in due)
         guesses: dict[int, tuple[int, ...]] = {}
         for row, count in due:
             most = 0 if row.sampling.has_penalties else min(row.sampling.draft_tokens, row.num_left - 1, room)

@@ -32,8 +32,9 @@ class Pick:
     logprob: TokenLogprob | None = None
 
 
-def pick_tokens(logits: Tensor, rows: Sequence[Row], sample: SampleOp) -> list[Pick]:
-    """Draw the next token of each row from `logits [rows, vocab]`; `row.position` is the position of the token to draw."""
+def pick_tokens(logits: Tensor, rows: Sequence[Row], sample: SampleOp, positions: Sequence[int] | None = None) -> list[Pick]:
+    """Draw a token of each row from `logits [rows, vocab]`, at `positions`: by default, `row.position`."""
+    places = [row.position for row in rows] if positions is None else positions
     raw = logits.float()
     likeliest, greedy = raw.max(-1)
     is_finite = likeliest.isfinite().tolist()  # NaN and +inf survive the maximum, and so does a row of nothing but -inf
@@ -47,16 +48,17 @@ def pick_tokens(logits: Tensor, rows: Sequence[Row], sample: SampleOp) -> list[P
             tokens[idx] = int(scores[idx].max(-1).indices)
     drawing = [idx for idx, row in enumerate(rows) if row.sampling.temperature > 0 and is_finite[idx]]
     if drawing:
-        for idx, token in zip(drawing, _draw(scores, rows, drawing, sample), strict=True):
+        drawn = _draw(scores, [(rows[idx].sampling, places[idx]) for idx in drawing], drawing, sample)
+        for idx, token in zip(drawing, drawn, strict=True):
             tokens[idx] = token
     logprobs = _logprobs_of(raw, tokens, [row.sampling.num_logprobs if fine else -1 for row, fine in zip(rows, is_finite, strict=True)])
     return [Pick(token if fine else -1, logprob) for token, fine, logprob in zip(tokens, is_finite, logprobs, strict=True)]
 
 
-def _draw(scores: Tensor, rows: Sequence[Row], drawing: list[int], sample: SampleOp) -> list[int]:
-    settings = [rows[idx].sampling for idx in drawing]
-    numbers = uniforms([one.seed for one in settings], [rows[idx].position for idx in drawing])
-    chosen = scores if len(drawing) == len(rows) else scores[drawing]
+def _draw(scores: Tensor, draws: Sequence[tuple[Sampling, int]], drawing: list[int], sample: SampleOp) -> list[int]:
+    settings = [sampling for sampling, _position in draws]
+    numbers = uniforms([one.seed for one in settings], [position for _sampling, position in draws])
+    chosen = scores if len(drawing) == len(scores) else scores[drawing]
     drawn: list[int] = sample(chosen, cuts_of(settings), torch.from_numpy(numbers)).tolist()
     return drawn
 

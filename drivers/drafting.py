@@ -1,0 +1,147 @@
+"""Who guesses the next tokens of rows: their own past (`drivers.lookup`), or a smaller model that is loaded beside theirs.
+
+A model that guesses keeps keys and values of its own, which nobody pages: a few rows of `WINDOW` tokens. A row that grows past the window
+starts anew with the last half of it; that it then sees less costs some right guesses, and nothing else, as every guess is verified. It
+draws with the random numbers of the row, so that where both models agree on the probabilities, the guess is what the row samples.
+
+Rows that guess in a step are few (`MOST_STEP_TOKENS`): where many rows share a step, it is bound by arithmetic, and guesses would cost
+what they save.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Final
+
+import numpy as np
+
+from drivers.arena import Arena
+from drivers.cpu_model import CpuModel
+from drivers.cpu_runners import Runner
+from drivers.lookup import Lookup
+from drivers.rows import Row, StepRows
+from drivers.sampling import pick_tokens
+
+MOST_STEP_TOKENS: Final = 16  # of all rows of a step, guesses included
+WINDOW: Final = 512
+SEATS: Final = 4  # rows that one model guesses for at a time
+CHUNK: Final = 64  # tokens that it reads at a time
+
+
+@dataclass(slots=True)
+class Guesser:
+    """What is remembered of one row."""
+
+    row: Row
+    lookup: Lookup = field(default_factory=Lookup)
+    first: int = 0  # of the row's tokens, the one at which its window begins
+    read: list[int] = field(default_factory=list)  # tokens from there on whose keys and values the model has
+    seat: int = -1
+
+
+class Drafter:
+    """Guesses for the rows of one driver."""
+
+    def __init__(self, models: Callable[[], Mapping[int, CpuModel]], granule_bytes: int) -> None:
+        """`models` are those that are loaded now, by id."""
+        self._models = models
+        self._granule_bytes = granule_bytes
+        self._guessers: dict[int, Guesser] = {}  # by row slot
+        self._desks: dict[int, _Desk] = {}  # by model
+
+    def guess(self, row: Row, most: int) -> list[int]:
+        """At most so many tokens that may come after the row's pending one."""
+        guesser = self._guessers.get(row.slot)
+        if guesser is None or guesser.row is not row:
+            guesser = self._guessers[row.slot] = Guesser(row)
+        model = self._models().get(row.draft_model_id)
+        if model is None or model.stream is not None:
+            return guesser.lookup.guess(row.past, most)
+        desk = self._desks.get(row.draft_model_id)
+        if desk is None or desk.model is not model:
+            self._forget(row.draft_model_id)
+            desk = self._desks[row.draft_model_id] = _Desk(model, self._granule_bytes)
+        return desk.guess(guesser, most, self._is_seated)
+
+    def heard(self, row: Row, num_guessed: int, num_right: int) -> None:
+        """What became of a row's last guesses."""
+        guesser = self._guessers.get(row.slot)
+        if guesser is not None and guesser.row is row:
+            guesser.lookup.heard(num_guessed, num_right)
+
+    def close(self) -> None:
+        """Give everything back."""
+        for model_id in list(self._desks):
+            self._forget(model_id)
+        self._guessers.clear()
+
+    def _forget(self, model_id: int) -> None:
+        desk = self._desks.pop(model_id, None)
+        if desk is not None:
+            desk.close()
+
+    def _is_seated(self, guesser: Guesser) -> bool:
+        """Whether somebody still sits on the row for which was guessed."""
+        return self._guessers.get(guesser.row.slot) is guesser
+
+
+class _Desk:
+    """A model that guesses, and the pages on which it does."""
+
+    def __init__(self, model: CpuModel, granule_bytes: int) -> None:
+        self.model = model
+        window = min(WINDOW, model.limit.max_positions)
+        pages = window // model.frames[0].page_tokens
+        self._window = pages * model.frames[0].page_tokens
+        self._arena = Arena(SEATS * pages * sum(frame.size_bytes for frame in model.frames), granule_bytes)
+        self._tables: list[list[np.ndarray]] = []  # of each seat
+        start = 0
+        for _seat in range(SEATS):
+            tables = []
+            for frame in model.frames:
+                granules = frame.size_bytes // granule_bytes
+                tables.append(start + granules * np.arange(pages))
+                start += granules * pages
+            self._tables.append(tables)
+        self._runner: Runner = model.runner.in_arena(self._arena)
+        self._seated: list[Guesser | None] = [None] * SEATS
+
+    def guess(self, guesser: Guesser, most: int, is_seated: Callable[[Guesser], bool]) -> list[int]:
+        """Tokens that may follow. Nothing, if every seat is taken, or the model's numbers are not finite."""
+        if guesser.seat < 0 or self._seated[guesser.seat] is not guesser:
+            free = [idx for idx, other in enumerate(self._seated) if other is None or not is_seated(other)]
+            if not free:
+                return []
+            self._seated[free[0]], guesser.seat, guesser.read = guesser, free[0], []
+        past = guesser.row.past
+        if len(past) + most - guesser.first > self._window or not guesser.read:
+            guesser.first, guesser.read = max(0, len(past) - self._window // 2), []
+        known = past[guesser.first :]
+        same = next((idx for idx, token in enumerate(guesser.read) if idx >= len(known) or known[idx] != token), len(guesser.read))
+        del guesser.read[min(same, len(known) - 1) :]  # what was guessed wrongly; the last token is read again for what follows it
+        guesses: list[int] = []
+        while len(guesses) < most:
+            token = self._next(guesser, known[len(guesser.read) :])
+            if token < 0:
+                break
+            guesses.append(token)
+            known.append(token)
+        return guesses
+
+    def _next(self, guesser: Guesser, tokens: list[int]) -> int:
+        """Read tokens, and draw what follows the last one."""
+        tables, row = self._tables[guesser.seat], guesser.row
+        for start in range(0, len(tokens), CHUNK):
+            part = tokens[start : start + CHUNK]
+            reader = Row(0, 0, len(guesser.read), part, tables, row.sampling, score_from=-1, output_start=0)
+            positions = np.arange(reader.position, reader.position + len(part))
+            share = StepRows(0, (reader,), (len(part),), (0,), np.array(part, dtype=np.int64), positions)
+            hidden = self._runner.forward(share)
+            guesser.read += part
+        logits = self._runner.logits(hidden, [len(part) - 1])
+        return pick_tokens(logits, [row], self.model.decision.table.sample, [guesser.first + len(guesser.read)])[0].token
+
+    def close(self) -> None:
+        self._runner.close()
+        self._arena.close()
