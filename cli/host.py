@@ -18,6 +18,7 @@ import psutil
 from cli.findings import Finding, Level
 from cli.render import bytes_text
 from kerneld.config import Config
+from kerneld.deviceconfig import config_by_device
 
 MAX_SOCKET_PATH = 107  # bytes of sun_path, less the end mark
 LOGIN_SUFFIX = ".login"
@@ -34,7 +35,8 @@ def examine_host(config: Config) -> Iterator[Finding]:
     yield from check_cgroup(Path("/proc/self/cgroup"), CGROUP)
     yield check_open_files()
     yield from check_state_dir(config)
-    yield from check_page_file(config)
+    for each in config_by_device(config).values():
+        yield from check_page_file(each)
     yield from check_sockets(config)
     yield from check_model_roots(config)
     yield from check_unit()
@@ -42,7 +44,8 @@ def examine_host(config: Config) -> Iterator[Finding]:
 
 def check_memory(config: Config) -> Finding:
     """Whether what the tiers are to take is there now."""
-    wanted = config.memory.host_bytes + (config.memory.device_bytes if config.drivers.use == "cpu" else 0)
+    configs = config_by_device(config).values()
+    wanted = sum(each.memory.host_bytes + (each.memory.device_bytes if each.drivers.use == "cpu" else 0) for each in configs)
     available = psutil.virtual_memory().available
     found = f"{bytes_text(available)} available, {bytes_text(wanted)} configured"
     if wanted > available:

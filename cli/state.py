@@ -11,6 +11,7 @@ from pathlib import Path
 
 from kerneld.checkpoint import ImageStore
 from kerneld.config import Config
+from kerneld.deviceconfig import config_by_device
 from kerneld.errors import KernelError
 from kerneld.fsck import check_images, check_page_file
 from kerneld.holdings import PartChecked
@@ -29,9 +30,10 @@ def check_state(config: Config) -> Iterator[PartChecked]:
         yield check_database(database)
         yield check_journal(folder / "journal", is_live=False)
         yield _images(folder / "images", database)
-        page_file = config.kerneld.page_file or folder / "pages"
-        if page_file.exists():
-            yield _page_file(page_file)
+        for each in config_by_device(config).values():
+            page_file = each.kerneld.page_file or folder / "pages"
+            if page_file.exists():
+                yield _page_file(page_file)
         yield check_audit(folder / "audit")
 
 

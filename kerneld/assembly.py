@@ -162,8 +162,8 @@ class Assembly:
         if not request.is_scoring and machine.contexts.find(context.id) is not None:
             machine.last_logs.keep(request)
         for other in machine.devices:
-            if other is not device:  # where somebody may have waited for its tenant to have one less running
-                other.dispatcher.arrived()
+            if other is not device and other.scheduler.num_ready:  # somebody may have waited for its tenant to have one less running
+                other.dispatcher.pump()
 
     def _tenant_seen(self, tenant: TenantRow) -> None:
         if tenant.path not in self._machine.tenants:

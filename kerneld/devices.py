@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Iterator
 
 from drivers.client import WorkerClient
@@ -46,19 +47,17 @@ class Devices:
 
     def admit(self, hello: Hello, host_fd: int | None) -> Admission:
         """A worker came in. Raises: DriverError, if there is no such device, or it has another driver, or a worker."""
-        return self._of_worker(hello).supervisor.admit(hello, host_fd)
+        if hello.device not in self._parts:
+            if host_fd is not None:
+                os.close(host_fd)
+            known = ", ".join(f"{each.supervisor.command.driver} on {each.name}" for each in self)
+            raise DriverUnavailable(f"This front runs {known}.")
+        return self._parts[hello.device].supervisor.admit(hello, host_fd)
 
     def ready(self, worker: WorkerClient) -> None:
         """A worker that was admitted is open."""
-        self._of_worker(worker.hello).supervisor.ready(worker)
+        self._parts[worker.hello.device].supervisor.ready(worker)
 
     def failed(self, hello: Hello, error: DriverError) -> None:
         """A worker that was admitted did not become ready."""
-        self._of_worker(hello).supervisor.failed(hello, error)
-
-    def _of_worker(self, hello: Hello) -> DeviceParts:
-        found = self._parts.get(hello.device)
-        if found is None:
-            known = ", ".join(f"{each.supervisor.command.driver} on {each.name}" for each in self)
-            raise DriverUnavailable(f"This front runs {known}.")
-        return found
+        self._parts[hello.device].supervisor.failed(hello, error)

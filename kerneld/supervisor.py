@@ -134,14 +134,23 @@ class Supervisor:
 
     def admit(self, hello: Hello, host_fd: int | None) -> Admission:
         """A worker came in. Raises: DriverError, if it is not the one that is expected."""
-        if hello.device != self.command.device or hello.driver != self.command.driver:
-            raise DriverUnavailable(f"This front runs {self.command.driver} on {self.command.device}.")
-        if self.client is not None or self.state is WorkerState.STOPPED:
-            raise DriverUnavailable("This device has a worker already.")
+        try:
+            self._check(hello)
+        except DriverUnavailable:
+            if host_fd is not None:
+                os.close(host_fd)
+            raise
         if self._timer is not None:
             self._after(HELLO_TIMEOUT_S, self._hello_missed)
         self._is_received = True
         return self._landlord.admission(host_fd)
+
+    def _check(self, hello: Hello) -> None:
+        """Raises: DriverUnavailable, if nobody waits for that worker."""
+        if hello.device != self.command.device or hello.driver != self.command.driver:
+            raise DriverUnavailable(f"This front runs {self.command.driver} on {self.command.device}.")
+        if self.client is not None or self.state is WorkerState.STOPPED:
+            raise DriverUnavailable("This device has a worker already.")
 
     def ready(self, worker: WorkerClient) -> None:
         """A worker that was admitted is open."""

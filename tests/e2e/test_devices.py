@@ -126,7 +126,7 @@ def test_devices_of_different_kinds_each_run_what_they_can(tmp_path: Path) -> No
             until(lambda: all(workers(k).values()))
             assert k.load(fake_model(tmp_path), name="toy").device == "toy0"
             assert k.load(MODEL, name="demo", device="cpu0").device == "cpu0"
-            with pytest.raises(errors.KerneldError, match="config.json"):
+            with pytest.raises(errors.KerneldError, match=r"config\.json"):
                 k.load(tmp_path / "toy", name="toy", device="cpu0")
             assert k.model("toy").device == "toy0", "where it was"
             assert tokens(k, "toy", 9) == tuple(continuation(FakeModel(), PROMPT, 9, Sampling(temperature=0.0)))

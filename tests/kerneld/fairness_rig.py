@@ -87,9 +87,10 @@ class Device:
         capacity: int = 1 << 20,
         policy: SchedulerPolicy | None = None,
         may_preempt: bool = False,
+        scheduler: Scheduler | None = None,
     ) -> None:
         self.shares = shares
-        self.scheduler = Scheduler(shares, policy or SchedulerPolicy(courtesy_us=0))
+        self.scheduler = scheduler or Scheduler(shares, policy or SchedulerPolicy(courtesy_us=0))
         self.scheduler.set_resident(MODEL, True)
         self.capacity = capacity
         self.may_preempt = may_preempt

@@ -241,6 +241,26 @@ async def test_pages_that_a_worker_kept_are_adopted_on_its_device(tmp_path: Path
         assert (await rig.infer(context, max_tokens=4)).tokens == oracle(rig.tokens(context)[:44], 4)
 
 
+@in_loop
+async def test_a_state_of_one_device_goes_on_with_two_and_back(tmp_path: Path) -> None:
+    rig = Rig(tmp_path)
+    async with running(rig):
+        context = await rig.alloc()
+        await rig.infer(context, prompt_of(1, 9), 20)
+        service = rig.machine.scheduler.shares.service("lab/ann")
+        rig.devices = equals_of(tmp_path).devices
+        await rig.die_and_return()
+        assert [device.scheduler.shares.service("lab/ann") for device in rig.machine.devices] == [service] * 2
+        await rig.infer(context, max_tokens=20)
+        assert where(rig, context) == "a"
+        service = rig.machine.scheduler.shares.service("lab/ann")
+        rig.devices = ()
+        await rig.die_and_return()
+        await rig.infer(context, max_tokens=20)
+        assert rig.tokens(context)[9:] == oracle(prompt_of(1, 9), 60)
+        assert rig.machine.scheduler.shares.service("lab/ann") > service
+
+
 # ---------------------------------------------------------------------------------------------------------------------- what is shared
 
 

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from drivers.config import DriversConfig
 from kerneld.config import Config, ConfigError, KerneldConfig, SyscallsConfig
+from kerneld.deviceconfig import config_by_device
 from kerneld.settings import known_fields, load_config, render_config
 from memory.config import MemoryConfig
 
@@ -174,3 +175,66 @@ def test_a_file_that_cannot_be_read_is_an_error(tmp_path: Path) -> None:
 @pytest.mark.parametrize("address", ["127.0.0.1:1", "localhost:1", "[::1]:1"])
 def test_loopback_needs_no_tls(tmp_path: Path, address: str) -> None:
     assert load(tmp_path, "", f"syscalls.tcp={address}").syscalls.tcp == address
+
+
+# ------------------------------------------------------------------------------------------------------------------------ several devices
+
+
+TWO = """[memory]
+host_bytes = "64MiB"
+[drivers]
+threads = 3
+[[drivers.devices]]
+name = "gpu0"
+driver = "cuda"
+device_bytes = "8GiB"
+dtype = "bfloat16"
+[[drivers.devices]]
+name = "cpu0"
+driver = "cpu"
+options = { isa = "avx2" }
+max_rows = 4
+"""
+
+
+def test_devices_are_listed_and_what_they_leave_out_is_as_in_the_other_sections(tmp_path: Path) -> None:
+    found = config_by_device(load(tmp_path, TWO))
+
+    assert list(found) == ["gpu0", "cpu0"]
+    gpu, cpu = found["gpu0"], found["cpu0"]
+    assert (gpu.drivers.use, gpu.drivers.dtype, gpu.memory.device_bytes, gpu.drivers.threads) == ("cuda", "bfloat16", 8 << 30, 3)
+    assert (cpu.drivers.use, cpu.drivers.dtype, cpu.drivers.options, cpu.kerneld.max_rows) == ("cpu", "float32", {"isa": "avx2"}, 4)
+    assert gpu.memory.host_bytes == cpu.memory.host_bytes == 64 << 20
+    assert gpu.kerneld.page_file != cpu.kerneld.page_file
+
+
+def test_one_device_is_called_after_its_driver_and_has_the_configuration_of_the_daemon(tmp_path: Path) -> None:
+    config = load(tmp_path, "[drivers]\nuse = 'fake'\n")
+    assert config_by_device(config) == {"fake0": config}
+
+
+def test_devices_come_by_flag_and_read_back_as_they_are_shown(tmp_path: Path) -> None:
+    config = load(tmp_path, "", 'drivers.devices=[{ name = "a", driver = "cpu", device_bytes = "1GiB" }, { name = "b", driver = "fake" }]')
+    assert [device.name for device in config.drivers.devices] == ["a", "b"]
+    assert load(tmp_path, render_config(config)) == config
+
+
+@pytest.mark.parametrize(
+    ("devices", "told"),
+    [
+        ('[{ name = "A", driver = "cpu" }]', "a device has the name 'A'; use 1 to 32 small letters"),
+        ('[{ name = "a" }]', "a has no driver"),
+        ('[{ name = "a", driver = "cpu" }, { name = "a", driver = "cpu" }]', "two devices have the name 'a'"),
+        ('[{ name = "a", driver = "cpu", threds = 1 }]', r"there is no key drivers.devices\[a\].threds; there are name, driver, threads"),
+        ('[{ name = "a", driver = "cpu", threads = -1 }]', r"drivers.devices\[a\].threads = -1: expected at least 0"),
+        ('[{ name = "a", driver = "cpu", device_bytes = "1MiB" }]', "device a: memory.slab_bytes .* is larger than memory.device_bytes"),
+        (
+            '[{ name = "a", driver = "cpu", page_file_bytes = "1GiB", host_bytes = 0 }]',
+            "device a: memory.page_file_bytes needs a host tier",
+        ),
+        ("7", "expected a list of devices such as"),
+    ],
+)
+def test_a_wrong_device_is_told_with_its_name(tmp_path: Path, devices: str, told: str) -> None:
+    with pytest.raises(ConfigError, match=told):
+        load(tmp_path, "", f"drivers.devices={devices}")

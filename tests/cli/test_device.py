@@ -1,0 +1,58 @@
+"""Several devices on the command line: which device is meant stands beside everything that is on one."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from kerneld_client import values
+from tests.cli.fake_client import FRAME, MODEL, TIER, WORKER, Kernelctl
+
+COPY = values.ModelCopy("gpu0", values.ModelState.RESIDENT, "device", "bfloat16", 12 << 20, 0, 0, "", 0.001)
+TWO = replace(
+    FRAME,
+    workers=(replace(WORKER, device="gpu0"), replace(WORKER, device="cpu0", state="backoff", restarts=2)),
+    tiers=(replace(TIER, tier="device", device="gpu0"), replace(TIER, tier="device", device="cpu0", weights_bytes=0)),
+    models=(replace(MODEL, device="gpu0", copies=(COPY, replace(COPY, device="cpu0", state=values.ModelState.REGISTERED))),),
+)
+
+
+@pytest.fixture
+def two(kernelctl: Kernelctl) -> Kernelctl:
+    """The command line of a daemon with two devices."""
+    kernelctl.client.frame = TWO
+    return kernelctl
+
+
+def test_devices_are_listed_with_what_is_on_them(two: Kernelctl) -> None:
+    lines = two("device", "ls").stdout.splitlines()
+
+    assert lines[0].split()[:3] == ["NAME", "DRIVER", "STATE"]
+    assert lines[1].split()[0] == "gpu0"
+    assert MODEL.name in lines[1]
+    assert lines[2].split()[0] == "cpu0"
+    assert "backoff" in lines[2]
+    assert MODEL.name not in lines[2]
+    assert two("device", "ls", "-o", "name").stdout == "gpu0\ncpu0\n"
+
+
+def test_the_only_device_is_listed_too(kernelctl: Kernelctl) -> None:
+    kernelctl.client.frame = replace(FRAME, tiers=(replace(TIER, tier="device"),))
+    assert len(kernelctl("device", "ls").stdout.splitlines()) == 2
+
+
+def test_top_names_the_device_of_every_tier_and_model(two: Kernelctl) -> None:
+    shown = two("top", "--once").stdout
+
+    assert "gpu0 device |" in shown
+    assert "cpu0 device |" in shown
+    assert "DEVICE" in next(line for line in shown.splitlines() if line.startswith("NAME"))
+
+
+def test_a_device_is_asked_for_by_name(kernelctl: Kernelctl) -> None:
+    kernelctl("model", "load", "/srv/small", "--device", "gpu0")
+    kernelctl("model", "unload", "small", "--device", "gpu0")
+
+    assert kernelctl.client.arguments_of("load")[1]["device"] == "gpu0"
+    assert kernelctl.client.arguments_of("unload")[1]["device"] == "gpu0"
