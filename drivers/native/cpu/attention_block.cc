@@ -2,6 +2,10 @@
 //
 // Every element is summed up in one order, whatever stands beside it: a score over the dimensions from the first on, a mixed value over the
 // keys that its query sees from the first on. What a query does not see is never added, not even times zero: it might be no number.
+//
+// Each line of a block fetches the same line of the next, a block ahead: 27 GB/s of bfloat16 on one Zen 5 core over 2 KB pieces in no order,
+// 11 without; a plain loop over such pieces reads 34. Fetching two blocks ahead (24), into the second cache only (22) or evenly spread (24)
+// was slower. In the caches it is 64 GB/s.
 #include <type_traits>
 
 #include "attention.h"
@@ -202,6 +206,9 @@ void attend(const BlockShape& shape, const TileQueries& queries, const Seen* see
   constexpr int at_once = GROUPS_AT_ONCE<KIND, QUERIES>;
   alignas(64) float scores[QUERIES * BLOCK_KEYS];
   float rescale[LANES];
+  if constexpr (KIND == Kind::u8) {  // 16.5 GB/s without, 22.6 with: eight lines that nothing else would ask for in time
+    for (int g = 0; g < GROUPS; g++) __builtin_prefetch(next.key_scales[g]), __builtin_prefetch(next.value_scales[g]);
+  }
   for (int g = 0; g < GROUPS; g += at_once) score_groups<KIND, QUERIES, at_once>(shape, queries, block, next, g, scores);
   weigh<KIND, QUERIES>(queries, seen, block, scores, sums, rescale);
   Seen common{0, BLOCK_KEYS};
