@@ -7,10 +7,10 @@ import pytest
 import torch
 
 from drivers.models.panels import turn
-from drivers.models.storage import Kind, Storage
+from drivers.models.storage import Kind, Storage, places_of
 from drivers.models.weight import Weight
 from drivers.native.isa import levels
-from drivers.native.linears import NativeLinears, empty_panels, native_linears
+from drivers.native.linears import NativeLinears, Panels, empty_panels, native_linears
 
 KINDS = [Kind.FLOAT32, Kind.BFLOAT16, Kind.INT8, Kind.INT4]
 
@@ -64,6 +64,19 @@ def test_panels_lie_as_the_arena_has_them(level: str, storage: Storage) -> None:
     defined = Weight(panels.storage, panels.shape, panels.bytes).dequantize(torch.float32)
 
     assert torch.equal(lib.unpack(panels), defined)
+
+
+@pytest.mark.parametrize("storage", [Storage(Kind.INT4, 32, is_panels=True), Storage(Kind.INT8, 0, is_panels=True)])
+def test_matrices_of_one_part_lie_one_behind_the_other(level: str, storage: Storage) -> None:
+    lib, shape = library(level), (3, 20, 64)
+    part = torch.empty(places_of(storage, shape).size_bytes, dtype=torch.uint8)
+    for index in (1, 0, 2):
+        lib.pack(Panels(storage, shape, part, index), normal(20, 64, seed=index))
+
+    found = torch.stack([lib.unpack(Panels(storage, shape, part, index)) for index in range(3)])
+
+    assert torch.equal(found, Weight(storage, shape, part).dequantize(torch.float32))
+    assert torch.allclose(found, torch.stack([normal(20, 64, seed=index) for index in range(3)]), atol=0.5)
 
 
 @pytest.mark.parametrize("kind", KINDS)
