@@ -64,7 +64,8 @@ void attend_part(void* of, int part, int thread) {
 KD_EXPORT size_t kd_layer_part_bytes(const Pages* pages) { return layer_part_bytes(*pages); }
 
 // Keys and values [token][kv_heads][head_dim] of a step's tokens, `stride` floats from one token to the next.
-KD_EXPORT void kd_kv_write(const Pages* pages, const AttentionRow* rows, int num_rows, const float* keys, const float* values, size_t stride) {
+KD_EXPORT void kd_kv_write(const Pages* pages, const AttentionRow* rows, int num_rows, const float* keys, const float* values,
+                           size_t stride) {
   for (int r = 0; r < num_rows; r++)
     for (int token = 0; token < rows[r].count; token++)
       kv_write(*pages, rows[r], token, keys + (rows[r].start + token) * stride, values + (rows[r].start + token) * stride);
@@ -139,7 +140,8 @@ KD_EXPORT void kd_argmax(const float* logits, int num_rows, int width, int32_t* 
 KD_EXPORT void kd_top_experts(const float* logits, int num_rows, int num_experts, int top_k, bool is_normalized, int32_t* experts,
                             float* shares) {
   for (int r = 0; r < num_rows; r++)
-    top_experts(logits + size_t(r) * num_experts, num_experts, top_k, is_normalized, experts + size_t(r) * top_k, shares + size_t(r) * top_k);
+    top_experts(logits + size_t(r) * num_experts, num_experts, top_k, is_normalized, experts + size_t(r) * top_k,
+                shares + size_t(r) * top_k);
 }
 
 }  // namespace kd
