@@ -11,11 +11,10 @@
 // Who has nothing to do spins for SPIN_NS, in which ops follow each other, and sleeps then. Sleepers are counted, so that a run wakes
 // nobody where nobody sleeps; counter and word are in sequential order, so that one of the two sides sees the other.
 //
-// On a machine with other work the system puts a thread aside with a part in its hands, for milliseconds, and all others wait: one
-// neighbour would cost as much as if it held every processor. Such a wait shows in the time that the others were running, which is
-// shorter; then the caller goes on with one thread less for REST_STALLS times as long as was lost: those that are left have a processor
-// each. `num_active` counts the threads that take parts; the others sleep on it. Two always work: half of the time with both is as good
-// as one alone, and the neighbour may be gone in a moment.
+// On a machine with other work the system puts a thread aside with a part in its hands, for milliseconds, and all others wait. Such a wait
+// shows in the time that the others were running, which is shorter. What is lost by it, of all threads' time, is summed up over a window;
+// where that is more than one thread is worth, the caller goes on with one less for a while, so that those that are left have a processor
+// each. `num_active` counts the threads that take parts; the others sleep on it.
 
 #include "threads.h"
 
@@ -38,9 +37,9 @@ constexpr int64_t SPIN_NS = 30000;
 constexpr int SPINS_PER_LOOK = 16;  // pauses between looks at the clock: 0.2 to 0.8 us
 constexpr int MAX_PARTS = 0xffff;
 constexpr int64_t STALL_NS = 300000;  // more than an interrupt takes, less than a neighbour's turn
-constexpr int64_t REST_STALLS = 10;
-constexpr int64_t MAX_REST_NS = 100000000;
-constexpr int32_t LEAST_ACTIVE = 2;
+constexpr int64_t MIN_WINDOW_NS = 20000000, MAX_WINDOW_NS = 100000000;
+constexpr int64_t REST_NS = 100000000;
+constexpr double WORTH = 0.8;  // of a thread: two that run half of the time together do less than one alone
 
 inline void pause() {
 #if defined(__x86_64__)
@@ -101,7 +100,7 @@ struct Threads::State {
   std::atomic<bool> is_closing{false};
   std::atomic<int32_t> num_active{1};
   std::vector<pthread_t> threads;
-  int64_t rest_until_ns = 0;  // the caller's
+  int64_t rest_until_ns = 0, window_ns = 0, window_lost_ns = 0;  // the caller's
 
   static uint32_t generation(uint64_t ticket) { return static_cast<uint32_t>(ticket >> 32); }
 
@@ -168,20 +167,27 @@ struct Threads::State {
   void wait_for_others() {
     auto is_over = [&] { return pending.load(std::memory_order_acquire) == 0; };
     if (spin(is_over)) return;
-    int32_t active = num_active.load(std::memory_order_relaxed);
-    if (active <= LEAST_ACTIVE) return wait_asleep();
     std::vector<int64_t> ran_ns = running_ns();
-    int64_t began = now_ns();
+    int64_t began = now_ns(), most_ns = 0;
     wait_asleep();
-    int64_t lost_ns = now_ns() - began, most_ns = 0;
-    std::vector<int64_t> now_ran_ns = running_ns();
+    int64_t now = now_ns();
+    if (now - began < STALL_NS) return;
+    std::vector<int64_t> since_ns = running_ns();
     for (size_t idx = 0; idx < threads.size(); idx++)
-      if (now_ran_ns[idx] - ran_ns[idx] > most_ns) most_ns = now_ran_ns[idx] - ran_ns[idx];
-    lost_ns -= most_ns;
-    if (lost_ns < STALL_NS) return;
+      if (since_ns[idx] - ran_ns[idx] > most_ns) most_ns = since_ns[idx] - ran_ns[idx];
+    if (now - began - most_ns >= STALL_NS) lose(began, now, now - began - most_ns);
+  }
+
+  // Notes what was lost by a wait, and lets a thread rest where it is too much.
+  void lose(int64_t began, int64_t now, int64_t lost_ns) {
+    if (began - window_ns > MAX_WINDOW_NS) window_ns = began, window_lost_ns = 0;
+    window_lost_ns += lost_ns;
+    int64_t window = now - window_ns;
+    int32_t active = num_active.load(std::memory_order_relaxed);
+    if (window < MIN_WINDOW_NS || active * static_cast<double>(window_lost_ns) < WORTH * window) return;
     num_active.store(active - 1, std::memory_order_relaxed);
-    int64_t rest_ns = lost_ns * REST_STALLS;
-    rest_until_ns = now_ns() + (rest_ns < MAX_REST_NS ? rest_ns : MAX_REST_NS);
+    rest_until_ns = now + REST_NS;
+    window_ns = 0;
   }
 
   // How long each thread was running so far.
@@ -193,12 +199,14 @@ struct Threads::State {
     return times;
   }
 
-  // Lets one more thread take part when it has rested.
-  void end_rest() {
+  // Whether all but the caller rest. Lets one more thread take part when it has rested.
+  bool are_resting() {
     int32_t active = num_active.load(std::memory_order_relaxed);
-    if (active > static_cast<int32_t>(threads.size()) || now_ns() < rest_until_ns) return;
-    num_active.store(active + 1, std::memory_order_seq_cst);
-    wake_all(num_active);
+    if (active <= static_cast<int32_t>(threads.size()) && now_ns() >= rest_until_ns) {
+      num_active.store(++active, std::memory_order_seq_cst);
+      wake_all(num_active);
+    }
+    return active == 1;
   }
 
   void wait_asleep() {
@@ -235,11 +243,10 @@ Threads::~Threads() {
 int Threads::count() const { return static_cast<int>(state_->threads.size()) + 1; }
 
 void Threads::run(Part part, void* work, int num_parts) {
-  if (num_parts <= 1 || num_parts > MAX_PARTS || state_->threads.empty()) {
+  if (num_parts <= 1 || num_parts > MAX_PARTS || state_->threads.empty() || state_->are_resting()) {
     for (int idx = 0; idx < num_parts; idx++) part(work, idx, 0);
     return;
   }
-  state_->end_rest();
   state_->publish(part, work, num_parts);
   state_->work_off(0);
   state_->wait_for_others();
