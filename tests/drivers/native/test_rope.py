@@ -30,7 +30,8 @@ def angles(num_tokens: int, num_dims: int) -> tuple[Tensor, Tensor]:
 def turned(heads: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """By definition, in float64: `heads [T, n, D]`."""
     half = cos.shape[-1]
-    low, high, rest = heads.double().split([half, half, heads.shape[-1] - 2 * half], dim=-1)
+    wide = heads.double()
+    low, high, rest = wide[..., :half], wide[..., half : 2 * half], wide[..., 2 * half :]
     c, s = cos.double()[:, None], sin.double()[:, None]
     return torch.cat([low * c - high * s, high * c + low * s, rest], dim=-1)
 
@@ -47,14 +48,14 @@ def test_queries_and_keys_are_normed_and_turned_and_kept(native: NativeAttention
     bed = Bed(native, dtype, HEADS)
     qkv = bed.numbers(21, 10, 48)
     weights = [bed.numbers(n * 48 if norm == "all" else 48) for n in (6, 2)]
-    head_norm = None if norm == "none" else HeadNorm(*weights, 1e-6, norm == "all")
+    head_norm = None if norm == "none" else HeadNorm(weights[0], weights[1], 1e-6, norm == "all")
     cos, sin = angles(21, num_dims)
     context = bed.context(30)  # only for its frames
     rows = [RowSpan(0, 20, 10, context.frames), RowSpan(20, 1, 5, bed.context(16).frames)]
     found = qkv.clone()
     native.rope_kv_write(bed.pages, rows, found, (cos, sin), head_norm)
 
-    queries, keys, values = qkv.split([6, 2, 2], dim=1)
+    queries, keys, values = qkv[:, :6], qkv[:, 6:8], qkv[:, 8:]
     if norm != "none":
         queries, keys = (normed(part, weight, over_all=norm == "all") for part, weight in zip((queries, keys), weights, strict=True))
     torch.testing.assert_close(found[:, :6].double(), turned(queries, cos, sin), rtol=0, atol=3e-6)
