@@ -75,6 +75,7 @@ class Capabilities(msgspec.Struct, frozen=True):
     gives_back: bool = False  # slabs of its arena, while nothing is in them
     streams: bool = False  # runs models whose segments do not all stay (`LoadSpec.slots`)
     drafts: bool = False  # takes notice of `Sampling.draft_tokens`
+    isa: str = ""  # the best level of instructions that native code can be compiled for on this host
     contract_version: int = CONTRACT_VERSION
 
 
@@ -281,6 +282,17 @@ class StepResult(msgspec.Struct, frozen=True, array_like=True):
     copies: CopyTimes = CopyTimes()  # of the whole plan; put in by the worker, with the first answer to it
 
 
+class OpReport(msgspec.Struct, frozen=True, array_like=True):
+    """What runs one op of a model."""
+
+    op: str
+    implementation: str  # "native.norm_linear"
+    covers: tuple[str, ...] = ()  # the primitive ops that it stands for
+    num_calls: int = 0  # in one forward pass
+    why: str = ""  # it was chosen, or a better one was not
+    is_quarantined: bool = False  # it disagreed with its definition, so it does not run
+
+
 class LoadedModel(msgspec.Struct, frozen=True):
     """What a load left behind."""
 
@@ -293,6 +305,8 @@ class LoadedModel(msgspec.Struct, frozen=True):
     copy_s: float = 0.0  # of `seconds`, those in which bytes were copied or read; the rest is kernels and warming up
     num_corrupt: int = 0  # segments whose image in the host tier did not hold its checksum, and which were read from files
     prefill_s: float = 0.0  # per token, of a short input at position 0; 0: the driver does not say
+    runs_on: str = ""  # in a few words: what computes it, and why nothing better does
+    ops: tuple[OpReport, ...] = ()
 
 
 class Driver(Protocol):

@@ -1,0 +1,35 @@
+"""What runs each op of a model, and why: told with a load, and shown by `kernelctl device show`."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+from drivers.contract import OpReport
+from drivers.cpu_ops import Decision, OpChooser
+from drivers.ops.fusion import Choice
+
+
+def runs_on(decision: Decision, ops: OpChooser, num_threads: int) -> str:
+    """What computes a model, in a few words."""
+    threads = f"{num_threads} thread{'s' if num_threads > 1 else ''}"
+    if decision.program is not None and ops.engine is not None:
+        return f"native code ({ops.engine.level}), {threads}"
+    return f"torch, {threads}; native code does not apply: {decision.why_torch}"
+
+
+def op_reports(decision: Decision, ops: OpChooser) -> tuple[OpReport, ...]:
+    """A line for each op and what runs it, in the order of a forward pass, and one for each that is in quarantine."""
+    counted = Counter(_report(choice) for choices in decision.cover.lists for choice in choices)
+    found = [OpReport(report.op, report.implementation, report.covers, num, report.why) for report, num in counted.items()]
+    for name, error in ops.bad.items():
+        why = f"it disagreed with its definition, by {error:.3g} times what is tolerated"
+        found.append(OpReport(name.partition(".")[2], name, why=why, is_quarantined=True))
+    return tuple(found)
+
+
+def _report(choice: Choice) -> OpReport:
+    chosen = choice.implementation
+    assert chosen is not None, "a model with a call that nothing runs is not loaded"
+    better = [f"{name}: {why}" for name, why in choice.refused]
+    why = "; ".join(better) if better else f"one call for {len(chosen.covers)}" if len(chosen.covers) > 1 else "the cheapest that applies"
+    return OpReport(choice.call.op, chosen.name, chosen.covers, 1, why)
