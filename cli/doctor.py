@@ -124,23 +124,24 @@ def check_torch() -> Iterator[Finding]:
 def check_accelerators() -> Iterator[Finding]:
     """NVIDIA devices, where the library for them is."""
     try:
-        import pynvml
+        from drivers import nvml
     except ImportError:
         yield Finding("accelerators", Level.WARN, "nvidia-ml-py is not installed", "pip install nvidia-ml-py")
         return
     try:
-        pynvml.nvmlInit()
-    except pynvml.NVMLError_LibraryNotFound:
+        num_devices = nvml.num_devices()
+    except DriverError as error:
+        yield Finding("accelerators", Level.WARN, str(error), "Run nvidia-smi, and mend what it says.")
+        return
+    if not num_devices:
         yield Finding("accelerators", Level.OK, "no NVIDIA driver on this machine")
-        return
-    except pynvml.NVMLError as error:
-        yield Finding("accelerators", Level.WARN, f"the NVIDIA driver does not answer: {error}", "Run nvidia-smi, and mend what it says.")
-        return
-    try:
-        for index in range(pynvml.nvmlDeviceGetCount()):
-            device = pynvml.nvmlDeviceGetHandleByIndex(index)
-            memory = pynvml.nvmlDeviceGetMemoryInfo(device)
-            text = f"{pynvml.nvmlDeviceGetName(device)}, {bytes_text(memory.free)} of {bytes_text(memory.total)} free"
-            yield Finding(f"gpu {index}", Level.OK, text)
-    finally:
-        pynvml.nvmlShutdown()
+    for index in range(num_devices):
+        try:
+            facts = nvml.read_facts(index)
+        except DriverError as error:
+            yield Finding(f"gpu {index}", Level.FAIL, str(error), "Take it out of use until it is mended.")
+            continue
+        text = f"{facts.name}, {bytes_text(facts.total_bytes - facts.used_bytes)} of {bytes_text(facts.total_bytes)} free"
+        yield Finding(f"gpu {index}", Level.OK, text)
+        for complaint in facts.complaints:
+            yield Finding(f"gpu {index}", Level.WARN, complaint, "See nvidia-smi -q.")

@@ -16,6 +16,7 @@ from drivers.errors import DriverNotFound, DriverUnavailable
 ENTRY_POINT_GROUP = "kerneld.drivers"
 BUILT_IN = {
     "cpu": "drivers.cpu:CpuDriver",
+    "cuda": "drivers.cuda.driver:CudaDriver",
     "fake": "drivers.fake:FakeDriver",
 }
 # Names that are taken, of what no worker can run.

@@ -18,10 +18,9 @@ import triton.language as tl
 from torch import Tensor
 
 from drivers.triton.language import LN2, LOG2E, dot, padded, tanh
-from drivers.triton.layout import AttentionShape, LayerKv, StepRows
+from drivers.triton.layout import PREFILL_TILE, AttentionShape, LayerKv, StepRows
 
 DECODE_TILE = 16  # rows of a tile where rows have one token
-PREFILL_TILE = 64
 KEYS_AT_ONCE = 64  # 32 where heads are wider than 128: devices with 99 KiB of shared memory have to hold a tile too
 MAX_SPLITS = 32
 PROGRAMS = 528  # wanted: four for each of the 132 multiprocessors of an H100
@@ -149,11 +148,6 @@ def _merge(part_ptr, part_lse_ptr, slot_ptr, out_ptr, lse_ptr, H: tl.constexpr, 
 def num_splits(num_tiles: int, num_kv_heads: int) -> int:
     """Splits of a step: as many as fill the device, a power of two."""
     return min(MAX_SPLITS, triton.next_power_of_2(max(1, PROGRAMS // (num_tiles * num_kv_heads))))
-
-
-def tile_tokens(num_queries_per_kv: int, *, is_decode: bool) -> int:
-    """Tokens of one row that a tile holds."""
-    return 1 if is_decode else max(1, PREFILL_TILE // triton.next_power_of_2(num_queries_per_kv))
 
 
 def paged_attention(queries: Tensor, kv: LayerKv, table: Tensor, step: StepRows, shape: AttentionShape) -> tuple[Tensor, Tensor]:

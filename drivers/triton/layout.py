@@ -26,6 +26,7 @@ SCALE_BYTES = 4
 INT_COLUMNS, STOP_COLUMNS, CUT_COLUMNS = 8, 16, 4
 TOKEN, POSITION, IS_DONE, TOP_K, SEED = range(5)  # columns of ints
 TEMPERATURE, TOP_P, MIN_P = range(3)  # columns of cuts
+PREFILL_TILE = 64  # rows of an attention tile where rows have many tokens
 NOT_FINITE, UNUSED = -2, -1  # in place of a drawn token
 QUANTIZED = {torch.int8: 127.0, torch.float8_e4m3fn: 448.0}  # the largest value of each kind
 
@@ -130,3 +131,8 @@ class AttentionShape:
     softcap: float = 0.0
     window: int = 0  # 0: none
     fixed_chunk: int = 0  # keys of one split, whatever the row's length; 0: chosen on the device, from the length
+
+
+def tile_tokens(num_queries_per_kv: int, *, is_decode: bool) -> int:
+    """Tokens of one row that an attention tile holds: its rows are tokens times the queries of a KV head, made a power of two."""
+    return 1 if is_decode else max(1, PREFILL_TILE >> (num_queries_per_kv - 1).bit_length())

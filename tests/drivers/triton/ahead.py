@@ -21,8 +21,7 @@ from triton.compiler import ASTSource, compile
 from triton.runtime.jit import JITFunction
 
 from drivers.ops.calls import Activation
-from drivers.triton.attention import tile_tokens
-from drivers.triton.layout import CUT_COLUMNS, INT_COLUMNS, STOP_COLUMNS, AttentionShape, Heads, KvShape, LayerKv, StepRows
+from drivers.triton.layout import CUT_COLUMNS, INT_COLUMNS, STOP_COLUMNS, AttentionShape, Heads, KvShape, LayerKv, StepRows, tile_tokens
 from drivers.triton.matrix import QuantMatrix
 from drivers.triton.table import kernels
 

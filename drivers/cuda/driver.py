@@ -1,0 +1,271 @@
+"""One NVIDIA device as a driver.
+
+    apply(plan)   pages on the copy stream, rows and tables on the compute stream; nothing is waited for but what a page check needs
+    step(k)       `drivers.cuda.steps`: queued ahead, answered in order
+
+The host keeps the same `RowTable` as the CPU driver: it is the truth of rows, and the device's tables follow it. Never run on a device yet.
+
+Invariants
+1. `_loaded` is replaced, never changed in place: a load in another thread is seen by steps wholly or not at all.
+2. A plan is checked before anything of it is carried out; pages that fail to arrive leave the rows as they were.
+3. Memory changes its owner only behind the last step that was queued (`_quiet`): an unload, a load and a slab wait for it.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+
+import torch
+
+from drivers.contract import Capabilities, CopyTimes, InspectSpec, LoadedModel, LoadSpec, ModelSpec, OpenSpec, Plan, RowResult, StepResult
+from drivers.copier import Copier
+from drivers.cuda.answers import answers
+from drivers.cuda.loading import load_model
+from drivers.cuda.model import CudaModel, FrameForm, open_files
+from drivers.cuda.options import Options
+from drivers.cuda.pages import CudaMover
+from drivers.cuda.runtime import DeviceArena, Runtime
+from drivers.cuda.steps import StepQueue
+from drivers.cuda.weights import WeightCourier
+from drivers.errors import DeviceLost, OptionUnknown, PlanRejected, UnknownModel
+from drivers.hostmem import HostMemory
+from drivers.models.loader import PageShape
+from drivers.plan_check import check_rows
+from drivers.rows import RowTable
+from drivers.rows import StepRows as Share
+
+VERSION = "1"
+DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
+GRANULE_ALIGN = 64
+
+
+def nvidia_runtime() -> Runtime:
+    """The first device of this process. Raises: DriverUnavailable."""
+    from drivers.cuda.device import CudaRuntime
+
+    return CudaRuntime(0)
+
+
+@dataclass(frozen=True, slots=True)
+class Opened:
+    """What `open` takes."""
+
+    runtime: Runtime
+    arena: DeviceArena
+    host: HostMemory | None
+    pages: PageShape
+    mover: CudaMover
+    rows: RowTable
+    courier: WeightCourier
+    copier: Copier
+    options: Options
+    max_rows: int
+    max_step_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """Everything that loads and unloads change."""
+
+    models: Mapping[int, CudaModel] = field(default_factory=dict)
+    queues: Mapping[int, StepQueue] = field(default_factory=dict)
+    spaces: Mapping[int, FrameForm] = field(default_factory=dict)  # those of unloaded models stay: their pages may still be moved
+
+
+class CudaDriver:
+    """See `drivers.contract.Driver`."""
+
+    def __init__(self, make_runtime: Callable[[], Runtime] = nvidia_runtime) -> None:
+        self._make_runtime = make_runtime
+        self._opened_as: Opened | None = None
+        self._loaded = Loaded()
+        self._publishing = threading.Lock()
+        self._num_steps = 0  # of the plan applied last
+
+    def probe(self) -> Capabilities:
+        """Say what this device offers, without taking anything. Raises: DriverUnavailable."""
+        runtime = self._make_runtime() if self._opened_as is None else self._opened_as.runtime
+        facts = runtime.facts()
+        return Capabilities(
+            driver="cuda",
+            version=VERSION,
+            device_name=facts.name,
+            memory_bytes=facts.memory_bytes,
+            dtypes=tuple(DTYPES),
+            quantizations=("int8", "int4"),
+            kv_quantizations=_kv_quants(runtime),
+            graph=True,
+            gives_back=facts.gives_back,
+        )
+
+    def open(self, spec: OpenSpec, host_fd: int | None) -> None:
+        """Take the arena, and map and pin the host tier. Raises: DeviceOutOfMemory, OptionUnknown, PlanRejected, DriverUnavailable."""
+        if self._opened_as is not None:
+            raise PlanRejected("The driver is open already.")
+        options = _check_open(spec)
+        runtime = self._make_runtime()
+        arena = runtime.arena(spec.num_slabs, spec.slab_bytes)
+        host = None if host_fd is None or spec.host_bytes == 0 else HostMemory(host_fd, spec.host_bytes, spec.granule_bytes)
+        if host is not None:
+            runtime.pin(host.span(0, host.size_bytes))
+        copier = Copier(spec.threads or 4)
+        self._opened_as = Opened(
+            runtime=runtime,
+            arena=arena,
+            host=host,
+            pages=PageShape(spec.page_tokens, spec.granule_bytes, DTYPES[spec.dtype]),
+            mover=CudaMover(runtime, arena, host, spec.granule_bytes),
+            rows=RowTable(spec.max_rows, spec.max_step_tokens, spec.page_tokens),
+            courier=WeightCourier(runtime, arena.bytes, host, copier),
+            copier=copier,
+            options=options,
+            max_rows=spec.max_rows,
+            max_step_tokens=spec.max_step_tokens,
+        )
+
+    def inspect(self, spec: InspectSpec) -> ModelSpec:
+        """Read config and headers of a model. Raises: ModelUnsupported, ModelCorrupt."""
+        device = self._opened()
+        return open_files(spec, device.pages, _kv_quants(device.runtime)).spec
+
+    def load(self, spec: LoadSpec, progress: Callable[[int, int], None]) -> LoadedModel:
+        """Copy the weights into place, build kernels and capture decode steps.
+
+        Raises: ModelUnsupported, ModelCorrupt, PlanRejected, DeviceOutOfMemory.
+        """
+        device = self._opened()
+        self._check_free(spec)
+        self._quiet()  # invariant 3
+        files = open_files(spec.source, device.pages, _kv_quants(device.runtime))
+        limits = device.max_rows, device.max_step_tokens
+        with torch.inference_mode():
+            model, told = load_model(files, spec, (device.runtime, device.arena, device.courier), (limits, device.options), progress)
+            queue = StepQueue(device.runtime, model, device.options.run_ahead, device.max_rows)
+        with self._publishing:
+            old, spaces = self._loaded, dict(zip(model.space_ids, model.frames, strict=True))
+            self._loaded = Loaded(
+                {**old.models, spec.model_id: model}, {**old.queues, spec.model_id: queue}, {**old.spaces, **spaces}
+            )  # invariant 1
+        return told
+
+    def unload(self, model_id: int) -> None:
+        """Forget a model. Raises: UnknownModel."""
+        with self._publishing:
+            old = self._loaded
+            if model_id not in old.models:
+                raise UnknownModel(f"It has id {model_id}.")
+            self._quiet()  # invariant 3
+            models = {other: model for other, model in old.models.items() if other != model_id}
+            queues = {other: queue for other, queue in old.queues.items() if other != model_id}
+            self._loaded = replace(old, models=models, queues=queues)
+
+    def park(self, model_id: int, host_offsets: tuple[int, ...]) -> tuple[int, ...]:
+        """Copy a model to the host tier; see the contract. Raises: UnknownModel, PlanRejected."""
+        model = self._loaded.models.get(model_id)
+        if model is None:
+            raise UnknownModel(f"It has id {model_id}.")
+        return self._opened().courier.park(model.places, host_offsets)
+
+    def give_back(self, slabs: tuple[int, ...]) -> None:
+        """Let the device have the memory of free slabs. Raises: PlanRejected."""
+        self._quiet()  # invariant 3
+        memory = self._opened().arena.memory
+        if memory is None:
+            raise PlanRejected("This device's arena is of one piece; its slabs cannot be given back.")
+        memory.give_back(slabs)
+
+    def take(self, slabs: tuple[int, ...]) -> None:
+        """Have the memory of slabs again. Raises: DeviceOutOfMemory, PlanRejected."""
+        memory = self._opened().arena.memory
+        if memory is None:
+            raise PlanRejected("This device's arena is of one piece; its slabs were never given back.")
+        memory.take(slabs)
+
+    def apply(self, plan: Plan) -> None:
+        """Carry out a plan but for its steps. Raises: PlanRejected, before anything changed; PageCorrupt, see the contract."""
+        device, loaded = self._opened(), self._loaded
+        device.mover.check(plan, loaded.spaces)  # invariant 2
+        check_rows(plan, device.rows, {model_id: model.limit for model_id, model in loaded.models.items()})
+        for queue in loaded.queues.values():
+            queue.forget()
+        with torch.inference_mode():
+            device.mover.carry_out(plan, loaded.spaces)
+            started = device.rows.apply(plan)
+            patched = {patch.slot: row.model_id for patch in plan.patches if (row := device.rows.row(patch.slot)) is not None}
+            for model_id, model in loaded.models.items():
+                rows = [row for row in started if row.model_id == model_id]
+                if rows:
+                    model.seats.start(rows)
+                model.seats.patch([patch for patch in plan.patches if patched.get(patch.slot) == model_id])
+            if plan.num_steps == 0:
+                device.mover.settle()
+        self._num_steps = plan.num_steps
+
+    def copied(self) -> CopyTimes:
+        """What pages were copied since this was asked last, and how long it took."""
+        return self._opened().mover.copied()
+
+    def step(self, step_idx: int) -> StepResult:
+        """Answer one step of the plan applied last. Raises: PlanRejected, if it is not the next one; DeviceLost."""
+        device, loaded = self._opened(), self._loaded
+        began = time.perf_counter()
+        results: list[RowResult] = []
+        num_tokens = 0
+        with torch.inference_mode():
+            shares = device.rows.take(step_idx)
+            flights = [self._queue_of(share, loaded).take(share, step_idx, self._num_steps) for share in shares]
+            device.mover.settle()  # beside the step
+            for share, flight in zip(shares, flights, strict=True):
+                flight.event.wait()
+                num_tokens += len(share.tokens)
+                results += answers(share, flight, device.rows)
+        return StepResult(tuple(results), time.perf_counter() - began, num_tokens)
+
+    def close(self) -> None:
+        """Give everything back. Safe to call twice."""
+        device, self._opened_as = self._opened_as, None
+        self._loaded = Loaded()
+        if device is not None:
+            device.runtime.close()
+            if device.host is not None:
+                device.host.close()
+
+    def _queue_of(self, share: Share, loaded: Loaded) -> StepQueue:
+        queue = loaded.queues.get(share.model_id)
+        if queue is None:
+            raise PlanRejected(f"Model {share.model_id} was unloaded under a plan that runs it.")
+        return queue
+
+    def _check_free(self, spec: LoadSpec) -> None:
+        taken = {space_id for model in self._loaded.models.values() for space_id in model.space_ids}
+        if spec.model_id in self._loaded.models or not taken.isdisjoint(spec.space_ids):
+            raise PlanRejected(f"Model {spec.model_id} or one of its spaces {spec.space_ids} is in use already.")
+
+    def _quiet(self) -> None:
+        """Everything that was queued has happened."""
+        runtime = self._opened().runtime
+        runtime.compute.record().wait()
+        runtime.copies.record().wait()
+
+    def _opened(self) -> Opened:
+        if self._opened_as is None:
+            raise DeviceLost("The driver is not open.")
+        return self._opened_as
+
+
+def _kv_quants(runtime: Runtime) -> tuple[str, ...]:
+    return ("int8", "fp8") if runtime.facts().has_fp8 else ("int8",)
+
+
+def _check_open(spec: OpenSpec) -> Options:
+    options = Options.read(spec.options)
+    if spec.dtype not in DTYPES:
+        raise OptionUnknown(f"dtype is {spec.dtype!r}; the cuda driver computes in {', '.join(DTYPES)}.")
+    if spec.batch_invariant:
+        raise OptionUnknown("batch_invariant is true; the cuda driver cannot promise it: the library's linears depend on the batch.")
+    if spec.granule_bytes <= 0 or spec.granule_bytes % GRANULE_ALIGN or spec.num_slabs <= 0 or spec.slab_bytes <= 0:
+        raise PlanRejected(f"The arena needs slabs, and granules that are a multiple of {GRANULE_ALIGN} bytes.")
+    return options

@@ -1,0 +1,90 @@
+"""A load: weights into place, then everything that would otherwise be built in the first step."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+import numpy as np
+import torch
+
+from drivers.contract import LoadedModel, LoadSpec
+from drivers.cuda.model import CudaFiles, CudaModel, build_model, check_places, only
+from drivers.cuda.options import Options
+from drivers.cuda.runtime import DeviceArena, Event, Runtime
+from drivers.cuda.weights import WeightCourier
+from drivers.triton.layout import StepRows, tile_tokens
+
+TRIAL_TOKENS = 512
+Progress = Callable[[int, int], None]
+
+
+def load_model(
+    files: CudaFiles,
+    spec: LoadSpec,
+    device: tuple[Runtime, DeviceArena, WeightCourier],
+    limits: tuple[tuple[int, int], Options],
+    progress: Progress,
+) -> tuple[CudaModel, LoadedModel]:
+    """Load a model; `limits` are (row slots, tokens of a step) and the options. Raises: see `CudaDriver.load`."""
+    began = time.perf_counter()
+    runtime, arena, courier = device
+    (max_rows, max_tokens), options = limits
+    check_places(files.files, spec, arena.bytes.numel())
+    sizes = [segment.size_bytes for segment in files.files.segments]
+    bad: list[int] = []
+    if spec.host_offsets:
+        bad = courier.bring(spec, sizes, progress)
+        if bad:
+            courier.load(only(files, bad), [spec.offsets[idx] for idx in bad], files.pages.dtype, _nothing)
+    else:
+        courier.load(files.files, spec.offsets, files.pages.dtype, progress)
+    copy_s = time.perf_counter() - began
+    model = build_model(files, spec, arena, runtime, (max_rows, max_tokens))
+    pace = warm_up(runtime, model, max_tokens)
+    model.graphs.capture(is_captured=options.graphs)
+    told = LoadedModel(
+        spec.model_id,
+        sum(sizes),
+        time.perf_counter() - began,
+        host_bytes=sum(sizes) - sum(sizes[idx] for idx in bad) if spec.host_offsets else 0,
+        copy_s=copy_s,
+        num_corrupt=len(bad),
+        prefill_s=pace,
+    )
+    return model, told
+
+
+def warm_up(runtime: Runtime, model: CudaModel, max_tokens: int) -> float:
+    """Run the largest prefill and a short one, so that kernels are built and memory for them is had; answers seconds per token.
+
+    Tokens have no slot, so nothing is written to any page; what is read is in bounds, and means nothing.
+    """
+    longest = model.limit.max_positions
+    events: list[Event] = []
+    for num_tokens in (min(max_tokens, longest), *[min(TRIAL_TOKENS, max_tokens, longest)] * 2):
+        events.append(runtime.compute.record())
+        runtime.compute.run(lambda num_tokens=num_tokens: _prefill(runtime, model, num_tokens))  # type: ignore[misc]
+    end = runtime.compute.record()
+    end.wait()
+    return end.seconds_since(events[-1]) / min(TRIAL_TOKENS, max_tokens, longest)
+
+
+def _prefill(runtime: Runtime, model: CudaModel, num_tokens: int) -> None:
+    heads, sent = model.decoder.heads, runtime.sent
+    at_once = tile_tokens(heads.num_queries_per_kv, is_decode=num_tokens == 1)
+    firsts = np.arange(0, num_tokens, at_once, dtype=np.int32)
+    step = StepRows(
+        tokens=torch.zeros(num_tokens, dtype=torch.int64, device=runtime.device),
+        positions=sent(np.arange(num_tokens, dtype=np.int64)),
+        slots=torch.full((num_tokens,), -1, dtype=torch.int32, device=runtime.device),
+        rows=sent(np.array([[model.seats.nobody, 0, num_tokens, 0]], dtype=np.int32)),
+        tiles=sent(np.stack((np.zeros_like(firsts), firsts), axis=1)),
+        tile_tokens=at_once,
+        tables=model.seats.tables,
+    )
+    model.decoder.logits(model.decoder.forward(step)[-1:], step)
+
+
+def _nothing(_done: int, _total: int) -> None:
+    """Progress that was told already."""

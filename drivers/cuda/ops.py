@@ -1,0 +1,201 @@
+"""How the CUDA driver runs a model's calls: which implementations it offers to the fusion pass, and what each fused call does.
+
+Linears of floats are the library's. Nothing here waits for the device or reads from it, so that a decode step can be captured whole.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from drivers.models.weight import Weight
+from drivers.ops import reference
+from drivers.ops.calls import (
+    ActivationSettings,
+    AttentionSettings,
+    Call,
+    EmbedSettings,
+    HeadNormSettings,
+    NormSettings,
+    RopeSettings,
+    SoftcapSettings,
+)
+from drivers.ops.implementation import Implementation, Shapes
+from drivers.ops.ragged import HeadShape
+from drivers.ops.running import setting
+from drivers.triton.layout import Angles, AttentionShape, Heads, LayerKv, StepRows
+from drivers.triton.matrix import QuantMatrix
+from drivers.triton.table import KernelTable
+
+FEW_TOKENS = 64  # up to here quantized weights are multiplied as they are; above, they are written out as floats first
+
+Matrix = Tensor | QuantMatrix
+Parts = Mapping[str, Matrix]
+
+
+@dataclass(slots=True)
+class CudaPass:
+    """One forward pass: values by name, and what calls read beside weights."""
+
+    values: dict[str, Tensor]
+    step: StepRows
+    kernels: KernelTable
+    dtype: torch.dtype
+    heads: Heads
+    kv: Sequence[LayerKv]  # of each layer
+    windows: Sequence[int]  # of each KV group; 0: none
+    angles: Sequence[Angles]  # of each rotary table
+    still: Angles  # that turn nothing
+
+    def out(self, call: Call, *values: Tensor) -> None:
+        """Give a call's outputs their values."""
+        self.values.update(zip(call.outputs, values, strict=True))
+
+    def read(self, call: Call) -> Tensor:
+        """The first input of a call."""
+        return self.values[call.inputs[0]]
+
+
+Run = Callable[[Call, Parts, CudaPass], None]
+
+
+def on_device(part: Tensor | Weight) -> Matrix:
+    """A part of the arena as the kernels take it."""
+    if isinstance(part, Tensor):
+        return part
+    places, storage = part.places, part.storage
+    values = part.bytes[: places.values_bytes].view(places.rows, -1)
+    scales = part.bytes[places.scales_start :][: places.scales_bytes].view(torch.float16 if storage.group else torch.float32)
+    offsets = None
+    if storage.has_offsets:
+        offsets = part.bytes[places.offsets_start :][: places.offsets_bytes].view(torch.float32).view(places.rows, -1)
+    bits = 8 * values.shape[1] // places.columns
+    return QuantMatrix(values, scales.view(places.rows, -1), offsets, part.shape[-1], storage.group, bits)
+
+
+def vector(parts: Parts, name: str) -> Tensor:
+    """A part that is never quantized."""
+    part = parts[name]
+    assert isinstance(part, Tensor), name
+    return part
+
+
+def embed(call: Call, parts: Parts, step: CudaPass) -> None:
+    """Rows of the table."""
+    table, tokens = parts[call.parts[0]], step.read(call)
+    rows = F.embedding(tokens, table) if isinstance(table, Tensor) else step.kernels.dequantize(table, step.dtype, tokens)
+    scale = setting(call, EmbedSettings).scale
+    step.out(call, rows if scale == 1.0 else rows * scale)
+
+
+def embed_positions(call: Call, parts: Parts, step: CudaPass) -> None:
+    """Learned positions."""
+    residual, positions = (step.values[name] for name in call.inputs)
+    step.out(call, reference.embed_positions(residual, positions, vector(parts, call.parts[0])))
+
+
+def rms_norm(call: Call, parts: Parts, step: CudaPass) -> None:
+    """A norm by itself."""
+    norm = setting(call, NormSettings)
+    step.out(call, step.kernels.rms_norm(step.read(call), vector(parts, call.parts[0]), norm.eps, norm.has_unit_offset))
+
+
+def add_rms_norm(call: Call, parts: Parts, step: CudaPass) -> None:
+    """The residual, and its norm."""
+    norm, (x, residual) = setting(call, NormSettings), (step.values[name] for name in call.inputs)
+    y = step.kernels.add_rms_norm(x, residual, vector(parts, call.parts[0]), (norm.eps, norm.has_unit_offset))
+    step.out(call, residual, y)
+
+
+def layer_norm(call: Call, parts: Parts, step: CudaPass) -> None:
+    """As the library does it."""
+    norm, (weight, bias) = setting(call, NormSettings), (vector(parts, name) for name in call.parts)
+    step.out(call, reference.layer_norm(step.read(call), weight, bias, norm.eps, norm.has_unit_offset))
+
+
+def linear(call: Call, parts: Parts, step: CudaPass) -> None:
+    """Floats are the library's; quantized weights are multiplied as they are for few tokens."""
+    x, weight = step.read(call), parts[call.parts[0]]
+    bias = vector(parts, call.parts[1]) if len(call.parts) > 1 else None
+    if isinstance(weight, QuantMatrix):
+        if x.shape[0] <= FEW_TOKENS:
+            step.out(call, step.kernels.quant_linear(x, weight, bias))
+            return
+        weight = step.kernels.dequantize(weight, x.dtype, None)
+    step.out(call, F.linear(x, weight, bias))
+
+
+def head_norm(call: Call, parts: Parts, step: CudaPass) -> None:
+    """Over all heads together; those of single heads are fused with the turn."""
+    query_norm, key_norm = (vector(parts, name) for name in call.parts)
+    heads = HeadShape(step.heads.num_heads, step.heads.num_kv_heads, step.heads.head_dim)
+    step.out(call, reference.head_norm(step.read(call), query_norm, key_norm, heads, setting(call, HeadNormSettings)))
+
+
+def rope_kv_write(call: Call, parts: Parts, step: CudaPass) -> None:
+    """Norms of heads, turns, and the write to pages: as many of them as the call stands for."""
+    qkv, attention = step.read(call), setting(call, AttentionSettings)
+    ropes = [each for each in call.settings if isinstance(each, RopeSettings)]
+    norms = [each for each in call.settings if isinstance(each, HeadNormSettings)]
+    weights = (vector(parts, call.parts[0]), vector(parts, call.parts[1]), norms[0].eps, norms[0].has_unit_offset) if norms else None
+    angles = step.angles[ropes[0].table] if ropes else step.still
+    place = (step.heads, step.step.tables[attention.group], step.step)
+    step.kernels.rope_kv_write(qkv, angles, weights, step.kv[attention.layer], place)
+    step.values.update(dict.fromkeys(call.outputs, qkv))
+
+
+def paged_attention(call: Call, _parts: Parts, step: CudaPass) -> None:
+    """Over the pages of each row."""
+    qkv, attention, heads = step.read(call), setting(call, AttentionSettings), step.heads
+    queries = qkv.view(qkv.shape[0], -1, heads.head_dim)[:, : heads.num_heads]
+    shape = AttentionShape(heads, attention.scale, attention.softcap, step.windows[attention.group])
+    mixed, _ = step.kernels.paged_attention(queries, step.kv[attention.layer], step.step.tables[attention.group], step.step, shape)
+    step.out(call, mixed.flatten(1))
+
+
+def add(call: Call, _parts: Parts, step: CudaPass) -> None:
+    """To the residual, in place."""
+    x, residual = (step.values[name] for name in call.inputs)
+    step.out(call, residual.add_(x))
+
+
+def act_mul(call: Call, _parts: Parts, step: CudaPass) -> None:
+    """Gate and up."""
+    step.out(call, step.kernels.act_mul(step.read(call), setting(call, ActivationSettings).function))
+
+
+def act(call: Call, _parts: Parts, step: CudaPass) -> None:
+    """As the library does it."""
+    step.out(call, reference.act(step.read(call), setting(call, ActivationSettings).function))
+
+
+def softcap(call: Call, _parts: Parts, step: CudaPass) -> None:
+    """As the library does it."""
+    step.out(call, reference.cap(step.read(call), setting(call, SoftcapSettings).cap))
+
+
+def _single_heads(call: Call, _shapes: Shapes) -> str:
+    return "heads are normed together" if setting(call, HeadNormSettings).is_over_all_heads else ""
+
+
+RUNS: dict[str, Run] = {
+    "embed": embed, "embed_positions": embed_positions, "rms_norm": rms_norm, "add_rms_norm": add_rms_norm, "layer_norm": layer_norm,
+    "linear": linear, "head_norm": head_norm, "norm_rope_kv_write": rope_kv_write, "rope_kv_write": rope_kv_write,
+    "kv_write": rope_kv_write, "paged_attention": paged_attention, "add": add, "act_mul": act_mul, "act": act, "softcap": softcap,
+}  # fmt: skip
+SINGLE = (
+    "embed", "embed_positions", "rms_norm", "layer_norm", "linear", "head_norm", "kv_write", "paged_attention", "add", "act_mul", "act",
+    "softcap",
+)  # fmt: skip
+OFFERS = (
+    *(Implementation(op, (op,), "triton", 4.0) for op in SINGLE),
+    Implementation("add_rms_norm", ("add", "rms_norm"), "triton", 5.0, visible=(0, 1)),
+    Implementation("rope_kv_write", ("rope", "kv_write"), "triton", 5.0, visible=(0,), overwrites=True),
+    Implementation(
+        "norm_rope_kv_write", ("head_norm", "rope", "kv_write"), "triton", 6.0, supports=_single_heads, visible=(1,), overwrites=True
+    ),
+)
