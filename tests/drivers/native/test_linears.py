@@ -149,6 +149,16 @@ def test_a_token_that_is_not_finite_poisons_only_itself(level: str, storage: Sto
     assert torch.equal(out[[0, 1, 2, 3, 5, 6, 7, 8]], clean[[0, 1, 2, 3, 5, 6, 7, 8]])
 
 
+@pytest.mark.parametrize("kind", WIDE)
+def test_what_lies_behind_a_token_is_not_looked_at(level: str, kind: Kind) -> None:
+    lib = library(level)
+    panels, x = packed(lib, Storage(kind), 20, 37), torch.randn(3, 37, generator=torch.Generator().manual_seed(8))
+    alone = linear(lib, panels, x[:1].clone())
+    x[1] = float("nan")
+
+    assert torch.equal(linear(lib, panels, x)[:1], alone)
+
+
 @pytest.mark.parametrize("storage", STORAGES, ids=lambda storage: storage.name)
 def test_a_token_of_zeros_gives_the_bias_exactly(level: str, storage: Storage) -> None:
     lib = library(level)

@@ -106,14 +106,14 @@ def test_eight_bits_are_within_half_a_step(level: str, group: int) -> None:
 
 @pytest.mark.parametrize("group", [0, 32, 128])
 def test_four_bits_err_less_than_by_the_largest_magnitude(level: str, group: int) -> None:
-    lib, weight, panels = library(level), normal(64, 256), empty_panels(Storage(Kind.INT4, group), 64, 256)
+    lib, weight, panels = library(level), normal(512, 256), empty_panels(Storage(Kind.INT4, group), 512, 256)
     lib.pack(panels, weight)
 
-    grouped = weight.view(64, -1, group or 256)
+    grouped = weight.view(512, -1, group or 256)
     scales = grouped.abs().amax(-1, keepdim=True) / 7
     plain = ((grouped / scales).round() * scales - grouped).square().sum()
 
-    assert (lib.unpack(panels) - weight).square().sum() < 0.85 * plain
+    assert (lib.unpack(panels) - weight).square().sum() < 0.71 * plain  # measured: 0.70 in groups of 32; 0.63 by row
 
 
 @pytest.mark.parametrize(("kind", "group"), [(Kind.INT8, 0), (Kind.INT8, 32), (Kind.INT4, 32)])
