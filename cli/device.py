@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING
 
 import click
 
-from cli.render import Column, bytes_text, word
+from cli.render import Column, bytes_text, table_of, word, write_line, write_table
 from cli.target import Shell, output_option, pass_shell
 
 if TYPE_CHECKING:
+    from kerneld_client.device_values import Device, DeviceModel
     from kerneld_client.values import TopFrame
 
 
@@ -45,9 +46,18 @@ COLUMNS = (
 )
 
 
-@click.group(short_help="List devices.")
+OP_COLUMNS = (
+    Column("OP", lambda o: o.op),
+    Column("RUNS AS", lambda o: f"{o.implementation} (quarantined)" if o.is_quarantined else o.implementation),
+    Column("STANDS FOR", lambda o: " + ".join(o.covers) or "-"),
+    Column("CALLS", lambda o: str(o.num_calls or "-"), is_number=True),
+    Column("WHY", lambda o: o.why),
+)
+
+
+@click.group(short_help="List and show devices.")
 def device() -> None:
-    """List devices."""
+    """List and show devices."""
 
 
 @device.command("ls")
@@ -58,6 +68,45 @@ def list_command(shell: Shell) -> None:
     with shell.connect() as client:
         frame = client.top()
     shell.printer.rows(list(rows_of(frame)), COLUMNS, lambda row: str(row.device))
+
+
+@device.command("show")
+@click.argument("name", required=False, default="")
+@output_option
+@pass_shell
+def show_command(shell: Shell, name: str) -> None:
+    """Show what a device is, and what runs each op of the models on it; all devices, if none is named."""
+    with shell.connect() as client:
+        devices = client.devices(name)
+    if not shell.printer.is_for_people:
+        shell.printer.rows(devices, (Column("NAME", lambda d: d.name),), lambda row: str(row.name))
+        return
+    for idx, one in enumerate(devices):
+        if idx:
+            write_line("")
+        show_device(one)
+
+
+def show_device(device: Device) -> None:
+    """One device for people: facts, then a table for each model."""
+    facts = [f"{device.name}: {word(device.state)}"]
+    if device.driver:
+        facts[0] += f", {device.driver} {device.version} on {device.device_name}"
+        facts.append(f"memory {bytes_text(device.memory_bytes)}; computes in {', '.join(device.dtypes)}")
+        facts.append(f"quantizes to {', '.join(device.quantizations)}" if device.quantizations else "does not quantize")
+        facts.append(f"instructions {device.isa}" if device.isa else "no native code for this host")
+    for fact in facts:
+        write_line(fact)
+    for model in device.models:
+        show_model(model)
+
+
+def show_model(model: DeviceModel) -> None:
+    """What runs a model, and each of its ops."""
+    write_line("")
+    write_line(f"{model.model}: {model.runs_on or 'its driver does not say what runs it'}")
+    if model.ops:
+        write_table(table_of(list(model.ops), OP_COLUMNS))
 
 
 def rows_of(frame: TopFrame) -> Iterator[DeviceRow]:

@@ -31,7 +31,7 @@ COMMANDS = {
     "explain": ("cli.explain:explain", "Say why something waits, and what would help."),
     "why": ("cli.why:why", "Say when a request has its turn, and why not before."),
     "model": ("cli.model:model", "Load, unload and list models."),
-    "device": ("cli.device:device", "List devices."),
+    "device": ("cli.device:device", "List and show devices."),
     "ctx": ("cli.context:ctx", "Allocate, fork, change and free contexts."),
     "infer": ("cli.infer:infer", "Append input to a context and generate."),
     "attach": ("cli.infer:attach", "Follow a context's stream from an offset."),

@@ -28,6 +28,7 @@ from drivers.contract import (
     LoadSpec,
     ModelSpec,
     OpenSpec,
+    OpReport,
     Plan,
     RowResult,
     StepResult,
@@ -156,6 +157,8 @@ class _FakeDevice:
             host_bytes=host_bytes,
             num_corrupt=num_corrupt if spec.host_offsets else 0,
             prefill_s=self._script.prefill_s,
+            runs_on="a dream of tokens",
+            ops=(OpReport("hash", "fake.hash", num_calls=1, why="there is no other"),),
         )
 
     def park(self, model_id: int, host_offsets: tuple[int, ...]) -> tuple[int, ...]:

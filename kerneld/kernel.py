@@ -5,6 +5,7 @@ from __future__ import annotations
 from kerneld.machine import Machine
 from kerneld.verbs.admin import AdminVerbs
 from kerneld.verbs.contexts import ContextVerbs
+from kerneld.verbs.devices import DeviceVerbs
 from kerneld.verbs.edits import EditVerbs
 from kerneld.verbs.groups import GroupVerbs
 from kerneld.verbs.images import ImageVerbs
@@ -56,6 +57,7 @@ class Kernel:
         usage = UsageVerbs(machine)
         self.usage, self.shares = usage.usage, usage.shares
         self.read_memory, self.fsck = memory.read_memory, memory.fsck
+        self.list_devices = DeviceVerbs(machine).list_devices
         self.explain_context, self.explain_model = memory.explain_context, memory.explain_model
         self.explain_request, self.list_requests = memory.explain_request, memory.list_requests
 

@@ -19,7 +19,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from drivers.contract import InspectSpec, LoadedModel, ModelSpec
+from drivers.contract import InspectSpec, LoadedModel, ModelSpec, OpReport
 from kerneld.calls import LoadProgress, ModelInfo, ModelState, RegisterArgs
 from kerneld.errors import InvalidArgument, NotFound
 from kerneld.template import ChatTemplate
@@ -67,6 +67,8 @@ class Model:
     streamed_bytes: int = 0  # that every forward pass reads again
     stream_rate: float = 0.0  # bytes per second at which that began
     prefill_s: float = 0.0  # per token, of a short input when it was loaded; 0: the driver does not say
+    runs_on: str = ""  # what computes it, in the driver's words
+    ops: tuple[OpReport, ...] = ()
     image: HostImage | None = None  # in the host tier
     resident_since: float = 0.0
     num_loads: int = 0
@@ -107,6 +109,7 @@ class Model:
     def note_loaded(self, loaded: LoadedModel) -> None:
         """What the device said of its load."""
         self.streamed_bytes, self.stream_rate, self.prefill_s = loaded.streamed_bytes, loaded.stream_rate, loaded.prefill_s
+        self.runs_on, self.ops = loaded.runs_on, loaded.ops
 
     @property
     def stream_s(self) -> float:

@@ -8,7 +8,7 @@ from typing import Protocol
 from kerneld.calls import Caller, ListArgs
 from kerneld.errors import InvalidArgument
 from kerneld_client.pb import syscalls_pb2 as pb
-from syscalls import answers, convert, memory_answers, request_answers, usage_answers
+from syscalls import answers, convert, device_answers, memory_answers, request_answers, usage_answers
 from syscalls.streams import closing
 from syscalls.verbs import AdminVerbs, MemoryVerbs, UsageVerbs
 
@@ -97,6 +97,11 @@ class Admin:
         async with closing(self._kernel.events(caller, request.follow, request.since)) as records:
             async for record in records:
                 yield answers.event(record)
+
+    async def ListDevices(self, request: pb.ListDevicesRequest, caller: Caller) -> pb.ListDevicesResponse:
+        """Show devices, and what runs the models on them."""
+        reports = self._kernel.list_devices(caller, request.name)
+        return pb.ListDevicesResponse(devices=map(device_answers.device, reports))
 
     async def ReadMemory(self, request: pb.ReadMemoryRequest, caller: Caller) -> pb.Memory:
         """Show the ledger of memory, and the latest decisions over pages."""

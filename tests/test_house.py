@@ -53,6 +53,7 @@ DOORS = {
         "kerneld.errors",
         "kerneld.config",
         "kerneld.events",
+        "kerneld.devicereport",
         "kerneld.holdings",
         "kerneld.metrics",
         "kerneld.security.acl",

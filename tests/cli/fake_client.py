@@ -11,7 +11,7 @@ from click.testing import CliRunner, Result
 
 from cli.main import cli
 from cli.target import Target
-from kerneld_client import memory_values, usage_values, values
+from kerneld_client import device_values, memory_values, usage_values, values
 from kerneld_client.errors import KerneldError
 
 LONG_AGO = time.time() - 3 * 86400 - 2 * 3600 - 60  # shown as 3d2h
@@ -62,6 +62,28 @@ MODEL = values.ModelInfo(
     device_bytes=24 << 20,
     host_bytes=24 << 20,
     num_loads=2,
+)
+DEVICE = device_values.Device(
+    name="cpu0",
+    state="running",
+    driver="cpu",
+    version="2",
+    device_name="x86_64 CPU, 2 threads",
+    memory_bytes=1 << 30,
+    dtypes=("float32", "bfloat16"),
+    quantizations=("int8",),
+    isa="avx2",
+    is_batch_invariant=True,
+    models=(
+        device_values.DeviceModel(
+            "small",
+            "native code (avx2), 2 threads",
+            (
+                device_values.OpReport("norm_linear", "native.norm_linear", ("rms_norm", "linear"), 61, "one call for 2", False),
+                device_values.OpReport("softcap", "native.softcap", (), 0, "it disagreed", True),
+            ),
+        ),
+    ),
 )
 IMAGE = values.Image("i1", "c1", "small", "ana", "lab/ana", 20, 2, 1536, LONG_AGO, "before")
 HOLDING = memory_values.Holding("device", "lab/ana", "kv", "c" * 32, "running", 14 << 20)
@@ -206,6 +228,7 @@ class FakeClient:
             "drain": values.Drained(3, 1),
             "top": self.frame,
             "memory": MEMORY,
+            "devices": [DEVICE],
             "explain": self.explanation,
             "requests": [OUTLOOK, replace(OUTLOOK, request="c" * 32, state="running", position=0, tenant_position=0)],
             "fsck": iter((BOOKS, JOURNAL) if self.problems else (BOOKS,)),

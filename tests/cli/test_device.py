@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 
 import pytest
@@ -56,3 +57,24 @@ def test_a_device_is_asked_for_by_name(kernelctl: Kernelctl) -> None:
 
     assert kernelctl.client.arguments_of("load")[1]["device"] == "gpu0"
     assert kernelctl.client.arguments_of("unload")[1]["device"] == "gpu0"
+
+
+SHOWN = """\
+cpu0: running, cpu 2 on x86_64 CPU, 2 threads
+memory 1GiB; computes in float32, bfloat16
+quantizes to int8
+instructions avx2
+
+small: native code (avx2), 2 threads
+OP           RUNS AS                       STANDS FOR         CALLS  WHY
+norm_linear  native.norm_linear            rms_norm + linear     61  one call for 2
+softcap      native.softcap (quarantined)  -                      -  it disagreed
+"""
+
+
+def test_a_device_is_shown_with_what_runs_each_op(kernelctl: Kernelctl) -> None:
+    assert kernelctl("device", "show", "cpu0").stdout == SHOWN
+    assert kernelctl.client.arguments_of("devices") == (("cpu0",), {})
+    [device] = json.loads(kernelctl("device", "show", "-o", "json").stdout)
+    assert device["models"][0]["ops"][1]["is_quarantined"] is True
+    assert kernelctl("device", "show", "-o", "name").stdout == "cpu0\n"

@@ -52,6 +52,7 @@ from kerneld.calls import (
     Verified,
     WorkerStatus,
 )
+from kerneld.devicereport import DeviceReport
 from kerneld.errors import NotFound, OutOfRange
 from kerneld.holdings import (
     Explanation,
@@ -423,6 +424,12 @@ class FakeKernel:
                 models=tuple(self.models.values()),
                 boot_generation=1,
             )
+
+    def list_devices(self, caller: Caller, name: str = "") -> tuple[DeviceReport, ...]:
+        self.note("list_devices", caller, name)
+        if name not in ("", "cpu0"):
+            raise NotFound("device", name)
+        return (DeviceReport("cpu0", "running", driver="cpu", memory_bytes=1 << 30),)
 
     def read_memory(self, caller: Caller, num_decisions: int = 0) -> MemoryReport:
         self.note("read_memory", caller, num_decisions)

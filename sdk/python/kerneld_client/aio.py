@@ -14,7 +14,7 @@ from collections.abc import AsyncIterator, Callable, Generator
 from pathlib import Path
 from typing import Any, Unpack
 
-from kerneld_client import calls, machine_calls, memory_values, values
+from kerneld_client import calls, device_calls, device_values, machine_calls, memory_values, values
 from kerneld_client.aio_context import Context
 from kerneld_client.aio_tenancy import Tenancy
 from kerneld_client.aio_wire import AioWire, Stream
@@ -234,6 +234,10 @@ class Client(Tenancy):
     def events(self, *, follow: bool = False, since: int = 0) -> AsyncIterator[values.Event]:
         """What happened from sequence number `since` on; with follow, what happens too."""
         return self._wire.replay(machine_calls.events(follow, since), lambda event: machine_calls.events(follow, event.sequence + 1))
+
+    async def devices(self, name: str = "") -> list[device_values.Device]:
+        """All devices, or the one of that name: what they are, and what runs the models on them."""
+        return await self._wire.invoke(device_calls.devices(name))
 
     async def memory(self, *, num_decisions: int = 0) -> memory_values.Memory:
         """Who holds what, by tier; with `num_decisions`, the latest choices between bringing pages back and computing them again."""

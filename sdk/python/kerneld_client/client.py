@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Unpack
 
-from kerneld_client import calls, machine_calls, memory_values, values
+from kerneld_client import calls, device_calls, device_values, machine_calls, memory_values, values
 from kerneld_client.context import Context
 from kerneld_client.errors import Unavailable
 from kerneld_client.options import AllocOptions
@@ -213,6 +213,10 @@ class Client(Tenancy):
     def events(self, *, follow: bool = False, since: int = 0) -> Iterator[values.Event]:
         """What happened from sequence number `since` on; with follow, what happens too."""
         return self._wire.replay(machine_calls.events(follow, since), lambda event: machine_calls.events(follow, event.sequence + 1))
+
+    def devices(self, name: str = "") -> list[device_values.Device]:
+        """All devices, or the one of that name: what they are, and what runs the models on them."""
+        return self._wire.invoke(device_calls.devices(name))
 
     def memory(self, *, num_decisions: int = 0) -> memory_values.Memory:
         """Who holds what, by tier; with `num_decisions`, the latest choices between bringing pages back and computing them again."""

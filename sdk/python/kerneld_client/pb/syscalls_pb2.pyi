@@ -1463,6 +1463,70 @@ class Memory(_message.Message):
     decisions: _containers.RepeatedCompositeFieldContainer[PathDecision]
     def __init__(self, tiers: _Optional[_Iterable[_Union[TierTotal, _Mapping]]] = ..., accounts: _Optional[_Iterable[_Union[TierAccount, _Mapping]]] = ..., decisions: _Optional[_Iterable[_Union[PathDecision, _Mapping]]] = ...) -> None: ...
 
+class ListDevicesRequest(_message.Message):
+    __slots__ = ("name",)
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    def __init__(self, name: _Optional[str] = ...) -> None: ...
+
+class ListDevicesResponse(_message.Message):
+    __slots__ = ("devices",)
+    DEVICES_FIELD_NUMBER: _ClassVar[int]
+    devices: _containers.RepeatedCompositeFieldContainer[Device]
+    def __init__(self, devices: _Optional[_Iterable[_Union[Device, _Mapping]]] = ...) -> None: ...
+
+class Device(_message.Message):
+    __slots__ = ("name", "state", "driver", "version", "device_name", "memory_bytes", "dtypes", "quantizations", "isa", "is_batch_invariant", "models")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    STATE_FIELD_NUMBER: _ClassVar[int]
+    DRIVER_FIELD_NUMBER: _ClassVar[int]
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    DEVICE_NAME_FIELD_NUMBER: _ClassVar[int]
+    MEMORY_BYTES_FIELD_NUMBER: _ClassVar[int]
+    DTYPES_FIELD_NUMBER: _ClassVar[int]
+    QUANTIZATIONS_FIELD_NUMBER: _ClassVar[int]
+    ISA_FIELD_NUMBER: _ClassVar[int]
+    IS_BATCH_INVARIANT_FIELD_NUMBER: _ClassVar[int]
+    MODELS_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    state: str
+    driver: str
+    version: str
+    device_name: str
+    memory_bytes: int
+    dtypes: _containers.RepeatedScalarFieldContainer[str]
+    quantizations: _containers.RepeatedScalarFieldContainer[str]
+    isa: str
+    is_batch_invariant: bool
+    models: _containers.RepeatedCompositeFieldContainer[DeviceModel]
+    def __init__(self, name: _Optional[str] = ..., state: _Optional[str] = ..., driver: _Optional[str] = ..., version: _Optional[str] = ..., device_name: _Optional[str] = ..., memory_bytes: _Optional[int] = ..., dtypes: _Optional[_Iterable[str]] = ..., quantizations: _Optional[_Iterable[str]] = ..., isa: _Optional[str] = ..., is_batch_invariant: _Optional[bool] = ..., models: _Optional[_Iterable[_Union[DeviceModel, _Mapping]]] = ...) -> None: ...
+
+class DeviceModel(_message.Message):
+    __slots__ = ("model", "runs_on", "ops")
+    MODEL_FIELD_NUMBER: _ClassVar[int]
+    RUNS_ON_FIELD_NUMBER: _ClassVar[int]
+    OPS_FIELD_NUMBER: _ClassVar[int]
+    model: str
+    runs_on: str
+    ops: _containers.RepeatedCompositeFieldContainer[OpReport]
+    def __init__(self, model: _Optional[str] = ..., runs_on: _Optional[str] = ..., ops: _Optional[_Iterable[_Union[OpReport, _Mapping]]] = ...) -> None: ...
+
+class OpReport(_message.Message):
+    __slots__ = ("op", "implementation", "covers", "num_calls", "why", "is_quarantined")
+    OP_FIELD_NUMBER: _ClassVar[int]
+    IMPLEMENTATION_FIELD_NUMBER: _ClassVar[int]
+    COVERS_FIELD_NUMBER: _ClassVar[int]
+    NUM_CALLS_FIELD_NUMBER: _ClassVar[int]
+    WHY_FIELD_NUMBER: _ClassVar[int]
+    IS_QUARANTINED_FIELD_NUMBER: _ClassVar[int]
+    op: str
+    implementation: str
+    covers: _containers.RepeatedScalarFieldContainer[str]
+    num_calls: int
+    why: str
+    is_quarantined: bool
+    def __init__(self, op: _Optional[str] = ..., implementation: _Optional[str] = ..., covers: _Optional[_Iterable[str]] = ..., num_calls: _Optional[int] = ..., why: _Optional[str] = ..., is_quarantined: _Optional[bool] = ...) -> None: ...
+
 class ExplainRequest(_message.Message):
     __slots__ = ("context_id", "model", "request")
     CONTEXT_ID_FIELD_NUMBER: _ClassVar[int]

@@ -1498,6 +1498,11 @@ class AdminStub:
                 request_serializer=kerneld__client_dot_pb_dot_syscalls__pb2.EventsRequest.SerializeToString,
                 response_deserializer=kerneld__client_dot_pb_dot_syscalls__pb2.Event.FromString,
                 _registered_method=True)
+        self.ListDevices = channel.unary_unary(
+                '/kerneld.v1.Admin/ListDevices',
+                request_serializer=kerneld__client_dot_pb_dot_syscalls__pb2.ListDevicesRequest.SerializeToString,
+                response_deserializer=kerneld__client_dot_pb_dot_syscalls__pb2.ListDevicesResponse.FromString,
+                _registered_method=True)
         self.ReadMemory = channel.unary_unary(
                 '/kerneld.v1.Admin/ReadMemory',
                 request_serializer=kerneld__client_dot_pb_dot_syscalls__pb2.ReadMemoryRequest.SerializeToString,
@@ -1625,6 +1630,12 @@ class AdminServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ListDevices(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def ReadMemory(self, request, context):
         """Missing associated documentation comment in .proto file."""
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -1738,6 +1749,11 @@ def add_AdminServicer_to_server(servicer, server):
                     servicer.Events,
                     request_deserializer=kerneld__client_dot_pb_dot_syscalls__pb2.EventsRequest.FromString,
                     response_serializer=kerneld__client_dot_pb_dot_syscalls__pb2.Event.SerializeToString,
+            ),
+            'ListDevices': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListDevices,
+                    request_deserializer=kerneld__client_dot_pb_dot_syscalls__pb2.ListDevicesRequest.FromString,
+                    response_serializer=kerneld__client_dot_pb_dot_syscalls__pb2.ListDevicesResponse.SerializeToString,
             ),
             'ReadMemory': grpc.unary_unary_rpc_method_handler(
                     servicer.ReadMemory,
@@ -2177,6 +2193,33 @@ class Admin:
             '/kerneld.v1.Admin/Events',
             kerneld__client_dot_pb_dot_syscalls__pb2.EventsRequest.SerializeToString,
             kerneld__client_dot_pb_dot_syscalls__pb2.Event.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListDevices(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/kerneld.v1.Admin/ListDevices',
+            kerneld__client_dot_pb_dot_syscalls__pb2.ListDevicesRequest.SerializeToString,
+            kerneld__client_dot_pb_dot_syscalls__pb2.ListDevicesResponse.FromString,
             options,
             channel_credentials,
             insecure,
