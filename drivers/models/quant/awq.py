@@ -38,6 +38,7 @@ class AwqMatrix:
     tensors: Mapping[str, StoredTensor]
     shape: tuple[int, ...]
     form: Storage
+    group: int
 
     @property
     def source(self) -> tuple[str, int]:
@@ -54,7 +55,8 @@ class AwqMatrix:
         integers = outputs_first(read_rows(shards, self.tensors["qweight"]))
         zeros = outputs_first(read_rows(shards, self.tensors["qzeros"]))
         scales = np.ascontiguousarray(read_rows(shards, self.tensors["scales"]).T)
-        return tile_of(self.form, BITS, integers, scales, zeros).part(first, end)
+        at = np.arange(self.shape[1]) // self.group
+        return tile_of(self.form, integers, scales, zeros, at).part(first, end)
 
 
 def outputs_first(words: Array) -> Array:
@@ -81,7 +83,7 @@ def read_awq(fields: Fields, tensors: Mapping[str, StoredTensor]) -> tuple[dict[
     matrices: dict[str, Stored] = {}
     for module in modules_of(tensors, "qweight").values():
         shape, group = _checked(module, group_size)
-        matrices[f"{module.name}.weight"] = AwqMatrix(module.tensors, shape, integer_form(BITS, group, shape[1], True))
+        matrices[f"{module.name}.weight"] = AwqMatrix(module.tensors, shape, integer_form(BITS, group, shape[1], True), group)
     return matrices, f"awq int4{f' in groups of {group_size}' if group_size > 0 else ''}"
 
 

@@ -28,7 +28,6 @@ from drivers.models.quant.matrix import (
     KINDS_OF_BITS,
     Module,
     check_known,
-    floats_at,
     group_of,
     integer_form,
     modules_of,
@@ -103,12 +102,8 @@ class IntegerMatrix:
         stored = read_rows(shards, self._weight, first, end)
         integers = (stored.view(np.uint8) ^ np.uint8(128)) if stored.dtype == np.int8 else unpacked(stored, bits)[:, : self.shape[1]]
         scales = self._of_rows(read_rows(shards, self.tensors["weight_scale"]), first, end)
-        zeros = None if self.scheme.is_symmetric else self._zeros(shards, first, end)
-        at = self._groups(shards)
-        if self.scheme.is_ordered:
-            offsets = scales * (np.float32(middle) if zeros is None else zeros.astype(np.float32))
-            return floats_at(integers, scales, offsets, at)
-        return tile_of(self.form, bits, integers, scales, zeros)
+        zeros = np.full_like(scales, middle) if self.scheme.is_symmetric else self._zeros(shards, first, end)
+        return tile_of(self.form, integers, scales, zeros, self._groups(shards))
 
     def _of_rows(self, values: Array, first: int, end: int) -> Array:
         """Scales or zero points of some rows; one for the whole matrix stands for every row."""

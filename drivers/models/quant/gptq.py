@@ -25,7 +25,6 @@ from drivers.models.quant.matrix import (
     KINDS_OF_BITS,
     Module,
     check_known,
-    floats_at,
     group_of,
     integer_form,
     modules_of,
@@ -79,12 +78,9 @@ class GptqMatrix:
         stored = unpacked(read_rows(shards, self.tensors["qzeros"]), self.bits).T
         zeros = (stored.astype(np.int32) + self.zero_shift) & ((1 << self.bits) - 1)
         at = self._groups(shards)
-        if self.is_ordered:
-            wide = scales.astype(np.float32)
-            return floats_at(integers, wide, wide * zeros.astype(np.float32), at).part(first, end)
         if not self.form.has_offsets and self.form.is_quantized and (zeros != 1 << (self.bits - 1)).any():
             raise ModelCorrupt(f"{self.tensors['qzeros'].name} has other zero points than those of sym, which config.json says.")
-        return tile_of(self.form, self.bits, integers, scales, zeros).part(first, end)
+        return tile_of(self.form, integers, scales, zeros, at).part(first, end)
 
     def _groups(self, shards: Shards) -> Array:
         columns = self.shape[1]

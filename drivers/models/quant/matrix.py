@@ -74,20 +74,16 @@ def integer_form(bits: int, group: int, columns: int, has_offsets: bool) -> Stor
     return Storage(KINDS_OF_BITS[bits], group, has_offsets)
 
 
-def tile_of(form: Storage, bits: int, integers: Array, scales: Array, zeros: Array | None) -> Tile:
-    """A tile of `form` of unsigned `integers [rows, columns]`, with scales, and zero points that are integers, `[rows, groups]`."""
+def tile_of(form: Storage, integers: Array, scales: Array, zeros: Array, at: Array) -> Tile:
+    """A tile of `form` of unsigned `integers [rows, columns]`, with scales, and zero points that are integers, `[rows, groups]`.
+
+    Column k belongs to group `at[k]`: of integers, to `k // form.group`.
+    """
     wide = scales.astype(np.float32)
-    offsets = None if zeros is None else wide * zeros.astype(np.float32)
+    offsets = wide * zeros.astype(np.float32)
     if form.is_quantized:
         return Tile(form.kind, integers, scales, offsets if form.has_offsets else None, form.group)
-    groups = -(-integers.shape[1] // max(1, scales.shape[1]))
-    at = np.minimum(np.arange(integers.shape[1]) // groups, scales.shape[1] - 1)
-    return floats_at(integers, wide, offsets if offsets is not None else wide * np.float32(1 << (bits - 1)), at)
-
-
-def floats_at(integers: Array, scales: Array, offsets: Array, at: Array) -> Tile:
-    """Floats of integers of which column k belongs to group `at[k]`."""
-    return Tile(Kind.FLOAT32, integers.astype(np.float32) * scales[:, at] - offsets[:, at])
+    return Tile(Kind.FLOAT32, integers.astype(np.float32) * wide[:, at] - offsets[:, at])
 
 
 def read_rows(shards: Shards, stored: StoredTensor, first: int = 0, end: int | None = None) -> Array:

@@ -38,7 +38,7 @@ def gptq(bits: int, group: int, is_symmetric: bool = True, is_ordered: bool = Fa
 
     def store(random: np.random.Generator, rows: int, columns: int) -> tuple[dict[str, Array], Array]:
         size = columns if group == -1 else group
-        groups = columns // size
+        groups = -(-columns // size)
         q = random.integers(0, 1 << bits, (columns, rows))
         zeros = np.full((groups, rows), 1 << (bits - 1)) if is_symmetric else random.integers(1, 1 << bits, (groups, rows))
         scales = scales_for(random, (groups, rows))
@@ -62,7 +62,7 @@ def awq(group: int) -> Store:
 
     def store(random: np.random.Generator, rows: int, columns: int) -> tuple[dict[str, Array], Array]:
         size = columns if group == -1 else group
-        groups, at = columns // size, np.arange(columns) // size
+        groups, at = -(-columns // size), np.arange(columns) // size
         q, zeros = random.integers(0, 16, (columns, rows)), random.integers(0, 16, (groups, rows))
         scales = scales_for(random, (groups, rows))
         stored = {"qweight": pack(q.T, 4, order).T, "qzeros": pack(zeros.T, 4, order).T, "scales": scales}
@@ -92,7 +92,7 @@ def w4a16(group: int, is_symmetric: bool = True, is_ordered: bool = False, bits:
 
     def store(random: np.random.Generator, rows: int, columns: int) -> tuple[dict[str, Array], Array]:
         size = columns if group == -1 else group
-        groups, at = columns // size, np.arange(columns) // size
+        groups, at = -(-columns // size), np.arange(columns) // size
         if is_ordered:
             at = random.permutation(at)
         q = random.integers(-middle, middle, (rows, columns))
@@ -155,6 +155,9 @@ CASES: dict[str, tuple[Mapping[str, object], Store, str]] = {
     "gptq by row": (gptq_config(group_size=-1), gptq(4, -1), "int4"),
     "gptq in groups of heads": (gptq_config(group_size=64), gptq(4, 64), "int4 in groups of 64"),
     "gptq in small groups": (gptq_config(group_size=16), gptq(4, 16), "float32"),
+    "gptq with a rest": (gptq_config(group_size=128), gptq(4, 128), "float32"),
+    "awq with a rest": ({**AWQ, "group_size": 128}, awq(128), "float32"),
+    "w4a16 with a rest": (compressed("pack-quantized", num_bits=4, strategy="group", group_size=128), w4a16(128), "float32"),
     "gptq out of order": (gptq_config(sym=False, desc_act=True), gptq(4, 32, is_symmetric=False, is_ordered=True), "float32"),
     "awq": (AWQ, awq(32), "int4 in groups of 32 with offsets"),
     "awq by row": ({**AWQ, "group_size": -1}, awq(-1), "int4 with offsets"),
