@@ -28,6 +28,7 @@ def examine(config: Config) -> Iterator[Finding]:
     yield check_python()
     yield from check_packages()
     yield check_compiler()
+    yield check_native()
     yield from check_driver(config)
     yield from check_torch()
     yield from check_accelerators()
@@ -83,6 +84,20 @@ def check_compiler() -> Finding:
         if path is not None:
             return Finding("compiler", Level.OK, path)
     return Finding("compiler", Level.WARN, "no C compiler", "Install one for fast page copies and fused operations: sudo apt install gcc")
+
+
+def check_native() -> Finding:
+    """The native code of the cpu driver: built now, if it was not before."""
+    try:
+        from drivers.native.build import cpu_library
+        from drivers.native.isa import levels
+    except ImportError:
+        return Finding("native code", Level.WARN, "not looked at without its packages", "pip install 'kerneld[daemon]'")
+    built = cpu_library()
+    if built.library is None:
+        return Finding("native code", Level.WARN, f"torch computes in its place: {built.why}", "Mend that, and start the daemon again.")
+    others = "" if built.level == levels()[0] else f" (KERNELD_ISA; this processor could run {levels()[0]})"
+    return Finding("native code", Level.OK, f"built for {built.level}{others}")
 
 
 def check_driver(config: Config) -> Iterator[Finding]:

@@ -12,7 +12,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from cli.daemon import cli
-from cli.doctor import check_package, version_key
+from cli.doctor import check_native, check_package, version_key
 from cli.findings import Finding, Level
 from cli.host import check_cgroup, check_memory, check_page_file, check_sockets, check_state_dir
 from kerneld.config import Config, ConfigError
@@ -81,6 +81,15 @@ def test_a_package_must_be_there_and_new_enough() -> None:
     assert check_package("click", "999").level is Level.FAIL
     assert check_package("no-such-distribution", "0").level is Level.FAIL
     assert version_key("2.13.0+cpu") < version_key("2.14") < version_key("2.14.1rc1")
+
+
+def test_native_code_is_built_or_what_to_do_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert check_native().level is Level.OK, "the compiler of the tests' machine builds it"
+    monkeypatch.setenv("KERNELD_ISA", "generic")
+    assert "built for generic (KERNELD_ISA" in check_native().detail
+    monkeypatch.setenv("KERNELD_ISA", "mmx")
+    assert check_native().level is Level.WARN
+    assert "'mmx'" in check_native().detail
 
 
 def test_more_memory_than_there_is_fails(tmp_path: Path) -> None:
