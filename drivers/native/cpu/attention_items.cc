@@ -32,15 +32,13 @@ void each_piece(const AttentionRow& row, int window, int most_tokens, Each each)
 
 }  // namespace
 
-AttentionRoom attention_room(const Pages& pages, const AttentionSettings& settings, int max_rows, int max_tokens, int num_threads) {
-  const int64_t pieces = max_rows + max_tokens / item_tokens(settings.num_heads, pages.kv_heads);
-  const int64_t head = int64_t(pages.head_dim) * sizeof(float);
+AttentionRoom attention_room(const Pages& pages, const AttentionSettings& settings, int num_threads) {
+  const int64_t head = int64_t(pages.head_dim) * sizeof(float), group = settings.num_heads / pages.kv_heads;
+  const int64_t queries = group > ITEM_QUERIES ? group : ITEM_QUERIES;
   AttentionRoom room;
-  room.max_items = pieces * pages.kv_heads + MOST_PARTIALS;
   room.partial_bytes = MOST_PARTIALS * (head + RECORD_EXTRA * int64_t(sizeof(float)));
   room.counter_bytes = int64_t(PARTS_PER_THREAD) * num_threads * sizeof(int32_t);
-  const int64_t queries = settings.num_heads / pages.kv_heads > ITEM_QUERIES ? settings.num_heads / pages.kv_heads : ITEM_QUERIES;
-  room.thread_bytes = queries * (3 * head + 8 * int64_t(sizeof(float))) + 1024;
+  room.thread_bytes = queries * (3 * head + 8 * int64_t(sizeof(float))) + 1024;  // and what is lost between one and the next
   return room;
 }
 
@@ -61,11 +59,13 @@ int attention_items(const Pages& pages, const AttentionSettings& settings, const
                             num_partials + parts * num_queries <= MOST_PARTIALS;
         AttentionItem item{r, head, piece.first_token, piece.num_tokens, piece.first_partition(), parts, 1, 0, 0, 0};
         if (!is_cut) {
-          items[num_items++] = item;
+          if (items) items[num_items] = item;
+          num_items++;
           return;
         }
         item.num_partitions = 1, item.num_siblings = parts, item.first_partial = num_partials, item.counter = num_counters++;
-        for (int part = 0; part < parts; part++, item.first_partition++, item.partial++) items[num_items++] = item;
+        for (int part = 0; part < parts; part++, num_items++, item.first_partition++, item.partial++)
+          if (items) items[num_items] = item;
         num_partials += parts * num_queries;
       });
     }

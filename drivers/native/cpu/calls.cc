@@ -83,10 +83,9 @@ KD_EXPORT void kd_end_threads(Threads* threads) { delete threads; }
 // first, every `order`-th of them at a time. Returns the number of items, or -1 where a counter was not left at zero.
 KD_EXPORT int kd_attention(const Pages* pages, const AttentionSettings* settings, const AttentionRow* rows, int num_rows,
                            const AttentionValues* values, int num_threads, int order, Threads* threads) {
-  int num_tokens = 0;
-  for (int r = 0; r < num_rows; r++) num_tokens += rows[r].count;
-  const AttentionRoom room = attention_room(*pages, *settings, num_rows, num_tokens, num_threads);
-  const Memory items(room.max_items * sizeof(AttentionItem)), partials(room.partial_bytes), counters(room.counter_bytes),
+  const AttentionRoom room = attention_room(*pages, *settings, num_threads);
+  const int most_items = attention_items(*pages, *settings, rows, num_rows, num_threads, nullptr);
+  const Memory items(most_items * sizeof(AttentionItem)), partials(room.partial_bytes), counters(room.counter_bytes),
       own(room.thread_bytes * (threads ? threads->count() : 1));
   Attending work{*pages, *settings, rows, static_cast<AttentionItem*>(items.at), *values, partials.at, static_cast<int32_t*>(counters.at),
                  static_cast<uint8_t*>(own.at), room.thread_bytes};

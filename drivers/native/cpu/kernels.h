@@ -87,9 +87,8 @@ struct AttentionItem {
   int32_t counter;                      // which of the counters the siblings share
 };
 
-// What has to be there before any step, for steps of at most so many rows and tokens.
+// What has to be there before any step, however many rows and tokens it has.
 struct AttentionRoom {
-  int64_t max_items;
   int64_t partial_bytes;  // shared by all threads, for one op at a time
   int64_t counter_bytes;  // zero before the first step; attention() leaves zeros
   int64_t thread_bytes;   // for each thread, from a multiple of 64 bytes on
@@ -101,9 +100,9 @@ struct AttentionScratch {
   void* thread;  // the calling thread's own
 };
 
-AttentionRoom attention_room(const Pages& pages, const AttentionSettings& settings, int max_rows, int max_tokens, int num_threads);
+AttentionRoom attention_room(const Pages& pages, const AttentionSettings& settings, int num_threads);
 
-// Write the items of a step to `items` and return how many they are. Needs no arena.
+// Write the items of a step to `items`, unless that is null, and return how many they are. Needs no arena.
 int attention_items(const Pages& pages, const AttentionSettings& settings, const AttentionRow* rows, int num_rows, int num_threads,
                     AttentionItem* items);
 

@@ -51,11 +51,11 @@ void lay_out_attention(Pass& pass, bool is_planned) {
     GroupStep& group = pass.groups[op.group];
     Pages pages = pass.pages(op);
     AttentionSettings settings = pass.attention_settings(op);
-    int num_rows = is_planned ? static_cast<int>(group.rows.size()) : pass.num_tokens;
-    AttentionRoom room = attention_room(pages, settings, num_rows, pass.num_tokens, num_threads);
+    AttentionRoom room = attention_room(pages, settings, num_threads);
     if (is_planned) {
-      group.items.resize(room.max_items);
-      group.items.resize(attention_items(pages, settings, group.rows.data(), num_rows, num_threads, group.items.data()));
+      int num_rows = static_cast<int>(group.rows.size());
+      group.items.resize(attention_items(pages, settings, group.rows.data(), num_rows, num_threads, nullptr));
+      attention_items(pages, settings, group.rows.data(), num_rows, num_threads, group.items.data());
     }
     raise(partial_bytes, room.partial_bytes);
     raise(counter_bytes, room.counter_bytes);
