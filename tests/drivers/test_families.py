@@ -17,9 +17,10 @@ from torch import Tensor
 from drivers.errors import ModelCorrupt, ModelUnsupported
 from drivers.models.config import DecoderConfig
 from drivers.models.description import describe
+from drivers.models.families.reading import ACTIVATIONS
 from drivers.models.families.table import FAMILIES, read_config, write_down
 from drivers.models.parts import rows_of
-from tests.drivers.cpu_rig import SHAPE, CpuRig, greedy_reference, prompt_of, reference_logits
+from tests.drivers.cpu_rig import SHAPE, TORCH, CpuRig, greedy_reference, prompt_of, reference_logits
 from tests.drivers.family_rig import FAMILIES as CASES
 from tests.drivers.family_rig import load_parts, save_family
 from tests.drivers.interpreter import Interpreter
@@ -76,17 +77,18 @@ def test_a_description_computes_what_transformers_does(case: str, saved: Save) -
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_a_driver_computes_it_in_chunks_beside_strangers(case: str, saved: Save) -> None:
+def test_native_code_computes_it_in_chunks_beside_strangers(case: str, saved: Save) -> None:
     lengths = (100, 66, 81) if case == "phi3-long" else (100, 1, 37)  # transformers takes another list of factors for short texts
     model, prompts = saved(case), [prompt_of(length, length) for length in lengths]
-    for found, prompt in zip(DecoderRig(model.directory).logits(prompts, chunk=13), prompts, strict=True):
+    for found, prompt in zip(DecoderRig(model.directory, is_native=True).logits(prompts, chunk=13), prompts, strict=True):
         assert relative_error(found, reference_logits(model.reference, prompt)) <= 1e-4
 
 
+@pytest.mark.parametrize("options", [{}, TORCH], ids=["native", "torch"])
 @pytest.mark.parametrize("case", CASES)
-def test_greedy_text_of_a_driver_equals_transformers_over_64_tokens(case: str, saved: Save) -> None:
+def test_greedy_text_of_a_driver_equals_transformers_over_64_tokens(case: str, options: dict[str, str], saved: Save) -> None:
     model, prompt = saved(case), prompt_of(70, 5)
-    assert CpuRig(model.directory).generate(prompt, 64, chunk=20) == greedy_reference(model.reference, prompt, 64)
+    assert CpuRig(model.directory, options=options).generate(prompt, 64, chunk=20) == greedy_reference(model.reference, prompt, 64)
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -222,12 +224,25 @@ def test_what_a_config_leaves_out_is_what_transformers_takes(tmp_path: Path) -> 
     assert {name for name, (ours, theirs) in facts.items() if ours != theirs} == set()
 
 
+ACTIVATION_FIELDS = ("hidden_activation", "hidden_act", "activation_function")
+
+
 def fact_of(config: DecoderConfig) -> tuple[object, ...]:
     """What a config that leaves nearly everything out comes to."""
     theta = config.rotary[0].theta if config.rotary else None
     experts = config.experts and (config.experts.settings.num_experts, config.experts.settings.top_k, config.experts.settings.is_normalized)
     window = config.groups[0].window
-    return config.num_kv_heads, config.head_dim, config.max_positions, config.norm_eps, theta, config.is_tied, window, experts
+    return (
+        config.num_kv_heads,
+        config.head_dim,
+        config.max_positions,
+        config.norm_eps,
+        theta,
+        config.is_tied,
+        window,
+        experts,
+        config.activation,
+    )
 
 
 def their_fact(config: transformers.PreTrainedConfig) -> tuple[object, ...]:
@@ -245,4 +260,5 @@ def their_fact(config: transformers.PreTrainedConfig) -> tuple[object, ...]:
         config.tie_word_embeddings,
         window,
         (config.num_local_experts, config.num_experts_per_tok, getattr(config, "norm_topk_prob", True)) if has_experts else None,
+        ACTIVATIONS[next(getattr(config, name) for name in ACTIVATION_FIELDS if hasattr(config, name))],
     )

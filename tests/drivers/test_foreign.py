@@ -29,6 +29,7 @@ CASES: dict[str, tuple[str, dict[str, object]]] = {
     "opt-learned-positions": ("OPT", {"ffn_dim": 112, "word_embed_proj_dim": 96}),
     "cohere2-windows": ("Cohere2", {"sliding_window": 20, "layer_types": KINDS, "logit_scale": 0.3}),
     "granite-moe-stacked": ("GraniteMoe", {"num_local_experts": 4, "num_experts_per_tok": 2, "logits_scaling": 3.0}),
+    "vaultgemma-softcap": ("VaultGemma", {"sliding_window": 20, "layer_types": KINDS, "attn_logit_softcapping": 2.0}),
     "bigcode-one-kv-head": ("GPTBigCode", {}),
 }
 
