@@ -35,9 +35,9 @@ class Lookup:
                 self._ends[tuple(past[end - size : end])] = end
         self._num_known = max(self._num_known, len(past))
         for size in range(min(MOST_TOKENS, len(past)), FEWEST_TOKENS - 1, -1):
-            end = self._ends.get(tuple(past[-size:]))
-            if end is not None:
-                return list(past[end : end + min(most, self._reach)])
+            found = self._ends.get(tuple(past[-size:]))
+            if found is not None:
+                return list(past[found : found + min(most, self._reach)])
         return []
 
     def heard(self, num_guessed: int, num_right: int) -> None:
