@@ -183,12 +183,12 @@ FAMILIES: dict[str, tuple[str, Mapping[str, object], Mapping[str, object]]] = {
     "gemma": ("Gemma", {}, {}),
     "gemma2": (
         "Gemma2",
-        {"query_pre_attn_scalar": 32, "sliding_window": 64},
+        {"num_attention_heads": 4, "query_pre_attn_scalar": 32, "sliding_window": 64},
         {"gemma2.attn_logit_softcapping": 50.0, "gemma2.final_logit_softcapping": 30.0, "gemma2.attention.sliding_window": 64},
     ),
     "gemma3": (
         "Gemma3Text",
-        {"query_pre_attn_scalar": 32, "sliding_window": 64, "rope_parameters": None},
+        {"num_attention_heads": 4, "query_pre_attn_scalar": 32, "sliding_window": 64, "rope_parameters": None},
         {"gemma3.attention.sliding_window": 64, "gemma3.rope.freq_base": 1000000.0},
     ),
     "phi3": ("Phi3", {"sliding_window": 64}, {"phi3.attention.sliding_window": 64}),
@@ -208,6 +208,7 @@ def test_a_converted_model_is_the_model_that_it_was_converted_from(arch: str, tm
         shift = 1.0 if arch.startswith("gemma") and name.endswith("norm") else 0.0
         assert torch.equal(part, others[name] + shift), name
     assert config.groups == other_config.groups
+    assert not config.has_unit_offset, "what is stored has it added"
     assert config.attention_scale == pytest.approx(other_config.attention_scale)
     assert (config.attention_softcap, config.logits_softcap) == (other_config.attention_softcap, other_config.logits_softcap)
     assert (config.activation, config.embedding_scale) == (other_config.activation, other_config.embedding_scale)

@@ -40,14 +40,14 @@ def gptq(bits: int, group: int, is_symmetric: bool = True, is_ordered: bool = Fa
         size = columns if group == -1 else group
         groups = -(-columns // size)
         q = random.integers(0, 1 << bits, (columns, rows))
-        zeros = np.full((groups, rows), 1 << (bits - 1)) if is_symmetric else random.integers(1, 1 << bits, (groups, rows))
+        zeros = np.full((groups, rows), 1 << (bits - 1)) if is_symmetric else random.integers(0, 1 << bits, (groups, rows))
         scales = scales_for(random, (groups, rows))
         at = np.arange(columns) // size
         if is_ordered:
             at = random.permutation(at)
         stored = {
             "qweight": pack(q, bits),
-            "qzeros": pack((zeros - shift).T, bits).T,
+            "qzeros": pack((zeros - shift).T & ((1 << bits) - 1), bits).T,
             "scales": scales,
             "g_idx": at.astype(np.int32),
         }

@@ -86,6 +86,16 @@ def test_panels_hold_one_column_of_sixteen_rows_side_by_side() -> None:
     assert memory.max() == 9 | 6 << 4
 
 
+@pytest.mark.parametrize("form", FORMS, ids=lambda form: form.name)
+def test_rows_that_fill_the_last_panel_up_are_zeros(form: Storage) -> None:
+    part, _ = written(replace(form, is_panels=True), (5, 192))
+    assert isinstance(part, Weight)
+    whole = Weight(part.storage, (16, 192), part.bytes)
+    assert not whole.dequantize(torch.float32)[5:].any()
+    values = part.bytes[: part.places.values_bytes].view(-1, 16, 4)
+    assert not values[:, 5:].any()
+
+
 @pytest.mark.parametrize("kind", [Kind.BFLOAT16, Kind.FLOAT16])
 def test_floats_are_rounded_as_torch_rounds_them(kind: Kind) -> None:
     random = np.random.default_rng(0)
