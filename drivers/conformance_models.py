@@ -13,7 +13,7 @@ from safetensors.numpy import save_file
 
 VOCAB_SIZE = 128
 MAX_POSITIONS = 256
-HIDDEN = 32
+HIDDEN = 64
 HEADS = 4
 KV_HEADS = 2
 INTERMEDIATE = 64

@@ -62,18 +62,21 @@ class CpuRig:
     page_tokens: int = PAGE_TOKENS
     max_step_tokens: int = 512
     options: Mapping[str, str] = field(default_factory=dict)
+    quant: str = ""
+    is_batch_invariant: bool = False
     driver: CpuDriver = field(default_factory=CpuDriver)
     seq: int = 0
 
     def __post_init__(self) -> None:
         """Open the driver and load the model at the start of the arena."""
         room = OpenSpec(self.num_slabs, 1 << 20, GRANULE_BYTES, self.page_tokens, 8, self.max_step_tokens)
-        self.driver.open(msgspec.structs.replace(room, dtype=self.dtype, threads=1, options=dict(self.options)), None)
+        how = msgspec.structs.replace(room, dtype=self.dtype, options=dict(self.options), batch_invariant=self.is_batch_invariant)
+        self.driver.open(msgspec.structs.replace(how, threads=1), None)
         self.adopt()
 
     def adopt(self) -> None:
         """Load the model into the open driver."""
-        source = InspectSpec(str(self.directory), self.max_positions)
+        source = InspectSpec(str(self.directory), self.max_positions, self.quant)
         self.spec = self.driver.inspect(source)
         offsets, end = [], 0
         for segment in self.spec.segments:

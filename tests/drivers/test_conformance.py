@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import msgspec
@@ -11,14 +12,38 @@ import pytest
 from drivers.conformance import CHECKS, Check, main, run, subject_of
 from drivers.conformance_bench import Subject
 from drivers.contract import Capabilities, CopyTimes, Driver, InspectSpec, LoadedModel, LoadSpec, ModelSpec, OpenSpec, Plan, StepResult
+from drivers.cpu import CpuDriver
 from drivers.errors import PageCorrupt, UnknownModel
 from drivers.fake import FakeDriver
 
 
-@pytest.fixture(scope="module", params=["fake", "cpu"])
+class InTorch(CpuDriver):
+    """Leaves native code alone."""
+
+    def open(self, spec: OpenSpec, host_fd: int | None) -> None:
+        super().open(msgspec.structs.replace(spec, options={"native": "off", **spec.options}), host_fd)
+
+
+class InBfloat16(CpuDriver):
+    """Computes in bfloat16."""
+
+    def open(self, spec: OpenSpec, host_fd: int | None) -> None:
+        super().open(msgspec.structs.replace(spec, dtype="bfloat16"), host_fd)
+
+
+SUBJECTS: dict[str, tuple[str, Callable[[], Driver] | None]] = {
+    "fake": ("fake", None),
+    "cpu": ("cpu", None),
+    "cpu in torch": ("cpu", InTorch),
+    "cpu in bfloat16": ("cpu", InBfloat16),
+}
+
+
+@pytest.fixture(scope="module", params=SUBJECTS)
 def subject(request: pytest.FixtureRequest) -> Iterator[Subject]:
-    with subject_of(request.param) as subject:
-        yield subject
+    name, make = SUBJECTS[request.param]
+    with subject_of(name) as subject:
+        yield subject if make is None else replace(subject, make=make)
 
 
 @pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__)

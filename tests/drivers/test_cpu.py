@@ -164,7 +164,7 @@ def host(model: Path, options: Mapping[str, str]) -> Iterator[tuple[CpuRig, Host
     spec = OpenSpec(8, 1 << 20, GRANULE_BYTES, 16, 8, 512, threads=1, host_bytes=1 << 20, options=dict(options))
     driver.open(spec, os.dup(tier.fd))
     rig = CpuRig.__new__(CpuRig)
-    rig.__dict__.update(directory=model, driver=driver, seq=0, num_slabs=8, page_tokens=16, max_positions=0)
+    rig.__dict__.update(directory=model, driver=driver, seq=0, num_slabs=8, page_tokens=16, max_positions=0, quant="")
     rig.adopt()
     yield rig, tier
     driver.close()
