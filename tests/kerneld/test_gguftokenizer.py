@@ -123,6 +123,20 @@ def test_a_sentence_piece_model_joins_the_best_pieces_first(opens_with_space: bo
     assert found.encode("a", add_special_tokens=True)[0] == 1
 
 
+def test_scores_decide_and_not_the_order_of_tokens(tmp_path: Path) -> None:
+    truth, keys = sentence_piece(tmp_path, True)
+    tokens, scores = keys["tokenizer.ggml.tokens"], keys["tokenizer.ggml.scores"]
+    assert isinstance(tokens, list)
+    assert isinstance(scores, list)
+    keys |= {"tokenizer.ggml.tokens": tokens[:259] + tokens[:258:-1], "tokenizer.ggml.scores": scores[:259] + scores[:258:-1]}
+    found = Tokenizer.load(write(tmp_path / "m.gguf", keys))
+    assert found is not None
+    turned = keys["tokenizer.ggml.tokens"]
+    assert isinstance(turned, list)
+    for text in TEXTS:
+        assert [turned[token] for token in found.encode(text)] == truth.encode(text, add_special_tokens=False).tokens
+
+
 def test_a_tokenizer_file_beside_it_wins(tmp_path: Path) -> None:
     path = write(tmp_path / "m.gguf", keys_of(byte_level("gpt-2"), "gpt-2"))
     byte_level("smollm").save(str(tmp_path / "tokenizer.json"))

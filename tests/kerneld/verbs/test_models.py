@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,7 @@ import pytest
 from drivers.fake_model import FakeModel
 from kerneld.calls import ListArgs, ModelState, RegisterArgs
 from kerneld.errors import AlreadyExists, Conflict, InvalidArgument, NotFound, WrongState
-from kerneld.models import ModelTable, file_stamp, hash_files
+from kerneld.models import Model, ModelTable, file_stamp, hash_files
 from tests.kerneld.rig import ADMIN, SLAB, Rig, Sizes, in_loop, oracle, prompt_of, running
 
 OTHER = FakeModel(weights_bytes=3000, seed=5)
@@ -146,6 +147,12 @@ async def test_how_a_model_is_quantized_is_part_of_what_it_is(tmp_path: Path) ->
         for args in (RegisterArgs("q", path, quant="int4"), RegisterArgs("q", path, kv_quant="fp8")):
             with pytest.raises(AlreadyExists):
                 await rig.kernel.register_model(ADMIN, args)
+
+
+def test_weights_are_known_again_only_as_they_were_quantized() -> None:
+    plain = Model("m", "/m", 0, "", "hash", "ann", None, None)
+    others = [replace(plain, quant="int8"), replace(plain, kv_quant="int8"), replace(plain, max_positions=64)]
+    assert len({model.weights_key for model in (plain, *others)}) == 4
 
 
 def test_a_gguf_file_is_a_model_by_itself(tmp_path: Path) -> None:
