@@ -110,7 +110,7 @@ class CpuDriver:
         if self._device is not None:
             raise PlanRejected("The driver is open already.")
         options = CpuOptions.read(spec.options)
-        _check_open(spec)
+        _check_open(spec, options)
         _keep_freed_memory()
         if options.cpus:
             os.sched_setaffinity(0, options.cpus)  # threads that torch makes from now on inherit it
@@ -266,9 +266,13 @@ class CpuDriver:
         return results
 
 
-def _check_open(spec: OpenSpec) -> None:
+def _check_open(spec: OpenSpec, options: CpuOptions) -> None:
     if spec.dtype not in DTYPES:
         raise OptionUnknown(f"dtype is {spec.dtype!r}; the cpu driver computes in {', '.join(DTYPES)}.")
+    if options.cpus and spec.threads > len(options.cpus):
+        raise OptionUnknown(
+            f"cpus names {len(options.cpus)} processors for {spec.threads} threads; give each thread one, or ask for fewer."
+        )
     if spec.granule_bytes <= 0 or spec.granule_bytes % GRANULE_ALIGN or spec.num_slabs <= 0 or spec.slab_bytes <= 0:
         raise PlanRejected(f"The arena needs slabs, and granules that are a multiple of {GRANULE_ALIGN} bytes.")
 

@@ -55,14 +55,17 @@ class Drafter:
         guesser = self._guessers.get(row.slot)
         if guesser is None or guesser.row is not row:
             guesser = self._guessers[row.slot] = Guesser(row)
-        model = self._models().get(row.draft_model_id)
-        if model is None or model.stream is not None:
+        models = self._models()
+        model = models.get(row.draft_model_id)
+        if model is None or model.stream is not None or model.limit.max_positions < model.frames[0].page_tokens:
             return guesser.lookup.guess(row.past, most)
         desk = self._desks.get(row.draft_model_id)
         if desk is None or desk.model is not model:
             self._forget(row.draft_model_id)
             desk = self._desks[row.draft_model_id] = _Desk(model, self._granule_bytes)
-        return desk.guess(guesser, most, self._is_seated)
+        guesses = desk.guess(guesser, most, self._is_seated)
+        unknown = (idx for idx, token in enumerate(guesses) if token >= models[row.model_id].limit.vocab_size)
+        return guesses[: next(unknown, len(guesses))]
 
     def heard(self, row: Row, num_guessed: int, num_right: int) -> None:
         """What became of a row's last guesses."""
@@ -108,13 +111,13 @@ class _Desk:
         self._seated: list[Guesser | None] = [None] * SEATS
 
     def guess(self, guesser: Guesser, most: int, is_seated: Callable[[Guesser], bool]) -> list[int]:
-        """Tokens that may follow. Nothing, if every seat is taken, or the model's numbers are not finite."""
+        """Tokens that may follow. Nothing, if every seat is taken, the model's numbers are not finite, or it does not know a token."""
         if guesser.seat < 0 or self._seated[guesser.seat] is not guesser:
             free = [idx for idx, other in enumerate(self._seated) if other is None or not is_seated(other)]
             if not free:
                 return []
             self._seated[free[0]], guesser.seat, guesser.read = guesser, free[0], []
-        past = guesser.row.past
+        past, most = guesser.row.past, min(most, self._window - self._window // 2)  # room behind the half that is read
         if len(past) + most - guesser.first > self._window or not guesser.read:
             guesser.first, guesser.read = max(0, len(past) - self._window // 2), []
         known = past[guesser.first :]
@@ -130,7 +133,9 @@ class _Desk:
         return guesses
 
     def _next(self, guesser: Guesser, tokens: list[int]) -> int:
-        """Read tokens, and draw what follows the last one."""
+        """Read tokens, and draw what follows the last one; -1: there is no telling."""
+        if max(tokens) >= self.model.limit.vocab_size:
+            return -1
         tables, row = self._tables[guesser.seat], guesser.row
         for start in range(0, len(tokens), CHUNK):
             part = tokens[start : start + CHUNK]

@@ -290,6 +290,7 @@ def test_two_models_run_in_one_step(rig: CpuRig, tmp_path: Path) -> None:
         OpenSpec(1, 1 << 20, 1024, 16, 8, 512, options={"isa": "mmx"}),
         OpenSpec(1, 1 << 20, 1024, 16, 8, 512, options={"cpus": "0-"}),
         OpenSpec(1, 1 << 20, 1024, 16, 8, 512, options={"cpus": "4096"}),
+        OpenSpec(1, 1 << 20, 1024, 16, 8, 512, threads=2, options={"cpus": str(min(os.sched_getaffinity(0)))}),
     ],
 )
 def test_settings_that_it_does_not_know_are_refused(spec: OpenSpec) -> None:

@@ -138,3 +138,19 @@ def test_a_model_that_was_unloaded_guesses_no_more(rig: CpuRig, model: Path) -> 
     [guessed] = generate(rig, [prompt_of(20)], GREEDY, draft_tokens=3, draft_model_id=DRAFTER)
 
     assert tokens_of(guessed) == tokens_of(plain[0])
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"vocab_size": 100}, {"vocab_size": 300}, {"max_position_embeddings": 8}, {"max_position_embeddings": 16}],
+    ids=["fewer tokens", "more tokens", "less than a page", "a page"],
+)
+def test_a_model_that_does_not_fit_changes_nothing(rig: CpuRig, tmp_path: Path, change: Mapping[str, int]) -> None:
+    save_model(tmp_path, "Llama", **change)
+    wanted = rig.generate(prompt_of(40), 32)
+    load_drafter(rig, tmp_path)
+    start = replace(rig.start(0, prompt_of(40), replace(GREEDY, draft_tokens=15), 40), draft_model_id=DRAFTER)
+
+    results = rig.run([(0, 40)], 32, [start])
+
+    assert tokens_of([step[0] for step in results if 0 in step]) == wanted
