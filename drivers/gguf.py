@@ -23,7 +23,7 @@ from drivers.errors import ModelCorrupt, ModelUnsupported
 
 MAGIC = b"GGUF"
 VERSIONS = (2, 3)
-MAX_HEADER_BYTES = 256 << 20
+MAX_HEADER_BYTES = 64 << 20  # the largest vocabularies take 10 MiB
 MAX_DEPTH = 4  # dimensions of a tensor
 CHUNK_BYTES = 1 << 20
 STRING, ARRAY, BOOL = 8, 9, 7

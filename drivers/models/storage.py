@@ -27,6 +27,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from enum import Enum
+from functools import lru_cache
 
 ALIGN_BYTES = 64
 PANEL_ROWS = 16
@@ -104,6 +105,7 @@ class Places:
     size_bytes: int  # up to the end of what is used; the next part begins at a multiple of ALIGN_BYTES
 
 
+@lru_cache(4096)  # layers have the same few shapes, and are asked again and again
 def places_of(storage: Storage, shape: tuple[int, ...]) -> Places:
     """Where everything lies in a part of that form and shape `[columns]`, `[rows, columns]` or `[matrices, rows, columns]`."""
     num_matrices, rows, columns = math.prod(shape[:-2]), shape[-2] if len(shape) > 1 else 1, shape[-1]
