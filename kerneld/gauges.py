@@ -52,5 +52,6 @@ class Gauges:
     contexts: int = 0
     kv_usage: float = 0.0  # 0 to 1
     tier_bytes: Mapping[tuple[str, str], int] = field(default_factory=dict)  # by (tier, kind)
+    quarantined: Mapping[str, int] = field(default_factory=dict)  # by device: implementations of ops that disagreed with their definitions
     fair: FairGauges = field(default_factory=FairGauges)
     devices: Mapping[str, DeviceGauges] = field(default_factory=dict)  # by name, where there are several

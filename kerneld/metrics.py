@@ -203,6 +203,12 @@ class Metrics(Collector):
         for (tier, kind), size in gauges.tier_bytes.items():
             memory.add_metric([tier, kind], size)
         yield memory
+        quarantined = GaugeMetricFamily(
+            "kerneld_ops_quarantined", "Implementations of ops that disagreed with their definitions.", labels=["device"]
+        )
+        for device, num in gauges.quarantined.items():
+            quarantined.add_metric([device], num)
+        yield quarantined
         if gauges.devices:
             yield from _device_families(gauges.devices)
 

@@ -26,10 +26,16 @@ def gauges_of(machine: Machine) -> Gauges:
         waiting=machine.scheduler.waiting.total,
         contexts=len(machine.contexts),
         kv_usage=kv_bytes / max(1, kv_bytes + sum(tier.free_bytes for tier in on_devices)),
+        quarantined={device.name: len(_quarantined(device)) for device in machine.devices},
         fair=_fair_gauges(machine),
         tier_bytes=tier_bytes,
         devices={device.label: _device_gauges(device, _by_kind(tiers[device.label])) for device in machine.devices if device.label},
     )
+
+
+def _quarantined(device: DeviceParts) -> set[str]:
+    """Implementations that models on a device would have run, had they agreed with their definitions."""
+    return {op.implementation for model in device.models if model.is_resident for op in model.ops if op.is_quarantined}
 
 
 def _by_kind(tiers: Iterable[TierSnapshot]) -> dict[tuple[str, str], int]:

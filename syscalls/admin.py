@@ -100,7 +100,7 @@ class Admin:
 
     async def ListDevices(self, request: pb.ListDevicesRequest, caller: Caller) -> pb.ListDevicesResponse:
         """Show devices, and what runs the models on them."""
-        reports = self._kernel.list_devices(caller, request.name)
+        reports = self._kernel.list_devices(caller, request.device)
         return pb.ListDevicesResponse(devices=map(device_answers.device, reports))
 
     async def ReadMemory(self, request: pb.ReadMemoryRequest, caller: Caller) -> pb.Memory:

@@ -6,6 +6,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 import kerneld_client
 from kerneld_client import Client
 from tests.e2e.rig import MODEL, ROOT, DaemonRig, stream_all
@@ -29,6 +31,26 @@ def test_sixteen_streams_survive_the_death_of_their_worker(rig: DaemonRig) -> No
     assert disturbed == golden
     assert sum(usage.pages_recomputed for usage in used) > 0
     assert sum(usage.pages_restored for usage in used) > 0
+
+
+@pytest.mark.parametrize("quant", ["", "int8"])
+def test_in_bfloat16_a_recomputed_context_goes_on_with_the_same_tokens(tmp_path: Path, quant: str) -> None:
+    rig = DaemonRig(tmp_path, "memory.device_bytes=128MiB", "memory.host_bytes=64MiB", "drivers.threads=1", "drivers.dtype=bfloat16")
+    try:
+        rig.start()
+        with rig.connect() as k:
+            k.load(str(MODEL), name="demo", quant=quant)
+            golden = [stream_all([k.alloc("demo")], [prompt], 60)[0] for prompt in PROMPTS[:6]]
+            contexts = [k.alloc("demo") for _ in PROMPTS[:6]]
+            together = stream_all(contexts, PROMPTS[:6], 60, lambda: rig.kill_worker(k))
+            used = [context.attach(0).result().usage for context in contexts]
+            [device] = k.devices()
+        assert together == golden
+        assert sum(usage.pages_recomputed for usage in used) > 0
+        assert device.models[0].runs_on.startswith("native code (")
+        assert not any(op.is_quarantined for op in device.models[0].ops)
+    finally:
+        rig.clean_up()
 
 
 def test_a_stream_goes_on_after_the_death_of_the_daemon(rig: DaemonRig) -> None:

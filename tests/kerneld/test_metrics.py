@@ -121,13 +121,14 @@ def test_a_step_is_counted_in_one_go() -> None:
 
 
 def test_gauges_are_read_when_the_page_is_asked_for() -> None:
-    readings = [Gauges(running=1), Gauges(running=2, waiting=3, kv_usage=0.5, tier_bytes={("device", "kv"): 64})]
+    readings = [Gauges(running=1), Gauges(running=2, quarantined={"cpu0": 3}, tier_bytes={("device", "kv"): 64})]
     metrics = Metrics(lambda: readings.pop(0))
 
     first, second = samples_of(metrics), samples_of(metrics)
 
     assert (first["kerneld_num_requests_running", ()], second["kerneld_num_requests_running", ()]) == (1, 2)
     assert second["kerneld_memory_bytes", (("kind", "kv"), ("tier", "device"))] == 64
+    assert second["kerneld_ops_quarantined", (("device", "cpu0"),)] == 3
 
 
 def test_weights_are_counted_by_where_they_came_from() -> None:

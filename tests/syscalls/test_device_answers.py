@@ -20,4 +20,4 @@ def test_a_device_arrives_with_what_runs_its_models() -> None:
 
 
 def test_one_device_is_asked_for_by_name() -> None:
-    assert device_calls.devices("cpu0").request == pb.ListDevicesRequest(name="cpu0")
+    assert device_calls.devices("cpu0").request == pb.ListDevicesRequest(device="cpu0")

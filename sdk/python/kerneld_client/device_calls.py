@@ -9,7 +9,7 @@ from kerneld_client.pb import syscalls_pb2 as pb
 
 def devices(name: str) -> Call[list[Device]]:
     """All devices, or one."""
-    request = pb.ListDevicesRequest(name=name)
+    request = pb.ListDevicesRequest(device=name)
     return unary("Admin/ListDevices", request, pb.ListDevicesResponse, lambda message: list(map(device, message.devices)))
 
 

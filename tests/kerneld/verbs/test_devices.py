@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from kerneld.errors import NotFound
+from kerneld.readings import gauges_of
 from tests.kerneld.rig import ANN, Rig, in_loop, running
 
 
@@ -19,6 +20,7 @@ async def test_a_device_tells_what_runs_its_models(tmp_path: Path) -> None:
         assert [model.model for model in device.models] == ["m"]
         assert device.models[0].runs_on == "a dream of tokens"
         assert [op.op for op in device.models[0].ops] == ["hash"]
+        assert gauges_of(rig.machine).quarantined == {device.name: 0}
         assert rig.kernel.list_devices(ANN, device.name) == (device,)
         with pytest.raises(NotFound, match=device.name):
             rig.kernel.list_devices(ANN, "tpu7")

@@ -1464,10 +1464,10 @@ class Memory(_message.Message):
     def __init__(self, tiers: _Optional[_Iterable[_Union[TierTotal, _Mapping]]] = ..., accounts: _Optional[_Iterable[_Union[TierAccount, _Mapping]]] = ..., decisions: _Optional[_Iterable[_Union[PathDecision, _Mapping]]] = ...) -> None: ...
 
 class ListDevicesRequest(_message.Message):
-    __slots__ = ("name",)
-    NAME_FIELD_NUMBER: _ClassVar[int]
-    name: str
-    def __init__(self, name: _Optional[str] = ...) -> None: ...
+    __slots__ = ("device",)
+    DEVICE_FIELD_NUMBER: _ClassVar[int]
+    device: str
+    def __init__(self, device: _Optional[str] = ...) -> None: ...
 
 class ListDevicesResponse(_message.Message):
     __slots__ = ("devices",)
