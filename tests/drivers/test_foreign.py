@@ -28,7 +28,7 @@ CASES: dict[str, tuple[str, dict[str, object]]] = {
     "neox-renamed-head": ("GPTNeoX", {"rotary_pct": 0.5}),
     "opt-learned-positions": ("OPT", {"ffn_dim": 112, "word_embed_proj_dim": 96}),
     "cohere2-windows": ("Cohere2", {"sliding_window": 20, "layer_types": KINDS, "logit_scale": 0.3}),
-    "granite-moe-stacked": ("GraniteMoe", {"num_local_experts": 4, "num_experts_per_tok": 2, "logits_scaling": 3.0}),
+    "olmoe-experts-stored-apart": ("Olmoe", {"num_experts": 4, "num_experts_per_tok": 2}),
     "vaultgemma-softcap": ("VaultGemma", {"sliding_window": 20, "layer_types": KINDS, "attn_logit_softcapping": 2.0}),
     "bigcode-one-kv-head": ("GPTBigCode", {}),
 }
@@ -96,6 +96,7 @@ REFUSED: dict[str, tuple[str, str, dict[str, object]]] = {
     "attends in 0 of 3 layers": ("BloomForCausalLM", "bloom", {}),
     "attends in 2 of 3 layers": ("Lfm2ForCausalLM", "lfm2", {"layer_types": ["conv", "full_attention", "full_attention"]}),
     "code of its own in transformers": ("GPTJForCausalLM", "gptj", {}),
+    "does not tell its attention the window of layer 0": ("StableLmForCausalLM", "stablelm", {"layer_types": KINDS}),
     "attends with s_aux": ("GptOssForCausalLM", "gpt_oss", {"num_local_experts": 4}),
     "rope_type is 'dynamic'": ("StableLmForCausalLM", "stablelm", {"rope_parameters": DYNAMIC}),
     "architectures is .*supported is": ("T5ForConditionalGeneration", "t5", {}),
