@@ -1,7 +1,7 @@
 """Placing: on which device a model is loaded, and on which of its copies a context runs.
 
     a load        the device that is named, else one where the model is, or is on its way; else the best one where it can be
-    a request     its context has pages somewhere, and fits there: there
+    a request     its context has pages somewhere, and fits there: there, unless the worker of that device fails again and again
                   else, of the copies of its model, the one where it is expected to be done first; without any, as for a load
 
 Where it can be, and how well, says `kerneld.weights.prospects`; of equal prospects the device counts that would compute a token first, with
@@ -103,12 +103,15 @@ class Placer:
 
         bound = self._devices.of(context)
         is_bound = len(self._devices) == 1 or self._has_pages(context, bound)
-        if is_bound and fits(bound):
+        stays = is_bound and fits(bound)
+        if stays and not bound.supervisor.is_failing:
             return bound
         able = {device: prospect for device, prospect in self._able(context.models).items() if device is not bound or not is_bound}
         fitting = {device: prospect for device, prospect in able.items() if fits(device)}
         if fitting:
             chosen = self._best(fitting, context.model)
+        elif stays:
+            return bound
         elif misfits:
             raise max(misfits, key=lambda error: error.limit_bytes)
         else:
@@ -144,10 +147,11 @@ class Placer:
         return min(context.kv_valid, context.table.intact_tokens()) > 0
 
     def _able(self, names: Sequence[str]) -> dict[DeviceParts, Prospect]:
-        """The devices that can run these models, and what stands between."""
+        """The devices that can run these models, and what stands between; none whose worker fails, if there are others."""
         known = [device for device in self._devices if all(device.models.get(name).model_id for name in names)]
         prospects = {device: max(device.residency.prospect(device.models.get(name)) for name in names) for device in known}
-        return {device: prospect for device, prospect in prospects.items() if prospect is not Prospect.NEVER}
+        able = {device: prospect for device, prospect in prospects.items() if prospect < Prospect.NEVER}
+        return {device: prospect for device, prospect in able.items() if not device.supervisor.is_failing} or able
 
     def _best(self, able: dict[DeviceParts, Prospect], name: str) -> DeviceParts:
         """Of the devices with the best prospects the one that would be done first; one without a worker only if all are."""

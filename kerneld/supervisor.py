@@ -41,6 +41,7 @@ logger = logging.getLogger(__name__)
 ADOPT_WAIT_S = 3.0
 HEALTHY_S = 30.0
 HELLO_TIMEOUT_S = 60.0
+MANY_FAILURES = 3  # in a row, after which nobody counts on a worker that is not there
 BACKOFF_S = (0.0, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0)
 
 
@@ -118,6 +119,11 @@ class Supervisor:
     def pid(self) -> int:
         """Process id of the connected worker, 0 while there is none."""
         return self.client.hello.pid if self.client is not None else 0
+
+    @property
+    def is_failing(self) -> bool:
+        """Whether its worker is not there, and has ended again and again."""
+        return self.state is not WorkerState.RUNNING and self._failures >= MANY_FAILURES
 
     def start(self) -> None:
         """Wait for a worker of an earlier front, else start one."""

@@ -15,6 +15,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, initialize, invariant, multiple, rule
 
+from drivers.config import DeviceConfig
 from kerneld.calls import CheckpointArgs, ContextState, Durability, ForkArgs
 from kerneld.disk.pagefile import SUPERBLOCK_BYTES
 from kerneld.errors import DiskFull
@@ -141,9 +142,10 @@ class DaemonLife(RuleBasedStateMachine):
             assert (info.pages.host, info.pages.device) == (0, 0) or info.pages.shared
         self.asleep.add(context)
 
-    @rule(at=st.floats(0, 1), is_cut=st.booleans())
-    def damage_the_page_file(self, at: float, is_cut: bool) -> None:
-        tier = self.rig.machine.devices.first.disk_tier
+    @rule(at=st.floats(0, 1), is_cut=st.booleans(), which=st.integers(0, 1))
+    def damage_the_page_file(self, at: float, is_cut: bool, which: int) -> None:
+        devices = list(self.rig.machine.devices)
+        tier = devices[which % len(devices)].disk_tier
         if tier is None:
             return
         offset = SUPERBLOCK_BYTES + int(at * 64 * SLAB)
@@ -177,11 +179,12 @@ class DaemonLife(RuleBasedStateMachine):
             del self.tokens[context]
             self.asleep.discard(context)
 
-    @rule()
-    def kill_the_worker(self) -> None:
-        assert self.rig.worker is not None
-        if self.rig.worker.num_steps > 0 and not any(request.num_crashes for request in self.rig.machine.requests.values()):
-            self.loop.call_soon(self.rig.worker.die)
+    @rule(which=st.integers(0, 1))
+    def kill_the_worker(self, which: int) -> None:
+        workers = list(self.rig.worker_of.values())
+        worker = workers[which % len(workers)]
+        if worker.num_steps > 0 and not any(request.num_crashes for request in self.rig.machine.requests.values()):
+            self.loop.call_soon(worker.die)
             self.do(asyncio.sleep(0))
 
     @rule(keeps_worker=st.booleans())
@@ -217,5 +220,31 @@ class DaemonLife(RuleBasedStateMachine):
             self.rig.check()
 
 
+class TwoDevicesLife(DaemonLife):
+    """The same with two devices that are unlike, and a copy of the model on each."""
+
+    @initialize(lead=st.integers(0, 3), below=st.sampled_from([(0, 0), (2, 0), (3, 32), (32, 32)]), slabs=st.sampled_from([(5, 5), (3, 7)]))
+    def begin(self, lead: int, below: tuple[int, int], slabs: tuple[int, int]) -> None:  # type: ignore[override]
+        host_slabs, disk_slabs = below
+        self.rig = Rig(self.folder, Sizes(0, host_slabs, disk_slabs, max_rows=3, max_step_tokens=24))
+        sizes = zip(("a", "b"), slabs, strict=True)
+        self.rig.devices = tuple(DeviceConfig(name=name, driver="fake", device_bytes=count * SLAB) for name, count in sizes)
+        self.rig.script = Script(lead=lead)
+        self.do(self.rig.start())
+        for device in ("a", "b"):
+            self.do(self.rig.load(device=device))
+
+    @invariant()
+    def a_context_has_pages_on_its_device_alone(self) -> None:
+        if hasattr(self, "rig"):
+            tables = {context.table: context.device for context in self.rig.machine.contexts if context.table is not None}
+            for device in self.rig.machine.devices:
+                assert {table for table in device.pager._tables if table in tables} == {
+                    t for t, name in tables.items() if name == device.name
+                }
+
+
 TestDaemonLife = DaemonLife.TestCase
 TestDaemonLife.settings = settings(max_examples=25, stateful_step_count=25)
+TestTwoDevicesLife = TwoDevicesLife.TestCase
+TestTwoDevicesLife.settings = settings(max_examples=15, stateful_step_count=25)

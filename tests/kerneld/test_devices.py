@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from drivers.config import DeviceConfig
+from drivers.errors import DriverUnavailable
 from drivers.fake_model import FakeModel
 from kerneld.accounts import ShareAccount
 from kerneld.calls import ForkArgs, Limits, ModelState
@@ -177,6 +179,45 @@ async def test_a_model_leaves_one_device_and_stays_on_the_other(tmp_path: Path) 
 
 
 @in_loop
+async def test_requests_keep_a_model_where_they_run(tmp_path: Path) -> None:
+    async with running(equals_of(tmp_path), loads=False) as rig:
+        await rig.load(device="b")
+        stream = rig.begin(await rig.alloc(), prompt_of(1, 9), 60)
+        await rig.until(lambda: parts(rig, "b").scheduler.running.total == 1)
+        with pytest.raises(WrongState, match="1 requests are on the model"):
+            await rig.kernel.unload_model(ADMIN, "m", "b")
+        await rig.kernel.unload_model(ADMIN, "m", "a")
+        assert (await stream).reason == "length"
+
+
+@in_loop
+async def test_a_load_that_fails_ends_nobody_on_the_other_device(tmp_path: Path) -> None:
+    rig = equals_of(tmp_path)
+    rig.devices = (rig.devices[0], replace(rig.devices[1], options={"oom_at_load": "1"}))
+    async with running(rig, loads=False):
+        await rig.load(device="a")
+        stream = rig.begin(await rig.alloc(), prompt_of(1, 9), 60)
+        await rig.until(lambda: parts(rig, "a").scheduler.running.total == 1)
+        with pytest.raises(WrongState, match="could not be loaded"):
+            await rig.load(device="b")
+        assert (await stream).tokens == oracle(prompt_of(1, 9), 60)
+        states = {copy.device: copy.state for copy in rig.kernel.stat_model(ADMIN, "m").copies}
+        assert states == {"a": ModelState.RESIDENT, "b": ModelState.FAILED}
+
+
+@in_loop
+async def test_a_context_that_is_moved_has_nothing_computed(tmp_path: Path) -> None:
+    async with running(equals_of(tmp_path), loads=False) as rig:
+        await rig.load(device="a")
+        context_id = await rig.alloc()
+        await rig.infer(context_id, prompt_of(1, 9), 4)
+        context = rig.machine.contexts.find(context_id)
+        assert context is not None
+        rig.machine.placer.move(context, parts(rig, "b"))
+        assert (context.device, context.kv_valid, context.table, context.chain) == ("b", 0, None, None)
+
+
+@in_loop
 async def test_prospects_tell_what_stands_between_a_model_and_a_device(tmp_path: Path) -> None:
     async with running(rig_of(tmp_path), loads=False) as rig:
         small, big = await two_models(rig)
@@ -188,6 +229,26 @@ async def test_prospects_tell_what_stands_between_a_model_and_a_device(tmp_path:
         assert residency.prospect(models.get("half")) is Prospect.FITS
         await rig.infer(small, prompt_of(1, 9), 2)
         assert big
+
+
+@in_loop
+async def test_who_was_on_a_device_whose_worker_fails_again_and_again_goes_on_elsewhere(tmp_path: Path) -> None:
+    async with running(equals_of(tmp_path), loads=False) as rig:
+        await rig.load(device="a")
+        context = await rig.alloc()
+        first = await rig.infer(context, prompt_of(1, 9), 4)
+        rig.is_worker_replaced = False
+        rig.worker_of["a"].die()
+        await rig.until(lambda: not parts(rig, "a").is_running)
+        supervisor = parts(rig, "a").supervisor
+        for _ in range(2):
+            assert not supervisor.is_failing
+            supervisor.failed(rig.worker_of["a"].hello, DriverUnavailable("It is broken."))
+        assert supervisor.is_failing
+
+        output = await rig.infer(context, max_tokens=20)
+        assert where(rig, context) == "b"
+        assert output.tokens == oracle([*prompt_of(1, 9), *first.tokens], 20)
 
 
 # ------------------------------------------------------------------------------------------------------------------------- two deaths
@@ -226,6 +287,34 @@ async def test_a_restart_goes_on_with_both_devices(tmp_path: Path, keeps_workers
         assert rig.tokens(small)[9:] == oracle(prompt_of(1, 9), 60)
         assert rig.tokens(big)[9:] == oracle(prompt_of(2, 9), 60, language=BIG)
         assert [rig.kernel.stat_model(ADMIN, name).device for name in ("m", "big")] == ["fast", "slow"]
+
+
+@in_loop
+async def test_a_restart_brings_a_model_back_where_it_was_wanted_last(tmp_path: Path) -> None:
+    async with running(equals_of(tmp_path), loads=False) as rig:
+        await rig.load(device="a")
+        await rig.load(device="b")
+        await rig.kernel.unload_model(ADMIN, "m", "a")
+        await rig.die_and_return()
+        await rig.until(lambda: bool(rig.kernel.stat_model(ADMIN, "m").device))
+        await rig.settle()
+        assert rig.kernel.stat_model(ADMIN, "m").device == "b"
+
+
+@in_loop
+async def test_an_unfinished_request_goes_on_although_its_pages_are_elsewhere(tmp_path: Path) -> None:
+    async with running(equals_of(tmp_path), loads=False) as rig:
+        await rig.load(device="b")
+        context = await rig.alloc()
+        await rig.infer(context, prompt_of(1, 40), 4)
+        await rig.load(device="a")
+        rig.begin(context, max_tokens=60)
+        await rig.until(lambda: len(rig.tokens(context)) > 50)
+        assert where(rig, context) == "b"
+        await rig.die_and_return(keeps_worker=True)
+        assert where(rig, context) == "a", "nobody knew where its pages are"
+        await rig.until(lambda: not rig.machine.requests)
+        assert rig.tokens(context)[40:] == oracle(prompt_of(1, 40), 64)
 
 
 @in_loop
@@ -343,6 +432,7 @@ async def test_limits_hold_on_each_device_and_a_guarantee_has_to_fit_all(tmp_pat
         set_now = await rig.kernel.set_tenant(ADMIN, "lab/ann", None, Limits(device_bytes=SLAB))
         assert set_now.kv_device_bytes > SLAB, "each device has less, both have more"
         assert [change.outcome.value for change in set_now.changes] == ["applied"]
+        assert [device.pager.ledger.limit("lab/ann", Tier.DEVICE).limit_bytes for device in rig.machine.devices] == [SLAB, SLAB]
         with pytest.raises(WrongState, match="guarantees of the device tier of fast would add up"):
             await rig.kernel.set_tenant(ADMIN, "lab/bob", None, Limits(device_guarantee_bytes=32 * SLAB))
 

@@ -10,6 +10,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from kerneld.accounts import together
 from kerneld.calls import FinishReason
 from kerneld.eventbus import EventBus
 from kerneld.fairshare import FairShare
@@ -224,3 +225,20 @@ def test_what_could_not_be_written_of_a_debt_is_told_again(ledger: Ledger, make_
 
     assert ledger.debts.changes().loads == told.loads
     assert told.loads["m"].owed_us == 900
+
+
+def test_what_is_owed_is_written_down_for_a_device() -> None:
+    on_gpu, on_cpu, alone = Ledger().debts, Ledger().debts, Ledger().debts
+    on_gpu.device, on_cpu.device = "gpu0", "cpu0"
+    on_gpu.begin("m", 1000)
+    on_cpu.begin("m", 70)
+    alone.begin("m", 5)
+    books = together([debts.changes() for debts in (on_gpu, on_cpu, alone)])
+    assert books is not None
+    for device, owed_us in (("gpu0", 1000), ("cpu0", 70), ("", 5)):
+        again = Ledger().debts
+        again.device = device
+        again.restore(books, lambda _tenant: True)
+        assert again.owed_us("m") == owed_us
+    on_cpu.unkept(books)
+    assert list(on_cpu.changes().loads) == ["m@cpu0"], "and those of others are theirs to write again"
