@@ -11,7 +11,7 @@ SOURCES := pyproject.toml sdk/python/pyproject.toml constraints.txt
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup setup-dev demo run test check format bench bench-peers nightly proto clean
+.PHONY: help setup setup-dev demo run test check format bench bench-gpu bench-peers nightly proto clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*##/\1 -/p' Makefile
@@ -43,6 +43,10 @@ format: setup-dev  ## put the sources into the one format
 
 bench: setup-dev  ## answer every question in bench/, as tables and JSON
 	set -e; for question in engine attention start limits verbs rpc cli plan_cost scheduler_cost books oversubscription swap prefix weights streaming fragmentation adapters token_gap fairness simulation perplexity; do $(BIN)/python -m bench.$$question --json bench/results/$$question.json; done
+	$(BIN)/python -m bench.report bench/results
+
+bench-gpu: setup-dev  ## what one NVIDIA device does with our kernels, in less than twenty minutes
+	$(BIN)/python -m bench.gpu --json bench/results/gpu.json
 	$(BIN)/python -m bench.report bench/results
 
 bench-peers: setup-dev  ## the speed of generation beside OpenVINO, llama.cpp and transformers; installs them into .peers

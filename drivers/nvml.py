@@ -1,7 +1,7 @@
 """What the NVIDIA driver says of a device: memory and who has it, heat, power, what holds its clocks down, faults that were counted.
 
 NVML needs no CUDA context, takes no device memory, and answers when a process has lost the device. A fact that a device or driver does not
-give is None. Devices are numbered as CUDA numbers them only if CUDA_DEVICE_ORDER=PCI_BUS_ID; the daemon's workers see one device each.
+give is None. NVML counts all devices of the machine, CUDA those that a process may see: who means a device of CUDA names it by its UUID.
 """
 
 from __future__ import annotations
@@ -91,10 +91,11 @@ def num_devices() -> int:
         raise
 
 
-def read_facts(device_idx: int) -> NvmlFacts:
-    """What is known of a device. Raises: DriverUnavailable, if there is none of that number; DeviceLost."""
+def read_facts(device: int | str) -> NvmlFacts:
+    """What is known of a device, by its number here or its UUID. Raises: DriverUnavailable, if there is none such; DeviceLost."""
     with _session():
-        handle = pynvml.nvmlDeviceGetHandleByIndex(device_idx)
+        find = pynvml.nvmlDeviceGetHandleByIndex if isinstance(device, int) else pynvml.nvmlDeviceGetHandleByUUID
+        handle = find(device)
         memory = pynvml.nvmlDeviceGetMemoryInfo(handle)
         milliwatts, limit = _told(pynvml.nvmlDeviceGetPowerUsage, handle), _told(pynvml.nvmlDeviceGetEnforcedPowerLimit, handle)
         utilization = _told(pynvml.nvmlDeviceGetUtilizationRates, handle)
@@ -118,13 +119,22 @@ def read_facts(device_idx: int) -> NvmlFacts:
         )
 
 
-def health(device_idx: int) -> str:
+def health(device: int | str) -> str:
     """What NVML adds to an error of the device, as a sentence; "" if that is nothing."""
     try:
-        facts = read_facts(device_idx)
+        facts = read_facts(device)
     except (DeviceLost, DriverUnavailable) as error:
         return error.detail
     return f"NVML says of it: {'; '.join(facts.complaints)}." if facts.complaints else ""
+
+
+def others(device: int | str) -> str:
+    """Who else has memory of the device, as a sentence; "" if nobody has, or it cannot be said."""
+    try:
+        foreign = read_facts(device).foreign_bytes
+    except (DeviceLost, DriverUnavailable):
+        return ""
+    return f"Other processes and the driver hold {foreign} bytes; nvidia-smi names them." if foreign else ""
 
 
 def _told(call: Callable[..., T], *arguments: Any) -> T | None:

@@ -21,7 +21,7 @@ from torch import Tensor
 from drivers import vmm
 from drivers.cuda.runtime import DeviceArena, DeviceFacts, Event, Work
 from drivers.errors import DeviceLost, DeviceOutOfMemory, DriverUnavailable
-from drivers.nvml import health
+from drivers.nvml import health, others
 from drivers.slab_memory import SlabMemory
 from drivers.triton.table import kernels
 
@@ -56,30 +56,32 @@ def check_device(device_idx: int) -> None:
 
 
 @contextmanager
-def translated(wanted_bytes: int = 0) -> Iterator[None]:
-    """Raises: DeviceOutOfMemory, DeviceLost."""
+def translated(uuid: str, wanted_bytes: int = 0) -> Iterator[None]:
+    """Errors of the device with that UUID as ours. Raises: DeviceOutOfMemory, DeviceLost."""
     try:
         yield
     except torch.OutOfMemoryError as error:
-        raise DeviceOutOfMemory(wanted_bytes, torch.cuda.mem_get_info()[0], str(error).splitlines()[0]) from error
+        detail = f"{str(error).splitlines()[0]} {others(uuid)}".strip()
+        raise DeviceOutOfMemory(wanted_bytes, torch.cuda.mem_get_info()[0], detail) from error
     except torch.AcceleratorError as error:
-        raise DeviceLost(f"{str(error).splitlines()[0]} {health(0)}".strip()) from error
+        raise DeviceLost(f"{str(error).splitlines()[0]} {health(uuid)}".strip()) from error
     except RuntimeError as error:
         if not str(error).startswith("Triton Error [CUDA]"):
             raise
-        raise DeviceLost(f"{error} {health(0)}".strip()) from error
+        raise DeviceLost(f"{error} {health(uuid)}".strip()) from error
 
 
 class CudaEvent:
     """See `drivers.cuda.runtime.Event`."""
 
-    def __init__(self, stream: torch.cuda.Stream) -> None:
+    def __init__(self, stream: torch.cuda.Stream, uuid: str) -> None:
+        self._uuid = uuid
         self.event = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
         self.event.record(stream)
 
     def wait(self) -> None:
         """Wait for it. Raises: DeviceLost."""
-        with translated():
+        with translated(self._uuid):
             self.event.synchronize()
 
     def seconds_since(self, earlier: Event) -> float:
@@ -93,16 +95,17 @@ class CudaStream:
     """See `drivers.cuda.runtime.Stream`."""
 
     stream: torch.cuda.Stream
+    uuid: str
 
     def run(self, work: Work) -> None:
         """Queue work. Raises: DeviceOutOfMemory, DeviceLost."""
-        with translated(), torch.inference_mode(), torch.cuda.stream(self.stream):
+        with translated(self.uuid), torch.inference_mode(), torch.cuda.stream(self.stream):
             work()
 
     def record(self) -> CudaEvent:
         """The point behind all that was queued."""
-        with translated():
-            return CudaEvent(self.stream)
+        with translated(self.uuid):
+            return CudaEvent(self.stream, self.uuid)
 
     def after(self, event: Event) -> None:
         """Go on behind an event."""
@@ -127,10 +130,11 @@ class CudaRuntime:
         check_device(device_idx)
         self.device = torch.device("cuda", device_idx)
         self._idx = device_idx
+        self._uuid = f"GPU-{torch.cuda.get_device_properties(self.device).uuid}"
         self.kernels = kernels()
-        self.compute = CudaStream(torch.cuda.Stream(self.device))  # type: ignore[no-untyped-call]
-        self.copies = CudaStream(torch.cuda.Stream(self.device))  # type: ignore[no-untyped-call]
-        self._captures = CudaStream(torch.cuda.Stream(self.device))  # type: ignore[no-untyped-call]
+        self.compute = self._stream()
+        self.copies = self._stream()
+        self._captures = self._stream()
         self._pool = torch.cuda.graph_pool_handle()
         self._pinned: dict[int, int] = {}  # address -> bytes, registered
         self._memory: SlabMemory | None = None
@@ -149,13 +153,13 @@ class CudaRuntime:
             if slab_bytes % calls.granularity() == 0:
                 self._memory = vmm.VirtualMemory(calls, num_slabs, slab_bytes)
                 return DeviceArena(torch.as_tensor(_Mapped(self._memory, size_bytes), device=self.device), self._memory)
-        with translated(size_bytes):
+        with translated(self._uuid, size_bytes):
             return DeviceArena(torch.empty(size_bytes, dtype=torch.uint8, device=self.device), None)
 
     def pinned(self, size_bytes: int) -> Tensor:
         """Host memory for copies, of exactly that size if it is large. Raises: DeviceOutOfMemory."""
         if size_bytes < EXACT_BYTES:
-            with translated(size_bytes):
+            with translated(self._uuid, size_bytes):
                 return torch.empty(size_bytes, dtype=torch.uint8, pin_memory=True)
         mapping = mmap.mmap(-1, size_bytes, flags=mmap.MAP_SHARED | mmap.MAP_ANONYMOUS | mmap.MAP_POPULATE)
         array = np.frombuffer(mapping, dtype=np.uint8)
@@ -183,7 +187,7 @@ class CudaRuntime:
         self._captures.record().wait()
         graph = torch.cuda.CUDAGraph()
         with (
-            translated(),
+            translated(self._uuid),
             torch.inference_mode(),
             torch.cuda.graph(graph, pool=self._pool, stream=self._captures.stream, capture_error_mode="thread_local"),
         ):
@@ -193,7 +197,7 @@ class CudaRuntime:
     def close(self) -> None:
         """Unregister memory on every orderly way out: a kill with much of it registered takes tens of seconds to be gone."""
         try:
-            with translated():
+            with translated(self._uuid):
                 torch.cuda.synchronize(self.device)
         except DeviceLost as error:
             logger.warning("The device was lost before it was closed", extra={"reason": str(error)})
@@ -202,6 +206,9 @@ class CudaRuntime:
         memory, self._memory = self._memory, None
         if memory is not None:
             memory.close()
+
+    def _stream(self) -> CudaStream:
+        return CudaStream(torch.cuda.Stream(self.device), self._uuid)  # type: ignore[no-untyped-call]
 
     def _register(self, address: int, size_bytes: int) -> None:
         code = int(torch.cuda.cudart().cudaHostRegister(address, size_bytes, 0))  # type: ignore[no-untyped-call]

@@ -63,9 +63,9 @@ class DecodeGraphs:
         self._steps = {size: _step_of(size, seats, runtime.device) for size in self.sizes}
         self._plain = {size: body_of(decoder, seats, step) for size, step in self._steps.items()}
 
-    def capture(self, *, is_captured: bool = True) -> None:
-        """Capture every size; not `is_captured`: steps are queued kernel by kernel. Raises: DeviceOutOfMemory."""
-        for size in reversed(self.sizes):
+    def capture(self, sizes: Sequence[int] = (), *, is_captured: bool = True) -> None:
+        """Capture these sizes (none: all); not `is_captured`: steps are queued kernel by kernel. Raises: DeviceOutOfMemory."""
+        for size in sorted(sizes or self.sizes, reverse=True):
             self._bodies[size] = self._runtime.capture(self._plain[size]) if is_captured else self._plain[size]
 
     def size_for(self, num_rows: int) -> int:

@@ -79,10 +79,11 @@ def open_files(source: InspectSpec, pages: PageShape, kv_quants: Sequence[str]) 
     cover = fuse(describe(files.config), OFFERS, lambda idx: shapes[idx])
     if cover.gaps:
         raise ModelUnsupported(f"The cuda driver has no kernels for some of its ops: {'; '.join(cover.gaps)}. The cpu driver runs it.")
-    return CudaFiles(files, cover, _frames_of(files.config, pages, source.kv_quant), pages, source.kv_quant)
+    return CudaFiles(files, cover, frames_of(files.config, pages, source.kv_quant), pages, source.kv_quant)
 
 
-def _frames_of(config: DecoderConfig, pages: PageShape, kv_quant: str) -> tuple[FrameForm, ...]:
+def frames_of(config: DecoderConfig, pages: PageShape, kv_quant: str) -> tuple[FrameForm, ...]:
+    """A frame of each KV group."""
     layer = KvShape(pages.page_tokens, config.num_kv_heads, config.head_dim, KV_DTYPES.get(kv_quant, pages.dtype))
     granule = pages.granule_bytes
     return tuple(

@@ -237,9 +237,9 @@ def append(lanes: Tensor, drawn: Tensor, ints: Tensor, stops: Tensor) -> None:
 
 def copy_frames(arena: Tensor, granule_bytes: int, frame_bytes: int, pairs: Tensor) -> None:
     """Copies frames inside the arena: `pairs [n, 2] int64` of source and target; no frame is in two of them, unless as a source only."""
-    for source, target in pairs.tolist():
-        start, place = source * granule_bytes, target * granule_bytes
-        arena[place : place + frame_bytes] = arena[start : start + frame_bytes].clone()
+    found = [(target, arena[source * granule_bytes :][:frame_bytes].clone()) for source, target in pairs.tolist()]
+    for target, frame in found:  # all are read before any is written, as they may be
+        arena[target * granule_bytes :][:frame_bytes] = frame
 
 
 def zero_frames(arena: Tensor, granule_bytes: int, frame_bytes: int, frames: Tensor) -> None:

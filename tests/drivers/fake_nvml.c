@@ -44,6 +44,10 @@ int nvmlShutdown(void) { return 0; }
 const char *nvmlErrorString(int code) { return code == 15 ? "GPU is lost" : code == 9 ? "Driver Not Loaded" : "fake error"; }
 int nvmlDeviceGetCount_v2(unsigned *count) { int num = load(); if (num < 0) return 9; *count = num; return 0; }
 int nvmlDeviceGetHandleByIndex_v2(unsigned i, void **device) { if ((int)i >= load()) return 2; *device = (void *)(long)(i + 1); return 0; }
+int nvmlDeviceGetHandleByUUID(const char *uuid, void **device) {
+  long i;
+  return sscanf(uuid, "GPU-%ld", &i) == 1 ? nvmlDeviceGetHandleByIndex_v2(i, device) : 6;
+}
 int nvmlSystemGetDriverVersion(char *text, unsigned size) { snprintf(text, size, "999.fake"); return 0; }
 int nvmlDeviceGetName(void *device, char *text, unsigned size) { GET(TOTAL) snprintf(text, size, "%s", rows[i].name); return 0; }
 int nvmlDeviceGetUUID(void *device, char *text, unsigned size) { GET(TOTAL) snprintf(text, size, "GPU-%ld", i); return 0; }

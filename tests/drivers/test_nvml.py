@@ -74,6 +74,14 @@ def test_what_a_person_should_look_at_is_said_and_what_is_not_known_is_none(libr
     assert told[3].startswith("NVML says of it: its clocks")
 
 
+def test_a_device_is_found_by_its_uuid_and_who_else_has_its_memory_is_told(library: Path) -> None:
+    assert said(library, (WELL, HOT), "[nvml.read_facts('GPU-1').name, nvml.others('GPU-0'), nvml.others('GPU-7')]") == [
+        "A100",
+        "Other processes and the driver hold 2000 bytes; nvidia-smi names them.",
+        "",
+    ]
+
+
 def test_a_lost_device_says_how_to_have_it_back(library: Path) -> None:
     error, text = said(library, ("lost " + WELL,), "nvml.read_facts(0)")  # type: ignore[misc]
 

@@ -140,6 +140,12 @@ class LateRuntime:
             arena.close()
         self._arenas.clear()
 
+    def whole(self) -> Tensor:
+        """The last arena that was taken, when everything has happened."""
+        self.compute.record().wait()
+        self.copies.record().wait()
+        return self._arenas[-1].bytes
+
     def work_until(self, event: LateEvent) -> None:
         """Let work happen, in some order, until an event has passed."""
         with self.lock:
@@ -147,6 +153,10 @@ class LateRuntime:
                 ready = [stream for stream in (self.compute, self.copies) if stream.can_go_on()]
                 assert ready, "streams wait for each other for ever"
                 self._random.choice(ready).go_on()
+            for _ in range(self._random.randrange(4)):  # the device does not stop because somebody is content
+                ready = [stream for stream in (self.compute, self.copies) if stream.can_go_on()]
+                if ready:
+                    self._random.choice(ready).go_on()
 
 
 def late_runtimes(seed: int, kernels: KernelTable = DEFINITIONS) -> Callable[[], LateRuntime]:

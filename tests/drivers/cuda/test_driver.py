@@ -15,7 +15,8 @@ from drivers.cuda.graphs import sizes_of
 from drivers.errors import DeviceOutOfMemory, DriverUnavailable, ModelUnsupported, OptionUnknown, PlanRejected
 from drivers.registry import create
 from drivers.triton.table import DEFINITIONS
-from tests.drivers.cpu_rig import GREEDY, CpuRig, greedy_reference, prompt_of, save_model
+from memory.page import Tier, Zero
+from tests.drivers.cpu_rig import GRANULE_BYTES, GREEDY, CpuRig, greedy_reference, prompt_of, save_model
 from tests.drivers.cuda.cuda_rig import CudaRig
 from tests.drivers.cuda.late_runtime import LateRuntime
 from tests.drivers.interpreted import KERNELS
@@ -94,6 +95,31 @@ def test_a_cut_row_that_is_gone_does_not_write_to_the_frames_of_the_next(llama: 
         rig.seq = 1
 
         assert [results[0].tokens[0] for results in rig.run([(0, 37)], 8, starts=(again,), clears=(0,))] == told[:8]
+
+
+def test_frames_are_zeroed_behind_steps_that_were_queued_for_their_old_owner(llama: Path) -> None:
+    for seed in range(6):
+        rig = CudaRig(llama, seed, options={"run_ahead": "8"})
+        start = rig.start(0, prompt_of(37), DRAWING, 24)
+        rig.driver.apply(Plan(1, 1, starts=(start,), runs=(RowRun(0, 37),), num_steps=8))
+        rig.driver.step(0)
+        zeros = tuple(Zero(rig.space_ids[0], Tier.DEVICE, frame) for frame in start.frames[0])
+        rig.driver.apply(Plan(1, 2, clears=(0,), zeros=zeros))
+        arena = rig.device.whole()
+
+        size = rig.spec.groups[0].frame_bytes
+        assert not any(arena[frame * GRANULE_BYTES : frame * GRANULE_BYTES + size].any() for frame in start.frames[0])
+
+
+def test_a_row_that_rests_stands_where_it_stood_while_others_decode(llama: Path) -> None:
+    rig = CudaRig(llama)
+    rig.run([(0, 20)], 2, starts=(rig.start(0, prompt_of(20), DRAWING, 24),))
+    seats = rig.driver._loaded.models[1].seats
+    before = (rig.device.whole(), seats.ints[0].tolist())[1]
+    rig.run([(slot, 5) for slot in (1, 2, 3)], 8, starts=[rig.start(slot, prompt_of(5, slot), DRAWING, 24) for slot in (1, 2, 3)])
+
+    assert (rig.device.whole(), seats.ints[0].tolist())[1] == before
+    assert rig.driver._loaded.models[1].graphs.size_for(3) == 4
 
 
 def test_rows_of_every_kind_share_a_step(llama: Path, told: list[int]) -> None:
