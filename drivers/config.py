@@ -38,10 +38,13 @@ class DriversConfig:
     )
     batch_invariant: bool = field(
         default=False,
-        metadata={"doc": "Whether a continuation must be bit-identical whatever it is batched with, at some cost in speed."},
+        metadata={
+            "doc": "Whether a continuation must be bit-identical whatever it is batched with; native code of the cpu driver always is."
+        },
     )
     options: Mapping[str, str] = field(
-        default_factory=dict, metadata={"doc": "Settings of the driver itself; one it does not know is refused."}
+        default_factory=dict,
+        metadata={"doc": "Settings of the driver itself; one it does not know is refused. cpu: native (on, off), isa, cpus (0-3,8)."},
     )
     devices: tuple[DeviceConfig, ...] = field(
         default=(),
