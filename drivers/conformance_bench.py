@@ -10,10 +10,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
+import msgspec
+
 from drivers.contract import (
     Driver,
     FramePatch,
     InspectSpec,
+    LoadedModel,
     LoadSpec,
     ModelSpec,
     OpenSpec,
@@ -71,7 +74,7 @@ class Subject:
             driver.close()
 
     @contextmanager
-    def bench(self) -> Iterator[Bench]:
+    def bench(self, *, batch_invariant: bool = False) -> Iterator[Bench]:
         """Give a driver with the model loaded as model 1, and room for another load of it."""
         with self.opened(open_spec(num_slabs=1)) as driver:
             model = driver.inspect(InspectSpec(str(self.model_path)))
@@ -82,7 +85,8 @@ class Subject:
         host_bytes = page_bytes + weights_bytes
         host = HostMemory.create(host_bytes, GRANULE_BYTES)
         try:
-            with self.opened(open_spec(num_slabs, host_bytes), host) as driver:
+            spec = msgspec.structs.replace(open_spec(num_slabs, host_bytes), batch_invariant=batch_invariant)
+            with self.opened(spec, host) as driver:
                 bench = Bench(driver, model, host, self.model_path)
                 bench.load(model_id=1)
                 yield bench
@@ -146,9 +150,9 @@ class Bench:
         self._next_granule = 0
         self._next_host_granule = 0
 
-    def load(self, model_id: int, progress: Callable[[int, int], None] = lambda _done, _total: None) -> None:
+    def load(self, model_id: int, progress: Callable[[int, int], None] = lambda _done, _total: None) -> LoadedModel:
         """Load the model behind what is taken; its spaces are 10 * model_id + group."""
-        self.load_at(model_id, self.take_weights(), progress)
+        return self.load_at(model_id, self.take_weights(), progress)
 
     def take_weights(self) -> tuple[int, ...]:
         """Return offsets in the arena for the segments of a load."""
@@ -171,10 +175,12 @@ class Bench:
         self.driver.load(LoadSpec(adapter_id, source, (), offsets, base_id=base_id), lambda _done, _total: None)
         return told
 
-    def load_at(self, model_id: int, offsets: tuple[int, ...], progress: Callable[[int, int], None] = lambda _done, _total: None) -> None:
+    def load_at(
+        self, model_id: int, offsets: tuple[int, ...], progress: Callable[[int, int], None] = lambda _done, _total: None
+    ) -> LoadedModel:
         """Load the model at offsets of the arena."""
         space_ids = tuple(self.space(group, model_id) for group in range(len(self.model.groups)))
-        self.driver.load(LoadSpec(model_id, InspectSpec(str(self.model_path)), space_ids, offsets), progress)
+        return self.driver.load(LoadSpec(model_id, InspectSpec(str(self.model_path)), space_ids, offsets), progress)
 
     def space(self, group: int, model_id: int = 1) -> int:
         """Return the space id of a group."""

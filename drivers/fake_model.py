@@ -102,7 +102,9 @@ def describe_adapter(adapter: FakeAdapter, base: FakeModel, memory: OpenSpec, sp
 
 
 def describe(model: FakeModel, memory: OpenSpec, spec: InspectSpec) -> ModelSpec:
-    """Return what a model needs of a device that was opened with `memory`."""
+    """Return what a model needs of a device that was opened with `memory`. Raises: ModelUnsupported, if it is to be quantized."""
+    if spec.quant or spec.kv_quant:
+        raise ModelUnsupported("The fake driver quantizes nothing; leave quant and kv_quant out.")
     segment_bytes = -(-model.weights_bytes // model.num_layers)
     page_bytes = memory.page_tokens * model.kv_bytes_per_token // len(model.windows)
     frame_bytes = -(-page_bytes // memory.granule_bytes) * memory.granule_bytes

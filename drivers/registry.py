@@ -1,7 +1,7 @@
 """Drivers by name: the built-in ones, and those that other distributions offer under the entry-point group `kerneld.drivers`.
 
 A driver is imported only when it is asked for, so that naming one costs nothing and a process loads the libraries of no other. Built-in
-names cannot be taken over by an entry point.
+names cannot be taken over by an entry point. Whether a driver of another distribution does what it says is asked by `drivers.vetting`.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import importlib
 from collections.abc import Callable
 from importlib.metadata import EntryPoint, entry_points
 
-from drivers.contract import Driver
+from drivers.contract import CONTRACT_VERSION, Capabilities, Driver
 from drivers.errors import DriverNotFound, DriverUnavailable
 
 ENTRY_POINT_GROUP = "kerneld.drivers"
@@ -19,6 +19,7 @@ BUILT_IN = {
     "cuda": "drivers.cuda.driver:CudaDriver",
     "fake": "drivers.fake:FakeDriver",
 }
+METHODS = tuple(sorted(name for name, value in vars(Driver).items() if callable(value) and not name.startswith("_")))
 # Names that are taken, of what no worker can run.
 NO_DRIVERS = {
     "sim": "sim is a device in virtual time (drivers.sim): it computes nothing and keeps no pages, so no worker runs it and the "
@@ -36,16 +37,41 @@ def available() -> list[tuple[str, str]]:
 def create(name: str) -> Driver:
     """Return a new driver of that name, not opened.
 
-    Raises: DriverNotFound, naming those there are; DriverUnavailable, if a library that it needs is not installed, or no worker runs it.
+    Raises: DriverNotFound, naming those there are; DriverUnavailable, if a library that it needs is not installed, no worker runs it, or
+    what its entry point names is no driver.
     """
     if name in NO_DRIVERS:
         raise DriverUnavailable(NO_DRIVERS[name])
     try:
-        return _factory(name)()
+        driver = _factory(name)()
     except ImportError as error:
         raise DriverUnavailable(
             f"{name} needs the module {error.name or 'of its entry point'}, which cannot be imported: {error}."
         ) from error
+    missing = [method for method in METHODS if not callable(getattr(driver, method, None))]
+    if missing:
+        raise DriverUnavailable(
+            f"{name} lacks {', '.join(missing)} of drivers.contract.Driver. Ask its author for a release that has them."
+        )
+    return driver
+
+
+def probe(name: str, driver: Driver) -> Capabilities:
+    """What a driver says of itself. Raises: DriverUnavailable, also if it was written for another contract."""
+    told = driver.probe()
+    if not isinstance(told, Capabilities):
+        raise DriverUnavailable(f"{name} answers probe with {type(told).__name__}, not with drivers.contract.Capabilities.")
+    if told.contract_version != CONTRACT_VERSION:
+        raise DriverUnavailable(
+            f"{name} {told.version} was written for version {told.contract_version} of the driver contract; this kerneld speaks version "
+            f"{CONTRACT_VERSION}. Install a release of the driver that was written for it."
+        )
+    return told
+
+
+def entry_point_of(name: str) -> EntryPoint | None:
+    """What another distribution offers under a name; None of a driver that is built in, or that nobody offers."""
+    return None if name in BUILT_IN else _offered().get(name)
 
 
 def _factory(name: str) -> Callable[[], Driver]:

@@ -70,7 +70,7 @@ class Station:
         self._options = options
         self._stop = stop
         self._driver: Driver = registry.create(options.driver)
-        self._capabilities: Capabilities = self._driver.probe()
+        self._capabilities: Capabilities = registry.probe(options.driver, self._driver)
         self._held: Held | None = None
         self._host_fd: int | None = None
         self._boot_generation = 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -11,7 +12,21 @@ import pytest
 
 from drivers.conformance import CHECKS, Check, main, run, subject_of
 from drivers.conformance_bench import Subject
-from drivers.contract import Capabilities, CopyTimes, Driver, InspectSpec, LoadedModel, LoadSpec, ModelSpec, OpenSpec, Plan, StepResult
+from drivers.conformance_promises import drafts_change_nothing
+from drivers.contract import (
+    Capabilities,
+    CopyTimes,
+    Driver,
+    InspectSpec,
+    LoadedModel,
+    LoadSpec,
+    ModelSpec,
+    OpenSpec,
+    OpReport,
+    Plan,
+    StepResult,
+    TokenLogprob,
+)
 from drivers.cpu import CpuDriver
 from drivers.errors import PageCorrupt, UnknownModel
 from drivers.fake import FakeDriver
@@ -181,9 +196,76 @@ class ForgetsAdapters(FakeDriver):
         super().apply(msgspec.structs.replace(plan, starts=tuple(msgspec.structs.replace(start, adapter_id=0) for start in plan.starts)))
 
 
+class TakesAnyQuantization(FakeDriver):
+    """Looks at the path alone."""
+
+    def inspect(self, spec: InspectSpec) -> ModelSpec:
+        return super().inspect(msgspec.structs.replace(spec, quant="", kv_quant=""))
+
+    def load(self, spec: LoadSpec, progress: Callable[[int, int], None]) -> LoadedModel:
+        plain = msgspec.structs.replace(spec.source, quant="", kv_quant="")
+        return super().load(msgspec.structs.replace(spec, source=plain), progress)
+
+
+class FeelsCompany(FakeDriver):
+    """Rounds otherwise where rows share a step."""
+
+    def step(self, step_idx: int) -> StepResult:
+        result = super().step(step_idx)
+        nudged = [tuple(TokenLogprob(entry.logprob - 1e-12, entry.top) for entry in row.logprobs) for row in result.rows]
+        if len(result.rows) < 2:
+            return result
+        rows = [msgspec.structs.replace(row, logprobs=told) for row, told in zip(result.rows, nudged, strict=True)]
+        return msgspec.structs.replace(result, rows=tuple(rows))
+
+
+class GuessesWithoutSayingSo(FakeDriver):
+    """Guesses three tokens right, and states no drafts."""
+
+    def open(self, spec: OpenSpec, host_fd: int | None) -> None:
+        super().open(msgspec.structs.replace(spec, options={"draft_hits": "3", **spec.options}), host_fd)
+
+    def probe(self) -> Capabilities:
+        return msgspec.structs.replace(super().probe(), drafts=False)
+
+
+class KeepsWrongGuesses(FakeDriver):
+    """Takes the first guess of a row for right."""
+
+    def step(self, step_idx: int) -> StepResult:
+        result = super().step(step_idx)
+        rows = [
+            msgspec.structs.replace(row, tokens=tuple(token + 1 for token in row.tokens)) if row.num_drafted else row for row in result.rows
+        ]
+        return msgspec.structs.replace(result, rows=tuple(rows))
+
+    def open(self, spec: OpenSpec, host_fd: int | None) -> None:
+        super().open(msgspec.structs.replace(spec, options={"draft_hits": "1", **spec.options}), host_fd)
+
+
+class NamesNoOps(FakeDriver):
+    """Says of an op neither what it is nor how often it is called."""
+
+    def load(self, spec: LoadSpec, progress: Callable[[int, int], None]) -> LoadedModel:
+        return msgspec.structs.replace(super().load(spec, progress), ops=(OpReport("", ""),))
+
+
+class Stumbles(FakeDriver):
+    """Has a bug that is no driver error."""
+
+    def park(self, model_id: int, host_offsets: tuple[int, ...]) -> tuple[int, ...]:
+        raise ZeroDivisionError("of its own making")
+
+
 @pytest.mark.parametrize(
     ("driver", "names"),
     [
+        (TakesAnyQuantization, {"unknown_quantizations_leave_nothing"}),
+        (FeelsCompany, {"invariant_rows_have_the_same_bits"}),
+        (GuessesWithoutSayingSo, {"drafts_change_nothing"}),
+        (KeepsWrongGuesses, {"drafts_change_nothing"}),
+        (NamesNoOps, {"loads_say_what_they_did"}),
+        (Stumbles, {"parked_weights_come_back", "parked_weights_are_checked"}),
         (ForgetsAdapters, {"adapters_change_their_own_rows", "rows_name_loaded_adapters_of_their_model"}),
         (KeepsZeroedFrames, {"zeroed_frames_are_seen", "zeroed_host_frames_hold_nothing"}),
         (LosesMoves, {"resume_through_the_host_tier", "copies_are_copies", "host_pages_say_what_they_are", "corrupt_page_is_named"}),
@@ -216,6 +298,23 @@ def test_the_report_names_every_check_and_the_exit_code_is_0(capsys: pytest.Capt
 
     assert len(lines) == len(CHECKS) + 1
     assert lines[-1] == f"fake: {len(CHECKS)} of {len(CHECKS)} checks passed"
+
+
+def test_guesses_that_are_right_conform() -> None:
+    class Guesses(FakeDriver):
+        def open(self, spec: OpenSpec, host_fd: int | None) -> None:
+            super().open(msgspec.structs.replace(spec, options={"draft_hits": "3", **spec.options}), host_fd)
+
+    with subject_of("fake") as good:
+        drafts_change_nothing(replace(good, make=Guesses))
+
+
+def test_lines_of_json_name_a_check_before_it_begins(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["fake", "--json"]) == 0
+    lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+
+    assert [line["begins"] for line in lines[:-1:2]] == [line["name"] for line in lines[1:-1:2]] == [check.__name__ for check in CHECKS]
+    assert lines[-1] == {"passed": len(CHECKS), "of": len(CHECKS)}
 
 
 def test_a_model_that_cannot_run_fails_the_suite(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

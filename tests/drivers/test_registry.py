@@ -8,9 +8,28 @@ import pytest
 
 from drivers.errors import DriverNotFound, DriverUnavailable
 from drivers.fake import FakeDriver
-from drivers.registry import available, create
+from drivers.registry import available, create, entry_point_of, probe
 
 ROOT = Path(__file__).resolve().parents[2]
+OTHER = """
+import msgspec
+from drivers.fake import FakeDriver
+
+class Driver(FakeDriver):
+    pass
+
+class Half:
+    def probe(self): ...
+    def open(self, spec, host_fd): ...
+
+class Elder(FakeDriver):
+    def probe(self):
+        return msgspec.structs.replace(super().probe(), driver="elder", contract_version=0)
+
+class Talker(FakeDriver):
+    def probe(self):
+        return {"driver": "talker"}
+"""
 
 
 def distribution(folder: Path, entries: str) -> Path:
@@ -19,7 +38,7 @@ def distribution(folder: Path, entries: str) -> Path:
     info.mkdir()
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: other-drivers\nVersion: 2.0\n")
     (info / "entry_points.txt").write_text(f"[kerneld.drivers]\n{entries}\n")
-    (folder / "other_drivers.py").write_text("class Driver:\n    pass\n")
+    (folder / "other_drivers.py").write_text(OTHER)
     return folder
 
 
@@ -55,6 +74,28 @@ def test_a_driver_whose_library_is_missing_is_unavailable(tmp_path: Path, monkey
 
     with pytest.raises(DriverUnavailable, match="no_such_library"):
         create("broken")
+
+
+def test_a_class_that_lacks_methods_is_no_driver(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(distribution(tmp_path, "half = other_drivers:Half")))
+
+    with pytest.raises(DriverUnavailable, match="half lacks apply, close, copied, give_back, inspect, load, park, step, take, unload of"):
+        create("half")
+
+
+def test_a_driver_of_another_contract_is_refused_by_a_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(distribution(tmp_path, "elder = other_drivers:Elder\ntalker = other_drivers:Talker")))
+
+    with pytest.raises(DriverUnavailable, match="elder 1 was written for version 0 of the driver contract; this kerneld speaks version 1"):
+        probe("elder", create("elder"))
+    with pytest.raises(DriverUnavailable, match="talker answers probe with dict"):
+        probe("talker", create("talker"))
+
+
+def test_only_what_others_offer_has_an_entry_point(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(distribution(tmp_path, "other = other_drivers:Driver\nfake = other_drivers:Driver")))
+
+    assert [bool(entry_point_of(name)) for name in ("other", "fake", "cpu", "abacus")] == [True, False, False, False]
 
 
 def test_naming_drivers_imports_none_of_them() -> None:
