@@ -17,6 +17,7 @@ from cli.render import bytes_text
 from drivers import registry
 from drivers.errors import DriverError
 from kerneld.config import Config
+from kerneld.deviceconfig import config_by_device
 
 REQUIREMENT = re.compile(r"([A-Za-z0-9._-]+)(?:\[.*?\])?(?:>=([0-9.]+))?")
 COMPILERS = ("cc", "gcc", "clang")
@@ -29,7 +30,8 @@ def examine(config: Config) -> Iterator[Finding]:
     yield from check_packages()
     yield check_compiler()
     yield check_native()
-    yield from check_driver(config)
+    for device, each in config_by_device(config).items():
+        yield from check_driver(each, device if config.drivers.devices else "")
     yield from check_torch()
     yield from check_accelerators()
     yield from examine_host(config)
@@ -100,27 +102,29 @@ def check_native() -> Finding:
     return Finding("native code", Level.OK, f"built for {built.level}{others}")
 
 
-def check_driver(config: Config) -> Iterator[Finding]:
-    """The configured driver on this machine."""
-    name = config.drivers.use
+def check_driver(config: Config, device: str = "") -> Iterator[Finding]:
+    """The configured driver on this machine; `device` is the name of one of several."""
+    name, of_device = config.drivers.use, f" of {device}" if device else ""
     try:
         found = registry.create(name).probe()
     except DriverError as error:
-        yield Finding("driver", Level.FAIL, f"{name}: {error}", "Install what it needs, or choose another driver with drivers.use.")
+        yield Finding(
+            f"driver{of_device}", Level.FAIL, f"{name}: {error}", "Install what it needs, or choose another driver with drivers.use."
+        )
         return
-    yield Finding("driver", Level.OK, f"{found.driver} {found.version} on {found.device_name}")
+    yield Finding(f"driver{of_device}", Level.OK, f"{found.driver} {found.version} on {found.device_name}")
     if config.drivers.dtype not in found.dtypes:
         yield Finding(
-            "dtype",
+            f"dtype{of_device}",
             Level.FAIL,
             f"{name} cannot compute in {config.drivers.dtype}",
             f"Set drivers.dtype to one of {', '.join(found.dtypes)}.",
         )
     if config.drivers.batch_invariant and not found.batch_invariant:
-        yield Finding("batch_invariant", Level.FAIL, f"{name} is not batch-invariant", "Set drivers.batch_invariant = false.")
+        yield Finding(f"batch_invariant{of_device}", Level.FAIL, f"{name} is not batch-invariant", "Set drivers.batch_invariant = false.")
     if config.memory.device_bytes > found.memory_bytes:
         wanted, has = bytes_text(config.memory.device_bytes), bytes_text(found.memory_bytes)
-        yield Finding("device memory", Level.FAIL, f"{wanted} configured, the device has {has}", "Lower memory.device_bytes.")
+        yield Finding(f"device memory{of_device}", Level.FAIL, f"{wanted} configured, the device has {has}", "Lower memory.device_bytes.")
 
 
 def check_torch() -> Iterator[Finding]:

@@ -1,6 +1,7 @@
 """The main program of a worker: one process per device group, expendable, and patient with fronts that come and go.
 
-    python -P -m drivers.worker --socket PATH --device cpu0 --driver cpu [--orphan-grace-s 15] [--log-level info] [--log-json]
+    python -P -m drivers.worker --socket PATH {--device cpu0 --driver cpu | --instance cpu}
+                                [--orphan-grace-s 15] [--log-level info] [--log-json]
 
     exit code   0   the front said so, SIGTERM, or the front stayed away for longer than the grace
                 1   the driver broke, or no front was ever there
@@ -73,7 +74,7 @@ class LineFormatter(logging.Formatter):
 
 def main(arguments: list[str] | None = None) -> int:
     """Run a worker until it is done, and return its exit code."""
-    parsed = _parse(arguments)
+    parsed = parse(arguments)
     secret = os.environ.pop(SECRET_VARIABLE, "")
     options = StationOptions(parsed.socket, parsed.device, parsed.driver, parsed.orphan_grace_s, secret)
     _log_to_stderr(options.device, parsed.log_level, is_json=parsed.log_json)
@@ -98,15 +99,25 @@ def main(arguments: list[str] | None = None) -> int:
     return EXIT_BROKEN if ending is Ending.BROKEN or is_never_served else EXIT_DONE
 
 
-def _parse(arguments: list[str] | None) -> argparse.Namespace:
+def parse(arguments: list[str] | None) -> argparse.Namespace:
+    """The command line. Raises: SystemExit, if it is wrong."""
     parser = argparse.ArgumentParser(prog="drivers.worker", description="Serve one device to the kerneld front behind a socket.")
     parser.add_argument("--socket", required=True, help="unix socket of the front")
-    parser.add_argument("--device", required=True, help="name of the device group, such as cpu0")
-    parser.add_argument("--driver", required=True, help=f"one of: {', '.join(name for name, _ in registry.available())}")
+    parser.add_argument("--device", default="", help="name of the device group, such as cpu0")
+    parser.add_argument("--driver", default="", help=f"one of: {', '.join(name for name, _ in registry.available())}")
+    parser.add_argument(
+        "--instance", default="", help="both as a unit of systemd names them: DRIVER, whose device is DRIVER0, or DRIVER:DEVICE"
+    )
     parser.add_argument("--orphan-grace-s", type=float, default=15.0, help="how long to wait for a front before exiting")
     parser.add_argument("--log-level", default="info", choices=("debug", "info", "warning", "error"), help="least severe lines to write")
     parser.add_argument("--log-json", action="store_true", help="write lines as JSON objects")
-    return parser.parse_args(arguments)
+    parsed = parser.parse_args(arguments)
+    if parsed.instance:
+        parsed.driver, _, parsed.device = parsed.instance.partition(":")
+        parsed.device = parsed.device or f"{parsed.driver}0"
+    if not (parsed.device and parsed.driver):
+        parser.error("give --device and --driver, or --instance")
+    return parsed
 
 
 def _log_to_stderr(device: str, level: str, *, is_json: bool) -> None:

@@ -12,10 +12,11 @@ import pytest
 from click.testing import CliRunner, Result
 
 from cli.daemon import cli
-from cli.doctor import check_native, check_package, version_key
+from cli.doctor import check_driver, check_native, check_package, version_key
 from cli.findings import Finding, Level
 from cli.host import check_cgroup, check_memory, check_page_file, check_sockets, check_state_dir
 from kerneld.config import Config, ConfigError
+from kerneld.deviceconfig import config_by_device
 from kerneld.settings import load_config
 
 
@@ -74,6 +75,16 @@ def test_doctor_looks_at_everything_and_ends_with_1_where_something_fails(tmp_pa
     levels = {finding["name"]: finding["level"] for finding in json.loads(looked.stdout)}
     assert looked.exit_code == 1
     assert (levels["driver"], levels["socket"], levels["python"], levels["fsync"]) == ("fail", "fail", "ok", "ok")
+
+
+def test_each_of_several_devices_is_looked_at_by_its_name() -> None:
+    devices = 'drivers.devices=[{ name = "a", driver = "fake", dtype = "float16" }, { name = "b", driver = "none" }]'
+    config = load_config(None, {}, [devices])
+    found = [finding for name, each in config_by_device(config).items() for finding in check_driver(each, name)]
+
+    levels = {finding.name: finding.level for finding in found}
+    assert levels["driver of a"] is Level.OK
+    assert levels["driver of b"] is Level.FAIL
 
 
 def test_a_package_must_be_there_and_new_enough() -> None:

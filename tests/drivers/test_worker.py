@@ -26,7 +26,7 @@ from drivers.fake_model import FakeModel, continuation
 from drivers.hostmem import HostMemory
 from drivers.listener import Admission, WorkerListener
 from drivers.wire import NO_STEP, Hello, PlanFailed
-from drivers.worker import JsonFormatter, LineFormatter
+from drivers.worker import JsonFormatter, LineFormatter, parse
 from memory.page import Move, Tier
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -627,3 +627,22 @@ def copy_descriptor(pidfd: int, fd: int) -> int:
     """A copy of another process's descriptor (pidfd_getfd)."""
     copy: int = ctypes.CDLL(None, use_errno=True).syscall(438, pidfd, fd, 0)
     return copy
+
+
+@pytest.mark.parametrize(
+    ("arguments", "driver", "device"),
+    [
+        (["--driver", "cpu", "--device", "cpu7"], "cpu", "cpu7"),
+        (["--instance", "cpu"], "cpu", "cpu0"),
+        (["--instance", "cpu:quick"], "cpu", "quick"),
+    ],
+)
+def test_a_unit_names_driver_and_device_in_one_word(arguments: list[str], driver: str, device: str) -> None:
+    parsed = parse(["--socket", "w.sock", *arguments])
+    assert (parsed.driver, parsed.device) == (driver, device)
+
+
+def test_a_worker_that_is_not_told_its_device_says_how(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        parse(["--socket", "w.sock", "--driver", "cpu"])
+    assert "give --device and --driver, or --instance" in capsys.readouterr().err
