@@ -18,7 +18,7 @@ from drivers.copier import Copier
 from drivers.cpu_ops import Decision, OpChooser
 from drivers.cpu_runners import NativeRunner, Places, Runner, TorchRunner, layer_pages
 from drivers.cpu_shapes import frames_of
-from drivers.errors import PlanRejected
+from drivers.errors import DeviceOutOfMemory, PlanRejected
 from drivers.hostmem import HostMemory
 from drivers.models.decoder import Decoder, DecoderWeights
 from drivers.models.loader import ModelFiles, Target, load_weights, model_spec, segment_views
@@ -165,7 +165,10 @@ def _native(decision: Decision, spec: LoadSpec, ground: Ground, weights: Decoder
         return None
     address = np.uint64(ground.arena.bytes.data_ptr())
     places = Places(address, spec.offsets, ground.max_tokens, ground.ops.pages.dtype is torch.bfloat16)
-    return NativeRunner(ground.ops.engine, decision.program, weights, ground.arena, places)
+    try:
+        return NativeRunner(ground.ops.engine, decision.program, weights, ground.arena, places)
+    except MemoryError as error:
+        raise DeviceOutOfMemory(ground.max_tokens * 4 * decision.program.hidden_size, 0, f"{error} Lower kerneld.max_step_tokens.") from error
 
 
 def _in_torch(decision: Decision, spec: LoadSpec, ground: Ground, weights: DecoderWeights) -> TorchRunner:

@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from drivers.errors import OptionUnknown
-from drivers.native.isa import FLAGS
+from drivers.native.isa import levels
 
 NAMES = ("cpus", "disagree", "isa", "native")
 
@@ -36,8 +36,8 @@ class CpuOptions:
         native, isa = options.get("native", "on"), options.get("isa", "")
         if native not in ("on", "off"):
             raise OptionUnknown(f"native is {native!r}; it is on or off.")
-        if isa and isa not in FLAGS:
-            raise OptionUnknown(f"isa is {isa!r}; it is one of {', '.join(FLAGS)}.")
+        if isa and isa not in levels():
+            raise OptionUnknown(f"isa is {isa!r}; this processor runs {', '.join(levels())}.")
         names = frozenset(name.strip() for name in options.get("disagree", "").split(",") if name.strip())
         return cls(native == "on", isa, _cpus(options.get("cpus", "")), names)
 

@@ -153,15 +153,16 @@ def test_an_adapter_of_experts_is_refused_and_told_what_can_be_adapted(tmp_path:
         open_adapter(InspectSpec(str(tmp_path / "a"), base=str(tmp_path / "base")), torch.float32)
 
 
+@pytest.mark.parametrize("is_native", [True, False], ids=["native", "torch"])
 @pytest.mark.parametrize("family", FAMILIES)
-def test_logits_equal_transformers_with_merged_weights(family: str, tmp_path: Path) -> None:
+def test_logits_equal_transformers_with_merged_weights(family: str, is_native: bool, tmp_path: Path) -> None:
     kind, changes = FAMILIES[family]
     model = save_model(tmp_path / "base", kind, **changes)
     models, directories = [model], list[Path | None]([None])
     for number, (name, (targets, config)) in enumerate(ADAPTERS.items()):
         models.append(merged(model, save_adapter(tmp_path / name, model, targets, seed=number, **config)))
         directories.append(tmp_path / name)
-    rig = LogitsRig(tmp_path / "base")
+    rig = LogitsRig(tmp_path / "base", is_native=is_native)
     rig.adapt(directories, tmp_path / "base")
     prompts = [prompt_of(20 + 11 * slot, slot) for slot in range(len(models))]
     for prompt, found, merged_model in zip(prompts, rig.logits(prompts, chunk=9), models, strict=True):

@@ -6,6 +6,7 @@ import logging
 import os
 import subprocess
 import sys
+import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -126,6 +127,21 @@ def test_without_a_compiler_torch_computes_and_what_to_install_is_said(model: Pa
     assert ran.stdout.startswith("torch, ")
     assert "there is no C++ compiler (no-such-compiler)" in ran.stdout
     assert "apt install g++" in ran.stdout
+
+
+def test_threads_run_where_they_are_told(model: Path) -> None:
+    cpu = max(os.sched_getaffinity(0))
+    seen: list[object] = []
+
+    def run() -> None:  # in a thread of its own, as it is the caller that is bound
+        rig = CpuRig(model, options={"cpus": str(cpu)})
+        seen.extend([os.sched_getaffinity(0), rig.generate(prompt_of(20), 4)])
+        rig.driver.close()
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    thread.join()
+    assert seen == [{cpu}, CpuRig(model).generate(prompt_of(20), 4)]
 
 
 MODES: list[tuple[str, str, Mapping[str, str], bool]] = [
