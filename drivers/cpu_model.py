@@ -168,7 +168,8 @@ def _native(decision: Decision, spec: LoadSpec, ground: Ground, weights: Decoder
     try:
         return NativeRunner(ground.ops.engine, decision.program, weights, ground.arena, places)
     except MemoryError as error:
-        raise DeviceOutOfMemory(ground.max_tokens * 4 * decision.program.hidden_size, 0, f"{error} Lower kerneld.max_step_tokens.") from error
+        size_bytes = ground.max_tokens * decision.program.hidden_size * 4
+        raise DeviceOutOfMemory(size_bytes, 0, f"{error} Lower kerneld.max_step_tokens.") from error
 
 
 def _in_torch(decision: Decision, spec: LoadSpec, ground: Ground, weights: DecoderWeights) -> TorchRunner:
