@@ -105,6 +105,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except DriverUnavailable as error:
         sys.stderr.write(f"{error}\n")
         return 2
+    torch.cuda.set_stream(runtime.compute.stream)  # what is made beside measured work is made before it
     with torch.inference_mode():
         figures = list(measured(runtime, wanted.parts, PARTS))
     publish("gpu", f"Kernels and steps on {runtime.facts().name}", figures, wanted.json)

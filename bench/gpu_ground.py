@@ -15,7 +15,8 @@ from torch import Tensor
 
 from drivers.contract import InspectSpec, LoadSpec, RowStart, Sampling
 from drivers.cpu_shapes import shapes_of
-from drivers.cuda.model import CudaFiles, CudaModel, build_model, frames_of
+from drivers.cuda.loading import built
+from drivers.cuda.model import CudaFiles, CudaModel, frames_of
 from drivers.cuda.ops import OFFERS
 from drivers.cuda.runtime import DeviceArena, Runtime, Work
 from drivers.models.description import describe
@@ -101,7 +102,7 @@ def make_model(runtime: Runtime, shape: ModelShape, dtype: torch.dtype, rows: in
     arena = DeviceArena(torch.empty(size_bytes, dtype=torch.uint8, device=runtime.device), None)  # goes with the model
     runtime.compute.run(lambda: _fill(arena.bytes[:end].view(dtype)))
     spec = LoadSpec(1, InspectSpec(shape.name), (1,), tuple(offsets))
-    model = build_model(found, spec, arena, runtime, (rows, 0))
+    model = built(found, spec, arena, runtime, rows)
     num_parameters = sum(math.prod(part.shape) for segment in files.segments for part in segment.parts)
     table = 0 if shape.is_tied else shape.vocabulary * shape.hidden  # of the embedding, a row for each token is read
     return BenchModel(

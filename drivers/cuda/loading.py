@@ -16,6 +16,7 @@ from drivers.cuda.weights import WeightCourier
 from drivers.triton.layout import StepRows, tile_tokens
 
 TRIAL_TOKENS = 512
+FEW_TOKENS = (1, 16, 32, 64)  # linears of quantized weights have a kernel for each
 Progress = Callable[[int, int], None]
 
 
@@ -40,8 +41,8 @@ def load_model(
     else:
         courier.load(files.files, spec.offsets, files.pages.dtype, progress)
     copy_s = time.perf_counter() - began
-    model = build_model(files, spec, arena, runtime, (max_rows, max_tokens))
-    pace = warm_up(runtime, model, max_tokens)
+    model = built(files, spec, arena, runtime, max_rows)
+    pace = warm_up(runtime, model, (max_tokens, files.pages.granule_bytes))
     model.graphs.capture(is_captured=options.graphs)
     told = LoadedModel(
         spec.model_id,
@@ -55,19 +56,42 @@ def load_model(
     return model, told
 
 
-def warm_up(runtime: Runtime, model: CudaModel, max_tokens: int) -> float:
-    """Run the largest prefill and a short one, so that kernels are built and memory for them is had; answers seconds per token.
+def built(files: CudaFiles, spec: LoadSpec, arena: DeviceArena, runtime: Runtime, max_rows: int) -> CudaModel:
+    """The model, its tables made on the stream that reads them."""
+    box: list[CudaModel] = []
+    runtime.compute.run(lambda: box.append(build_model(files, spec, arena, runtime, max_rows)))
+    runtime.compute.record().wait()
+    return box[0]
 
-    Tokens have no slot, so nothing is written to any page; what is read is in bounds, and means nothing.
+
+def warm_up(runtime: Runtime, model: CudaModel, sizes: tuple[int, int]) -> float:
+    """Run prefills of every kind, so that kernels are built and memory for the largest is had; answers seconds per token.
+
+    `sizes` are tokens of a step and bytes of a granule. Tokens have no slot, so nothing is written to any page; what is read is in bounds,
+    and means nothing. Kernels that touch pages run on memory of their own.
     """
-    longest = model.limit.max_positions
+    max_tokens, granule_bytes = sizes
+    most = min(max_tokens, model.limit.max_positions)
+    trial = min(TRIAL_TOKENS, most)
     events: list[Event] = []
-    for num_tokens in (min(max_tokens, longest), *[min(TRIAL_TOKENS, max_tokens, longest)] * 2):
+    for num_tokens in (most, *(few for few in FEW_TOKENS if few < most), trial, trial):
         events.append(runtime.compute.record())
         runtime.compute.run(lambda num_tokens=num_tokens: _prefill(runtime, model, num_tokens))  # type: ignore[misc]
     end = runtime.compute.record()
+    runtime.copies.run(lambda: _touch_pages(runtime, model, granule_bytes))
     end.wait()
-    return end.seconds_since(events[-1]) / min(TRIAL_TOKENS, max_tokens, longest)
+    runtime.copies.record().wait()
+    return end.seconds_since(events[-1]) / trial
+
+
+def _touch_pages(runtime: Runtime, model: CudaModel, granule_bytes: int) -> None:
+    kernels, sent = runtime.kernels, runtime.sent
+    for form in model.frames:
+        scratch = torch.zeros(2 * form.size_bytes, dtype=torch.uint8, device=runtime.device)
+        second = form.size_bytes // granule_bytes
+        kernels.copy_frames(scratch, granule_bytes, form.size_bytes, sent(np.array([[0, second]], dtype=np.int64)))
+        kernels.zero_frames(scratch, granule_bytes, form.size_bytes, sent(np.array([second], dtype=np.int64)))
+        kernels.clear_tails(scratch, granule_bytes, form.layer, form.num_layers, sent(np.array([[0, 1]], dtype=np.int64)))
 
 
 def _prefill(runtime: Runtime, model: CudaModel, num_tokens: int) -> None:

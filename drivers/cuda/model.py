@@ -118,8 +118,8 @@ def check_places(files: ModelFiles, spec: LoadSpec, arena_bytes: int) -> None:
             raise PlanRejected(f"Segment {segment.name} at offset {offset} is not aligned to {ALIGN_BYTES} or leaves the arena.")
 
 
-def build_model(found: CudaFiles, spec: LoadSpec, arena: DeviceArena, runtime: Runtime, limits: tuple[int, int]) -> CudaModel:
-    """A model whose weights lie at the offsets of its load; `limits` are row slots and tokens of a step. Captures nothing yet."""
+def build_model(found: CudaFiles, spec: LoadSpec, arena: DeviceArena, runtime: Runtime, max_rows: int) -> CudaModel:
+    """A model whose weights lie at the offsets of its load, with that many row slots; called as work, and captures nothing yet."""
     files, pages = found.files, found.pages
     config, granule = files.config, pages.granule_bytes
     target = Target(arena.bytes, spec.offsets, pages.dtype)
@@ -135,13 +135,13 @@ def build_model(found: CudaFiles, spec: LoadSpec, arena: DeviceArena, runtime: R
         dtype=pages.dtype,
         kernels=runtime.kernels,
     )
-    seats = Seats(runtime, limits[0], -(-config.max_positions // pages.page_tokens), len(config.groups))
+    seats = Seats(runtime, max_rows, -(-config.max_positions // pages.page_tokens), len(config.groups))
     num_frames = [(arena.bytes.numel() - frame.size_bytes) // granule + 1 for frame in found.frames]
     groups = zip(num_frames, config.groups, strict=True)
     return CudaModel(
         decoder=decoder,
         seats=seats,
-        graphs=DecodeGraphs(runtime, decoder, seats, limits[0]),
+        graphs=DecodeGraphs(runtime, decoder, seats, max_rows),
         limit=ModelLimit(config.vocab_size, config.max_positions, tuple(GroupLimit(num, group.window) for num, group in groups)),
         space_ids=spec.space_ids,
         frames=found.frames,

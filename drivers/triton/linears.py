@@ -49,7 +49,7 @@ def _weights(value_ptr, scale_ptr, offset_ptr, n, k, num_rows, columns, groups, 
     return (q.to(tl.float32) - zero) * scale
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["tokens"])  # it differs from step to step, and a kernel is not built within one
 def _linear(
     x_ptr, value_ptr, scale_ptr, offset_ptr, bias_ptr, y_ptr, tokens, rows, columns, groups, x_stride,
     TOKENS: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, GROUP: tl.constexpr, HAS_OFFSETS: tl.constexpr,

@@ -9,7 +9,7 @@ import msgspec
 import pytest
 import torch
 
-from drivers.contract import InspectSpec, OpenSpec, Plan, RowRun, RowStart, Sampling
+from drivers.contract import InspectSpec, LoadSpec, OpenSpec, Plan, RowRun, RowStart, Sampling
 from drivers.cuda.driver import CudaDriver
 from drivers.cuda.graphs import sizes_of
 from drivers.errors import DeviceOutOfMemory, DriverUnavailable, ModelUnsupported, OptionUnknown, PlanRejected
@@ -109,6 +109,27 @@ def test_frames_are_zeroed_behind_steps_that_were_queued_for_their_old_owner(lla
 
         size = rig.spec.groups[0].frame_bytes
         assert not any(arena[frame * GRANULE_BYTES : frame * GRANULE_BYTES + size].any() for frame in start.frames[0])
+
+
+def test_weights_are_loaded_behind_steps_that_were_queued_for_the_owner_of_their_place(llama: Path, told: list[int]) -> None:
+    for seed in range(4):
+        rig = CudaRig(llama, seed, options={"run_ahead": "8"})
+        start = rig.start(0, prompt_of(37), DRAWING, 24)
+        rig.driver.apply(Plan(1, 1, starts=(start,), runs=(RowRun(0, 37),), num_steps=8))
+        rig.driver.step(0)
+        rig.driver.apply(Plan(1, 2, clears=(0,)))
+        offsets, end = [], min(start.frames[0]) * GRANULE_BYTES
+        for segment in rig.spec.segments:
+            offsets.append(end)
+            end += -(-segment.size_bytes // GRANULE_BYTES) * GRANULE_BYTES
+        rig.driver.load(LoadSpec(2, rig.source, (20,), tuple(offsets)), lambda done, total: None)
+        free = tuple(frame for frame in rig.free if frame * GRANULE_BYTES >= end)[:4]
+        assert end > max(start.frames[0]) * GRANULE_BYTES, "the weights lie where the row's pages were"
+        rig.seq = 2
+
+        assert [step[0].tokens[0] for step in rig.run([(0, 37)], 8, starts=(RowStart(0, 2, 0, start.tokens, (free,), DRAWING),))] == told[
+            :8
+        ]
 
 
 def test_a_row_that_rests_stands_where_it_stood_while_others_decode(llama: Path) -> None:
