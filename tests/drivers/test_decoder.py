@@ -68,6 +68,7 @@ class DecoderRig:
         with torch.inference_mode():
             self.model: CpuModel = load_model(ops.decide(source), load, ground, lambda done, total: None)
         assert self.model.is_native is is_native
+        assert ops.bad == {}
         self.frame = max(group.frame_bytes for group in spec.groups) // GRANULE_BYTES
         self.next = end // GRANULE_BYTES
 
