@@ -72,6 +72,7 @@ class Model:
     image: HostImage | None = None  # in the host tier
     resident_since: float = 0.0
     num_loads: int = 0
+    is_refused: bool = False  # the driver of this device cannot run it
     # kept by whoever computes on it
     last_used_at: float = 0.0
     is_pinned: bool = False

@@ -17,10 +17,10 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from typing import Final
 
-from drivers.errors import DriverError
+from drivers.errors import DeviceLost, DriverError
 from kerneld.catalog import Catalog, Registered
 from kerneld.context import Context, priced_as
 from kerneld.deviceparts import DeviceParts
@@ -55,26 +55,35 @@ class Placer:
         Raises: Unavailable, DriverError, if none can say.
         """
         asked = [device for device in self._devices if device.residency.has_device or self._has_pages(context, device)]
-        failures: list[Exception] = []
-        for device in (asked := asked or [self._devices.first]):
-            try:
-                for name in names:
-                    await device.residency.know(device.models.get(name))
-            except (Unavailable, DriverError) as error:
-                failures.append(error)
-        if len(failures) == len(asked):
-            raise failures[0]
+        hopeful = [device for device in asked if not any(device.models.get(name).is_refused for name in names)]
+
+        async def ask(device: DeviceParts) -> None:
+            for name in names:
+                await _ask(device.residency.know, device.models.get(name))
+
+        await self._ask_all(hopeful or asked, ask)
 
     async def inspect(self, model: Registered) -> None:
         """Have at least one driver look at a model that is to be registered. Raises: Unavailable, DriverError, if none can run it."""
+
+        async def ask(device: DeviceParts) -> None:
+            await _ask(device.residency.inspect, model.on(device.name))
+
+        await self._ask_all([device for device in self._devices if device.residency.has_device], ask)
+
+    async def _ask_all(self, asked: Sequence[DeviceParts], ask: Callable[[DeviceParts], Awaitable[None]]) -> None:
+        """Ask these devices, and if none of them can say, the others, whose workers may be on their way. Raises: what the first raised."""
         failures: list[Exception] = []
-        asked = [copy for copy in model.copies if self._devices.get(copy.device).residency.has_device] or [model.copies[0]]
-        for copy in asked:
+        has_answer = False
+        for device in (*asked, *(device for device in self._devices if device not in asked)):
+            if has_answer and device not in asked:
+                return
             try:
-                await self._devices.get(copy.device).residency.inspect(copy)
+                await ask(device)
+                has_answer = True
             except (Unavailable, DriverError) as error:
                 failures.append(error)
-        if len(failures) == len(asked):
+        if not has_answer:
             raise failures[0]
 
     # -------------------------------------------------------------------------------------------------------------------- to choose
@@ -176,6 +185,18 @@ class Placer:
 
     def _largest(self) -> DeviceParts:
         return max(self._devices, key=lambda device: device.config.memory.device_bytes)
+
+
+async def _ask(question: Callable[[Model], Awaitable[object]], model: Model) -> None:
+    """Ask a driver about a model, and remember if it cannot run it, so that it is not asked again with every request."""
+    try:
+        await question(model)
+    except DeviceLost:
+        raise
+    except DriverError:
+        model.is_refused = True
+        raise
+    model.is_refused = False
 
 
 def _by_trial(_device: DeviceParts, model: Model) -> float:

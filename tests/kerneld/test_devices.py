@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from drivers.config import DeviceConfig
-from drivers.errors import DriverUnavailable
+from drivers.contract import InspectSpec, ModelSpec
+from drivers.errors import DriverUnavailable, ModelUnsupported
 from drivers.fake_model import FakeModel
 from kerneld.accounts import ShareAccount
 from kerneld.calls import ForkArgs, Limits, ModelState
@@ -215,6 +216,24 @@ async def test_a_context_that_is_moved_has_nothing_computed(tmp_path: Path) -> N
         assert context is not None
         rig.machine.placer.move(context, parts(rig, "b"))
         assert (context.device, context.kv_valid, context.table, context.chain) == ("b", 0, None, None)
+
+
+@in_loop
+async def test_a_driver_that_cannot_run_a_model_is_asked_about_it_once(tmp_path: Path) -> None:
+    async with running(equals_of(tmp_path), loads=False) as rig:
+        asked = []
+
+        async def refuse(spec: InspectSpec) -> ModelSpec:
+            asked.append(spec.path)
+            raise ModelUnsupported("It is of another family.")
+
+        rig.worker_of["a"].inspect = refuse  # type: ignore[method-assign]
+        assert (await rig.load()).device == "b"
+        for seed in range(3):
+            context = await rig.alloc()
+            assert (await rig.infer(context, prompt_of(seed, 9), 4)).reason == "length"
+            assert where(rig, context) == "b"
+        assert len(asked) == 1
 
 
 @in_loop
