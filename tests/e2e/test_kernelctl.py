@@ -150,3 +150,14 @@ def test_drain_stops_the_daemon(tmp_path: Path) -> None:
     finally:
         rig.clean_up()
     assert not rig.socket.exists()
+
+
+def test_a_device_is_shown_with_what_runs_its_models(ctl: Ctl) -> None:
+    shown = ctl("device", "show")
+    assert ": running, fake " in shown
+    assert "demo: a dream of tokens" in shown
+    device = ctl.json("device", "show", ctl("device", "ls", "-o", "name").strip())
+    assert device["models"][0]["ops"][0]["implementation"] == "fake.hash"  # type: ignore[index]
+    refused = ctl.run("device", "show", "tpu7")
+    assert refused.returncode != 0
+    assert "tpu7" in refused.stderr
