@@ -129,6 +129,7 @@ class CudaRuntime:
         """Raises: DriverUnavailable."""
         check_device(device_idx)
         self.device = torch.device("cuda", device_idx)
+        torch.cuda.set_device(self.device)
         self._idx = device_idx
         self._uuid = f"GPU-{torch.cuda.get_device_properties(self.device).uuid}"
         self.kernels = kernels()

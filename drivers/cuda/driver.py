@@ -42,11 +42,11 @@ DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch
 GRANULE_ALIGN = 64
 
 
-def nvidia_runtime() -> Runtime:
-    """The first device of this process. Raises: DriverUnavailable."""
+def nvidia_runtime(device_idx: int) -> Runtime:
+    """A device that this process sees. Raises: DriverUnavailable."""
     from drivers.cuda.device import CudaRuntime
 
-    return CudaRuntime(0)
+    return CudaRuntime(device_idx)
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +78,7 @@ class Loaded:
 class CudaDriver:
     """See `drivers.contract.Driver`."""
 
-    def __init__(self, make_runtime: Callable[[], Runtime] = nvidia_runtime) -> None:
+    def __init__(self, make_runtime: Callable[[int], Runtime] = nvidia_runtime) -> None:
         self._make_runtime = make_runtime
         self._opened_as: Opened | None = None
         self._loaded = Loaded()
@@ -86,8 +86,8 @@ class CudaDriver:
         self._num_steps = 0  # of the plan applied last
 
     def probe(self) -> Capabilities:
-        """Say what this device offers, without taking anything. Raises: DriverUnavailable."""
-        runtime = self._make_runtime() if self._opened_as is None else self._opened_as.runtime
+        """Say what the first device offers, until one is opened, without taking anything. Raises: DriverUnavailable."""
+        runtime = self._make_runtime(0) if self._opened_as is None else self._opened_as.runtime
         facts = runtime.facts()
         return Capabilities(
             driver="cuda",
@@ -106,7 +106,7 @@ class CudaDriver:
         if self._opened_as is not None:
             raise PlanRejected("The driver is open already.")
         options = _check_open(spec)
-        runtime = self._make_runtime()
+        runtime = self._make_runtime(options.device)
         arena = runtime.arena(spec.num_slabs, spec.slab_bytes)
         host = None if host_fd is None or spec.host_bytes == 0 else HostMemory(host_fd, spec.host_bytes, spec.granule_bytes)
         if host is not None:

@@ -26,7 +26,7 @@ class CudaRig(CpuRig):
     ) -> None:
         """Open a driver on a device with that order of work, and load the model."""
         self.device = LateRuntime(seed, kernels)
-        self.driver = CudaDriver(lambda: self.device)
+        self.driver = CudaDriver(lambda _device: self.device)
         self.num_slabs, self.page_tokens, self.seq = 8, PAGE_TOKENS, 0
         self.source = InspectSpec(str(directory), **source)
         self.driver.open(OpenSpec(8, 1 << 20, GRANULE_BYTES, PAGE_TOKENS, 8, max_step_tokens, options=dict(options or {})), None)

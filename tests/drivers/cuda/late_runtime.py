@@ -159,7 +159,7 @@ class LateRuntime:
                     self._random.choice(ready).go_on()
 
 
-def late_runtimes(seed: int, kernels: KernelTable = DEFINITIONS) -> Callable[[], LateRuntime]:
+def late_runtimes(seed: int, kernels: KernelTable = DEFINITIONS) -> Callable[[int], LateRuntime]:
     """Makes devices, each with another order."""
     seeds = iter(range(seed, seed + 1_000_000))
-    return lambda: LateRuntime(next(seeds), kernels)
+    return lambda _device: LateRuntime(next(seeds), kernels)

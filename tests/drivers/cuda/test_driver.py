@@ -208,10 +208,10 @@ def test_graphs_have_lanes_for_every_number_of_rows() -> None:
     assert sizes_of(9) == (1, 2, 4, 8, 9)
 
 
-@pytest.mark.parametrize("options", [{"run_ahead": "9"}, {"run_ahead": "-1"}, {"graphs": "yes"}, {"streams": "2"}])
+@pytest.mark.parametrize("options", [{"run_ahead": "9"}, {"run_ahead": "-1"}, {"graphs": "yes"}, {"streams": "2"}, {"device": "all"}])
 def test_options_that_mean_nothing_are_refused(options: dict[str, str]) -> None:
     with pytest.raises(OptionUnknown):
-        CudaDriver(LateRuntime).open(OpenSpec(1, 1 << 20, 1024, 16, 8, 512, options=options), None)
+        CudaDriver(lambda _device: LateRuntime()).open(OpenSpec(1, 1 << 20, 1024, 16, 8, 512, options=options), None)
 
 
 def test_what_the_driver_cannot_run_is_refused_by_name(llama: Path, tmp_path: Path) -> None:
@@ -226,13 +226,27 @@ def test_what_the_driver_cannot_run_is_refused_by_name(llama: Path, tmp_path: Pa
         driver.inspect(InspectSpec(str(llama), kv_quant="int2"))
 
 
+def test_the_device_is_the_one_that_the_options_name() -> None:
+    asked: list[int] = []
+
+    def make(device: int) -> LateRuntime:
+        asked.append(device)
+        return LateRuntime()
+
+    driver = CudaDriver(make)
+    driver.open(OpenSpec(1, 1 << 20, 1024, 16, 8, 512, options={"device": "3"}), None)
+    driver.close()
+
+    assert asked == [3]
+
+
 def test_more_memory_than_there_is_and_a_bad_arena_are_refused() -> None:
     with pytest.raises(DeviceOutOfMemory):
-        CudaDriver(LateRuntime).open(OpenSpec(1 << 30, 1 << 30, 1024, 16, 8, 512), None)
+        CudaDriver(lambda _device: LateRuntime()).open(OpenSpec(1 << 30, 1 << 30, 1024, 16, 8, 512), None)
     with pytest.raises(PlanRejected):
-        CudaDriver(LateRuntime).open(OpenSpec(1, 1 << 20, 1000, 16, 8, 512), None)
+        CudaDriver(lambda _device: LateRuntime()).open(OpenSpec(1, 1 << 20, 1000, 16, 8, 512), None)
     with pytest.raises(OptionUnknown, match="batch_invariant"):
-        CudaDriver(LateRuntime).open(OpenSpec(1, 1 << 20, 1024, 16, 8, 512, batch_invariant=True), None)
+        CudaDriver(lambda _device: LateRuntime()).open(OpenSpec(1, 1 << 20, 1024, 16, 8, 512, batch_invariant=True), None)
 
 
 @pytest.mark.skipif(torch.version.cuda is not None, reason="this torch is built for CUDA")
