@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Callable
 
 import numpy as np
 import torch
 
-from drivers.contract import LoadedModel, LoadSpec
+from drivers.contract import LoadedModel, LoadSpec, OpReport
 from drivers.cuda.model import CudaFiles, CudaModel, build_model, check_places, only
 from drivers.cuda.options import Options
 from drivers.cuda.runtime import DeviceArena, Event, Runtime
@@ -16,6 +17,7 @@ from drivers.cuda.weights import WeightCourier
 from drivers.triton.layout import StepRows, tile_tokens
 
 TRIAL_TOKENS = 512
+QUANTIZED_OPS = ("embed", "linear")
 FEW_TOKENS = (1, 16, 32, 64)  # linears of quantized weights have a kernel for each
 Progress = Callable[[int, int], None]
 
@@ -52,8 +54,20 @@ def load_model(
         copy_s=copy_s,
         num_corrupt=len(bad),
         prefill_s=pace,
+        runs_on=f"{runtime.facts().name}, decode steps {'captured' if options.graphs else 'kernel by kernel'}, {options.run_ahead} ahead",
+        ops=op_reports(files),
     )
     return model, told
+
+
+def op_reports(files: CudaFiles) -> tuple[OpReport, ...]:
+    """A line for each op and what runs it, in the order of a forward pass."""
+    counted = Counter(choice.implementation for choices in files.cover.lists for choice in choices if choice.implementation is not None)
+    quant = files.spec.quant
+    return tuple(
+        OpReport(each.op, each.name, each.covers, num, f"of {quant} weights, our kernels" if quant and each.op in QUANTIZED_OPS else "")
+        for each, num in counted.items()
+    )
 
 
 def built(files: CudaFiles, spec: LoadSpec, arena: DeviceArena, runtime: Runtime, max_rows: int) -> CudaModel:

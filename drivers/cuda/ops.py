@@ -187,12 +187,11 @@ RUNS: dict[str, Run] = {
     "linear": linear, "head_norm": head_norm, "norm_rope_kv_write": rope_kv_write, "rope_kv_write": rope_kv_write,
     "kv_write": rope_kv_write, "paged_attention": paged_attention, "add": add, "act_mul": act_mul, "act": act, "softcap": softcap,
 }  # fmt: skip
-SINGLE = (
-    "embed", "embed_positions", "rms_norm", "layer_norm", "linear", "head_norm", "kv_write", "paged_attention", "add", "act_mul", "act",
-    "softcap",
-)  # fmt: skip
+KERNELS = ("rms_norm", "kv_write", "paged_attention", "act_mul")
+LIBRARY = ("embed", "embed_positions", "layer_norm", "linear", "head_norm", "add", "act", "softcap")  # kernels where weights are quantized
 OFFERS = (
-    *(Implementation(op, (op,), "triton", 4.0) for op in SINGLE),
+    *(Implementation(op, (op,), "triton", 4.0) for op in KERNELS),
+    *(Implementation(op, (op,), "torch", 4.0) for op in LIBRARY),
     Implementation("add_rms_norm", ("add", "rms_norm"), "triton", 5.0, visible=(0, 1)),
     Implementation("rope_kv_write", ("rope", "kv_write"), "triton", 5.0, visible=(0,), overwrites=True),
     Implementation(

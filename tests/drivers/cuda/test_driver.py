@@ -196,11 +196,22 @@ def test_pages_of_eight_bits_are_smaller(llama: Path) -> None:
     assert small.groups[0].frame_bytes < whole.groups[0].frame_bytes // 2
 
 
-def test_a_load_captures_every_size_once_and_tells_what_prefill_costs(llama: Path) -> None:
+def test_a_load_captures_every_size_once_and_tells_what_runs_and_what_prefill_costs(llama: Path) -> None:
     rig = CudaRig(llama)
 
     assert rig.device.num_captured == len(sizes_of(8)) == 4
     assert rig.loaded.prefill_s > 0.0
+    assert rig.loaded.runs_on == "a device that is not there, decode steps captured, 2 ahead"
+    assert [(report.op, report.implementation, report.num_calls) for report in rig.loaded.ops] == [
+        ("embed", "torch.embed", 1),
+        ("rms_norm", "triton.rms_norm", 4),
+        ("linear", "torch.linear", 13),
+        ("rope_kv_write", "triton.rope_kv_write", 3),
+        ("paged_attention", "triton.paged_attention", 3),
+        ("add_rms_norm", "triton.add_rms_norm", 3),
+        ("act_mul", "triton.act_mul", 3),
+        ("add", "torch.add", 3),
+    ]
 
 
 def test_graphs_have_lanes_for_every_number_of_rows() -> None:
