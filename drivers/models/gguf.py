@@ -28,6 +28,7 @@ from drivers.models.stored import FLOAT_KINDS, PlainTensor, Stored
 from drivers.models.tiles import Array, Tile
 
 ROPE_FACTORS = ("rope_freqs.weight", "rope_factors_long.weight", "rope_factors_short.weight")
+MAX_FACTORS = 1 << 13  # pairs of dimensions of the widest head
 TOP_NAMES = {"token_embd": "model.embed_tokens", "output_norm": "model.norm", "output": "lm_head"}
 BLOCK = re.compile(r"blk\.(0|[1-9]\d{0,3})\.(\w+)\.(weight|bias)")
 
@@ -149,10 +150,7 @@ def open_gguf(path: Path, max_positions: int) -> tuple[DecoderConfig, dict[str, 
     if architecture not in KINDS:
         raise ModelUnsupported(f"{path.name}: general.architecture is {architecture!r}; supported is one of {', '.join(KINDS)}.")
     kind, tensors = KINDS[architecture], _tensors(header)
-    with Shards() as shards:
-        factors = {
-            name: tensors[name].tile(shards, 0, rows_of(tensors[name].shape)).values[:, 0] for name in ROPE_FACTORS if name in tensors
-        }
+    factors = {name: _factors(tensors[name], name) for name in ROPE_FACTORS if name in tensors}
     fields = Fields(config_of(header, kind, {name: stored.shape for name, stored in tensors.items()}, factors), path.name)
     family = FAMILIES[fields.texts("architectures")[0]]
     config = family.read(Reading(fields, family, path.parent, max_positions))
@@ -163,6 +161,14 @@ def open_gguf(path: Path, max_positions: int) -> tuple[DecoderConfig, dict[str, 
             named |= dict(_named(name, stored, kind, config))
     types = sorted({stored.block.name for stored in tensors.values() if isinstance(stored, GgufTensor)})
     return config, named, f"gguf {', '.join(types)}" if types else ""
+
+
+def _factors(stored: Stored, name: str) -> Array:
+    """The numbers of a vector, one for each pair of dimensions. Raises: ModelCorrupt, if it is none, or longer than any head."""
+    if len(stored.shape) != 1 or stored.shape[0] > MAX_FACTORS:
+        raise ModelCorrupt(f"{stored.source[0]}: {name} has shape {stored.shape}; it has to be a vector of at most {MAX_FACTORS} numbers.")
+    with Shards() as shards:
+        return stored.tile(shards, 0, stored.shape[0]).values[:, 0]
 
 
 def _tensors(header: GgufHeader) -> dict[str, Stored]:
@@ -212,9 +218,10 @@ def _named(name: str, stored: Stored, kind: GgufKind, config: DecoderConfig) -> 
     if match[2] in ("attn_q", "attn_k") and kind.has_paired_heads:
         stored = PairedHeads(stored, config.head_dim)
     if "{expert}" in ours:
-        if len(stored.shape) != 3:
-            raise ModelCorrupt(f"{stored.source[0]}: {name} has shape {stored.shape}; experts are stacked in three dimensions.")
-        for idx in range(stored.shape[0]):
+        num_experts = 0 if config.experts is None else config.experts.settings.num_experts
+        if len(stored.shape) != 3 or stored.shape[0] != num_experts:
+            raise ModelCorrupt(f"{stored.source[0]}: {name} has shape {stored.shape}; it has to be a stack of {num_experts} matrices.")
+        for idx in range(num_experts):
             yield prefix + ours.format(expert=idx) + ".weight", Expert(stored, idx)
         return
     yield f"{prefix}{ours}.{match[3]}", stored

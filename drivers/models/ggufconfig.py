@@ -131,10 +131,10 @@ def _same(header: GgufHeader, key: str, default: int | None = None) -> int:
     return found[0]
 
 
-def _ends(header: GgufHeader) -> list[object]:
-    """Tokens that end a text, or a turn of it."""
-    found = (header.metadata.get(f"tokenizer.ggml.{name}_token_id") for name in ("eos", "eot", "eom"))
-    return list(dict.fromkeys(token for token in found if token is not None))
+def _ends(header: GgufHeader) -> list[int]:
+    """Tokens that end a text, or a turn of it. Raises: ModelCorrupt."""
+    keys = [f"tokenizer.ggml.{name}_token_id" for name in ("eos", "eot", "eom")]
+    return list(dict.fromkeys(header.integer(key) for key in keys if key in header.metadata))
 
 
 def _add_rope(values: dict[str, object], header: GgufHeader, prefix: str, factors: Factors) -> None:
@@ -190,7 +190,7 @@ def _add_own(values: dict[str, object], header: GgufHeader, prefix: str) -> None
     assert isinstance(heads, int)
     # The file does not say: of both families only the largest model scales by the width of a head as if all heads filled the stream.
     is_largest = (prefix, layers) in (("gemma2.", 46), ("gemma3.", 62))
-    values["query_pre_attn_scalar"] = hidden // heads if is_largest else values["head_dim"]
+    values["query_pre_attn_scalar"] = hidden // max(1, heads) if is_largest else values["head_dim"]
     values["sliding_window_pattern"] = header.integer(prefix + "attention.sliding_window_pattern", 6)
     values["rope_local_base_freq"] = header.number(prefix + "rope.freq_base_swa", 10000.0)
     for name in ("attn_logit_softcapping", "final_logit_softcapping"):

@@ -334,6 +334,38 @@ def test_what_is_not_understood_is_refused_by_name(case: str, tmp_path: Path) ->
         read_checkpoint(InspectSpec(str(path)))
 
 
+MISFITS: dict[str, tuple[dict[str, object], dict[str, Array], str]] = {
+    "a list of ends": ({"tokenizer.ggml.eos_token_id": [1]}, {}, r"eos_token_id is \[1\]; it has to be a whole number"),
+    "no heads": ({"llama.attention.head_count": 0}, {}, "num_attention_heads is 0"),
+    "experts that are not said": ({}, {"blk.0.ffn_up_exps.weight": np.ones((3, 4, 4), np.float32)}, "a stack of 0 matrices"),
+    "more experts than are said": (
+        {"llama.expert_count": 4, "llama.expert_used_count": 2},
+        {"blk.0.ffn_up_exps.weight": np.ones((50, 4, 4), np.float32)},
+        "a stack of 4 matrices",
+    ),
+    "factors that are a matrix": ({}, {"rope_freqs.weight": np.ones((16, 2), np.float32)}, "a vector of at most 8192 numbers"),
+    "more factors than any head has": ({}, {"rope_freqs.weight": np.ones(8193, np.float32)}, "a vector of at most 8192 numbers"),
+    "factors of 0": ({}, {"rope_freqs.weight": np.zeros(16, np.float32)}, "finite numbers above 0"),
+}
+
+
+@pytest.mark.parametrize("case", MISFITS)
+def test_keys_and_tensors_that_do_not_fit_each_other_are_corrupt(case: str, tmp_path: Path) -> None:
+    changes, tensors, message = MISFITS[case]
+    model = model_of("Llama", num_hidden_layers=1)
+    path = write_gguf(tmp_path / "m.gguf", {**metadata_of(model, "llama"), **changes}, {**tensors_of(model, "llama"), **tensors})
+    with pytest.raises(ModelCorrupt, match=message):
+        read_checkpoint(InspectSpec(str(path)))
+
+
+def test_the_largest_gemma_without_heads_is_corrupt(tmp_path: Path) -> None:
+    family, changes, keys = FAMILIES["gemma2"]
+    model = model_of(family, **changes)
+    metadata = {**metadata_of(model, "gemma2"), **keys, "gemma2.attention.head_count": 0, "gemma2.block_count": 46}
+    with pytest.raises(ModelCorrupt, match="num_attention_heads is 0"):
+        read_checkpoint(InspectSpec(str(write_gguf(tmp_path / "m.gguf", metadata, tensors_of(model, "gemma2")))))
+
+
 def text(value: str) -> bytes:
     """A string as GGUF has it."""
     return struct.pack("<Q", len(value)) + value.encode()
