@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from drivers.contract import Sampling
-from kerneld.calls import Durability
-from kerneld.errors import InvalidArgument, NotFound, WrongState
-from tests.kerneld.rig import ADMIN, ANN, BOB, LANGUAGE, Rig, Sizes, in_loop, oracle, prompt_of, running
+from kerneld.calls import CheckpointArgs, Durability, ForkArgs
+from kerneld.errors import InvalidArgument, NotFound, OutOfRange, WrongState
+from tests.kerneld.rig import ADMIN, ANN, BOB, LANGUAGE, PAGE_TOKENS, Rig, Sizes, in_loop, oracle, prompt_of, running
 
 DRAFTS = Sampling(temperature=0.0, draft_tokens=4)
 
@@ -131,3 +131,138 @@ async def test_nothing_behind_a_stop_string_is_kept(tmp_path: Path) -> None:
         kept = rig.tokens(context)
         await rig.die_and_return()
         assert rig.tokens(context) == kept
+
+
+@pytest.mark.parametrize("hits", [1, 4])
+@in_loop
+async def test_what_was_guessed_behind_a_stop_string_is_in_no_page_that_goes_on(tmp_path: Path, hits: int) -> None:
+    rig = new_rig(tmp_path, hits)
+    rig.add_tokenizer()
+    given = prompt_of(1, 9)
+    expected = oracle(given, 60)
+    async with running(rig):
+        for at in range(20, 20 + 2 * PAGE_TOKENS):  # the stop falls on every place of a page, and of a run of guesses
+            context = await rig.alloc()
+            output = await rig.infer(context, given, 60, sampling=DRAFTS, stop=(f" t{expected[at]} ",))
+            past = rig.tokens(context)
+            assert past == [*given, *expected[: len(past) - len(given)]]
+            assert output.tokens == past[len(given) :]
+            image = await rig.kernel.checkpoint(ANN, CheckpointArgs(context))
+            await rig.kernel.suspend(ANN, context)
+            child = (await rig.kernel.fork(ANN, ForkArgs(context))).id
+            twin = (await rig.kernel.restore(ANN, image.id, {})).context.id
+            await rig.kernel.resume(ANN, context)
+            for each, seed in ((context, 5), (child, 6), (twin, 7)):
+                more = prompt_of(seed, 3)
+                assert (await rig.infer(each, more, 9, sampling=DRAFTS)).tokens == oracle([*past, *more], 9)
+
+
+@in_loop
+async def test_a_stop_token_among_guesses_ends_the_output_there(tmp_path: Path) -> None:
+    given = prompt_of(1, 9)
+    expected = oracle(given, 40)
+    async with running(new_rig(tmp_path, 4)) as rig:
+        for at in range(15, 20):
+            context = await rig.alloc()
+            sampling = Sampling(temperature=0.0, draft_tokens=4, stop_token_ids=(expected[at],))
+            output = await rig.infer(context, given, 40, sampling=sampling, ignore_eos=False)
+            assert (output.reason, output.tokens) == ("stop", expected[: expected.index(expected[at]) + 1])
+            assert (await rig.infer(context, (), 5, sampling=DRAFTS)).tokens == oracle([*given, *output.tokens], 5)
+
+
+@in_loop
+async def test_no_token_comes_behind_the_last_that_was_asked_for(tmp_path: Path) -> None:
+    given = prompt_of(1, 9)
+    async with running(new_rig(tmp_path, 4)) as rig:
+        for max_tokens in range(1, 14):
+            context = await rig.alloc()
+            output = await rig.infer(context, given, max_tokens, sampling=DRAFTS)
+            assert (output.reason, output.tokens) == ("length", oracle(given, max_tokens))
+            assert (await rig.infer(context, (), 5, sampling=DRAFTS)).tokens == oracle([*given, *output.tokens], 5)
+
+
+@pytest.mark.parametrize("limit", range(16, 16 + PAGE_TOKENS))
+@in_loop
+async def test_a_context_is_filled_to_its_limit_and_no_further(tmp_path: Path, limit: int) -> None:
+    async with running(new_rig(tmp_path, 4)) as rig:
+        context = await rig.alloc(max_tokens=limit)
+
+        output = await rig.infer(context, prompt_of(1, 9), 100, sampling=DRAFTS)
+
+        assert output.tokens == oracle(prompt_of(1, 9), limit - 9)
+        with pytest.raises(OutOfRange):
+            await rig.infer(context, (), 1, sampling=DRAFTS)
+
+
+@in_loop
+async def test_each_token_of_a_step_has_its_own_logprob(tmp_path: Path) -> None:
+    sampling = Sampling(temperature=1.0, seed=3, num_logprobs=1)
+    async with running(new_rig(tmp_path, 3)) as rig:
+        plain = await rig.infer(await rig.alloc(), prompt_of(1, 9), 30, sampling=sampling)
+
+        guessed = await rig.infer(
+            await rig.alloc(), prompt_of(1, 9), 30, sampling=Sampling(temperature=1.0, seed=3, num_logprobs=1, draft_tokens=4)
+        )
+
+        assert guessed.tokens == plain.tokens
+        assert guessed.logprobs == plain.logprobs
+        assert len(guessed.logprobs) == 30
+
+
+@pytest.mark.parametrize("durability", [Durability.NONE, Durability.JOURNAL, Durability.FSYNC])
+@in_loop
+async def test_forks_and_cancels_amid_guesses_leave_whole_pasts(tmp_path: Path, durability: Durability) -> None:
+    rig = new_rig(tmp_path, 3)
+    rig.script.lead = 3
+    given = prompt_of(1, 14)
+    async with running(rig):
+        for num_turns in (1, 4, 9, 17, 22):
+            parent = await rig.alloc(durability=durability)
+            task = rig.begin(parent, given, 400, sampling=DRAFTS)
+            await rig.until(lambda parent=parent, num=num_turns: len(rig.tokens(parent)) >= 14 + num)  # type: ignore[misc]
+            child = (await rig.kernel.fork(ANN, ForkArgs(parent))).id
+            past = rig.tokens(child)
+            assert past == [*given, *oracle(given, len(past) - 14)]
+            await rig.kernel.cancel(ANN, parent)
+            output = await task
+            left = rig.tokens(parent)
+            assert (output.reason, left) == ("cancelled", [*given, *output.tokens])
+            for each, tokens in ((child, past), (parent, left)):
+                more = prompt_of(num_turns, 3)
+                assert (await rig.infer(each, more, 12, sampling=DRAFTS)).tokens == oracle([*tokens, *more], 12)
+
+
+@pytest.mark.parametrize("durability", [Durability.JOURNAL, Durability.FSYNC])
+@pytest.mark.parametrize("keeps_worker", [False, True])
+@in_loop
+async def test_a_daemon_that_dies_amid_guesses_goes_on_where_its_journal_ends(
+    tmp_path: Path, durability: Durability, keeps_worker: bool
+) -> None:
+    rig = new_rig(tmp_path, 3)
+    given = prompt_of(1, 9)
+    async with running(rig):
+        context = await rig.alloc(durability=durability)
+        rig.begin(context, given, 200, sampling=DRAFTS)
+        await rig.until(lambda: len(rig.tokens(context)) > 60)
+
+        await rig.die_and_return(keeps_worker=keeps_worker)
+
+        assert (await rig.attach(context, 9)).tokens == oracle(given, 200)
+
+
+@in_loop
+async def test_a_request_whose_guessing_model_is_gone_after_a_restart_goes_on_without_it(tmp_path: Path) -> None:
+    rig = new_rig(tmp_path, 2)
+    given = prompt_of(1, 9)
+    async with running(rig):
+        rig.add_model("small", LANGUAGE)
+        await rig.load("small")
+        context = await rig.alloc()
+        rig.begin(context, given, 300, sampling=DRAFTS, draft_model="small")
+        await rig.until(lambda: len(rig.tokens(context)) > 40)
+        await rig.kernel.unload_model(ADMIN, "small")
+        await rig.kernel.remove_model(ADMIN, "small")
+
+        await rig.die_and_return()
+
+        assert (await rig.attach(context, 9)).tokens == oracle(given, 300)
