@@ -10,11 +10,14 @@ from drivers.ops.fusion import Choice
 
 
 def runs_on(decision: Decision, ops: OpChooser, num_threads: int) -> str:
-    """What computes a model, in a few words."""
-    threads = f"{num_threads} thread{'s' if num_threads > 1 else ''}"
+    """What computes a model, in a few words; `num_threads`: of torch."""
     if decision.program is not None and ops.engine is not None:
-        return f"native code ({ops.engine.level}), {threads}"
-    return f"torch, {threads}; native code does not apply: {decision.why_torch}"
+        return f"native code ({ops.engine.level}), {_threads(ops.engine.num_threads)}"
+    return f"torch, {_threads(num_threads)}; native code does not apply: {decision.why_torch}"
+
+
+def _threads(num: int) -> str:
+    return f"{num} thread{'s' if num > 1 else ''}"
 
 
 def op_reports(decision: Decision, ops: OpChooser) -> tuple[OpReport, ...]:

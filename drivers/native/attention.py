@@ -20,8 +20,6 @@ from drivers.ops.ragged import HeadShape, RowSpan
 
 KINDS = {torch.float32: 0, torch.bfloat16: 1, torch.int8: 2}  # enum Kind in cpu/kernels.h
 WORD_BYTES = 4
-GROUP_KEYS = 16
-MOST_HEAD_DIM = 256
 
 
 class Pages(ctypes.Structure):
@@ -108,11 +106,6 @@ class LayerPages:
         return Pages(KINDS[self.dtype], self.page_tokens, *heads, self.granule_bytes, self.arena.data_ptr(), self.layer_bytes)
 
 
-def covers(page_tokens: int, head_dim: int) -> bool:
-    """Whether pages of that shape can lie in the lane order."""
-    return page_tokens > 0 and page_tokens % GROUP_KEYS == 0 and head_dim % GROUP_KEYS == 0 and 0 < head_dim <= MOST_HEAD_DIM
-
-
 def layer_part_bytes(dtype: torch.dtype, page_tokens: int, heads: HeadShape) -> int:
     """Bytes of one layer in one page: `layer_part_bytes` in cpu/kv.cc."""
     slots = 2 * page_tokens * heads.num_kv_heads
@@ -125,11 +118,11 @@ class NativeAttention:
     def __init__(self, loaded: ctypes.CDLL, num_threads: int = 0) -> None:
         """`num_threads`: attend on so many threads of its own, which `close` ends; 0: on the caller's."""
         self._loaded = loaded
-        loaded.kd_new_threads.argtypes = [ctypes.c_int]
-        loaded.kd_new_threads.restype = ctypes.c_void_p
-        loaded.kd_end_threads.argtypes = [ctypes.c_void_p]
-        loaded.kd_end_threads.restype = None
-        self._threads = loaded.kd_new_threads(num_threads) if num_threads else None
+        loaded.kd_threads_open.argtypes = [ctypes.c_int, ctypes.c_void_p]
+        loaded.kd_threads_open.restype = ctypes.c_void_p
+        loaded.kd_threads_close.argtypes = [ctypes.c_void_p]
+        loaded.kd_threads_close.restype = None
+        self._threads = loaded.kd_threads_open(num_threads, None) if num_threads else None
         loaded.kd_kv_write.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_size_t]
         loaded.kd_kv_write.restype = None
         loaded.kd_clear_tail.argtypes = [ctypes.c_void_p, ctypes.c_int64, ctypes.c_int, ctypes.c_int]
@@ -195,7 +188,7 @@ class NativeAttention:
     def close(self) -> None:
         """End its threads. Safe to call twice."""
         if self._threads is not None:
-            self._loaded.kd_end_threads(self._threads)
+            self._loaded.kd_threads_close(self._threads)
             self._threads = None
 
     def clear_tail(self, pages: LayerPages, frame: int, num_tokens: int, num_layers: int = 1) -> None:

@@ -9,7 +9,7 @@
 slot that it happens to be in: `first`, then `run_layers` for each stretch that is there.
 
 Values of a step lie in one workspace of the engine that all its models share. It grows while a model is made (`workspace_bytes`) and not
-in a step, unless a step is longer than what was announced.
+in a step, unless a step is longer than what was announced, or has adapters.
 
 Invariants
 1. One pass runs at a time: a lock guards threads and workspace. The step thread of the worker is the one caller in daily use.
@@ -30,11 +30,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from drivers.native import lora
 from drivers.native.build import BuildFailed, cpu_library
 from drivers.native.program import NATIVE_OPS, PLACES, Program
 from drivers.native.records import (
     KINDS,
-    LORA_RECORD_BYTES,
     MAX_PROFILED,
     SIZES,
     ArenaRecord,
@@ -138,10 +138,13 @@ class NativeModel:
         self._engine = engine
         self._arena = ArenaRecord(arena.address, arena.size_bytes)
         self._library = engine.library
-        self._table_bytes = (len(program.layers) - 1) * len(PLACES) * LORA_RECORD_BYTES
+        self._table_bytes = (len(program.layers) - 1) * len(PLACES) * lora.RECORD_BYTES
         self._program: int | None = _open_program(engine.library, program)
         with engine.lock:
-            self._check(self._library.kd_reserve(engine.handle, self._program, max_tokens))
+            outcome = self._library.kd_reserve(engine.handle, self._program, max_tokens)
+        if outcome:
+            self.close()
+        self._check(outcome)
 
     def close(self) -> None:
         """Forget the program. Safe to call twice."""
@@ -186,19 +189,18 @@ class NativeModel:
         return likeliest
 
     def _run(self, step: NativeStep, residual: Tensor, ops: tuple[int, int], bases: np.ndarray) -> None:
-        self._check_bases(bases)
         if len(step.frames) != len(self.program.shape.groups):
             raise ValueError(f"A model of {len(self.program.shape.groups)} KV groups is given tables of {len(step.frames)}.")
         if step.lora is not None and any(table.nbytes != self._table_bytes for table in step.lora.tables):
             raise ValueError(f"An adapter's table has {self._table_bytes} bytes in this model.")
         with self._engine.lock:
+            self._check_bases(bases)
             outcome = self._library.kd_run(
                 self._engine.handle, self._program, byref(step.record()), bases.ctypes.data, byref(self._arena), *ops, residual.data_ptr()
             )
         self._check(outcome)
 
     def _head(self, hidden: Tensor, rows: Sequence[int] | np.ndarray, bases: np.ndarray, out: tuple[int | None, int | None]) -> None:
-        self._check_bases(bases)
         chosen = np.ascontiguousarray(rows, dtype=np.int64)
         if hidden.shape[1:] != (self.program.hidden_size,) or hidden.dtype is not torch.float32 or not hidden.is_contiguous():
             raise ValueError(f"Hidden states are {tuple(hidden.shape)} {hidden.dtype}.")
@@ -206,6 +208,7 @@ class NativeModel:
             raise StepInvalid(f"Logits of rows {chosen.min()} to {chosen.max()} of {hidden.shape[0]}.")
         where = (hidden.data_ptr(), chosen.ctypes.data, len(chosen), bases.ctypes.data, self.program.layers[-1])
         with self._engine.lock:
+            self._check_bases(bases)
             outcome = self._library.kd_logits(self._engine.handle, self._program, *where, *out)
         self._check(outcome)
 

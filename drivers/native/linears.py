@@ -13,10 +13,10 @@ from functools import cache
 import torch
 from torch import Tensor
 
-from drivers.models.storage import PANEL_ROWS, Kind, Storage, places_of
+from drivers.models.storage import PANEL_ROWS, Storage, places_of
 from drivers.native.build import cpu_library
+from drivers.native.records import KINDS
 
-KINDS = {Kind.FLOAT32: 0, Kind.BFLOAT16: 1, Kind.INT8: 2, Kind.INT4: 3}  # enum Kind in cpu/kernels.h
 SOURCES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}  # enum Source in cpu/pack.cc
 
 

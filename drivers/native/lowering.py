@@ -156,10 +156,16 @@ class _Lowering:
             record.bias = self.symbols.vector(call.parts[1], rows)
         place = call.parts[0].removesuffix(".weight")
         record.place = PLACES.index(place) if self._layer >= 0 and place in PLACES else -1
-        if run[-1] is call:
+        self._outputs_of(record, call, run[-1])
+        if record.output == record.input:  # panels are written while others still read
+            raise NotCovered(f"{call.op} writes what it reads, {run[0].inputs[0]}")
+
+    def _outputs_of(self, record: OpRecord, call: Call, last: Call) -> None:
+        """What becomes of what the linear `call` gives, in a record that ends with `last`."""
+        rows = record.weight.rows
+        if last is call:
             record.output = self.symbols.write(call.outputs[0], rows)
             return
-        last = run[-1]
         record.epilogue = EPILOGUES[last.op]
         if last.op == "add":
             record.output = self._sum(last, rows)

@@ -7,6 +7,7 @@ from ctypes import POINTER, Structure, c_float, c_int32, c_int64, c_void_p
 from enum import IntEnum
 
 from drivers.models.storage import Kind
+from drivers.native import lora
 from drivers.ops.calls import Activation
 
 MAX_PROFILED = 32  # engine.h
@@ -60,7 +61,7 @@ class WeightRecord(Structure):
     """One matrix, or several of one shape, in panels in a segment."""
 
     _fields_ = (
-        *((name, c_int32) for name in ("segment", "kind", "matrices", "rows", "columns", "group")),
+        *((name, c_int32) for name in ("segment", "kind", "rows", "columns", "group")),
         *((name, c_int64) for name in ("values", "scales", "offsets", "values_bytes", "scales_bytes", "offsets_bytes")),
     )
 
@@ -70,7 +71,7 @@ class OpRecord(Structure):
 
     _fields_ = (
         *((name, c_int32) for name in ("code", "norm", "epilogue", "function", "input", "output", "layer", "place", "group")),
-        *((name, c_int32) for name in ("table", "num_dims", "does_write", "is_over_all_heads")),
+        *((name, c_int32) for name in ("table", "num_dims", "is_over_all_heads")),
         *((name, c_int32) for name in ("has_unit_offset", "has_head_unit_offset", "num_experts", "top_k", "is_normalized", "profiled_as")),
         *((name, c_float) for name in ("eps", "head_eps", "scale", "cap")),
         ("layer_bytes", c_int64),
@@ -126,9 +127,8 @@ class TimesRecord(Structure):
     _fields_ = (("calls", c_int64), ("wall_ns", c_int64), ("busy_ns", c_int64))
 
 
-LORA_RECORD_BYTES = 72
 SIZES = [ctypes.sizeof(record) for record in (OpRecord, ShapeRecord, GroupRecord, StepRecord)] + [
-    LORA_RECORD_BYTES,
+    lora.RECORD_BYTES,
     ctypes.sizeof(TimesRecord),
 ]
 

@@ -12,10 +12,10 @@ import torch
 from torch import Tensor
 
 from drivers.native.build import cpu_library
+from drivers.native.records import ACTIVATIONS
 from drivers.ops.calls import Activation
 
 OPS = ("rms_norm", "layer_norm", "norm_add", "add", "act", "act_mul", "softcap", "exp", "tanh", "erf")  # enum RowOp in cpu/calls.cc
-FUNCTIONS = {Activation.SILU: 0, Activation.GELU: 1, Activation.GELU_TANH: 2}  # enum Activation in cpu/kernels.h
 
 
 class RowCall(ctypes.Structure):
@@ -62,11 +62,11 @@ class NativeRows:
 
     def act(self, function: Activation, x: Tensor) -> Tensor:
         """An activation of each value."""
-        return self._row("act", x, torch.empty_like(x), RowCall(function=FUNCTIONS[function]))
+        return self._row("act", x, torch.empty_like(x), RowCall(function=ACTIVATIONS[function]))
 
     def act_mul(self, function: Activation, gate: Tensor, up: Tensor) -> Tensor:
         """An activation of `gate`, times `up`."""
-        return self._row("act_mul", gate, torch.empty_like(gate), RowCall(other=up.data_ptr(), function=FUNCTIONS[function]))
+        return self._row("act_mul", gate, torch.empty_like(gate), RowCall(other=up.data_ptr(), function=ACTIVATIONS[function]))
 
     def softcap(self, x: Tensor, cap: float) -> Tensor:
         """`cap * tanh(x / cap)`, in place."""

@@ -81,7 +81,7 @@ class Symbols:
         start = part.offset_bytes
         offsets = start + places.offsets_start if part.storage.has_offsets else -1
         return WeightRecord(
-            *(idx, KINDS[kind], num, part.shape[-2], columns, part.storage.group),
+            *(idx, KINDS[kind], part.shape[-2], columns, part.storage.group),
             *(start, start + places.scales_start, offsets),
             *(places.values_bytes, places.scales_bytes, places.offsets_bytes),
         )

@@ -1,6 +1,5 @@
 // Attention and the row kernels for callers outside of the engine: the check at load, and tests.
 #include <cstdlib>
-#include <new>
 
 #include "functions.h"
 #include "kernels.h"
@@ -75,9 +74,6 @@ KD_EXPORT void kd_clear_tail(const Pages* first_layer, int64_t frame, int num_to
   Pages pages = *first_layer;
   for (int layer = 0; layer < num_layers; layer++, pages.layer_bytes += layer_part_bytes(pages)) clear_tail(pages, frame, num_tokens);
 }
-
-KD_EXPORT Threads* kd_new_threads(int num_threads) { return new (std::nothrow) Threads(num_threads, nullptr); }
-KD_EXPORT void kd_end_threads(Threads* threads) { delete threads; }
 
 // `num_threads`: how many the step is cut for. Who computes: `threads`, or where that is null the caller alone, from the last item to the
 // first, every `order`-th of them at a time. Returns the number of items, or -1 where a counter was not left at zero.

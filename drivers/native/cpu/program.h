@@ -22,7 +22,7 @@ struct Vector {
 struct Weight {
   int32_t segment;  // -1: there is none
   Kind kind;
-  int32_t matrices, rows, columns, group;
+  int32_t rows, columns, group;
   int64_t values, scales, offsets;                       // of the first matrix; offsets -1: symmetric
   int64_t values_bytes, scales_bytes, offsets_bytes;     // from one matrix to the next
 };
@@ -37,8 +37,7 @@ struct Op {
   int32_t layer;          // -1 outside of the layers
   int32_t place;          // of adapters: 0 qkv, 1 output, 2 gate_up, 3 down; -1: none
   int32_t group;          // of KV
-  int32_t table, num_dims;                         // rope
-  int32_t does_write, is_over_all_heads;           // rope_kv_write; without the first one, keys and values stay in qkv
+  int32_t table, num_dims, is_over_all_heads;      // rope_kv_write
   int32_t has_unit_offset, has_head_unit_offset;   // norm weights are what is to be added to 1
   int32_t num_experts, top_k, is_normalized;
   int32_t profiled_as;

@@ -18,7 +18,8 @@ int first_seen_page(const Program& program, int group, int position) {
 Outcome check_frames(const Program& program, const Step& step, Arena arena) {
   int fields = ROW_FIELDS + program.shape.num_groups;
   for (int group = 0; group < program.shape.num_groups; group++) {
-    int64_t last = (arena.size_bytes - program.groups[group].frame_bytes) / program.shape.granule_bytes;
+    int64_t room = arena.size_bytes - program.groups[group].frame_bytes;
+    int64_t last = room < 0 ? -1 : room / program.shape.granule_bytes;
     const int64_t* frames = step.frames[group];
     for (int64_t idx = 0; idx < step.num_rows; idx++) {
       const int32_t* row = step.rows + idx * fields;

@@ -254,7 +254,7 @@ void Threads::run(Part part, void* work, int num_parts) {
 
 }  // namespace kd
 
-// For tests, which give parts of their own.
+// For callers outside of the engine, who give parts of their own.
 
 #define KD_ENTRY extern "C" __attribute__((visibility("default")))
 

@@ -11,7 +11,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from drivers.native.attention import NativeAttention, covers, layer_part_bytes, native_attention
+from drivers.native.attention import NativeAttention, layer_part_bytes, native_attention
 from drivers.native.build import cpu_library
 from drivers.native.isa import levels
 from drivers.ops.ragged import HeadShape, RowSpan
@@ -211,12 +211,3 @@ def test_a_cleared_tail_is_zero_in_every_layer_and_the_rest_is_as_it_was(
     native.clear_tail(replace(bed.pages, arena=full, layer_bytes=0), 2, num_tokens, layers)
     assert torch.equal(full, written(num_tokens))
     assert not full[2 * 1024 + layers * part :].any()
-
-
-def test_shapes_that_the_lane_order_has() -> None:
-    assert covers(16, 64)
-    assert covers(48, 256)
-    assert not covers(24, 64)
-    assert not covers(16, 72)
-    assert not covers(16, 272)
-    assert not covers(0, 64)

@@ -303,6 +303,31 @@ def test_a_step_that_would_reach_outside_is_refused(rigs: list[Rig], change: str
         rig.model.forward(NativeStep(tokens, rows, (frames,), lora), rig.bases)
 
 
+def test_an_arena_smaller_than_a_frame_has_none(rigs: list[Rig]) -> None:
+    rig = opened(rigs)
+    step = rig.step([(rig.start(5), 5)])
+    step.frames[0][0] = 0
+    rig.model._arena.size_bytes = rig.program.shape.groups[0].frame_bytes - 1
+
+    with pytest.raises(StepInvalid, match="arena"):
+        rig.model.forward(step, rig.bases)
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("value", [0.0, -0.0, 1e-40, 3e37, float("inf"), float("nan")])
+def test_odd_numbers_of_one_token_leave_the_bits_of_others(rigs: list[Rig], form: str, value: float) -> None:
+    rig = opened(rigs, "llama", form, num_threads=2)
+    odd, fine = rig.start(5, seed=4), rig.start(LENGTH, seed=3)
+    step = rig.step([(odd, 5), (fine, LENGTH)])
+    residual = rig.model.first(step, rig.bases)
+    residual[:5] = value
+
+    rig.model.run_layers(step, residual, (0, rig.config.num_layers), rig.bases)
+
+    assert torch.equal(residual[5:], computed_alone("llama", form))
+    assert torch.equal(rig.model.logits(residual, [3, 40], rig.bases)[1], rig.model.logits(residual, [40], rig.bases)[0])
+
+
 def test_pages_that_left_the_window_may_name_anything(rigs: list[Rig]) -> None:
     rig = opened(rigs, "gemma3")
     context = rig.start(LENGTH, seed=3)

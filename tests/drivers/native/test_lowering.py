@@ -136,6 +136,7 @@ def changed(change: Callable[[tuple[Call, ...]], tuple[Call, ...]]) -> Descripti
         (changed(lambda calls: tuple(call for call in calls if call.op != "kv_write")), "rope"),
         (changed(lambda calls: (replace(calls[0], inputs=("nothing",)), *calls[1:])), "nothing is read before"),
         (changed(lambda calls: (replace(calls[0], settings=(RopeSettings(0, 16),)), *calls[1:])), "without its NormSettings"),
+        (changed(lambda calls: (*calls[:5], replace(calls[5], outputs=calls[5].inputs), *calls[6:])), "writes what it reads, mixed"),
         (replace(describe(LLAMA), last=describe(LLAMA).last[:1]), "no linear into logits"),
         (replace(describe(LLAMA), layers=(*describe(LLAMA).layers[:2], describe(LLAMA).layers[2][-1:])), "y is read before it is written"),
     ],
