@@ -30,6 +30,7 @@ logger = logging.getLogger(__name__)
 OLDEST = (8, 0)  # compute capability: bfloat16 in matrix units, asynchronous copies to shared memory
 FP8 = (8, 9)
 EXACT_BYTES = 1 << 20  # torch rounds pinned memory up to powers of two: large buffers are mapped and registered instead
+PORTABLE = 1  # cudaHostRegisterPortable: good in whatever context a thread has
 WARM_UPS = 2  # runs before a capture: libraries build and choose kernels in them
 
 
@@ -212,7 +213,7 @@ class CudaRuntime:
         return CudaStream(torch.cuda.Stream(self.device), self._uuid)  # type: ignore[no-untyped-call]
 
     def _register(self, address: int, size_bytes: int) -> None:
-        code = int(torch.cuda.cudart().cudaHostRegister(address, size_bytes, 0))  # type: ignore[no-untyped-call]
+        code = int(torch.cuda.cudart().cudaHostRegister(address, size_bytes, PORTABLE))  # type: ignore[no-untyped-call]
         if code:
             raise DeviceOutOfMemory(size_bytes, 0, f"cudaHostRegister answered {code}; see `ulimit -l` and the memory of the machine.")
         self._pinned[address] = size_bytes

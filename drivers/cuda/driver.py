@@ -40,6 +40,7 @@ from drivers.rows import StepRows as Share
 VERSION = "1"
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 GRANULE_ALIGN = 64
+COPY_THREADS = 4  # that read weights, unless said
 
 
 def nvidia_runtime(device_idx: int) -> Runtime:
@@ -60,7 +61,6 @@ class Opened:
     mover: CudaMover
     rows: RowTable
     courier: WeightCourier
-    copier: Copier
     options: Options
     max_rows: int
     max_step_tokens: int
@@ -107,24 +107,11 @@ class CudaDriver:
             raise PlanRejected("The driver is open already.")
         options = _check_open(spec)
         runtime = self._make_runtime(options.device)
-        arena = runtime.arena(spec.num_slabs, spec.slab_bytes)
-        host = None if host_fd is None or spec.host_bytes == 0 else HostMemory(host_fd, spec.host_bytes, spec.granule_bytes)
-        if host is not None:
-            runtime.pin(host.span(0, host.size_bytes))
-        copier = Copier(spec.threads or 4)
-        self._opened_as = Opened(
-            runtime=runtime,
-            arena=arena,
-            host=host,
-            pages=PageShape(spec.page_tokens, spec.granule_bytes, DTYPES[spec.dtype]),
-            mover=CudaMover(runtime, arena, host, spec.granule_bytes),
-            rows=RowTable(spec.max_rows, spec.max_step_tokens, spec.page_tokens),
-            courier=WeightCourier(runtime, arena.bytes, host, copier),
-            copier=copier,
-            options=options,
-            max_rows=spec.max_rows,
-            max_step_tokens=spec.max_step_tokens,
-        )
+        try:
+            self._opened_as = _take(spec, runtime, host_fd, options)
+        except BaseException:
+            runtime.close()
+            raise
 
     def inspect(self, spec: InspectSpec) -> ModelSpec:
         """Read config and headers of a model. Raises: ModelUnsupported, ModelCorrupt."""
@@ -258,6 +245,25 @@ class CudaDriver:
 
 def _kv_quants(runtime: Runtime) -> tuple[str, ...]:
     return ("int8", "fp8") if runtime.facts().has_fp8 else ("int8",)
+
+
+def _take(spec: OpenSpec, runtime: Runtime, host_fd: int | None, options: Options) -> Opened:
+    arena = runtime.arena(spec.num_slabs, spec.slab_bytes)
+    host = None if host_fd is None or spec.host_bytes == 0 else HostMemory(host_fd, spec.host_bytes, spec.granule_bytes)
+    if host is not None:
+        runtime.pin(host.span(0, host.size_bytes))
+    return Opened(
+        runtime=runtime,
+        arena=arena,
+        host=host,
+        pages=PageShape(spec.page_tokens, spec.granule_bytes, DTYPES[spec.dtype]),
+        mover=CudaMover(runtime, arena, host, spec.granule_bytes),
+        rows=RowTable(spec.max_rows, spec.max_step_tokens, spec.page_tokens),
+        courier=WeightCourier(runtime, arena.bytes, host, Copier(spec.threads or COPY_THREADS)),
+        options=options,
+        max_rows=spec.max_rows,
+        max_step_tokens=spec.max_step_tokens,
+    )
 
 
 def _check_open(spec: OpenSpec) -> Options:

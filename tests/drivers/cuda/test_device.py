@@ -8,7 +8,6 @@ import torch
 from drivers.cuda.device import check_device, translated
 from drivers.errors import DeviceLost, DriverUnavailable
 
-
 ERRORS = (torch.AcceleratorError("CUDA error: illegal address\nand so on"), RuntimeError("Triton Error [CUDA]: misaligned"))
 
 
