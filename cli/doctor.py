@@ -14,7 +14,7 @@ from importlib import metadata
 from cli.findings import Finding, Level
 from cli.host import examine_host
 from cli.render import bytes_text
-from drivers import registry
+from drivers import registry, vetting
 from drivers.errors import DriverError
 from kerneld.config import Config
 from kerneld.deviceconfig import config_by_device
@@ -105,8 +105,13 @@ def check_native() -> Finding:
 def check_driver(config: Config, device: str = "") -> Iterator[Finding]:
     """The configured driver on this machine; `device` is the name of one of several."""
     name, of_device = config.drivers.use, f" of {device}" if device else ""
+    finding = check_conformance(config, f"conformance{of_device}")
+    if finding is not None:
+        yield finding
+        if finding.level is Level.FAIL:
+            return
     try:
-        found = registry.create(name).probe()
+        found = registry.probe(name, registry.create(name))
     except DriverError as error:
         yield Finding(
             f"driver{of_device}", Level.FAIL, f"{name}: {error}", "Install what it needs, or choose another driver with drivers.use."
@@ -125,6 +130,21 @@ def check_driver(config: Config, device: str = "") -> Iterator[Finding]:
     if config.memory.device_bytes > found.memory_bytes:
         wanted, has = bytes_text(config.memory.device_bytes), bytes_text(found.memory_bytes)
         yield Finding(f"device memory{of_device}", Level.FAIL, f"{wanted} configured, the device has {has}", "Lower memory.device_bytes.")
+
+
+def check_conformance(config: Config, check: str) -> Finding | None:
+    """Whether a driver of another distribution does what the contract says; None of one that is built in, or not there."""
+    name, limit_s = config.drivers.use, config.drivers.check_limit_s
+    if config.drivers.trust and registry.entry_point_of(name) is not None:
+        return Finding(check, Level.WARN, f"{name} is not asked, as drivers.trust says", "Take that out once it passes.")
+    verdict = vetting.verdict_on(name, limit_s)
+    if verdict is not None and verdict.complaint and verdict.is_remembered:
+        verdict = vetting.verdict_on(name, limit_s, anew=True)
+    if verdict is None:
+        return None
+    if verdict.complaint:
+        return Finding(check, Level.FAIL, vetting.refusal(name, verdict), "Install a release that passes.")
+    return Finding(check, Level.OK, f"{name} of {verdict.distribution} passes the suite")
 
 
 def check_torch() -> Iterator[Finding]:

@@ -44,7 +44,18 @@ class DriversConfig:
     )
     options: Mapping[str, str] = field(
         default_factory=dict,
-        metadata={"doc": "Settings of the driver itself; one it does not know is refused. cpu: native (on, off), isa, cpus (0-3,8)."},
+        metadata={
+            "doc": "Settings of the driver itself; one it does not know is refused. cpu: native (on, off), isa, cpus (0-3,8); "
+            "cuda: device, run_ahead, graphs."
+        },
+    )
+    trust: bool = field(
+        default=False,
+        metadata={"doc": "Whether drivers of other distributions run without having passed the conformance suite: at your own risk."},
+    )
+    check_limit_s: float = field(
+        default=300.0,
+        metadata={"doc": "How long the conformance suite may take on a driver of another distribution, before its first use.", "min": 1.0},
     )
     devices: tuple[DeviceConfig, ...] = field(
         default=(),

@@ -17,6 +17,7 @@ from __future__ import annotations
 import argparse
 import ctypes
 import json
+import os
 import signal
 import sys
 import tempfile
@@ -98,10 +99,12 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("name", help="name of a driver")
     parser.add_argument("--model", type=Path, help="model directory to run, instead of the tiny one")
     parser.add_argument("--json", action="store_true", help="write lines of JSON")
-    parser.add_argument("--with-parent", action="store_true", help="end when the process ends that started it")
+    parser.add_argument("--with-parent", type=int, default=0, help="process that started it: end when that ends")
     parsed = parser.parse_args(arguments)
     if parsed.with_parent:
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+        if os.getppid() != parsed.with_parent:
+            return 2  # it ended before
     report = _JsonReport() if parsed.json else _TextReport(parsed.name)
     try:
         with subject_of(parsed.name, parsed.model) as subject:

@@ -1,7 +1,8 @@
 """The contract between the kernel and a device.
 
 A **driver** runs one device group. It is the only code that knows addresses, layouts and kernels. The kernel decides what should happen
-and says it in **plans**; a driver carries them out in order and answers with tokens. This file is all that a driver author needs to import.
+and says it in **plans**; a driver carries them out in order and answers with tokens. This file is the manual for authors of drivers, and
+all that they have to import; `examples/driver_plugin/` is a driver to begin with, `python -P -m drivers.conformance NAME` the judge.
 
 Terms
 -----
@@ -18,8 +19,27 @@ Life cycle
 ----------
     probe -> open -> { inspect -> load -> [ apply(plan) -> step x K ]* -> unload }* -> close
 
-`probe` and `inspect` change nothing. `inspect`, `load` and `park` may be called from another thread than `apply` and `step`, one at a time;
-everything else comes from one.
+`probe` and `inspect` change nothing. After `close` a driver is not opened again; another one is made. A worker is one process with one
+driver; when its front dies it keeps the driver open, with its models, for the next front.
+
+Threads
+-------
+`inspect`, `load` and `park` may be called from another thread than `apply` and `step`, one at a time; everything else comes from one. A
+load may end between two steps, never within what one step sees: publish a model as one value when it is whole. A step that runs beside a
+load should not wait for it. Threads of the driver's own rest between steps: other programs use the machine.
+
+One load, worked
+----------------
+Granules are 4096 bytes. `inspect` told segments of 10000, 7000 and 300 bytes, one KV group with frames of 8192, and numerics "x". Then
+
+    LoadSpec(model_id=5, source=<what was inspected>, space_ids=(11,), offsets=(0, 12288, 20480))
+
+    writes   byte 0 .. 10000, 12288 .. 19288, 20480 .. 20780 of the arena, and nothing else of it
+    opens    space 11: frame f of it is byte f * 4096 to f * 4096 + 8192; any f where that lies in the arena and a plan names it
+    answers  LoadedModel(5, bytes_loaded=17300, seconds=...)
+
+Offsets are multiples of the granule, and no two things that live at a time overlap: the kernel sees to that. After `unload(5)` its bytes
+are lent elsewhere at once, but pages in space 11 may still be moved and zeroed, until a load names the space again.
 
 One plan, worked
 ----------------
@@ -41,10 +61,44 @@ A row with `Sampling.draft_tokens` may get ahead: a driver that drafts guesses t
 one, and keeps those that the row would have sampled anyway, so that one step answers several tokens. K is then how many tokens the row
 samples in the plan, and once it has them it rests. A driver that cannot draft takes no notice.
 
-Ownership
----------
-The driver owns the arena and whatever workspace it needs; it never allocates inside a step what it could have taken in `load`. A frame
-named by a plan belongs to that plan until its last step has answered. The kernel reuses frames only afterwards.
+Ownership: who may write what, and when
+---------------------------------------
+arena      the driver's alone, weights from `load` to `unload`, a frame while a plan names it: until its last step has answered. The kernel
+           reuses frames only afterwards. What a frame holds when it is named first is anything, unless the plan zeroes it.
+host tier  pages: the driver, for the moves and zeros of a plan it applies. Images of weights: the driver in `park`, and it reads them in
+           `load`; a model that is streamed reads its images until it is unloaded. The front: frames that no plan on its way names.
+workspace  the driver's, beyond the arena: taken in `open` or `load`, not inside a step.
+slabs      given back by `give_back` belong to the device until `take`; no plan and no load names them meanwhile.
+
+Errors, and what each means for whom
+------------------------------------
+RowResult.error         this row failed (logits not finite, say): its request ends, the other rows are good.
+StepResult.failed_models  a streamed model cannot be read any more; its rows of the step failed, all others are good.
+PageCorrupt             of `apply`: nothing of the plan was run; the kernel drops plans made after it, and computes the pages again.
+ModelUnsupported, ModelCorrupt, DeviceOutOfMemory, UnknownModel   of `inspect`, `load`, `park`, `unload`: the caller reads the sentence,
+                        nothing is left behind, everything else runs on.
+PlanRejected, DeviceLost, and any error that is not of `drivers.errors`   of `apply` and `step`: the worker ends and is started again;
+                        the kernel replays every stream from its tokens. A request that ends three workers is ended itself.
+A sentence says what is wrong and what to do; whoever raises one writes it for the person at the terminal.
+
+Numerics
+--------
+`ModelSpec.numerics` names all that changes the bits of a page: layout, dtype, quantizations, rotary scaling, instructions, versions of
+kernels. Pages in the host tier, on disk and in images are used again only under the same string; when in doubt, put it in. A token's KV is
+to be the same whether it came by prefill or decode. With `batch_invariant` that holds bit for bit, in any company.
+
+The least, and more
+-------------------
+Every driver does all of `Driver`, in float32, for some kind of model: chunks, sampling with all of `Sampling` but drafts, scoring, moves,
+parking. By capability: `streams` (else there are no `LoadSpec.slots`), `gives_back` (else `give_back` and `take` are never called),
+`drafts`, `batch_invariant`, `quantizations`, `kv_quantizations`. Who knows no adapters refuses them in `inspect` with ModelUnsupported.
+`copied`, `prefill_s`, `runs_on` and `ops` may say nothing. Building blocks for authors: `rows`, `plan_check`, `pages`, `arena`, `hostmem`,
+`sampling`, `weight_image`, `copier`, `models.loader`; these change with a sentence in DECISIONS.md, other files any day.
+
+Versions
+--------
+`CONTRACT_VERSION` grows when a driver that was good is good no more. A driver states the one it was written for; another is refused with a
+sentence. A driver of another distribution passes the suite before its first use (`drivers.vetting`). Fields may be added with a default.
 """
 
 from __future__ import annotations
@@ -62,16 +116,16 @@ CONTRACT_VERSION = 1
 class Capabilities(msgspec.Struct, frozen=True):
     """What a driver can do on this machine."""
 
-    driver: str
-    version: str
-    device_name: str
+    driver: str  # its name, as in the registry
+    version: str  # its own, shown to people
+    device_name: str  # as its maker calls it
     memory_bytes: int  # what the device has, of which the arena takes a part
-    dtypes: tuple[str, ...]  # "float32", "bfloat16", "float16"
-    ops: tuple[str, ...] = ()
+    dtypes: tuple[str, ...]  # in which it computes and keeps KV: "float32", which is a must, "bfloat16", "float16"
+    ops: tuple[str, ...] = ()  # that it has an implementation for, by name; who states some reports those of each load
     quantizations: tuple[str, ...] = ()  # of weights, while they are loaded: "int8", "int4"
     kv_quantizations: tuple[str, ...] = ()  # of keys and values: "int8", "fp8"
-    graph: bool = False
-    batch_invariant: bool = False
+    graph: bool = False  # captures steps and replays them
+    batch_invariant: bool = False  # opened so, a row's tokens and log-probabilities are the same bits in any company and cut
     gives_back: bool = False  # slabs of its arena, while nothing is in them
     streams: bool = False  # runs models whose segments do not all stay (`LoadSpec.slots`)
     drafts: bool = False  # takes notice of `Sampling.draft_tokens`

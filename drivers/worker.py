@@ -6,7 +6,8 @@
     exit code   0   the front said so, SIGTERM, or the front stayed away for longer than the grace
                 1   the driver broke, or no front was ever there
                 2   the command line is wrong
-                3   starting it again is of no use: no such driver or device, not enough memory, or the front refused it
+                3   starting it again is of no use: no such driver or device, it fails the conformance suite, not enough memory, or the
+                    front refused it
 
 It connects to the front, never the other way, so the front that comes after a crash finds it where it left off. It does not ask to be
 killed with its parent: under systemd the two are separate units, and elsewhere outliving the front is the point.
@@ -23,7 +24,7 @@ import sys
 from pathlib import Path
 from types import FrameType
 
-from drivers import registry
+from drivers import registry, vetting
 from drivers.errors import DriverError
 from drivers.server import Ending, StopFlag
 from drivers.station import Hopeless, Station, StationOptions
@@ -79,6 +80,11 @@ def main(arguments: list[str] | None = None) -> int:
     options = StationOptions(parsed.socket, parsed.device, parsed.driver, parsed.orphan_grace_s, secret)
     _log_to_stderr(options.device, parsed.log_level, is_json=parsed.log_json)
     _prefer_to_die()
+    try:
+        if parsed.check_limit_s > 0:  # before signals are ours: SIGTERM ends it at once
+            vetting.require_conforming(options.driver, parsed.check_limit_s)
+    except DriverError as error:
+        return _hopeless(error, parsed.problem_file)
     stop = StopFlag()
 
     def note(_signum: int, _frame: FrameType | None) -> None:
@@ -92,11 +98,21 @@ def main(arguments: list[str] | None = None) -> int:
         if ending is not Ending.BROKEN:
             station.close()
     except (DriverError, Hopeless) as error:
-        logger.error("Cannot serve", extra={"reason": str(error)})
-        return EXIT_HOPELESS
+        return _hopeless(error, parsed.problem_file)
     logger.info("Exit", extra={"ending": ending.value})
     is_never_served = ending is Ending.GRACE_OVER and not station.was_opened
     return EXIT_BROKEN if ending is Ending.BROKEN or is_never_served else EXIT_DONE
+
+
+def _hopeless(error: Exception, problem_file: Path | None) -> int:
+    """Say why, in the log and to whoever reads the file."""
+    logger.error("Cannot serve", extra={"reason": str(error)})
+    if problem_file is not None:
+        try:
+            problem_file.write_text(str(error), encoding="utf-8")
+        except OSError as lost:
+            logger.warning("Problem file not written", extra={"reason": str(lost)})
+    return EXIT_HOPELESS
 
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:
@@ -109,6 +125,13 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
         "--instance", default="", help="both as a unit of systemd names them: DRIVER, whose device is DRIVER0, or DRIVER:DEVICE"
     )
     parser.add_argument("--orphan-grace-s", type=float, default=15.0, help="how long to wait for a front before exiting")
+    parser.add_argument(
+        "--check-limit-s",
+        type=float,
+        default=vetting.LIMIT_S,
+        help="how long the conformance suite may take on a driver of another distribution; 0: it is trusted, and not checked",
+    )
+    parser.add_argument("--problem-file", type=Path, help="where to write why it could not serve")
     parser.add_argument("--log-level", default="info", choices=("debug", "info", "warning", "error"), help="least severe lines to write")
     parser.add_argument("--log-json", action="store_true", help="write lines as JSON objects")
     parsed = parser.parse_args(arguments)

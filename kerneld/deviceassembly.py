@@ -6,6 +6,8 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from drivers import registry
+from drivers.config import DriversConfig
 from drivers.contract import StepResult
 from kerneld.bookkeeping import Bookkeeping
 from kerneld.commonbooks import Common
@@ -137,6 +139,7 @@ class DeviceAssembly:
             socket=kernel.worker_socket,
             runtime_dir=kernel.runtime_dir,
             orphan_grace_s=kernel.worker_orphan_grace_s,
+            check_limit_s=check_limit_s(self._config.drivers),
             spawn=kernel.start_workers,
             log_level=kernel.log_level,
             log_json=kernel.log_json,
@@ -158,6 +161,12 @@ class DeviceAssembly:
         self._reports.landed(flight)
         if self._parts.disk_tier is not None:
             self._parts.disk_tier.reclaimer.turn()
+
+
+def check_limit_s(drivers: DriversConfig) -> float:
+    """How long the driver may take to prove itself: none that is built in has to, and none where they are trusted."""
+    is_outside = registry.entry_point_of(drivers.use) is not None
+    return drivers.check_limit_s if is_outside and not drivers.trust else 0.0
 
 
 def policy_of(kernel: KerneldConfig) -> SchedulerPolicy:

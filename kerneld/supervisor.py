@@ -63,6 +63,7 @@ class WorkerCommand:
     socket: Path
     runtime_dir: Path
     orphan_grace_s: float
+    check_limit_s: float = 0.0  # how long its driver may take to prove itself; 0: it has not to
     spawn: bool = True
     log_level: str = "info"
     log_json: bool = False
@@ -71,6 +72,11 @@ class WorkerCommand:
     def pid_file(self) -> Path:
         """Where the pid of the running worker is noted for the next front."""
         return self.runtime_dir / f"worker-{self.device}.pid"
+
+    @property
+    def problem_file(self) -> Path:
+        """Where a worker that cannot serve says why."""
+        return self.runtime_dir / f"worker-{self.device}.problem"
 
     def argv(self) -> list[str]:
         """The command line, isolated from the working directory (`-P`)."""
@@ -83,6 +89,8 @@ class WorkerCommand:
             f"--device={self.device}",
             f"--driver={self.driver}",
             f"--orphan-grace-s={self.orphan_grace_s}",
+            f"--check-limit-s={self.check_limit_s}",
+            f"--problem-file={self.problem_file}",
             f"--log-level={self.log_level}",
             *(["--log-json"] if self.log_json else []),
         ]
@@ -208,11 +216,12 @@ class Supervisor:
         self._unwatch()
         self._reap()
         self._is_received = False
+        self.command.problem_file.unlink(missing_ok=True)
         environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
         self._process = subprocess.Popen(self.command.argv(), stdin=subprocess.DEVNULL, env=environment, start_new_session=True)
         self.command.pid_file.write_text(str(self._process.pid))
         self.state = WorkerState.STARTING
-        self._after(HELLO_TIMEOUT_S, self._hello_missed)
+        self._after(HELLO_TIMEOUT_S + self.command.check_limit_s, self._hello_missed)
         self._child_fd = os.pidfd_open(self._process.pid)
         asyncio.get_running_loop().add_reader(self._child_fd, self._child_ended)
 
@@ -222,7 +231,8 @@ class Supervisor:
         self._reap()
         if self._is_received or self.state is not WorkerState.STARTING or self._process is None:
             return
-        self.last_problem = f"It ended with exit code {self._process.returncode} before it reported."
+        told = self.command.problem_file.read_text("utf-8", "replace") if self.command.problem_file.exists() else ""
+        self.last_problem = told or f"It ended with exit code {self._process.returncode} before it reported."
         self._back_off(self.last_problem)
 
     def _unwatch(self) -> None:

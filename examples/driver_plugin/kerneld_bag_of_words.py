@@ -82,6 +82,8 @@ class BagDriver:
     def open(self, spec: OpenSpec, host_fd: int | None) -> None:
         if spec.options or spec.dtype != "float32":
             raise OptionUnknown(f"The bag driver has no options ({', '.join(spec.options)}) and computes in float32, not {spec.dtype}.")
+        if spec.threads:
+            torch.set_num_threads(spec.threads)
         self._shape = PageShape(spec.page_tokens, spec.granule_bytes, torch.float32)
         self._arena = Arena(spec.num_slabs * spec.slab_bytes, spec.granule_bytes, spec.slab_bytes)
         if host_fd is not None and spec.host_bytes:
