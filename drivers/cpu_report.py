@@ -6,6 +6,7 @@ from collections import Counter
 
 from drivers.contract import OpReport
 from drivers.cpu_ops import Decision, OpChooser
+from drivers.models.config import Foreign
 from drivers.ops.fusion import Choice
 
 
@@ -22,12 +23,25 @@ def _threads(num: int) -> str:
 
 def op_reports(decision: Decision, ops: OpChooser) -> tuple[OpReport, ...]:
     """A line for each op and what runs it, in the order of a forward pass, and one for each that is in quarantine."""
+    if decision.files.config.foreign is not None:
+        return _foreign(decision.files.config.foreign)
     counted = Counter(_report(choice) for choices in decision.cover.lists for choice in choices)
     found = [OpReport(report.op, report.implementation, report.covers, num, report.why) for report, num in counted.items()]
     for name, error in ops.bad.items():
         why = f"it disagreed with its definition, by {error:.3g} times what is tolerated"
         found.append(OpReport(name.partition(".")[2], name, why=why, is_quarantined=True))
     return tuple(found)
+
+
+def _foreign(foreign: Foreign) -> tuple[OpReport, ...]:
+    """Of a model that its modules in transformers compute, what is ours: keys, values and attention."""
+    capped = sum(settings.softcap != 0.0 for settings in foreign.attention)
+    whys = {"torch": "what stands around it is computed by the model's modules in transformers", "reference": "it has a softcap"}
+    counts = {"torch": len(foreign.attention) - capped, "reference": capped}
+    attention = (
+        OpReport("paged_attention", f"{name}.paged_attention", ("paged_attention",), num, whys[name]) for name, num in counts.items() if num
+    )
+    return (OpReport("kv_write", "torch.kv_write", ("kv_write",), len(foreign.attention), whys["torch"]), *attention)
 
 
 def _report(choice: Choice) -> OpReport:
