@@ -255,7 +255,9 @@ async def test_who_was_on_a_device_whose_worker_fails_again_and_again_goes_on_el
     async with running(equals_of(tmp_path), loads=False) as rig:
         await rig.load(device="a")
         context = await rig.alloc()
-        first = await rig.infer(context, prompt_of(1, 9), 4)
+        first = await rig.infer(context, prompt_of(1, 40), 4)
+        await rig.infer(await rig.alloc(), prompt_of(2, 9), 9)  # plans that take copies of its pages along
+        await rig.settle()
         rig.is_worker_replaced = False
         rig.worker_of["a"].die()
         await rig.until(lambda: not parts(rig, "a").is_running)
@@ -264,10 +266,11 @@ async def test_who_was_on_a_device_whose_worker_fails_again_and_again_goes_on_el
             assert not supervisor.is_failing
             supervisor.failed(rig.worker_of["a"].hello, DriverUnavailable("It is broken."))
         assert supervisor.is_failing
+        assert rig.stat(context).pages.host > 0, "its pages are where it was"
 
         output = await rig.infer(context, max_tokens=20)
         assert where(rig, context) == "b"
-        assert output.tokens == oracle([*prompt_of(1, 9), *first.tokens], 20)
+        assert output.tokens == oracle([*prompt_of(1, 40), *first.tokens], 20)
 
 
 # ------------------------------------------------------------------------------------------------------------------------- two deaths
@@ -342,10 +345,14 @@ async def test_pages_that_a_worker_kept_are_adopted_on_its_device(tmp_path: Path
         await rig.load(device="b")
         context = await rig.alloc()
         await rig.infer(context, prompt_of(1, 40), 4)
+        await rig.load(device="a")
+        other = await rig.alloc()
+        await rig.infer(other, prompt_of(2, 40), 4)
         await rig.settle()
         await rig.die_and_return(keeps_worker=True)
-        await rig.until(lambda: where(rig, context) != "")
-        assert where(rig, context) == "b"
+        await rig.until(lambda: "" not in (where(rig, context), where(rig, other)))
+        assert (where(rig, context), where(rig, other)) == ("b", "a")
+        assert [len(device.pager._tables) for device in rig.machine.devices] == [1, 1]
         assert (await rig.infer(context, max_tokens=4)).tokens == oracle(rig.tokens(context)[:44], 4)
 
 
