@@ -110,7 +110,7 @@ def main(arguments: list[str] | None = None) -> int:
         with subject_of(parsed.name, parsed.model) as subject:
             outcomes = [report.outcome(outcome) for outcome in run(subject, report.begins)]
     except (DriverNotFound, DriverUnavailable) as error:
-        report.error(str(error))
+        report.error(error.detail)
         return 2
     except Exception as error:  # noqa: BLE001 - the same: it was imported, made and asked what it can
         report.error(f"{parsed.name} cannot be made and probed: {type(error).__name__}: {error}")

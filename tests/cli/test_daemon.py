@@ -87,6 +87,23 @@ def test_each_of_several_devices_is_looked_at_by_its_name() -> None:
     assert levels["driver of b"] is Level.FAIL
 
 
+def test_the_doctor_asks_a_driver_of_another_distribution_to_prove_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    info = tmp_path / "other_drivers-2.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: other-drivers\nVersion: 2.0\n")
+    (info / "entry_points.txt").write_text("[kerneld.drivers]\nother = other_drivers:Driver\n")
+    (tmp_path / "other_drivers.py").write_text("class Driver:\n    def probe(self):\n        raise SystemExit(5)\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.delenv("CACHE_DIRECTORY", raising=False)
+
+    [refused] = check_driver(config_of(tmp_path, "drivers.use=other"))
+    trusted = next(check_driver(config_of(tmp_path, "drivers.use=other", "drivers.trust=true")))
+
+    assert (refused.name, refused.level, trusted.level) == ("conformance", Level.FAIL, Level.WARN)
+    assert refused.detail.startswith("The driver other of other-drivers 2.0 is refused by the conformance suite: other lacks apply, close")
+
+
 def test_a_package_must_be_there_and_new_enough() -> None:
     assert check_package("click", "1.0").level is Level.OK
     assert check_package("click", "999").level is Level.FAIL

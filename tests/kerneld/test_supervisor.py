@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -72,6 +73,18 @@ class House:
         async with asyncio.timeout(30):
             while not condition():
                 await asyncio.sleep(0.005)
+
+
+@in_loop
+async def test_a_worker_that_cannot_serve_leaves_word_why(tmp_path: Path) -> None:
+    house = House(tmp_path)
+    house.supervisor.command = replace(house.supervisor.command, driver="abacus")
+    house.open()
+    try:
+        await house.until(lambda: "'abacus' is none of: cpu, cuda, fake" in house.supervisor.last_problem)
+        assert house.supervisor.state in (WorkerState.BACKOFF, WorkerState.STARTING)
+    finally:
+        await house.close()
 
 
 @in_loop
