@@ -15,6 +15,9 @@ import pytest
 from drivers.contract import InspectSpec, LoadedModel, LoadSpec, RowStart, Sampling
 from drivers.cpu import CpuDriver
 from drivers.errors import ModelUnsupported
+from drivers.ops import running
+from drivers.ops.calls import Call
+from drivers.ops.running import Parts, Pass
 from tests.drivers.cpu_rig import GRANULE_BYTES, GREEDY, TORCH, CpuRig, greedy_reference, prompt_of, save_model
 
 
@@ -71,6 +74,27 @@ def test_an_op_that_disagrees_is_said_once_and_others_run_in_its_place(model: Pa
     assert [report.implementation for report in told.ops if report.is_quarantined] == ["native.norm_linear"]
     assert "quarantined" in next(report.why for report in told.ops if report.op == "rms_norm")
     assert rig.generate(prompt_of(20), 12) == expected
+    rig.driver.close()
+
+
+@pytest.mark.parametrize("factor", [1.1, float("nan")])
+def test_what_computes_something_else_than_its_definition_is_quarantined(
+    factor: float, model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    right = running.DEFINITIONS["act_mul"]
+
+    def other(call: Call, parts: Parts, step: Pass) -> None:
+        right(call, parts, step)
+        step.values[call.outputs[0]] = step.values[call.outputs[0]] * factor
+
+    monkeypatch.setitem(running.DEFINITIONS, "act_mul", other)
+    rig = CpuRig(model)
+    assert set(rig.driver._opened().ground.ops.bad) == {
+        "native.norm_linear_act_mul",
+        "native.linear_act_mul",
+        "native.act_mul",
+        "torch.act_mul",
+    }
     rig.driver.close()
 
 
