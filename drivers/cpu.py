@@ -172,6 +172,7 @@ class CpuDriver:
         with self._publishing:
             model = self._loaded.models.get(model_id)
             self._loaded = self._loaded.without(model_id)
+            self._opened().drafter.forget(model_id)
             if model is not None:
                 model.close()
 

@@ -10,6 +10,7 @@ what they save.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Final
@@ -19,9 +20,12 @@ import numpy as np
 from drivers.arena import Arena
 from drivers.cpu_model import CpuModel
 from drivers.cpu_runners import Runner
+from drivers.errors import DeviceOutOfMemory
 from drivers.lookup import Lookup
 from drivers.rows import Row, StepRows
 from drivers.sampling import pick_tokens
+
+logger = logging.getLogger(__name__)
 
 MOST_STEP_TOKENS: Final = 16  # of all rows of a step, guesses included
 WINDOW: Final = 512
@@ -48,7 +52,7 @@ class Drafter:
         self._models = models
         self._granule_bytes = granule_bytes
         self._guessers: dict[int, Guesser] = {}  # by row slot
-        self._desks: dict[int, _Desk] = {}  # by model
+        self._desks: dict[int, _Desk | None] = {}  # by model, as long as it is loaded; None: it cannot guess
 
     def guess(self, row: Row, most: int) -> list[int]:
         """At most so many tokens that may come after the row's pending one."""
@@ -57,12 +61,9 @@ class Drafter:
             guesser = self._guessers[row.slot] = Guesser(row)
         models = self._models()
         model = models.get(row.draft_model_id)
-        if model is None or model.stream is not None or model.limit.max_positions < model.frames[0].page_tokens:
+        desk = None if model is None else self._desk_of(row.draft_model_id, model)
+        if desk is None:
             return guesser.lookup.guess(row.past, most)
-        desk = self._desks.get(row.draft_model_id)
-        if desk is None or desk.model is not model:
-            self._forget(row.draft_model_id)
-            desk = self._desks[row.draft_model_id] = _Desk(model, self._granule_bytes)
         guesses = desk.guess(guesser, most, self._is_seated)
         unknown = (idx for idx, token in enumerate(guesses) if token >= models[row.model_id].limit.vocab_size)
         return guesses[: next(unknown, len(guesses))]
@@ -76,13 +77,28 @@ class Drafter:
     def close(self) -> None:
         """Give everything back."""
         for model_id in list(self._desks):
-            self._forget(model_id)
+            self.forget(model_id)
         self._guessers.clear()
 
-    def _forget(self, model_id: int) -> None:
+    def forget(self, model_id: int) -> None:
+        """Give back what a model guesses on: it is being unloaded."""
         desk = self._desks.pop(model_id, None)
         if desk is not None:
             desk.close()
+
+    def _desk_of(self, model_id: int, model: CpuModel) -> _Desk | None:
+        """What a model guesses on, made when it is first needed; None, if it cannot guess."""
+        if model_id not in self._desks:
+            can_guess = model.stream is None and model.limit.max_positions >= model.frames[0].page_tokens
+            self._desks[model_id] = self._new_desk(model) if can_guess else None
+        return self._desks[model_id]
+
+    def _new_desk(self, model: CpuModel) -> _Desk | None:
+        try:
+            return _Desk(model, self._granule_bytes)
+        except DeviceOutOfMemory as error:
+            logger.warning("no memory for a model that is to guess; tokens are looked up", extra={"error": str(error)})
+            return None
 
     def _is_seated(self, guesser: Guesser) -> bool:
         """Whether somebody still sits on the row for which was guessed."""

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import pytest
 from msgspec.structs import replace
 
+from drivers.arena import Arena
 from drivers.contract import InspectSpec, LoadSpec, RowResult, Sampling
 from drivers.drafting import SEATS
 from tests.drivers.cpu_rig import GRANULE_BYTES, GREEDY, TORCH, CpuRig, prompt_of, save_model
@@ -138,6 +140,36 @@ def test_a_model_that_was_unloaded_guesses_no_more(rig: CpuRig, model: Path) -> 
     [guessed] = generate(rig, [prompt_of(20)], GREEDY, draft_tokens=3, draft_model_id=DRAFTER)
 
     assert tokens_of(guessed) == tokens_of(plain[0])
+
+
+def num_arenas() -> int:
+    """Arenas that somebody still holds."""
+    gc.collect()
+    return sum(type(each) is Arena for each in gc.get_objects())
+
+
+def test_what_a_model_guesses_on_is_given_back_with_the_model(rig: CpuRig, model: Path) -> None:
+    before = num_arenas()
+    load_drafter(rig, model)
+    generate(rig, [prompt_of(20)], GREEDY, draft_tokens=3, draft_model_id=DRAFTER)
+    assert num_arenas() == before + 1
+
+    rig.driver.unload(DRAFTER)
+
+    assert num_arenas() == before
+
+
+def test_a_machine_without_memory_for_the_pages_of_a_model_guesses_by_look_up(
+    rig: CpuRig, model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    [plain] = generate(rig, [REPEATING], GREEDY, draft_tokens=0)
+    load_drafter(rig, model)
+    monkeypatch.setattr("drivers.drafting.SEATS", 1 << 40)
+
+    [guessed] = generate(rig, [REPEATING], GREEDY, draft_tokens=4, draft_model_id=DRAFTER)
+
+    assert tokens_of(guessed) == tokens_of(plain)
+    assert sum(result.num_drafted for result in guessed)
 
 
 @pytest.mark.parametrize(
