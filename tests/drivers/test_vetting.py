@@ -135,6 +135,19 @@ def test_nothing_is_believed_of_a_folder_that_others_may_write_to(plugins: Path)
     assert not second.is_remembered
 
 
+@pytest.mark.parametrize(("limit_s", "code", "line"), [(60.0, 3, "is refused by the conformance suite"), (0.0, 1, "no front came")])
+def test_a_worker_serves_with_a_driver_that_passed_or_is_trusted(plugins: Path, limit_s: float, code: int, line: str) -> None:
+    problem = plugins / "problem"
+    command = [sys.executable, "-P", "-m", "drivers.worker", f"--socket={plugins}/none.sock", "--instance=silent", "--orphan-grace-s=0"]
+    command += [f"--check-limit-s={limit_s}", f"--problem-file={problem}"]
+    paths = os.pathsep.join(path for path in sys.path if path)
+    ran = subprocess.run(command, env={**os.environ, "PYTHONPATH": paths}, capture_output=True, text=True, check=False)
+
+    assert ran.returncode == code
+    assert line in ran.stderr
+    assert problem.exists() is (code == 3)
+
+
 def test_the_suite_ends_with_the_process_that_asked(plugins: Path) -> None:
     paths = os.pathsep.join(path for path in sys.path if path)
     script = "from drivers.vetting import verdict_on; verdict_on('sleeper')"

@@ -14,8 +14,10 @@ from pathlib import Path
 import pytest
 
 from drivers.client import WorkerClient
+from drivers.config import DriversConfig
 from drivers.contract import OpenSpec
 from drivers.listener import Admission, WorkerListener
+from kerneld.deviceassembly import check_limit_s
 from kerneld.supervisor import Supervisor, WorkerCommand, WorkerState
 from tests.kerneld.rig import in_loop
 
@@ -73,6 +75,19 @@ class House:
         async with asyncio.timeout(30):
             while not condition():
                 await asyncio.sleep(0.005)
+
+
+def test_only_a_driver_of_another_distribution_gets_time_to_prove_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    info = tmp_path / "other_drivers-2.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: other-drivers\nVersion: 2.0\n")
+    (info / "entry_points.txt").write_text("[kerneld.drivers]\nother = other_drivers:Driver\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+
+    assert check_limit_s(DriversConfig(use="other", check_limit_s=7.0)) == 7.0
+    assert check_limit_s(DriversConfig(use="other", trust=True)) == 0.0
+    assert check_limit_s(DriversConfig(use="cpu")) == 0.0
+    assert "--check-limit-s=7.0" in WorkerCommand("d", "other", tmp_path, tmp_path, 1.0, check_limit_s=7.0).argv()
 
 
 @in_loop
