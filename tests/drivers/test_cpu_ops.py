@@ -14,6 +14,7 @@ import pytest
 
 from drivers.contract import InspectSpec, LoadedModel, LoadSpec, RowStart, Sampling
 from drivers.cpu import CpuDriver
+from drivers.cpu_ops import OpChooser
 from drivers.errors import ModelUnsupported
 from drivers.ops import running
 from drivers.ops.calls import Call
@@ -74,6 +75,16 @@ def test_an_op_that_disagrees_is_said_once_and_others_run_in_its_place(model: Pa
     assert [report.implementation for report in told.ops if report.is_quarantined] == ["native.norm_linear"]
     assert "quarantined" in next(report.why for report in told.ops if report.op == "rms_norm")
     assert rig.generate(prompt_of(20), 12) == expected
+    rig.driver.close()
+
+
+def test_the_decision_that_finds_a_disagreement_is_made_without_it(model: Path) -> None:
+    rig = CpuRig(model)
+    known = rig.driver._opened().ground.ops
+    for provider, engine in (("native", known.engine), ("torch", None)):
+        op = {"native": "norm_linear", "torch": "add_rms_norm"}[provider]
+        fresh = OpChooser(known.pages, engine, disagreeing=frozenset({f"{provider}.{op}"}))
+        assert op not in {choice.call.op for choices in fresh.decide(InspectSpec(str(model))).cover.lists for choice in choices}
     rig.driver.close()
 
 
