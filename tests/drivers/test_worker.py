@@ -478,7 +478,7 @@ def test_an_orphan_gives_up_after_its_grace(yard: Yard, tell: Tell) -> None:
     tell(story())
 
 
-@pytest.mark.parametrize(("driver", "code", "line"), [("fake", 1, "no front came"), ("cuda", 3, "'cuda' is none of: cpu, fake")])
+@pytest.mark.parametrize(("driver", "code", "line"), [("fake", 1, "no front came"), ("tpu", 3, "'tpu' is none of: cpu, cuda, fake")])
 def test_a_worker_that_never_served_says_why(yard: Yard, driver: str, code: int, line: str) -> None:
     process = yard.worker(driver, grace_s=0.05)
 
