@@ -52,7 +52,7 @@ async def decode_rate(socket: Path, model: Path, quant: str, seed: int) -> tuple
             seconds.append(await infer_once([context], [prompt(seed + num_output, PROMPT_TOKENS)], num_output))
             await context.free()
         await k.unload(info.name)
-    return OUTPUT_TOKENS / (seconds[1] - seconds[0]), info.weights_bytes
+    return OUTPUT_TOKENS / (seconds[1] - seconds[0]), info.bytes
 
 
 def roofline(socket: Path, model: Path) -> list[Figure]:
