@@ -171,6 +171,23 @@ async def test_a_stop_token_among_guesses_ends_the_output_there(tmp_path: Path) 
 
 
 @in_loop
+async def test_a_stop_string_counts_though_a_stop_token_was_guessed_behind_it(tmp_path: Path) -> None:
+    rig = new_rig(tmp_path, 4)
+    rig.add_tokenizer()
+    given = prompt_of(1, 9)
+    expected = oracle(given, 40)
+    async with running(rig):
+        plain = await rig.infer(await rig.alloc(), given, 40)
+        for at in range(20, 25):
+            context = await rig.alloc()
+            sampling = Sampling(temperature=0.0, num_logprobs=1, draft_tokens=4, stop_token_ids=(expected[at + 2],))
+            output = await rig.infer(context, given, 40, sampling=sampling, stop=(f"t{expected[at]} ",), ignore_eos=False)
+            assert output.reason == "stop"
+            assert output.text == plain.text[: plain.text.index(f"t{expected[at]} ")]
+            assert len(output.logprobs) == len(output.tokens)
+
+
+@in_loop
 async def test_no_token_comes_behind_the_last_that_was_asked_for(tmp_path: Path) -> None:
     given = prompt_of(1, 9)
     async with running(new_rig(tmp_path, 4)) as rig:

@@ -58,6 +58,8 @@ def check_known(fields: Fields, known: Iterable[str]) -> None:
 
 def group_of(group_size: int, columns: int, name: str) -> int:
     """Columns that share a scale; -1 stands for all. Raises: ModelCorrupt, if there is no such group."""
+    if columns < 1:
+        raise ModelCorrupt(f"{name} has no columns.")
     if group_size == -1:
         return columns
     if group_size < 1:

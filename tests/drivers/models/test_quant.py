@@ -263,6 +263,7 @@ CORRUPT: dict[str, tuple[tuple[Mapping[str, object], Store, Change], str]] = {
     "no zero points": (changed("awq", {"qzeros": None}), "lack .*down_proj.qzeros"),
     "a strange shape": (changed("awq", {"qweight": np.zeros((192, 15), np.int32)}), "scales has shape"),
     "of another model": (changed("w8a8", {"weight": np.zeros((128, 100), np.int8)}), "shape .*config.json asks for"),
+    "no columns": (changed("awq by row", {"qweight": np.zeros((0, 16), np.int32)}), "qweight has no columns"),
     "no groups": (changed("gptq", {}, group_size=0), "group_size is 0"),
     "scales for other blocks": (changed("fp8 in blocks", {}, weight_block_size=[64, 64]), "weight_scale_inv has shape"),
     "scales not finite": (changed("gptq", {"scales": np.where(np.arange(128) == 5, np.nan, SMALL).astype(np.float16)}), "not finite"),
