@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -16,7 +17,7 @@ from drivers.errors import DriverUnavailable
 from drivers.vetting import Verdict, require_conforming, verdict_on
 
 BAD = """
-import os, time
+import os, pathlib, subprocess, time
 import msgspec
 from drivers.fake import FakeDriver
 
@@ -34,6 +35,8 @@ class Crasher(FakeDriver):
 
 class Sleeper(FakeDriver):
     def open(self, spec, host_fd):
+        child = subprocess.Popen(["sleep", "3600"])
+        pathlib.Path(__file__).with_name("asleep").write_text(str(child.pid))
         time.sleep(3600)
 
 class Raiser(FakeDriver):
@@ -121,9 +124,10 @@ def test_no_driver_takes_the_caller_along(plugins: Path, name: str, said: str) -
 
 
 def test_a_driver_that_hangs_is_ended_at_the_limit(plugins: Path) -> None:
-    verdict = looked_at("sleeper", limit_s=3.0)
+    verdict = looked_at("sleeper", limit_s=5.0)
 
-    assert verdict.complaint == "it was not done after 3 s, in close_is_safe_twice_and_unopened"
+    assert verdict.complaint == "it was not done after 5 s, in close_is_safe_twice_and_unopened"
+    assert not runs(int((plugins / "asleep").read_text())), "a child of the driver stayed behind"
 
 
 def test_nothing_is_believed_of_a_folder_that_others_may_write_to(plugins: Path) -> None:
@@ -153,21 +157,24 @@ def test_the_suite_ends_with_the_process_that_asked(plugins: Path) -> None:
     script = "from drivers.vetting import verdict_on; verdict_on('sleeper')"
     asker = subprocess.Popen([sys.executable, "-c", script], env={**os.environ, "PYTHONPATH": paths})
 
-    def suites() -> list[str]:
-        found = []
-        for entry in Path("/proc").iterdir():
-            try:
-                command = (entry / "cmdline").read_bytes() if entry.name.isdigit() else b""
-                if b"drivers.conformance\0sleeper" in command and str(plugins).encode() in (entry / "environ").read_bytes():
-                    found.append(entry.name)
-            except OSError:
-                continue
-        return found
-
-    await_that(lambda: bool(suites()))
+    asleep = plugins / "asleep"
+    await_that(lambda: asleep.exists() and bool(asleep.read_text()))
+    child = int(asleep.read_text())
+    suite = int(Path(f"/proc/{child}/stat").read_text().rpartition(")")[2].split()[1])
     asker.kill()
     asker.wait()
-    await_that(lambda: not suites())
+    try:
+        await_that(lambda: not runs(suite))
+    finally:
+        os.kill(child, signal.SIGKILL)
+
+
+def runs(pid: int) -> bool:
+    """Whether there is such a process, and it is not a zombie that nobody has asked for yet."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except (FileNotFoundError, ProcessLookupError):
+        return False
 
 
 def await_that(condition: Callable[[], bool]) -> None:
