@@ -173,7 +173,7 @@ class ModelVerbs:
         models = self._machine.models
         known = models.get(args.name) if args.name in models else None
         if known is not None and not _is_same(known, args, path):
-            raise AlreadyExists(f"The name {args.name!r} is taken by {known.path}; remove it first or choose another.")
+            raise AlreadyExists(f"The name {args.name!r} is taken by {_told(known)}; remove it first or choose another.")
         return known
 
     def _base_of(self, args: RegisterArgs, path: Path) -> Registered | None:
@@ -231,6 +231,12 @@ class ModelVerbs:
 def _some(names: list[str]) -> str:
     """The first few of many names."""
     return ", ".join(names[:NAMED]) + (f" and {len(names) - NAMED} more" if len(names) > NAMED else "")
+
+
+def _told(known: Registered) -> str:
+    """What is registered: its path, and what was said of how it is run."""
+    said = {"base": known.base, "max_positions": 0 if known.base else known.max_positions, "quant": known.quant, "kv_quant": known.kv_quant}
+    return " with ".join((known.path, ", ".join(f"{name}={value}" for name, value in said.items() if value))).removesuffix(" with ")
 
 
 def _is_same(known: Registered, args: RegisterArgs, path: Path) -> bool:

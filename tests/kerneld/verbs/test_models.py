@@ -145,7 +145,7 @@ async def test_how_a_model_is_quantized_is_part_of_what_it_is(tmp_path: Path) ->
             model = await rig.kernel.register_model(ADMIN, args)
             assert (model.quant, model.kv_quant) == ("int8", "int8"), "who says nothing means the model as it is"
         for args in (RegisterArgs("q", path, quant="int4"), RegisterArgs("q", path, kv_quant="fp8")):
-            with pytest.raises(AlreadyExists):
+            with pytest.raises(AlreadyExists, match=f"taken by {path} with quant=int8, kv_quant=int8; remove it first"):
                 await rig.kernel.register_model(ADMIN, args)
 
 
