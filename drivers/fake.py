@@ -18,7 +18,6 @@ from pathlib import Path
 
 import msgspec
 import numpy as np
-import psutil
 
 from drivers.contract import (
     Capabilities,
@@ -36,7 +35,7 @@ from drivers.contract import (
 from drivers.errors import DeviceLost, DeviceOutOfMemory, HostPageCorrupt, OptionUnknown, PageCorrupt, PlanRejected
 from drivers.fake_loaded import FakeLoaded, LoadedFake, pattern_of
 from drivers.fake_memory import FakeMemory, FakeSpace, HistoryLost
-from drivers.fake_model import FakeAdapter, FakeModel, describe, describe_adapter, draw, links_after, logprob
+from drivers.fake_model import FakeAdapter, FakeModel, capabilities, describe, describe_adapter, draw, links_after, logprob
 from drivers.fake_script import MEASURED_BYTES, FakeScript
 from drivers.plan_check import check_rows
 from drivers.rows import Row, RowState, RowTable, StepRows, right_guesses
@@ -51,8 +50,7 @@ class FakeDriver:
 
     def probe(self) -> Capabilities:
         """Say what this driver can do."""
-        memory_bytes = psutil.virtual_memory().total
-        return Capabilities("fake", "1", "fake", memory_bytes, dtypes=("float32",), batch_invariant=True, gives_back=True, drafts=True)
+        return capabilities()
 
     def open(self, spec: OpenSpec, host_fd: int | None) -> None:
         """Take the arena and map the host tier. Raises: OptionUnknown, PlanRejected, HostTierInvalid."""

@@ -16,12 +16,15 @@ from typing import TypeVar
 
 import msgspec
 import numpy as np
+import psutil
 
-from drivers.contract import InspectSpec, KvGroupSpec, ModelSpec, OpenSpec, Sampling, SegmentSpec, TokenLogprob
+from drivers.contract import Capabilities, InspectSpec, KvGroupSpec, ModelSpec, OpenSpec, Sampling, SegmentSpec, TokenLogprob
 from drivers.errors import ModelCorrupt, ModelUnsupported
 
 FIRST_TOKEN = 3  # 0, 1 and 2 are never drawn: padding, beginning, end
 BOS_TOKEN = 1
+SHRINKS = {"": 1, "int8": 4, "int4": 8}  # by how much weights get smaller
+KV_QUANTIZATIONS = ("int8",)
 EOS_TOKEN = 2
 
 _MASK = (1 << 64) - 1
@@ -101,11 +104,33 @@ def describe_adapter(adapter: FakeAdapter, base: FakeModel, memory: OpenSpec, sp
     )
 
 
+def capabilities() -> Capabilities:
+    """What the driver states."""
+    return Capabilities(
+        driver="fake",
+        version="1",
+        device_name="fake",
+        memory_bytes=psutil.virtual_memory().total,
+        dtypes=("float32",),
+        quantizations=tuple(filter(None, SHRINKS)),
+        kv_quantizations=KV_QUANTIZATIONS,
+        batch_invariant=True,
+        gives_back=True,
+        drafts=True,
+    )
+
+
 def describe(model: FakeModel, memory: OpenSpec, spec: InspectSpec) -> ModelSpec:
-    """Return what a model needs of a device that was opened with `memory`. Raises: ModelUnsupported, if it is to be quantized."""
-    if spec.quant or spec.kv_quant:
-        raise ModelUnsupported("The fake driver quantizes nothing; leave quant and kv_quant out.")
-    segment_bytes = -(-model.weights_bytes // model.num_layers)
+    """Return what a model needs of a device that was opened with `memory`. Quantized weights are smaller, and say the same.
+
+    Raises: ModelUnsupported, if it is to be quantized in a way that is not stated.
+    """
+    if spec.quant not in SHRINKS or spec.kv_quant not in ("", *KV_QUANTIZATIONS):
+        raise ModelUnsupported(
+            f"quant is {spec.quant!r} and kv_quant {spec.kv_quant!r}; the fake driver plays "
+            f"{', '.join(filter(None, SHRINKS))} and {', '.join(KV_QUANTIZATIONS)}."
+        )
+    segment_bytes = -(-model.weights_bytes // (model.num_layers * SHRINKS[spec.quant]))
     page_bytes = memory.page_tokens * model.kv_bytes_per_token // len(model.windows)
     frame_bytes = -(-page_bytes // memory.granule_bytes) * memory.granule_bytes
     return ModelSpec(
@@ -118,7 +143,9 @@ def describe(model: FakeModel, memory: OpenSpec, spec: InspectSpec) -> ModelSpec
         groups=tuple(KvGroupSpec(model.num_layers, frame_bytes, window) for window in model.windows),
         bos_token_id=BOS_TOKEN,
         eos_token_ids=(EOS_TOKEN,),
-        numerics=f"fake {model.root:016x}",
+        numerics=f"fake {model.root:016x}{spec.quant and f' {spec.quant}'}{spec.kv_quant and f' kv {spec.kv_quant}'}",
+        quant=spec.quant,
+        kv_quant=spec.kv_quant,
     )
 
 
