@@ -141,6 +141,19 @@ def test_the_likeliest_token_is_that_of_the_logits(rigs: list[Rig], model: str) 
     assert likeliest.tolist() == rig.model.logits(hidden, range(LENGTH), rig.bases).argmax(-1).tolist()
 
 
+def test_logits_that_a_cap_makes_equal_are(rigs: list[Rig]) -> None:
+    rig = opened(rigs, "gemma3")
+    hidden = rig.alone(LENGTH)
+    table = next(part for part in rig.segments[0].parts if part.name == "embedding")
+    rig.memory[0][table.offset_bytes : table.offset_bytes + table.places.size_bytes].view(np.float32)[:] *= 1000
+
+    likeliest = rig.model.greedy(hidden, range(LENGTH), rig.bases)
+
+    logits = rig.model.logits(hidden, range(LENGTH), rig.bases)
+    assert int((logits == logits.max(-1, keepdim=True).values).sum(-1).min()) > 1
+    assert likeliest.tolist() == logits.argmax(-1).tolist()
+
+
 def test_of_equal_logits_the_smallest_token_is_taken_and_what_is_not_finite_is_told(rigs: list[Rig]) -> None:
     rig = opened(rigs)
     hidden = rig.alone(LENGTH)
@@ -337,6 +350,16 @@ def test_pages_that_left_the_window_may_name_anything(rigs: list[Rig]) -> None:
     last = rig.run([(context, 1)])[0]
 
     assert torch.equal(torch.cat([first, last]), computed_alone("gemma3", "float32"))
+
+
+def test_the_first_page_in_the_window_may_not(rigs: list[Rig]) -> None:
+    rig = opened(rigs, "gemma3")
+    context = rig.start(LENGTH, seed=3)
+    rig.run([(context, LENGTH - 1)])
+    context.tables[0][1] = -1  # the last token sees 30 to 69
+
+    with pytest.raises(StepInvalid, match="arena"):
+        rig.run([(context, 1)])
 
 
 def test_logits_of_rows_that_are_not_there_are_refused(rigs: list[Rig]) -> None:
