@@ -7,11 +7,13 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import pytest
+import torch
 from msgspec.structs import replace
 
 from drivers.arena import Arena
 from drivers.contract import InspectSpec, LoadSpec, RowResult, Sampling
-from drivers.drafting import SEATS
+from drivers.drafting import SEATS, Drafter
+from drivers.rows import Row
 from tests.drivers.cpu_rig import GRANULE_BYTES, GREEDY, TORCH, CpuRig, prompt_of, save_model
 
 DRAWN = Sampling(temperature=0.8, top_p=0.95, seed=11)
@@ -107,16 +109,18 @@ def test_a_model_that_disagrees_changes_nothing(rig: CpuRig, tmp_path: Path) -> 
     assert any(result.num_rejected for results in guessed for result in results)
 
 
-def test_a_row_longer_than_the_window_is_still_guessed_for(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("sampling", [GREEDY, DRAWN], ids=["greedy", "drawn"])
+def test_a_row_longer_than_the_window_is_still_guessed_for(sampling: Sampling, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("drivers.drafting.WINDOW", 48)
-    rig = CpuRig(model)
-    plain = generate(rig, [prompt_of(90)], GREEDY, draft_tokens=0)
-    load_drafter(rig, model)
+    save_model(tmp_path, "Mistral", sliding_window=6)  # what is behind three layers of that, no token depends on
+    rig = CpuRig(tmp_path)
+    plain = generate(rig, [prompt_of(90)], sampling, draft_tokens=0)
+    load_drafter(rig, tmp_path)
 
-    guessed = generate(rig, [prompt_of(90)], GREEDY, draft_tokens=4, draft_model_id=DRAFTER)
+    guessed = generate(rig, [prompt_of(90)], sampling, draft_tokens=4, draft_model_id=DRAFTER)
 
     assert tokens_of(guessed[0]) == tokens_of(plain[0])
-    assert sum(result.num_drafted for result in guessed[0])
+    assert num_right(guessed[0]) == sum(result.num_drafted for result in guessed[0]) > 0
     rig.driver.close()
 
 
@@ -140,6 +144,23 @@ def test_a_model_that_was_unloaded_guesses_no_more(rig: CpuRig, model: Path) -> 
     [guessed] = generate(rig, [prompt_of(20)], GREEDY, draft_tokens=3, draft_model_id=DRAFTER)
 
     assert tokens_of(guessed) == tokens_of(plain[0])
+
+
+@torch.inference_mode()  # as every step is
+def test_what_was_guessed_wrongly_is_forgotten(rig: CpuRig, model: Path) -> None:
+    load_drafter(rig, model)
+    models = rig.driver._loaded.models
+    sampling = replace(GREEDY, draft_tokens=4)
+    row = Row(0, 1, 20, [7], [], sampling, -1, 20, draft_model_id=DRAFTER, past=[*prompt_of(20), 7])
+    drafter = Drafter(lambda: models, GRANULE_BYTES)
+    guesses = drafter.guess(row, 4)
+
+    row.past += [guesses[0], (guesses[1] + 1) % 199, 5, 6]  # and two without a guess
+    beside = Drafter(lambda: models, GRANULE_BYTES)
+
+    assert drafter.guess(row, 4) == beside.guess(row, 4)
+    for each in (drafter, beside):
+        each.close()
 
 
 def num_arenas() -> int:

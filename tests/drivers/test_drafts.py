@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from drivers.contract import InspectSpec, LoadSpec, OpenSpec, Plan, RowRun, RowStart, Sampling, StepResult
+from drivers.contract import InspectSpec, LoadSpec, OpenSpec, Plan, RowResult, RowRun, RowStart, Sampling, StepResult
 from drivers.fake import FakeDriver
 from drivers.fake_model import FakeModel, continuation
 from drivers.rows import right_guesses
@@ -82,3 +82,8 @@ def test_penalties_and_guesses_do_not_go_together(tmp_path: Path) -> None:
 )
 def test_guesses_are_kept_up_to_the_first_wrong_one(sampled: tuple[int, ...], guesses: tuple[int, ...], kept: tuple[int, ...]) -> None:
     assert right_guesses(sampled, guesses) == kept
+
+
+@pytest.mark.parametrize(("num_tokens", "num_drafted", "num_rejected"), [(1, 4, 4), (3, 4, 2), (5, 4, 0), (1, 0, 0), (0, 0, 0)])
+def test_guesses_that_were_not_kept_were_made_in_vain(num_tokens: int, num_drafted: int, num_rejected: int) -> None:
+    assert RowResult(0, tuple(range(num_tokens)), num_drafted=num_drafted).num_rejected == num_rejected

@@ -32,6 +32,24 @@ async def test_the_output_is_the_same(tmp_path: Path, hits: int, sampling: Sampl
 
         assert output.tokens == oracle(prompt_of(1, 30), 100, sampling)
         assert rig.tokens(context) == [*prompt_of(1, 30), *output.tokens]
+        again = await rig.infer(context, prompt_of(2, 3), 1)
+        assert again.finished is not None
+        assert again.finished.usage.cached_tokens == 129, "of all but the last token"
+        assert len(rig.workers) == 1, "no plan was refused"
+
+
+@in_loop
+async def test_who_guesses_is_told_all_tokens_of_the_context(tmp_path: Path) -> None:
+    async with running(new_rig(tmp_path)) as rig:
+        assert rig.worker is not None
+        context = await rig.alloc()
+        await rig.infer(context, prompt_of(1, 9), 20, sampling=DRAFTS)
+        past = rig.tokens(context)
+
+        await rig.infer(context, prompt_of(2, 3), 5, sampling=DRAFTS)
+
+        [start] = [start for plan in rig.worker.plans for start in plan.starts][1:]
+        assert [*start.history, *start.tokens] == [*past, *prompt_of(2, 3)]
 
 
 @in_loop
@@ -74,6 +92,7 @@ async def test_rows_that_guess_and_rows_that_do_not_run_side_by_side(tmp_path: P
         outputs = await asyncio.gather(*runs)
 
         assert [output.tokens for output in outputs] == [oracle(prompt_of(idx, 20 + idx), 40) for idx in range(6)]
+        assert len(rig.workers) == 1, "no plan was refused"
 
 
 @in_loop
@@ -155,6 +174,7 @@ async def test_what_was_guessed_behind_a_stop_string_is_in_no_page_that_goes_on(
             for each, seed in ((context, 5), (child, 6), (twin, 7)):
                 more = prompt_of(seed, 3)
                 assert (await rig.infer(each, more, 9, sampling=DRAFTS)).tokens == oracle([*past, *more], 9)
+        assert len(rig.workers) == 1, "no plan was refused"
 
 
 @in_loop
@@ -196,6 +216,7 @@ async def test_no_token_comes_behind_the_last_that_was_asked_for(tmp_path: Path)
             output = await rig.infer(context, given, max_tokens, sampling=DRAFTS)
             assert (output.reason, output.tokens) == ("length", oracle(given, max_tokens))
             assert (await rig.infer(context, (), 5, sampling=DRAFTS)).tokens == oracle([*given, *output.tokens], 5)
+        assert len(rig.workers) == 1, "no plan was refused"
 
 
 @pytest.mark.parametrize("limit", range(16, 16 + PAGE_TOKENS))
@@ -247,6 +268,7 @@ async def test_forks_and_cancels_amid_guesses_leave_whole_pasts(tmp_path: Path, 
             for each, tokens in ((child, past), (parent, left)):
                 more = prompt_of(num_turns, 3)
                 assert (await rig.infer(each, more, 12, sampling=DRAFTS)).tokens == oracle([*tokens, *more], 12)
+        assert len(rig.workers) == 1, "no plan was refused"
 
 
 @pytest.mark.parametrize("durability", [Durability.JOURNAL, Durability.FSYNC])

@@ -194,6 +194,17 @@ def test_a_quantized_checkpoint_stands_for_the_weights_of_its_specification(case
     assert down.storage.is_panels == runtime.is_native
 
 
+@pytest.mark.parametrize("case", [case for case, (config, *_) in CASES.items() if config["quant_method"] in ("compressed-tensors", "fp8")])
+def test_a_matrix_that_is_read_in_pieces_is_the_same(case: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config, store, _ = CASES[case]
+    written = write_checkpoint(tmp_path, config, store)
+    monkeypatch.setattr("drivers.models.placing.PIECE_BYTES", 1 << 10)  # a few rows
+    for runtime in RUNTIMES:
+        _, (_, layer, _) = load(tmp_path, runtime)
+        for name, truth in expected(written.weights).items():
+            np.testing.assert_allclose(layer[name].numpy(), truth, rtol=2e-6, atol=2e-7, err_msg=name)
+
+
 def test_integers_are_kept_as_they_are_and_take_no_more_bytes(tmp_path: Path) -> None:
     config, store, _ = CASES["gptq"]
     write_checkpoint(tmp_path, config, store)
@@ -272,6 +283,10 @@ CORRUPT: dict[str, tuple[tuple[Mapping[str, object], Store, Change], str]] = {
     "scales too large": (changed("w4a16", {"weight_scale": np.full((128, 6), 1e6, np.float32)}), "65504"),
     "zero points of sym": (changed("gptq with zero points", {}, sym=True), "zero points than those of sym"),
     "an order that is not said": (changed("gptq", {"g_idx": np.zeros(192, np.int32)}), "out of order"),
+    "packed groups that there are not": (
+        changed("w4a16 out of order", {"weight_g_idx": np.full(192, 6, np.int32)}),
+        "weight_g_idx names groups that there are not",
+    ),
     "groups that there are not": (changed("gptq out of order", {"g_idx": np.full(192, 6, np.int32)}), "groups that there are not"),
 }
 

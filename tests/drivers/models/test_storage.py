@@ -10,7 +10,7 @@ import torch
 
 from drivers.errors import ModelCorrupt
 from drivers.models.panels import Region
-from drivers.models.storage import ALIGN_BYTES, Kind, Storage, places_of
+from drivers.models.storage import ALIGN_BYTES, BITS, Kind, Storage, places_of
 from drivers.models.tiles import Tile, convert, floats, rounded
 from drivers.models.weight import Weight, view_part
 
@@ -134,3 +134,14 @@ def test_what_is_not_finite_is_not_quantized(bad: float) -> None:
     values[3, 7] = bad
     with pytest.raises(ModelCorrupt, match="w has values that are not finite"):
         convert(Tile(Kind.FLOAT32, values), Storage(Kind.INT8), "w")
+
+
+@pytest.mark.parametrize("kind", [Kind.INT4, Kind.INT8])
+@pytest.mark.parametrize("group", [32, 64])
+def test_symmetric_integers_among_others_with_offsets_stay_what_they_are(kind: Kind, group: int) -> None:
+    random = np.random.default_rng(4)
+    values = random.integers(0, 1 << BITS[kind], (3, 128)).astype(np.uint8)
+    tile = Tile(kind, values, random.uniform(0.5, 1, (3, 128 // group)).astype(np.float16), None, group)
+    found = convert(tile, Storage(kind, 32, has_offsets=True), "w")
+    assert found.offsets is not None
+    np.testing.assert_allclose(floats(found), floats(tile), rtol=1e-6, atol=1e-5)
