@@ -22,6 +22,7 @@ from drivers.cpu_model import CpuModel
 from drivers.cpu_runners import Runner
 from drivers.errors import DeviceOutOfMemory
 from drivers.lookup import Lookup
+from drivers.pace import Pace
 from drivers.rows import Row, StepRows
 from drivers.sampling import pick_tokens
 
@@ -39,6 +40,7 @@ class Guesser:
 
     row: Row
     lookup: Lookup = field(default_factory=Lookup)
+    pace: Pace = field(default_factory=Pace)
     first: int = 0  # of the row's tokens, the one at which its window begins
     read: list[int] = field(default_factory=list)  # tokens from there on whose keys and values the model has
     seat: int = -1
@@ -59,6 +61,9 @@ class Drafter:
         guesser = self._guessers.get(row.slot)
         if guesser is None or guesser.row is not row:
             guesser = self._guessers[row.slot] = Guesser(row)
+        most = guesser.pace.next(most)
+        if not most:
+            return []
         models = self._models()
         model = models.get(row.draft_model_id)
         desk = None if model is None else self._desk_of(row.draft_model_id, model)
@@ -72,7 +77,7 @@ class Drafter:
         """What became of a row's last guesses."""
         guesser = self._guessers.get(row.slot)
         if guesser is not None and guesser.row is row:
-            guesser.lookup.heard(num_guessed, num_right)
+            guesser.pace.heard(num_guessed, num_right)
 
     def close(self) -> None:
         """Give everything back."""

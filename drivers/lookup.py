@@ -3,8 +3,8 @@
     ... def f ( x ) : return x ... def f ( x ) :        the last three tokens stood there before
                      ^^^^^^^^^                          so these are the guesses
 
-Answers that repeat their input (edits, summaries, code, extraction) are guessed well, at the cost of a few dictionary look-ups. How many
-tokens are guessed follows how many were right lately: where nothing repeats, hardly any are computed in vain.
+Answers that repeat their input (edits, summaries, code, extraction) are guessed well, at the cost of a few dictionary look-ups. Where what
+came before reaches up to the end, it is taken to go on repeating.
 
 Source: Saxena, "Prompt lookup decoding" (2023), with up to `MOST_TOKENS` tokens looked up, the longest first, and the latest place of each.
 """
@@ -12,6 +12,7 @@ Source: Saxena, "Prompt lookup decoding" (2023), with up to `MOST_TOKENS` tokens
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import cycle, islice
 from typing import Final
 
 MOST_TOKENS: Final = 4
@@ -21,15 +22,14 @@ FEWEST_TOKENS: Final = 2  # one token alone has followed by too many others
 class Lookup:
     """The places of one row's tokens."""
 
-    __slots__ = ("_ends", "_num_known", "_reach")
+    __slots__ = ("_ends", "_num_known")
 
     def __init__(self) -> None:
         self._ends: dict[tuple[int, ...], int] = {}  # where the latest such run of tokens ends, exclusive
         self._num_known = 0  # tokens whose runs are known: those that end before the last token
-        self._reach = MOST_TOKENS  # tokens to guess
 
     def guess(self, past: Sequence[int], most: int) -> list[int]:
-        """At most so many tokens that may follow `past`, which only ever grows. Nothing, if its end never stood there before."""
+        """So many tokens that may follow `past`, which only ever grows. Nothing, if its end never stood there before."""
         for end in range(max(self._num_known, FEWEST_TOKENS), len(past)):
             for size in range(FEWEST_TOKENS, min(MOST_TOKENS, end) + 1):
                 self._ends[tuple(past[end - size : end])] = end
@@ -37,10 +37,5 @@ class Lookup:
         for size in range(min(MOST_TOKENS, len(past)), FEWEST_TOKENS - 1, -1):
             found = self._ends.get(tuple(past[-size:]))
             if found is not None:
-                return list(past[found : found + min(most, self._reach)])
+                return list(islice(cycle(past[found:]), most))
         return []
-
-    def heard(self, num_guessed: int, num_right: int) -> None:
-        """What became of the last guesses: twice as many next time where all were right, and as many as were right where some were not."""
-        if num_guessed:
-            self._reach = 2 * num_guessed if num_right == num_guessed else max(num_right, 1)
