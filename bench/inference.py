@@ -55,7 +55,8 @@ GOALS = (
     Peers("", ("openvino bf16",), 1.05, (), 0.0, 1.1),
     Peers("int4", (), 0.0, ("llama.cpp q4_0",), 0.9, 0.0),
 )
-PEERS = ("openvino int8", "openvino bf16", "llama.cpp bf16", "llama.cpp q8_0", "llama.cpp q4_0", "transformers bf16")
+PEERS = ("openvino int8", "openvino bf16", "llama.cpp q8_0", "llama.cpp q4_0")
+FOR_COMPARISON = ("llama.cpp bf16", "transformers bf16")  # without a goal, on the smaller shape
 
 
 @contextmanager
@@ -107,13 +108,16 @@ def measure(seconds: Seconds, seed: int) -> dict[str, float]:
 
 
 def rounds(engines: dict[str, Seconds]) -> dict[str, list[dict[str, float]]]:
-    """All engines in turn, `ROUNDS` times, after one round that warms up."""
+    """All engines in turn, `ROUNDS` times, after they warmed up."""
     found: dict[str, list[dict[str, float]]] = {name: [] for name in engines}
-    for turn in range(-1, ROUNDS):
+    for seconds in engines.values():
+        for num in (1, *BATCHES):
+            seconds([prompt(idx, PROMPT_TOKENS) for idx in range(num)], 4)
+        seconds([prompt(0, LONG_TOKENS)], 1)
+    for turn in range(ROUNDS):
         for name, seconds in engines.items():
-            figures = measure(seconds, 1000 * (turn + 2))
-            if turn >= 0:
-                found[name].append(figures)
+            found[name].append(measure(seconds, 1000 * (turn + 1)))
+            print(name, found[name][-1], flush=True)
     return found
 
 
@@ -148,11 +152,11 @@ def main() -> None:
         folder = Path(name)
         settings = ["drivers.dtype=bfloat16", "memory.device_bytes=4GiB", "memory.host_bytes=512MiB"]
         with running_daemon(folder, *settings) as socket:
-            for make in (make_135m, make_360m):
+            for make, peers in ((make_135m, (*PEERS, *FOR_COMPARISON)), (make_360m, PEERS)):
                 model = make(folder)
                 with ExitStack() as stack:
                     engines = {f"kerneld {goal.quant or 'bf16'}": ours(socket, model, goal.quant) for goal in GOALS}
-                    engines |= {name: stack.enter_context(peer(name, model)) for name in PEERS}
+                    engines |= {name: stack.enter_context(peer(name, model)) for name in peers}
                     figures += [Figure(f"{model.name}: {f.what}", f.value, f.unit, f.goal, f.is_met) for f in compared(rounds(engines))]
     publish("inference", "Generation beside other engines", figures, json_path())
 
