@@ -11,6 +11,7 @@ from pathlib import Path
 
 import click
 
+from cli.device import problems_of
 from cli.failure import EXIT_ERROR, client_errors
 from cli.findings import Finding, Level, show_findings
 from cli.target import Shell, Target, output_option
@@ -92,12 +93,16 @@ def check_login(shell: Shell) -> Iterator[Finding]:
     try:
         with shell.connect() as client:
             principal, frame = client.whoami(), client.top()
+            is_running = all(worker.state == "running" for worker in frame.workers)
+            troubles = [] if is_running else problems_of(client.devices(""))
     except client_errors() as error:
         yield Finding("login", Level.FAIL, str(error), "Run `kerneld doctor` on the daemon's machine, and look into its log.")
         return
     yield Finding("principal", Level.OK, f"{principal.name} of tenant {principal.tenant}")
     states = [f"{worker.device} {worker.state}" for worker in frame.workers]
-    if states:
+    if states and not is_running:
+        yield Finding("workers", Level.WARN, "; ".join([", ".join(states), *troubles]), "Look into the daemon's log; run `kerneld doctor`.")
+    elif states:
         yield Finding("workers", Level.OK, ", ".join(states))
     else:
         yield Finding("workers", Level.WARN, "none is connected", "Wait a moment; then look into the daemon's log.")

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from cli.render import Column, bytes_text, table_of, word, write_line, write_table
+from cli.render import Column, bytes_text, table_of, word, write_line, write_note, write_table
 from cli.target import Shell, output_option, pass_shell
 
 if TYPE_CHECKING:
@@ -67,7 +67,10 @@ def list_command(shell: Shell) -> None:
     """List the devices of the daemon: what runs them, how full they are, and the models on them."""
     with shell.connect() as client:
         frame = client.top()
+        troubles = [] if all(worker.state == "running" for worker in frame.workers) else problems_of(client.devices(""))
     shell.printer.rows(list(rows_of(frame)), COLUMNS, lambda row: str(row.device))
+    for trouble in troubles:
+        write_note(trouble)
 
 
 @device.command("show")
@@ -87,14 +90,22 @@ def show_command(shell: Shell, name: str) -> None:
         show_device(one)
 
 
+def problems_of(devices: list[Device]) -> list[str]:
+    """Why workers are not there, as far as is known."""
+    return [f"{device.name}: {device.problem}" for device in devices if device.problem]
+
+
 def show_device(device: Device) -> None:
     """One device for people: facts, then a table for each model."""
     facts = [f"{device.name}: {word(device.state)}"]
     if device.driver:
-        facts[0] += f", {device.driver} {device.version} on {device.device_name}"
-        facts.append(f"memory {bytes_text(device.memory_bytes)}; computes in {', '.join(device.dtypes)}")
+        facts[0] += f", {device.driver} driver, version {device.version}, on {device.device_name}"
+        used = f"{bytes_text(device.arena_bytes)} for weights and pages (memory.device_bytes)"
+        facts.append(f"memory {bytes_text(device.memory_bytes)}, of it {used}; computes in {', '.join(device.dtypes)}")
         facts.append(f"quantizes to {', '.join(device.quantizations)}" if device.quantizations else "does not quantize")
         facts.append(f"instructions {device.isa}" if device.isa else "no native code for this host")
+    if device.problem:
+        facts.append(f"its worker does not run: {device.problem}")
     for fact in facts:
         write_line(fact)
     for model in device.models:
@@ -105,6 +116,7 @@ def show_model(model: DeviceModel) -> None:
     """What runs a model, and each of its ops."""
     write_line("")
     write_line(f"{model.model}: {model.runs_on or 'its driver does not say what runs it'}")
+    write_line(f"weights {model.quant or 'not quantized'}; keys and values {model.kv_quant or 'not quantized'}")
     if model.ops:
         write_table(table_of(list(model.ops), OP_COLUMNS))
 

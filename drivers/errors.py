@@ -3,7 +3,7 @@
 DriverError
  +- DriverNotFound        no driver of that name
  +- DriverUnavailable     the driver is there, the device or a library is not
- +- OptionUnknown         a driver option that it does not know
+ +- OptionUnknown         a setting that the driver does not know, or a value that it does not take
  +- OpUnsupported         the driver has no such op
  +- ModelUnsupported      a config field that no driver code covers
  +- ModelCorrupt          the files do not hold together
@@ -41,7 +41,7 @@ class DriverUnavailable(DriverError):
 
 
 class OptionUnknown(DriverError):
-    """The driver does not know this option."""
+    """The driver refuses its settings."""
 
 
 class OpUnsupported(DriverError):

@@ -7,7 +7,7 @@ names cannot be taken over by an entry point. Whether a driver of another distri
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from importlib.metadata import EntryPoint, entry_points
 
 from drivers.contract import CONTRACT_VERSION, Capabilities, Driver
@@ -18,6 +18,11 @@ BUILT_IN = {
     "cpu": "drivers.cpu:CpuDriver",
     "cuda": "drivers.cuda.driver:CudaDriver",
     "fake": "drivers.fake:FakeDriver",
+}
+# What reads their settings, without the libraries that they compute with.
+OPTION_READERS = {
+    "cpu": "drivers.cpu_options:CpuOptions",
+    "cuda": "drivers.cuda.options:Options",
 }
 METHODS = tuple(sorted(name for name, value in vars(Driver).items() if callable(value) and not name.startswith("_")))
 # Names that are taken, of what no worker can run.
@@ -54,6 +59,14 @@ def create(name: str) -> Driver:
             f"{name} lacks {', '.join(missing)} of drivers.contract.Driver. Ask its author for a release that has them."
         )
     return driver
+
+
+def check_options(name: str, options: Mapping[str, str]) -> None:
+    """Whether a driver takes these settings, as far as it can be told without the driver: of `OPTION_READERS`. Raises: OptionUnknown."""
+    target = OPTION_READERS.get(name)
+    if target is not None:
+        module_name, _, class_name = target.partition(":")
+        getattr(importlib.import_module(module_name), class_name).read(options)
 
 
 def probe(name: str, driver: Driver) -> Capabilities:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from drivers.config import DeviceConfig
+from drivers import registry
+from drivers.config import DeviceConfig, DriversConfig
+from drivers.errors import OptionUnknown
 from kerneld.config import Config, ConfigError, SyscallsConfig, is_loopback, split_address
 from kerneld.deviceconfig import NAME, config_by_device
 from memory.config import MemoryConfig
@@ -14,6 +16,7 @@ def check_config(config: Config) -> None:
     for name, each in config_by_device(config).items():
         try:
             _check_sizes(each)
+            _check_options(each.drivers)
         except ConfigError as error:
             raise ConfigError(f"device {name}: {error}" if config.drivers.devices else str(error)) from None
     for who, tenant in config.kerneld.users.items():
@@ -42,6 +45,13 @@ def _check_sizes(config: Config) -> None:
         raise ConfigError(
             f"kerneld.max_step_tokens ({kernel.max_step_tokens}) gives kerneld.max_rows ({kernel.max_rows}) rows less than a token each."
         )
+
+
+def _check_options(drivers: DriversConfig) -> None:
+    try:
+        registry.check_options(drivers.use, drivers.options)
+    except OptionUnknown as error:
+        raise ConfigError(f"drivers.options: {error.detail}") from None
 
 
 def _check_disk_tier(memory: MemoryConfig) -> None:

@@ -116,6 +116,7 @@ class DeviceAssembly:
         self._reports = PageReports(machine.events)
         self.lodging.furnish(machine, parts)
         machine.events.subscribe(parts.starts.on_event)
+        parts.residency.absence = self._absence
         parts.dispatcher.composer.advise = self._advise
         parts.delivery.on_unsynced = parts.dispatcher.end
         parts.dispatcher.on_result = self._result_heard
@@ -146,6 +147,10 @@ class DeviceAssembly:
         )
 
     # ---------------------------------------------------------------------------------------------------------- what parts are told of
+
+    def _absence(self) -> str:
+        worker = self._parts.supervisor
+        return f"The worker of {self.name} is not running ({worker.state.value}); it is being restarted. {worker.last_problem}".strip()
 
     def _advise(self, shortage: OutOfFrames | OverLimit, request: Request) -> None:
         """Say what would help a request that does not fit alone."""

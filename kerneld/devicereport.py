@@ -24,6 +24,8 @@ class DeviceModel:
     model: str
     runs_on: str
     ops: tuple[OpLine, ...]
+    quant: str = ""  # empty: its weights are not quantized
+    kv_quant: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,3 +43,5 @@ class DeviceReport:
     quantizations: tuple[str, ...] = ()
     isa: str = ""
     is_batch_invariant: bool = False
+    problem: str = ""  # why its worker is not there, as far as is known
+    arena_bytes: int = 0

@@ -20,12 +20,14 @@ def device(report: DeviceReport) -> pb.Device:
         isa=report.isa,
         is_batch_invariant=report.is_batch_invariant,
         models=map(model, report.models),
+        problem=report.problem,
+        arena_bytes=report.arena_bytes,
     )
 
 
 def model(report: DeviceModel) -> pb.DeviceModel:
     """A model on it."""
-    return pb.DeviceModel(model=report.model, runs_on=report.runs_on, ops=map(op, report.ops))
+    return pb.DeviceModel(model=report.model, runs_on=report.runs_on, ops=map(op, report.ops), quant=report.quant, kv_quant=report.kv_quant)
 
 
 def op(line: OpLine) -> pb.OpReport:

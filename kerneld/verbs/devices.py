@@ -26,7 +26,13 @@ class DeviceVerbs:
 
 def _report(device: DeviceParts) -> DeviceReport:
     models = tuple(_model(model) for model in device.models if model.is_resident)
-    report = DeviceReport(device.name, device.supervisor.state.value, models)
+    report = DeviceReport(
+        device.name,
+        device.supervisor.state.value,
+        models,
+        problem="" if device.is_running else device.supervisor.last_problem,
+        arena_bytes=device.config.memory.device_bytes,
+    )
     worker = device.supervisor.client
     if worker is None:
         return report
@@ -46,4 +52,5 @@ def _report(device: DeviceParts) -> DeviceReport:
 
 def _model(model: Model) -> DeviceModel:
     ops = (OpLine(each.op, each.implementation, each.covers, each.num_calls, each.why, each.is_quarantined) for each in model.ops)
-    return DeviceModel(model.name, model.runs_on, tuple(ops))
+    told = model.info("")
+    return DeviceModel(model.name, model.runs_on, tuple(ops), told.quant, told.kv_quant)

@@ -4,7 +4,6 @@
                                               '-- on the way out it is parked in the host tier, if there is room (`kerneld.weights.parking`)
 
 One task per model loads it, whoever asks and however often; everybody waits for that task. Its steps are in `kerneld.weights.loading`.
-
 A worker that dies takes the weights with it, not the wish: `attach` brings back what was resident. A load waits for a worker as long as it
 takes, because requests that were accepted wait behind it; who only watches is told after `DEVICE_WAIT_S`.
 """
@@ -82,6 +81,7 @@ class Residency:
         )
         self.preempt: Callable[[Model], None] = lambda _model: None  # lets the rows of a model that leaves wait again
         self.on_change: Callable[[Model], None] = lambda _model: None
+        self.absence: Callable[[], str] = lambda: "The device's worker is not running."  # what is told to who waited for it in vain
         self.before_use: Callable[[Device], Awaitable[None]] = lambda _device: asyncio.sleep(0)  # before anything is placed there
 
     # ------------------------------------------------------------------------------------------------------------------- the device
@@ -258,7 +258,7 @@ class Residency:
         try:
             await asyncio.wait_for(self._has_device.wait(), DEVICE_WAIT_S)
         except TimeoutError:
-            raise Unavailable("The device's worker is not running; it is being restarted.", retry_after_s=1.0) from None
+            raise Unavailable(self.absence(), retry_after_s=1.0) from None
         if self._device is None:  # it went while we were being woken
             raise DeviceLost("The worker is gone.")
         return self._device

@@ -82,8 +82,10 @@ DEVICE = device_values.Device(
                 device_values.OpReport("norm_linear", "native.norm_linear", ("rms_norm", "linear"), 61, "one call for 2", False),
                 device_values.OpReport("softcap", "native.softcap", (), 0, "it disagreed", True),
             ),
+            "int8",
         ),
     ),
+    arena_bytes=512 << 20,
 )
 IMAGE = values.Image("i1", "c1", "small", "ana", "lab/ana", 20, 2, 1536, LONG_AGO, "before")
 HOLDING = memory_values.Holding("device", "lab/ana", "kv", "c" * 32, "running", 14 << 20)
@@ -193,6 +195,7 @@ class FakeClient:
     problems: tuple[str, ...] = ()
     explanation: memory_values.Explanation = EXPLANATION
     frame: values.TopFrame = FRAME
+    shown_device: device_values.Device = DEVICE
 
     def __enter__(self) -> FakeClient:
         return self
@@ -228,7 +231,7 @@ class FakeClient:
             "drain": values.Drained(3, 1),
             "top": self.frame,
             "memory": MEMORY,
-            "devices": [DEVICE],
+            "devices": [self.shown_device],
             "explain": self.explanation,
             "requests": [OUTLOOK, replace(OUTLOOK, request="c" * 32, state="running", position=0, tenant_position=0)],
             "fsck": iter((BOOKS, JOURNAL) if self.problems else (BOOKS,)),

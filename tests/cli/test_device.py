@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 
 from kerneld_client import values
-from tests.cli.fake_client import FRAME, MODEL, TIER, WORKER, Kernelctl
+from tests.cli.fake_client import DEVICE, FRAME, MODEL, TIER, WORKER, Kernelctl
 
 COPY = values.ModelCopy("gpu0", values.ModelState.RESIDENT, "device", "bfloat16", 12 << 20, 0, 0, "", 0.001)
 TWO = replace(
@@ -60,12 +60,13 @@ def test_a_device_is_asked_for_by_name(kernelctl: Kernelctl) -> None:
 
 
 SHOWN = """\
-cpu0: running, cpu 2 on x86_64 CPU, 2 threads
-memory 1GiB; computes in float32, bfloat16
+cpu0: running, cpu driver, version 2, on x86_64 CPU, 2 threads
+memory 1GiB, of it 512MiB for weights and pages (memory.device_bytes); computes in float32, bfloat16
 quantizes to int8
 instructions avx2
 
 small: native code (avx2), 2 threads
+weights int8; keys and values not quantized
 OP           RUNS AS                       STANDS FOR         CALLS  WHY
 norm_linear  native.norm_linear            rms_norm + linear     61  one call for 2
 softcap      native.softcap (quarantined)  -                      -  it disagreed
@@ -78,3 +79,11 @@ def test_a_device_is_shown_with_what_runs_each_op(kernelctl: Kernelctl) -> None:
     [device] = json.loads(kernelctl("device", "show", "-o", "json").stdout)
     assert device["models"][0]["ops"][1]["is_quarantined"] is True
     assert kernelctl("device", "show", "-o", "name").stdout == "cpu0\n"
+
+
+def test_why_a_worker_is_not_there_is_said_where_devices_are_looked_at(two: Kernelctl) -> None:
+    refused = replace(DEVICE, state="backoff", driver="", problem="The driver refuses its settings. isa is 'foo'.")
+    two.client.shown_device = refused
+
+    assert "cpu0: The driver refuses its settings. isa is 'foo'." in two("device", "ls").stderr
+    assert "its worker does not run: The driver refuses its settings." in two("device", "show").stdout

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from drivers.errors import DriverNotFound, DriverUnavailable
+from drivers import registry
+from drivers.errors import DriverNotFound, DriverUnavailable, OptionUnknown
 from drivers.fake import FakeDriver
 from drivers.registry import available, create, entry_point_of, probe
 
@@ -103,3 +104,18 @@ def test_naming_drivers_imports_none_of_them() -> None:
     finished = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True)
 
     assert {"torch", "drivers.cpu", "drivers.fake"} & set(finished.stdout.split()) == set()
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [("cpu", {"nativ": "on"}), ("cpu", {"isa": "foo"}), ("cpu", {"cpus": "99999"}), ("cuda", {"graphs": "yes"})],
+)
+def test_settings_that_a_driver_refuses_are_refused_without_it(name: str, options: dict[str, str]) -> None:
+    with pytest.raises(OptionUnknown, match="The driver refuses its settings"):
+        registry.check_options(name, options)
+
+
+def test_reading_settings_imports_no_library_that_computes() -> None:
+    read_all = "[registry.check_options(name, {}) for name in registry.OPTION_READERS]"
+    code = f"import sys; from drivers import registry; {read_all}; print('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "False\n"

@@ -125,6 +125,9 @@ def test_directories_given_by_systemd_are_the_defaults(tmp_path: Path) -> None:
         ("max_rows=3", "expected section.key=value"),
         ("memory.slab_bytes=1TiB", "larger than memory.device_bytes"),
         ("memory.device_low=0.5", "above memory.device_high"),
+        ("drivers.options={nativ='on'}", "The cpu driver has no option nativ; it has cpus"),
+        ("drivers.options={isa='foo'}", "drivers.options: isa is 'foo'; this processor runs "),
+        ("drivers.options={cpus='99999'}", "cpus names 99999; this process may use "),
         ("memory.host_low=0.5", "above memory.host_high"),
         ("memory.page_file_bytes=1MiB", "smaller than memory.slab_bytes"),
         ("kerneld.max_step_tokens=1", "kerneld.max_rows"),
@@ -232,6 +235,7 @@ def test_devices_come_by_flag_and_read_back_as_they_are_shown(tmp_path: Path) ->
             '[{ name = "a", driver = "cpu", page_file_bytes = "1GiB", host_bytes = 0 }]',
             "device a: memory.page_file_bytes needs a host tier",
         ),
+        ('[{ name = "a", driver = "cpu", options = { isa = "foo" } }]', "device a: drivers.options: isa is 'foo'"),
         ("7", "expected a list of devices such as"),
     ],
 )

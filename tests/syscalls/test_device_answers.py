@@ -11,7 +11,8 @@ from syscalls import device_answers
 
 OP = OpLine("norm_linear", "native.norm_linear", ("rms_norm", "linear"), 61, "one call for 2", True)
 DEVICE = DeviceReport(
-    "cpu0", "running", (DeviceModel("small", "native code", (OP,)),), "cpu", "2", "x86_64", 7, ("float32",), ("int8",), "avx2", True
+    *("cpu0", "running", (DeviceModel("small", "native code", (OP,), "int8", "fp8"),)),
+    *("cpu", "2", "x86_64", 7, ("float32",), ("int8",), "avx2", True, "it would not start", 6),
 )
 
 

@@ -27,12 +27,14 @@ def device(message: pb.Device) -> Device:
         isa=message.isa,
         is_batch_invariant=message.is_batch_invariant,
         models=tuple(map(device_model, message.models)),
+        problem=message.problem,
+        arena_bytes=message.arena_bytes,
     )
 
 
 def device_model(message: pb.DeviceModel) -> DeviceModel:
     """Read a model that is on a device."""
-    return DeviceModel(message.model, message.runs_on, tuple(map(op_report, message.ops)))
+    return DeviceModel(message.model, message.runs_on, tuple(map(op_report, message.ops)), message.quant, message.kv_quant)
 
 
 def op_report(message: pb.OpReport) -> OpReport:

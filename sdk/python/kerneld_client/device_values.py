@@ -24,6 +24,8 @@ class DeviceModel:
     model: str
     runs_on: str  # what computes it, and why nothing better does
     ops: tuple[OpReport, ...]
+    quant: str = ""  # empty: its weights are not quantized
+    kv_quant: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,3 +43,5 @@ class Device:
     isa: str  # the best that native code can be compiled for there
     is_batch_invariant: bool
     models: tuple[DeviceModel, ...]
+    problem: str = ""  # why its worker is not there, as far as is known
+    arena_bytes: int = 0  # of its memory, what weights and pages may have

@@ -1476,7 +1476,7 @@ class ListDevicesResponse(_message.Message):
     def __init__(self, devices: _Optional[_Iterable[_Union[Device, _Mapping]]] = ...) -> None: ...
 
 class Device(_message.Message):
-    __slots__ = ("name", "state", "driver", "version", "device_name", "memory_bytes", "dtypes", "quantizations", "isa", "is_batch_invariant", "models")
+    __slots__ = ("name", "state", "driver", "version", "device_name", "memory_bytes", "dtypes", "quantizations", "isa", "is_batch_invariant", "models", "problem", "arena_bytes")
     NAME_FIELD_NUMBER: _ClassVar[int]
     STATE_FIELD_NUMBER: _ClassVar[int]
     DRIVER_FIELD_NUMBER: _ClassVar[int]
@@ -1488,6 +1488,8 @@ class Device(_message.Message):
     ISA_FIELD_NUMBER: _ClassVar[int]
     IS_BATCH_INVARIANT_FIELD_NUMBER: _ClassVar[int]
     MODELS_FIELD_NUMBER: _ClassVar[int]
+    PROBLEM_FIELD_NUMBER: _ClassVar[int]
+    ARENA_BYTES_FIELD_NUMBER: _ClassVar[int]
     name: str
     state: str
     driver: str
@@ -1499,17 +1501,23 @@ class Device(_message.Message):
     isa: str
     is_batch_invariant: bool
     models: _containers.RepeatedCompositeFieldContainer[DeviceModel]
-    def __init__(self, name: _Optional[str] = ..., state: _Optional[str] = ..., driver: _Optional[str] = ..., version: _Optional[str] = ..., device_name: _Optional[str] = ..., memory_bytes: _Optional[int] = ..., dtypes: _Optional[_Iterable[str]] = ..., quantizations: _Optional[_Iterable[str]] = ..., isa: _Optional[str] = ..., is_batch_invariant: _Optional[bool] = ..., models: _Optional[_Iterable[_Union[DeviceModel, _Mapping]]] = ...) -> None: ...
+    problem: str
+    arena_bytes: int
+    def __init__(self, name: _Optional[str] = ..., state: _Optional[str] = ..., driver: _Optional[str] = ..., version: _Optional[str] = ..., device_name: _Optional[str] = ..., memory_bytes: _Optional[int] = ..., dtypes: _Optional[_Iterable[str]] = ..., quantizations: _Optional[_Iterable[str]] = ..., isa: _Optional[str] = ..., is_batch_invariant: _Optional[bool] = ..., models: _Optional[_Iterable[_Union[DeviceModel, _Mapping]]] = ..., problem: _Optional[str] = ..., arena_bytes: _Optional[int] = ...) -> None: ...
 
 class DeviceModel(_message.Message):
-    __slots__ = ("model", "runs_on", "ops")
+    __slots__ = ("model", "runs_on", "ops", "quant", "kv_quant")
     MODEL_FIELD_NUMBER: _ClassVar[int]
     RUNS_ON_FIELD_NUMBER: _ClassVar[int]
     OPS_FIELD_NUMBER: _ClassVar[int]
+    QUANT_FIELD_NUMBER: _ClassVar[int]
+    KV_QUANT_FIELD_NUMBER: _ClassVar[int]
     model: str
     runs_on: str
     ops: _containers.RepeatedCompositeFieldContainer[OpReport]
-    def __init__(self, model: _Optional[str] = ..., runs_on: _Optional[str] = ..., ops: _Optional[_Iterable[_Union[OpReport, _Mapping]]] = ...) -> None: ...
+    quant: str
+    kv_quant: str
+    def __init__(self, model: _Optional[str] = ..., runs_on: _Optional[str] = ..., ops: _Optional[_Iterable[_Union[OpReport, _Mapping]]] = ..., quant: _Optional[str] = ..., kv_quant: _Optional[str] = ...) -> None: ...
 
 class OpReport(_message.Message):
     __slots__ = ("op", "implementation", "covers", "num_calls", "why", "is_quarantined")
