@@ -5,6 +5,7 @@ Software and devices are looked at here, what the machine gives (memory, disk, s
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import sys
@@ -20,7 +21,6 @@ from kerneld.config import Config
 from kerneld.deviceconfig import config_by_device
 
 REQUIREMENT = re.compile(r"([A-Za-z0-9._-]+)(?:\[.*?\])?(?:>=([0-9.]+))?")
-COMPILERS = ("cc", "gcc", "clang")
 MIN_PYTHON = (3, 11)
 
 
@@ -80,12 +80,14 @@ def version_key(version: str) -> tuple[int, ...]:
 
 
 def check_compiler() -> Finding:
-    """A C compiler, which page copies and fused operations are built with where there is one."""
-    for name in COMPILERS:
-        path = shutil.which(name)
-        if path is not None:
-            return Finding("compiler", Level.OK, path)
-    return Finding("compiler", Level.WARN, "no C compiler", "Install one for fast page copies and fused operations: sudo apt install gcc")
+    """The compilers that native code is built with: one of C for page copies, one of C++ for the engine of the cpu driver."""
+    asked = {"C": os.environ.get("CC") or "cc", "C++": os.environ.get("CXX") or "c++"}
+    found = {language: shutil.which(name) for language, name in asked.items()}
+    missing = [f"no {language} compiler ({asked[language]})" for language, path in found.items() if path is None]
+    if missing:
+        advice = "Page copies (C) and the cpu driver (C++: torch computes instead) are slower without. On Debian and Ubuntu: sudo apt install g++"
+        return Finding("compiler", Level.WARN, ", ".join(missing), advice)
+    return Finding("compiler", Level.OK, ", ".join(filter(None, found.values())))
 
 
 def check_native() -> Finding:

@@ -12,7 +12,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from cli.daemon import cli
-from cli.doctor import check_driver, check_native, check_package, version_key
+from cli.doctor import check_compiler, check_driver, check_native, check_package, version_key
 from cli.findings import Finding, Level
 from cli.host import check_cgroup, check_memory, check_page_file, check_sockets, check_state_dir
 from kerneld.config import Config, ConfigError
@@ -109,6 +109,13 @@ def test_a_package_must_be_there_and_new_enough() -> None:
     assert check_package("click", "999").level is Level.FAIL
     assert check_package("no-such-distribution", "0").level is Level.FAIL
     assert version_key("2.13.0+cpu") < version_key("2.14") < version_key("2.14.1rc1")
+
+
+def test_both_compilers_of_native_code_are_looked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert check_compiler().level is Level.OK
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    assert (check_compiler().level, check_compiler().detail) == (Level.WARN, "no C++ compiler (no-such-compiler)")
+    assert check_compiler().advice.endswith("sudo apt install g++")
 
 
 def test_native_code_is_built_or_what_to_do_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
