@@ -85,7 +85,7 @@ def check_compiler() -> Finding:
     found = {language: shutil.which(name) for language, name in asked.items()}
     missing = [f"no {language} compiler ({asked[language]})" for language, path in found.items() if path is None]
     if missing:
-        advice = "Page copies (C) and the cpu driver (C++: torch computes instead) are slower without. On Debian and Ubuntu: sudo apt install g++"
+        advice = "Page copies (C) and the cpu driver (C++) are slower without. On Debian and Ubuntu: sudo apt install g++"
         return Finding("compiler", Level.WARN, ", ".join(missing), advice)
     return Finding("compiler", Level.OK, ", ".join(filter(None, found.values())))
 
