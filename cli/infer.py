@@ -25,6 +25,14 @@ SCORE_COLUMNS = (
     Column("LOGPROB", lambda pair: f"{pair['logprob']:.4f}", is_number=True),
 )
 
+
+def need_draft(ctx: click.Context, _option: click.Parameter, value: str | None) -> str | None:
+    """A model guesses only where guesses are asked for. Raises: UsageError."""
+    if value is not None and not ctx.params.get("draft_tokens"):
+        raise click.UsageError("--draft-model says who guesses; say how many tokens with --draft, such as --draft 4.")
+    return value
+
+
 _SAMPLING = (
     click.option("-n", "--max-tokens", type=click.IntRange(1), help="Most tokens to write.  [default: 256, or the room that is left]"),
     click.option("-t", "--temperature", type=click.FloatRange(0), help="0 is greedy.  [default: 1]"),
@@ -35,8 +43,16 @@ _SAMPLING = (
     click.option("--stop", multiple=True, help="Stop where this text would appear; may be repeated."),
     click.option("--ignore-eos", is_flag=True, help="Go on past the model's end token."),
     click.option("--logprobs", type=click.IntRange(0, 20), help="Give log-probabilities, and those of this many likeliest tokens."),
-    click.option("--draft", "draft_tokens", type=click.IntRange(0, 16), help="Guess so many tokens ahead; faster, the output is the same."),
-    click.option("--draft-model", help="A loaded, smaller model that guesses.  [default: look up the context's own tokens]"),
+    click.option(
+        "--draft",
+        "draft_tokens",
+        is_eager=True,
+        type=click.IntRange(0, 16),
+        help="Guess so many tokens ahead; faster, the output is the same.",
+    ),
+    click.option(
+        "--draft-model", callback=need_draft, help="A loaded, smaller model that guesses.  [default: look up the context's own tokens]"
+    ),
     click.option("--deadline", "deadline_s", type=click.FloatRange(0, min_open=True), help="Seconds after which the request is cancelled."),
     click.option(
         "--max-queue", "max_queue_s", type=click.FloatRange(0, min_open=True), help="Seconds that it may wait for its first turn."
@@ -105,16 +121,19 @@ def need_prompt(prompt: str | None) -> str:
 @click.option("--chat/--plain", "is_chat", default=False, help="Send the prompt as a chat message, through the model's template.")
 @click.option("--keep", is_flag=True, help="Keep the context and print its id on stderr.")
 @click.option("--adapter", default="", help="Run with this adapter of MODEL.")
+@stats_option
 @output_option
 @pass_shell
-def run(shell: Shell, /, model: str, prompt: str | None, is_chat: bool, keep: bool, adapter: str, **options: Any) -> None:
+def run(shell: Shell, /, model: str, prompt: str | None, is_chat: bool, keep: bool, **options: Any) -> None:
     """Answer PROMPT with MODEL, in a context that is freed afterwards. Without PROMPT, or for "-", it is read from standard input."""
-    text = need_prompt(prompt)
+    text, stats, adapter = need_prompt(prompt), options.pop("stats"), options.pop("adapter")
     with shell.connect() as client:
         context = client.alloc(model, adapter=adapter, **place_of(options))
         try:
             source: Options = {"messages": [{"role": "user", "content": text}]} if is_chat else {"text": text}
-            show_stream(shell.printer, context, context.infer(**source, **given(options)))
+            show_stream(
+                shell.printer, context, context.infer(**source, **given(options)), stats=stats, drafts=bool(options["draft_tokens"])
+            )
         finally:
             if keep:
                 write_note(f"context {context.id}")
@@ -141,7 +160,7 @@ def infer(shell: Shell, /, context_id: str, text: str | None, message: str | Non
             source["messages"] = [{"role": "user", "content": read_prompt(message)}]
         elif text is not None:
             source["text"] = read_prompt(text)
-        show_stream(shell.printer, context, context.infer(**source, **given(options)), stats=stats)
+        show_stream(shell.printer, context, context.infer(**source, **given(options)), stats=stats, drafts=bool(options["draft_tokens"]))
 
 
 @click.command(short_help="Follow a context's stream from an offset.")
@@ -219,7 +238,9 @@ def answer(context: Context, messages: Sequence[dict[str, str]], options: Option
         write_text("\n")
 
 
-def show_stream(printer: Printer, context: Context, stream: Any, cancels: bool = True, stats: bool = False) -> None:
+def show_stream(
+    printer: Printer, context: Context, stream: Any, *, cancels: bool = True, stats: bool = False, drafts: bool = False
+) -> None:
     """Print text as it comes, or the whole result for programs; an interrupt cancels the request.
 
     A request that did not come to its own end, or to its limit, ends the command with an exit code that says so.
@@ -237,7 +258,7 @@ def show_stream(printer: Printer, context: Context, stream: Any, cancels: bool =
     if printer.is_for_people:
         note_ending(result)
         if stats:
-            write_note(f"request {short(result.request)}: {usage_text(result.usage)}")
+            write_note(f"request {short(result.request)}: {usage_text(result.usage, drafts)}")
     else:
         printer.document({"context": context.id, **plain(result)})
     exit_code = FINISH_CODES.get(plain(result.finish_reason), 0)
@@ -245,9 +266,11 @@ def show_stream(printer: Printer, context: Context, stream: Any, cancels: bool =
         raise click.exceptions.Exit(exit_code)
 
 
-def usage_text(usage: Usage) -> str:
-    """What a request used, in a line."""
-    drafts = f"; {usage.accepted_tokens} of {usage.drafted_tokens} guesses were right" if usage.drafted_tokens else ""
+def usage_text(usage: Usage, asked_drafts: bool) -> str:
+    """What a request used, in a line; of guesses too, where there were some or they were asked for."""
+    drafts = "; nothing was guessed" if asked_drafts else ""
+    if usage.drafted_tokens:
+        drafts = f"; {usage.accepted_tokens} of {usage.drafted_tokens} guesses were right"
     return (
         f"{usage.input_tokens} tokens in, {usage.output_tokens} out; {usage.cached_tokens} of the context needed no computing "
         f"({usage.shared_tokens} from other contexts); waited {usage.queue_s:.3f} s, computed {usage.compute_s:.3f} s{drafts}"

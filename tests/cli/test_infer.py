@@ -147,3 +147,11 @@ def test_an_interrupt_cuts_one_answer_of_a_chat(kernelctl: Kernelctl) -> None:
 def test_score_prints_each_token_and_the_sum(kernelctl: Kernelctl) -> None:
     assert kernelctl("score", "c1", "upon").stdout == "TOKEN  LOGPROB\n    1  -0.5000\n    2  -1.2500\ntotal -1.7500\n"
     assert json.loads(kernelctl("score", "c1", "upon", "-o", "json").stdout)["total"] == -1.75
+
+
+def test_guesses_are_told_when_none_were_made_and_a_guesser_needs_a_number(kernelctl: Kernelctl) -> None:
+    assert "nothing was guessed" in kernelctl("run", "small", "Hello", "--draft", "4", "--stats").stderr
+    assert "guess" not in kernelctl("infer", "c1", "Hello", "--stats").stderr
+    refused = kernelctl("infer", "c1", "Hello", "--draft-model", "tiny")
+    assert (refused.exit_code, "--draft 4" in refused.stderr) == (2, True)
+    assert kernelctl("infer", "c1", "Hello", "--draft-model", "tiny", "--draft", "2").exit_code == 0

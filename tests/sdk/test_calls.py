@@ -30,5 +30,5 @@ def test_an_input_of_another_form_is_refused_by_the_name_it_was_given(options: d
 
 
 def test_an_option_that_there_is_none_of_is_a_type_error() -> None:
-    with pytest.raises(TypeError, match="There is no option 'bogus'"):
+    with pytest.raises(TypeError, match=r"There is no option 'bogus'; there are .*draft_model, draft_tokens.*temperature"):
         calls.infer(CONTEXT_ID, "hello", {"bogus": 1})  # type: ignore[typeddict-unknown-key]

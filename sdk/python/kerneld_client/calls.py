@@ -94,6 +94,8 @@ def revoke(context_id: str, grantee: str) -> Call[values.ContextInfo]:
 def infer(context_id: str, text: str | None, options: InferOptions) -> Call[pb.InferEvent]:
     """Append input and generate. Raises: InvalidArgument, for more than one input; TypeError, for an option that there is none of."""
     given: dict[str, Any] = {"request_id": new_request_id(), **options}
+    for name in options.keys() - InferOptions.__annotations__.keys():
+        raise TypeError(f"There is no option {name!r}; there are {', '.join(sorted(InferOptions.__annotations__))}.")
     inputs = {"text": text, "tokens": given.pop("tokens", None), "messages": given.pop("messages", None)}
     if sum(value is not None for value in inputs.values()) > 1:
         raise InvalidArgument.of("input", "give one of text, tokens and messages.")
