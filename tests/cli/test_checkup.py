@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import socket
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,7 @@ from cli.checkup import check_address, check_socket, check_way
 from cli.findings import Level
 from cli.target import Target, TlsFiles
 from kerneld_client import errors
-from tests.cli.fake_client import Kernelctl
+from tests.cli.fake_client import DEVICE, FRAME, WORKER, Kernelctl
 
 
 def listen(path: Path) -> socket.socket:
@@ -74,3 +75,14 @@ def test_a_token_file_is_needed_and_should_be_private(tmp_path: Path) -> None:
         file.chmod(0o600)
         assert [found.level for found in check_way(Target(tcp=tcp, token_file=file))] == [Level.OK, Level.OK]
         assert [found.name for found in check_way(Target(tcp=tcp, tls=TlsFiles(cert=file, key=file)))] == ["address", "certificate"]
+
+
+def test_a_worker_that_does_not_run_is_told_with_what_keeps_it(kernelctl: Kernelctl, tmp_path: Path) -> None:
+    kernelctl.client.frame = replace(FRAME, workers=(replace(WORKER, state="backoff"),))
+    kernelctl.client.shown_device = replace(DEVICE, state="backoff", problem="The driver cannot run on this machine.")
+    with listen(tmp_path / "k.sock"), listen(tmp_path / "k.sock.login"):
+        findings = json.loads(kernelctl("--socket", str(tmp_path / "k.sock"), "doctor", "-o", "json").stdout)
+
+    [workers] = [finding for finding in findings if finding["name"] == "workers"]
+    assert workers["level"] == "warn"
+    assert workers["detail"].endswith("backoff; cpu0: The driver cannot run on this machine.")

@@ -141,3 +141,8 @@ def test_a_field_that_is_left_out_is_not_checked() -> None:
 def test_a_missing_message_that_is_required_is_refused() -> None:
     with pytest.raises(InvalidArgument, match="grant: is required"):
         compile_bounds(pb.GrantContextRequest)(pb.GrantContextRequest(context_id=ID))
+
+
+def test_a_quantization_in_capitals_is_refused_with_the_names_there_are() -> None:
+    with pytest.raises(InvalidArgument, match=r"quant: must be int8, int4 \(kv_quant: int8, fp8\) or another name of the driver"):
+        compile_bounds(pb.LoadModelRequest)(pb.LoadModelRequest(path="/m", name="m", quant="INT8"))
