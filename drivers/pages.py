@@ -15,9 +15,10 @@ import torch
 from drivers.arena import Arena, FrameShape
 from drivers.contract import CopyTimes, Plan
 from drivers.errors import HostPageCorrupt, PageCorrupt, PlanRejected
-from drivers.hostmem import KEY_BYTES, HostMemory, host_frame_bytes
+from drivers.hostmem import HostMemory, host_frame_bytes
 from drivers.native.pages import NativePages, PageCopy, native_pages
 from drivers.ops.table import OpTable
+from drivers.plan_check import check_pages
 from memory.page import Move, Tier, Zero
 
 MEASURED_FRAME_BYTES = 256 << 10
@@ -54,22 +55,7 @@ class PageMover:
 
     def check(self, plan: Plan, spaces: Spaces) -> None:
         """Whether every frame named lies in its tier. Changes nothing. Raises: PlanRejected."""
-        ends: dict[tuple[int, Tier], int] = {}
-        for space_id, tier, frame in (
-            *plan.zeros,
-            *plan.late_zeros,
-            *((move.space_id, move.source_tier, move.source_frame) for move in plan.moves),
-            *((move.space_id, move.target_tier, move.target_frame) for move in plan.moves),
-        ):
-            end = ends.get((space_id, tier))
-            if end is None:
-                end = ends[space_id, tier] = self._num_frames(space_id, tier, spaces)
-            if not 0 <= frame < end:
-                raise PlanRejected(f"Frame {frame} of space {space_id} lies outside [0, {end}) of the {tier.name.lower()} tier.")
-        if any(len(move.key) != KEY_BYTES for move in plan.moves if move.source_tier is not move.target_tier):
-            raise PlanRejected(f"A page that moves between tiers is named by {KEY_BYTES} bytes.")
-        if any(move.source_tier is Tier.HOST and move.target_tier is Tier.HOST for move in plan.moves):
-            raise PlanRejected("A page moves inside the host tier, which no driver does.")
+        check_pages(plan, lambda space_id, tier: self._num_frames(space_id, tier, spaces))
 
     def carry_out(self, plan: Plan, spaces: Spaces) -> None:
         """Zeros first, then moves, in order, then late zeros.

@@ -1,16 +1,19 @@
 """Whether a plan fits the contract and the rows that sit in a driver: every way in which the kernel could be wrong, found beforehand.
 
-`check_rows` changes nothing. It reads the plan in the order in which it will be carried out: clears, starts, patches, runs.
+`check_pages` and `check_rows` change nothing. They read the plan in the order in which it will be carried out: zeros and moves; then
+clears, starts, patches, runs.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from drivers.contract import FramePatch, Plan, RowRun, RowStart
 from drivers.errors import PlanRejected
+from drivers.hostmem import KEY_BYTES
 from drivers.rows import NO_FRAME, GroupLimit, ModelLimit, Row, RowState, RowTable
+from memory.page import Tier
 
 
 def check_rows(plan: Plan, table: RowTable, models: Mapping[int, ModelLimit]) -> None:
@@ -136,3 +139,26 @@ def _check_frames(slot: int, group: GroupLimit, frames: Sequence[int]) -> None:
     lowest = 0 if group.window is None else NO_FRAME
     if frames and (min(frames) < lowest or max(frames) >= group.num_frames):
         raise PlanRejected(f"Slot {slot} names a frame outside [0, {group.num_frames}).")
+
+
+def check_pages(plan: Plan, num_frames: Callable[[int, Tier], int]) -> None:
+    """Whether every frame that zeros and moves name lies in its tier, below `num_frames` of its space there. Changes nothing.
+
+    Raises: PlanRejected, as does `num_frames` for spaces and tiers that there are not.
+    """
+    ends: dict[tuple[int, Tier], int] = {}
+    for space_id, tier, frame in (
+        *plan.zeros,
+        *plan.late_zeros,
+        *((move.space_id, move.source_tier, move.source_frame) for move in plan.moves),
+        *((move.space_id, move.target_tier, move.target_frame) for move in plan.moves),
+    ):
+        end = ends.get((space_id, tier))
+        if end is None:
+            end = ends[space_id, tier] = num_frames(space_id, tier)
+        if not 0 <= frame < end:
+            raise PlanRejected(f"Frame {frame} of space {space_id} lies outside [0, {end}) of the {tier.name.lower()} tier.")
+    if any(len(move.key) != KEY_BYTES for move in plan.moves if move.source_tier is not move.target_tier):
+        raise PlanRejected(f"A page that moves between tiers is named by {KEY_BYTES} bytes.")
+    if any(move.source_tier is Tier.HOST and move.target_tier is Tier.HOST for move in plan.moves):
+        raise PlanRejected("A page moves inside the host tier, which no driver does.")

@@ -29,7 +29,8 @@ from drivers.contract import CopyTimes, Plan
 from drivers.cuda.model import FrameForm
 from drivers.cuda.runtime import DeviceArena, Event, Runtime
 from drivers.errors import HostPageCorrupt, PageCorrupt, PlanRejected
-from drivers.hostmem import HEADER_BYTES, KEY_BYTES, HostMemory, PageHeader, host_frame_bytes, pack_header
+from drivers.hostmem import HEADER_BYTES, HostMemory, PageHeader, host_frame_bytes, pack_header
+from drivers.plan_check import check_pages
 from memory.page import Move, Tier, Zero
 
 Spaces = Mapping[int, FrameForm]
@@ -59,19 +60,7 @@ class CudaMover:
 
     def check(self, plan: Plan, spaces: Spaces) -> None:
         """Whether every frame named lies in its tier. Changes nothing. Raises: PlanRejected."""
-        for space_id, tier, frame in (
-            *plan.zeros,
-            *plan.late_zeros,
-            *((move.space_id, move.source_tier, move.source_frame) for move in plan.moves),
-            *((move.space_id, move.target_tier, move.target_frame) for move in plan.moves),
-        ):
-            end = self._num_frames(space_id, tier, spaces)
-            if not 0 <= frame < end:
-                raise PlanRejected(f"Frame {frame} of space {space_id} lies outside [0, {end}) of the {tier.name.lower()} tier.")
-        if any(len(move.key) != KEY_BYTES for move in plan.moves if move.source_tier is not move.target_tier):
-            raise PlanRejected(f"A page that moves between tiers is named by {KEY_BYTES} bytes.")
-        if any(move.source_tier is Tier.HOST and move.target_tier is Tier.HOST for move in plan.moves):
-            raise PlanRejected("A page moves inside the host tier, which no driver does.")
+        check_pages(plan, lambda space_id, tier: self._num_frames(space_id, tier, spaces))
 
     def carry_out(self, plan: Plan, spaces: Spaces) -> None:
         """Queue zeros, moves in order, and late zeros. Raises: PageCorrupt; everything else is queued."""
