@@ -92,8 +92,14 @@ The least, and more
 Every driver does all of `Driver`, in float32, for some kind of model: chunks, sampling with all of `Sampling` but drafts, scoring, moves,
 parking. By capability: `streams` (else there are no `LoadSpec.slots`), `gives_back` (else `give_back` and `take` are never called),
 `drafts`, `batch_invariant`, `quantizations`, `kv_quantizations`. Who knows no adapters refuses them in `inspect` with ModelUnsupported.
-`copied`, `prefill_s`, `runs_on` and `ops` may say nothing. Building blocks for authors: `rows`, `plan_check`, `pages`, `arena`, `hostmem`,
-`sampling`, `weight_image`, `copier`, `models.loader`; these change with a sentence in DECISIONS.md, other files any day.
+`copied`, `prefill_s`, `runs_on` and `ops` may say nothing.
+
+Building blocks for authors
+---------------------------
+`host_driver`, for a device whose memory is the host's, does all of this but the model: derive from it, and write what can be loaded and
+what a step computes. What it is made of serves other devices too: `rows` and `plan_check` (row slots), `stepping` and `sampling` (from
+hidden states to answers), `arena`, `pages` and `hostmem` (frames, moves, the host tier), `models.loader`, `arrival`, `weight_image` and
+`copier` (weights). These change with a sentence in DECISIONS.md, other files any day.
 
 Versions
 --------

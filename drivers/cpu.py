@@ -46,7 +46,6 @@ from drivers.cpu_model import Ground, inspect_cpu_model, load_model
 from drivers.cpu_ops import OpChooser, open_engine
 from drivers.cpu_options import CpuOptions
 from drivers.cpu_report import op_reports, runs_on
-from drivers.cpu_step import fail_row, run_share
 from drivers.drafting import MOST_STEP_TOKENS, Drafter
 from drivers.errors import DeviceLost, OptionUnknown, PlanRejected, StreamBroken
 from drivers.hostmem import HostMemory
@@ -59,6 +58,7 @@ from drivers.ops.implementation import op_names
 from drivers.pages import PageMover, fastest_mover
 from drivers.plan_check import check_rows
 from drivers.rows import Row, RowTable, StepRows
+from drivers.stepping import answer_rows, fail_row
 from drivers.trial import prefill_pace
 from drivers.weight_image import park_segments
 
@@ -259,7 +259,8 @@ class CpuDriver:
             for row, count in zip(share.rows, share.counts, strict=True):
                 if row.position % page_tokens == 0 or row.position // page_tokens != (row.position + count - 1) // page_tokens:
                     self._clear_ahead(row, row.position + count)  # a page is opened: invariant 1
-        results = run_share(model, share, loaded.lora_of(share), rows)
+        hidden = model.runner.forward(share, loaded.lora_of(share))
+        results = answer_rows(model.runner, hidden, share, rows, model.decision.table.sample)
         for row, result in zip(share.rows, results, strict=True):
             if result.num_drafted:
                 self._opened().drafter.heard(row, result.num_drafted, result.num_drafted - result.num_rejected)

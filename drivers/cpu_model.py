@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import msgspec
@@ -13,34 +13,23 @@ import torch
 from torch import Tensor
 
 from drivers.arena import Arena, FrameShape
+from drivers.arrival import Arrival, Tiers, bring_weights, check_places
 from drivers.contract import InspectSpec, LoadSpec, ModelSpec
 from drivers.copier import Copier
 from drivers.cpu_ops import Decision, OpChooser
 from drivers.cpu_runners import NativeRunner, Places, Runner, TorchRunner, layer_pages
 from drivers.cpu_shapes import frames_of
-from drivers.errors import DeviceOutOfMemory, PlanRejected
+from drivers.errors import DeviceOutOfMemory
 from drivers.hostmem import HostMemory
 from drivers.models.decoder import Decoder, DecoderWeights
-from drivers.models.loader import ModelFiles, Target, load_weights, model_spec, segment_views
-from drivers.models.storage import ALIGN_BYTES
+from drivers.models.loader import Target, model_spec
 from drivers.models.streaming import SegmentStream
-from drivers.models.weight import Weight
 from drivers.ops.ragged import AttentionShape
 from drivers.ops.reference import linear
 from drivers.rows import GroupLimit, ModelLimit
 from drivers.streamed_weights import StreamedWeights, stream_weights
-from drivers.weight_image import bring_segments
 
 WORKSPACE_TOKENS = 8192  # keys gathered at once: 6 MB of bf16 at the 135M shape
-
-
-@dataclass(frozen=True, slots=True)
-class Arrival:
-    """How the weights of a model came."""
-
-    host_bytes: int = 0  # from the host tier
-    copy_s: float = 0.0
-    num_corrupt: int = 0  # segments whose image did not hold
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +42,7 @@ class CpuModel:
     space_ids: tuple[int, ...]  # one per KV group
     frames: tuple[FrameShape, ...]
     places: tuple[tuple[int, int], ...] = ()  # offset and size of each segment; -1 of those that are streamed
-    arrival: Arrival = Arrival()
+    arrival: Arrival = field(default_factory=Arrival)
     streamed: StreamedWeights | None = None
 
     @property
@@ -108,12 +97,11 @@ def load_model(decision: Decision, spec: LoadSpec, ground: Ground, progress: Cal
     Raises: PlanRejected, if the offsets or spaces do not fit the model; ModelCorrupt; ModelUnsupported; StreamBroken.
     """
     files = decision.files
-    _check_places(files, spec, ground.arena.size_bytes)
+    check_places(files.segments, len(files.config.groups), spec, ground.arena.size_bytes)
     target = Target(ground.arena.bytes, spec.offsets, ground.ops.pages.dtype, ground.copier)
     began = time.perf_counter()
     if not spec.slots:
-        parts, host_bytes, num_corrupt = _bring(files, target, spec, ground, progress)
-        arrival = Arrival(host_bytes, time.perf_counter() - began, num_corrupt)
+        parts, arrival = bring_weights(files, target, Tiers(ground.arena, ground.host), spec, progress)
         return _build(decision, spec, ground, (DecoderWeights.of(parts, spec.offsets), None, arrival))
     streamed = stream_weights(files, target, spec, ground.host, progress)
     try:
@@ -121,24 +109,6 @@ def load_model(decision: Decision, spec: LoadSpec, ground: Ground, progress: Cal
     except BaseException:
         streamed.stream.close()
         raise
-
-
-def _bring(
-    files: ModelFiles, target: Target, spec: LoadSpec, ground: Ground, progress: Callable[[int, int], None]
-) -> tuple[tuple[dict[str, Tensor | Weight], ...], int, int]:
-    """Weights from the host tier where it has them, from files where it has not, or has not any more.
-
-    Answers the parts of each segment, the bytes that came from the host tier, and how many images did not hold.
-    """
-    if not spec.host_offsets or ground.host is None:
-        return load_weights(files, target, progress), 0, 0
-    sizes = [segment.size_bytes for segment in files.segments]
-    bad = bring_segments(ground.arena, ground.host, spec, sizes, (ground.copier, progress))
-    if bad:
-        again = replace(files, segments=tuple(files.segments[idx] for idx in bad))
-        load_weights(again, replace(target, offsets=tuple(spec.offsets[idx] for idx in bad)), lambda _done, _total: None)
-    views = tuple(segment_views(segment, target, offset) for segment, offset in zip(files.segments, spec.offsets, strict=True))
-    return views, sum(sizes) - sum(sizes[idx] for idx in bad), len(bad)
 
 
 def _build(decision: Decision, spec: LoadSpec, ground: Ground, loaded: tuple[DecoderWeights, StreamedWeights | None, Arrival]) -> CpuModel:
@@ -187,24 +157,6 @@ def _in_torch(decision: Decision, spec: LoadSpec, ground: Ground, weights: Decod
     workspace = torch.zeros(workspace_tokens, 2, config.num_kv_heads, config.head_dim, dtype=pages.dtype)
     attention = [AttentionShape(pages.page_tokens, group.window, workspace) for group in config.groups]
     return TorchRunner(decoder, frames, attention, is_alone=ground.is_batch_invariant)
-
-
-def _check_places(files: ModelFiles, spec: LoadSpec, arena_bytes: int) -> None:
-    if len(spec.offsets) != len(files.segments) or len(spec.space_ids) != len(files.config.groups):
-        raise PlanRejected(
-            f"Model {spec.model_id} has {len(files.segments)} segments and {len(files.config.groups)} KV groups; "
-            f"the load names {len(spec.offsets)} offsets and {len(spec.space_ids)} spaces."
-        )
-    streamed = [segment for segment, offset in zip(files.segments, spec.offsets, strict=True) if offset < 0]
-    if bool(streamed) != bool(spec.slots) or spec.offsets[0] < 0 or spec.offsets[-1] < 0:
-        raise PlanRejected(f"Model {spec.model_id}: slots are for streamed segments, which the first and the last cannot be.")
-    places = [(segment, offset) for segment, offset in zip(files.segments, spec.offsets, strict=True) if offset >= 0]
-    if streamed:
-        largest = max(streamed, key=lambda segment: segment.size_bytes)
-        places += [(largest, slot) for slot in spec.slots]
-    for segment, offset in places:
-        if offset % ALIGN_BYTES or offset < 0 or offset + segment.size_bytes > arena_bytes:
-            raise PlanRejected(f"Segment {segment.name} at offset {offset} is not aligned to {ALIGN_BYTES} or leaves the arena.")
 
 
 def _warm_up(decoder: Decoder) -> None:

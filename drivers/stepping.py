@@ -1,32 +1,46 @@
-"""One model's share of a step on the CPU: what is computed, what is drawn of it, and what becomes of its rows."""
+"""One model's share of a step, once its forward pass has run: what is drawn or scored of it, and what becomes of its rows."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Protocol
 
 from torch import Tensor
 
 from drivers.contract import RowResult, TokenLogprob
-from drivers.cpu_model import CpuModel
-from drivers.cpu_runners import StepLora
 from drivers.rows import Row, RowState, RowTable, StepRows, right_guesses
-from drivers.sampling import NOT_FINITE, Pick, pick_tokens
-from drivers.scoring import score
+from drivers.sampling import NOT_FINITE, Pick, SampleOp, pick_tokens, token_logprobs
+
+SCORED_AT_ONCE = 64  # logits of so many scored tokens are in memory at a time
 
 
-def run_share(model: CpuModel, share: StepRows, lora: StepLora | None, rows: RowTable) -> list[RowResult]:
-    """Compute the rows of a step that are of one model, and move them on. Raises: StreamBroken; then no row has moved."""
-    runner = model.runner
-    hidden = runner.forward(share, lora)
+class Head(Protocol):
+    """What makes logits of a model's hidden states."""
+
+    def logits(self, hidden: Tensor, tokens: Sequence[int]) -> Tensor:
+        """Logits `[n, vocab]` of those tokens of the step."""
+
+    def greedy(self, hidden: Tensor, tokens: Sequence[int]) -> list[int] | None:
+        """The likeliest token behind each of those, the smallest of equals, -1 where logits are not finite; None: ask for logits."""
+
+
+def answer_rows(head: Head, hidden: Tensor, share: StepRows, rows: RowTable, sample: SampleOp) -> list[RowResult]:
+    """Draw or score what the rows of a step ask for, and move them on. `hidden [num_tokens, ...]` is what the forward pass answered."""
     sampling = [idx for idx in range(len(share.rows)) if share.samples(idx)]
-    scores = {idx: score(runner, hidden, share, idx) for idx, row in enumerate(share.rows) if row.is_scoring}
+    scores = {idx: _score(head, hidden, share, idx) for idx, row in enumerate(share.rows) if row.is_scoring}
     for idx, row in enumerate(share.rows):
         rows.advance(row, share.num_pending(idx))
-    picks = _pick(model, hidden, share, sampling)
+    picks = _pick(head, hidden, share, sampling, sample)
     return [_result(share, idx, picks.get(idx), scores.get(idx, ()), rows) for idx in range(len(share.rows))]
 
 
-def _pick(model: CpuModel, hidden: Tensor, share: StepRows, sampling: Sequence[int]) -> dict[int, list[Pick]]:
+def fail_row(row: Row, error: str, rows: RowTable) -> RowResult:
+    """The row fails alone."""
+    rows.fail(row)
+    return RowResult(row.slot, error=error)
+
+
+def _pick(head: Head, hidden: Tensor, share: StepRows, sampling: Sequence[int], sample: SampleOp) -> dict[int, list[Pick]]:
     """Draw for the rows that have come to their end: one token, and one behind each guess, as if the guesses were right.
 
     Logits are made of all of them or of none: they cost one reading of the head.
@@ -39,15 +53,29 @@ def _pick(model: CpuModel, hidden: Tensor, share: StepRows, sampling: Sequence[i
     drawing = [share.rows[idx] for idx, _behind in draws]
     drawn: list[Pick] | None = None
     if all(row.sampling.is_plainly_greedy for row in drawing):
-        likeliest = model.runner.greedy(hidden, places)
+        likeliest = head.greedy(hidden, places)
         drawn = None if likeliest is None else [Pick(token) for token in likeliest]
     if drawn is None:
         positions = [row.position + behind for row, (_idx, behind) in zip(drawing, draws, strict=True)]
-        drawn = pick_tokens(model.runner.logits(hidden, places), drawing, model.decision.table.sample, positions)
+        drawn = pick_tokens(head.logits(hidden, places), drawing, sample, positions)
     picks: dict[int, list[Pick]] = {}
     for (idx, _behind), pick in zip(draws, drawn, strict=True):
         picks.setdefault(idx, []).append(pick)
     return picks
+
+
+def _score(head: Head, hidden: Tensor, share: StepRows, idx: int) -> tuple[TokenLogprob, ...] | None:
+    """Log-probabilities of the scored tokens of row `idx`, which are given, not sampled; None where logits were not finite."""
+    first, targets = share.scored(idx)
+    num_top = max(0, share.rows[idx].sampling.num_logprobs)
+    answers: list[TokenLogprob] = []
+    for low in range(0, len(targets), SCORED_AT_ONCE):
+        part = targets[low : low + SCORED_AT_ONCE]
+        logits = head.logits(hidden, range(first + low, first + low + len(part))).float()
+        if not bool(logits.amax(-1).isfinite().all()):
+            return None
+        answers += token_logprobs(logits, part, [num_top] * len(part))
+    return tuple(answers)
 
 
 def _result(share: StepRows, idx: int, picks: list[Pick] | None, scored: tuple[TokenLogprob, ...] | None, rows: RowTable) -> RowResult:
@@ -61,9 +89,3 @@ def _result(share: StepRows, idx: int, picks: list[Pick] | None, scored: tuple[T
     tokens = rows.accept(row, sampled if sampled[-1] >= 0 else sampled[:-1])
     logprobs = tuple(pick.logprob for pick in picks[: len(tokens)] if pick.logprob is not None)
     return RowResult(row.slot, tokens, logprobs, row.state is RowState.STOPPED, num_drafted=len(guesses))
-
-
-def fail_row(row: Row, error: str, rows: RowTable) -> RowResult:
-    """The row fails alone."""
-    rows.fail(row)
-    return RowResult(row.slot, error=error)
