@@ -13,7 +13,6 @@ Invariants
 
 from __future__ import annotations
 
-import ctypes
 import os
 import platform
 import threading
@@ -27,7 +26,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 import torch
 
-from drivers.arena import Arena, device_bytes
+from drivers.arena import device_bytes
 from drivers.contract import (
     Capabilities,
     CopyTimes,
@@ -40,17 +39,13 @@ from drivers.contract import (
     RowResult,
     StepResult,
 )
-from drivers.copier import Copier
+from drivers.cpu_ground import DTYPES, Ground, open_ground
 from drivers.cpu_loaded import Loaded, load_cpu_adapter
-from drivers.cpu_model import Ground, inspect_cpu_model, load_model
-from drivers.cpu_ops import OpChooser, open_engine
-from drivers.cpu_options import CpuOptions
+from drivers.cpu_model import inspect_cpu_model, load_model
 from drivers.cpu_report import op_reports, runs_on
 from drivers.drafting import MOST_STEP_TOKENS, Drafter
-from drivers.errors import DeviceLost, OptionUnknown, PlanRejected, StreamBroken
-from drivers.hostmem import HostMemory
+from drivers.errors import DeviceLost, PlanRejected, StreamBroken
 from drivers.models.adapter import inspect_adapter
-from drivers.models.loader import PageShape
 from drivers.models.runtime import KV_QUANTIZATIONS, QUANTIZATIONS
 from drivers.native.isa import levels
 from drivers.native.offers import NATIVE
@@ -63,9 +58,6 @@ from drivers.trial import prefill_pace
 from drivers.weight_image import park_segments
 
 VERSION = "2"
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-GRANULE_ALIGN = 64
-M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # malloc.h
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,22 +101,11 @@ class CpuDriver:
         """Take and touch the arena, and map the host tier. Raises: DeviceOutOfMemory, OptionUnknown, PlanRejected."""
         if self._device is not None:
             raise PlanRejected("The driver is open already.")
-        options = CpuOptions.read(spec.options)
-        _check_open(spec, options)
-        _keep_freed_memory()
-        if options.cpus:
-            os.sched_setaffinity(0, options.cpus)  # threads that torch makes from now on inherit it
-        num_threads = spec.threads or len(os.sched_getaffinity(0))
-        torch.set_num_threads(num_threads)
-        pages = PageShape(spec.page_tokens, spec.granule_bytes, DTYPES[spec.dtype])
-        arena = Arena(spec.num_slabs * spec.slab_bytes, spec.granule_bytes, spec.slab_bytes)
-        host = None if host_fd is None or spec.host_bytes == 0 else HostMemory(host_fd, spec.host_bytes, spec.granule_bytes)
-        ops = OpChooser(pages, *open_engine(options, num_threads), disagreeing=options.disagree)
-        copier = Copier(torch.get_num_threads())
+        ground = open_ground(spec, host_fd)
         self._device = Device(
-            mover=fastest_mover(arena, host, ops.table),
+            mover=fastest_mover(ground.arena, ground.host, ground.ops.table),
             rows=RowTable(spec.max_rows, spec.max_step_tokens, spec.page_tokens),
-            ground=Ground(arena, ops, spec.max_step_tokens, host, copier, spec.batch_invariant),
+            ground=ground,
             drafter=Drafter(lambda: self._loaded.models, spec.granule_bytes),
         )
 
@@ -266,23 +247,3 @@ class CpuDriver:
                 self._opened().drafter.heard(row, result.num_drafted, result.num_drafted - result.num_rejected)
                 self._clear_ahead(row, row.position)  # invariant 1: guesses that were wrong
         return results
-
-
-def _check_open(spec: OpenSpec, options: CpuOptions) -> None:
-    if spec.dtype not in DTYPES:
-        raise OptionUnknown(f"dtype is {spec.dtype!r}; the cpu driver computes in {', '.join(DTYPES)}.")
-    if options.cpus and spec.threads > len(options.cpus):
-        raise OptionUnknown(
-            f"cpus names {len(options.cpus)} processors for {spec.threads} threads; give each thread one, or ask for fewer."
-        )
-    if spec.granule_bytes <= 0 or spec.granule_bytes % GRANULE_ALIGN or spec.num_slabs <= 0 or spec.slab_bytes <= 0:
-        raise PlanRejected(f"The arena needs slabs, and granules that are a multiple of {GRANULE_ALIGN} bytes.")
-
-
-def _keep_freed_memory() -> None:
-    """Have the allocator keep what a step frees: touching 1 MB of fresh pages costs ten times the op that fills them (norm of 512 tokens:
-    1.2 ms, 0.13 ms with this)."""
-    libc = ctypes.CDLL(None)
-    if hasattr(libc, "mallopt"):
-        libc.mallopt(M_MMAP_THRESHOLD, 32 << 20)
-        libc.mallopt(M_TRIM_THRESHOLD, 512 << 20)

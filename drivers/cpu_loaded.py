@@ -12,7 +12,8 @@ import torch
 from drivers.arena import FrameShape
 from drivers.arrival import Arrival
 from drivers.contract import LoadedModel, LoadSpec
-from drivers.cpu_model import CpuModel, Ground
+from drivers.cpu_ground import Ground
+from drivers.cpu_model import CpuModel
 from drivers.cpu_runners import StepLora
 from drivers.errors import PlanRejected, UnknownModel
 from drivers.models.adapter import AdapterWeights, LoraBatch, load_adapter, open_adapter, view_adapter

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -12,15 +13,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from drivers.arena import Arena, FrameShape
+from drivers.arena import FrameShape
 from drivers.arrival import Arrival, Tiers, bring_weights, check_places
 from drivers.contract import InspectSpec, LoadSpec, ModelSpec
-from drivers.copier import Copier
-from drivers.cpu_ops import Decision, OpChooser
+from drivers.cpu_ground import Ground
+from drivers.cpu_ops import Decision
 from drivers.cpu_runners import NativeRunner, Places, Runner, TorchRunner, layer_pages
-from drivers.cpu_shapes import frames_of
+from drivers.cpu_shapes import Held, frames_of, whole
 from drivers.errors import DeviceOutOfMemory
-from drivers.hostmem import HostMemory
 from drivers.models.decoder import Decoder, DecoderWeights
 from drivers.models.loader import Target, model_spec
 from drivers.models.streaming import SegmentStream
@@ -62,26 +62,6 @@ class CpuModel:
         self.runner.close()
 
 
-@dataclass(frozen=True, slots=True)
-class Ground:
-    """What a model is built on."""
-
-    arena: Arena
-    ops: OpChooser
-    max_tokens: int  # of one step
-    host: HostMemory | None = None
-    copier: Copier = field(default_factory=Copier)
-    is_batch_invariant: bool = False  # native code always is; torch then computes token by token
-
-    def close(self) -> None:
-        """Give everything back."""
-        if self.ops.engine is not None:
-            self.ops.engine.close()
-        self.arena.close()
-        if self.host is not None:
-            self.host.close()
-
-
 def inspect_cpu_model(source: InspectSpec, ground: Ground) -> ModelSpec:
     """What a model needs, and what runs it, as far as that changes the bits of its pages. Raises: ModelUnsupported, ModelCorrupt."""
     decision = ground.ops.decide(source)
@@ -114,12 +94,13 @@ def load_model(decision: Decision, spec: LoadSpec, ground: Ground, progress: Cal
 def _build(decision: Decision, spec: LoadSpec, ground: Ground, loaded: tuple[DecoderWeights, StreamedWeights | None, Arrival]) -> CpuModel:
     weights, streamed, arrival = loaded
     files = decision.files
-    config, frames = files.config, frames_of(files, ground.ops.pages)
+    config, held = files.config, whole(files, ground.ops.pages)
+    frames = frames_of(files, ground.ops.pages, held)
     limits = [
         GroupLimit(ground.arena.num_frames(frame.size_bytes), group.window) for frame, group in zip(frames, config.groups, strict=True)
     ]
     return CpuModel(
-        runner=_native(decision, spec, ground, weights) or _in_torch(decision, spec, ground, weights),
+        runner=make_runner(decision, ground, weights, spec.offsets, held),
         decision=decision,
         limit=ModelLimit(config.vocab_size, config.max_positions, tuple(limits)),
         space_ids=spec.space_ids,
@@ -130,39 +111,47 @@ def _build(decision: Decision, spec: LoadSpec, ground: Ground, loaded: tuple[Dec
     )
 
 
-def _native(decision: Decision, spec: LoadSpec, ground: Ground, weights: DecoderWeights) -> NativeRunner | None:
-    if decision.program is None or ground.ops.engine is None:
-        return None
+def make_runner(
+    decision: Decision, ground: Ground, weights: DecoderWeights, offsets: tuple[int, ...], held: Held
+) -> NativeRunner | TorchRunner:
+    """What computes the layers that are held here. `offsets`: of each segment, -1 of streamed ones, anything of those that are not here.
+
+    Raises: DeviceOutOfMemory, ModelUnsupported.
+    """
+    program = ground.ops.program_of(decision, held)
+    if program is None or ground.ops.engine is None:
+        return _in_torch(decision, ground, weights, held)
     address = np.uint64(ground.arena.bytes.data_ptr())
-    places = Places(address, spec.offsets, ground.max_tokens, ground.ops.pages.dtype is torch.bfloat16)
+    places = Places(address, offsets, ground.max_tokens, ground.ops.pages.dtype is torch.bfloat16)
     try:
-        return NativeRunner(ground.ops.engine, decision.program, weights, ground.arena, places)
+        return NativeRunner(ground.ops.engine, program, weights, ground.arena, places)
     except MemoryError as error:
-        size_bytes = ground.max_tokens * decision.program.hidden_size * 4
+        size_bytes = ground.max_tokens * program.hidden_size * 4
         raise DeviceOutOfMemory(size_bytes, 0, f"{error} Lower kerneld.max_step_tokens.") from error
 
 
-def _in_torch(decision: Decision, spec: LoadSpec, ground: Ground, weights: DecoderWeights) -> TorchRunner:
+def _in_torch(decision: Decision, ground: Ground, weights: DecoderWeights, held: Held) -> TorchRunner:
     config, pages = decision.files.config, ground.ops.pages
-    frames = frames_of(decision.files, pages)
-    kv, ops = layer_pages(config, ground.arena, frames), (decision.cover, decision.table)
+    frames, groups = frames_of(decision.files, pages, held), tuple(held.of(group) for group in config.groups)
+    kv, ops = layer_pages(config, ground.arena, frames, groups), (decision.cover, decision.table)
     if config.foreign is not None:
         from drivers.models.foreign.decoder import make_decoder  # heavy, and may be missing
 
-        decoder: Decoder = make_decoder(config, Path(spec.source.path), (weights, kv), ops)
+        decoder: Decoder = make_decoder(config, Path(decision.source.path), (weights, kv), ops)
     else:
         decoder = Decoder(config, weights, kv, ops)
-        _warm_up(decoder)
+        _warm_up(decoder, held.layers.start)
     workspace_tokens = -(-WORKSPACE_TOKENS // pages.page_tokens) * pages.page_tokens
     workspace = torch.zeros(workspace_tokens, 2, config.num_kv_heads, config.head_dim, dtype=pages.dtype)
     attention = [AttentionShape(pages.page_tokens, group.window, workspace) for group in config.groups]
-    return TorchRunner(decoder, frames, attention, is_alone=ground.is_batch_invariant)
+    return TorchRunner(decoder, (frames, groups), attention, is_alone=ground.is_batch_invariant)
 
 
-def _warm_up(decoder: Decoder) -> None:
-    """Have the library build its kernels for this model's linears now: all layers have the shapes of the first."""
-    layer, dtype = next(iter(decoder.weights.layers)), decoder.dtype
+def _warm_up(decoder: Decoder, first: int) -> None:
+    """Have the library build its kernels for this model's linears now: all layers have the shapes of the first that is here."""
+    layer, dtype = next(itertools.islice(decoder.weights.layers, first, None)), decoder.dtype
     for name, weight in layer.parts.items():
         if name.endswith(".weight") and isinstance(weight, Tensor):
             linear(torch.zeros(1, weight.shape[1], dtype=dtype), weight, None)
-    decoder.logits(torch.zeros(1, decoder.config.hidden_size, dtype=dtype))
+    if decoder.weights.last:
+        decoder.logits(torch.zeros(1, decoder.config.hidden_size, dtype=dtype))

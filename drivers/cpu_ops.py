@@ -22,7 +22,7 @@ import torch
 
 from drivers.contract import InspectSpec
 from drivers.cpu_options import CpuOptions
-from drivers.cpu_shapes import linears_of, native_shape, shapes_of
+from drivers.cpu_shapes import Held, linears_of, native_shape, shapes_of, whole
 from drivers.errors import ModelUnsupported
 from drivers.models.checkpoint import Checkpoint, read_checkpoint
 from drivers.models.description import describe
@@ -53,6 +53,7 @@ NATIVE_DTYPES = (torch.float32, torch.bfloat16)
 class Decision:
     """What runs one model."""
 
+    source: InspectSpec
     files: ModelFiles
     cover: Cover
     table: OpTable
@@ -108,13 +109,19 @@ class OpChooser:
             files = arrange(checkpoint, runtime)
             try:
                 cover, program = self._natively(files)
-                return Decision(files, cover, self._checked_table(files, torch.float32), program)
+                return Decision(source, files, cover, self._checked_table(files, torch.float32), program)
             except NotCovered as reason:
                 why = str(reason)
         if source.kv_quant:
             raise ModelUnsupported(f"kv_quant is {source.kv_quant!r}, which needs native code, and there is none for this model: {why}.")
         files = arrange(checkpoint, replace(runtime, is_native=False))
-        return Decision(files, self._in_torch(files), self._checked_table(files, self.pages.dtype), None, why)
+        return Decision(source, files, self._in_torch(files), self._checked_table(files, self.pages.dtype), None, why)
+
+    def program_of(self, decision: Decision, held: Held) -> Program | None:
+        """What native code runs of a model of which so much is here; None: torch runs it."""
+        if decision.program is None:
+            return None
+        return lower(decision.cover.description, decision.files.segments, native_shape(decision.files, self.pages, held))
 
     def _why_not_native(self, checkpoint: Checkpoint) -> str:
         if checkpoint.config.foreign is not None:
@@ -130,7 +137,7 @@ class OpChooser:
     def _natively(self, files: ModelFiles) -> tuple[Cover, Program]:
         """Cover a model with native ops alone. Raises: NotCovered."""
         assert self.engine is not None
-        shape = native_shape(files, self.pages)
+        shape = native_shape(files, self.pages, whole(files, self.pages))
         while True:
             cover = self._covered(files, NATIVE)
             if cover.gaps:

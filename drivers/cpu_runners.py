@@ -26,6 +26,8 @@ from drivers.ops.ragged import AttentionShape, RowSpan, plan_attention
 from drivers.ops.reference import LayerKv
 from drivers.rows import StepRows
 
+HeldPages = tuple[Sequence[FrameShape], Sequence[Sequence[int]]]  # of each KV group: its frames, and the layers that they are of
+
 
 @dataclass(frozen=True, slots=True)
 class StepLora:
@@ -54,12 +56,22 @@ class Runner(Protocol):
         """Forget what native code keeps of it. Safe to call twice."""
 
 
+class LayerRunner(Protocol):
+    """What computes some layers of a model that lies on several devices (`drivers.split`); so does every runner of what does not stream."""
+
+    def first(self, share: StepRows) -> Tensor:
+        """The hidden states before the first layer."""
+
+    def run_layers(self, share: StepRows, residual: Tensor, layers: range) -> Tensor:
+        """The hidden states behind `layers`, of those before them, which are not used again; writes keys and values of the layers."""
+
+
 class TorchRunner:
     """Call by call; `is_alone`: token by token, so that nothing depends on what else is in a step."""
 
-    def __init__(self, decoder: Decoder, frames: Sequence[FrameShape], attention: Sequence[AttentionShape], *, is_alone: bool) -> None:
+    def __init__(self, decoder: Decoder, pages: HeldPages, attention: Sequence[AttentionShape], *, is_alone: bool) -> None:
         self.decoder = decoder
-        self._frames = frames
+        self._pages = pages
         self._attention = attention
         self._is_alone = is_alone
 
@@ -67,6 +79,18 @@ class TorchRunner:
         """See `Runner`."""
         batch = self.batch(share, None if lora is None else lora.batch)
         return self.decoder.forward_alone(batch) if self._is_alone else self.decoder.forward(batch)
+
+    def first(self, share: StepRows) -> Tensor:
+        """See `LayerRunner`."""
+        return self.decoder.first(self.batch(share))
+
+    def run_layers(self, share: StepRows, residual: Tensor, layers: range) -> Tensor:
+        """See `LayerRunner`."""
+        batch, given = self.batch(share), residual.to(self.decoder.dtype)
+        if not self._is_alone:
+            return self.decoder.run_layers(batch, given, layers)
+        tokens = zip(batch.alone(), torch.split(given, 1), strict=True)
+        return torch.cat([self.decoder.run_layers(token, row, layers) for token, row in tokens])
 
     def batch(self, share: StepRows, lora: LoraBatch | None = None) -> StepBatch:
         """The indexes of one step, and its adapters."""
@@ -88,8 +112,8 @@ class TorchRunner:
 
     def in_arena(self, arena: Arena) -> Runner:
         """See `Runner`."""
-        pages = layer_pages(self.decoder.config, arena, self._frames)
-        return TorchRunner(self.decoder.with_pages(pages), self._frames, self._attention, is_alone=self._is_alone)
+        pages = layer_pages(self.decoder.config, arena, *self._pages)
+        return TorchRunner(self.decoder.with_pages(pages), self._pages, self._attention, is_alone=self._is_alone)
 
     def close(self) -> None:
         """See `Runner`."""
@@ -118,6 +142,16 @@ class NativeRunner:
             self._bases[idx + 1] = self._places.address + np.uint64(layer.offset)
             self._model.run_layers(step, residual, (idx, idx + 1), self._bases)
         return residual
+
+    def first(self, share: StepRows) -> Tensor:
+        """See `LayerRunner`."""
+        return self._model.first(self._step(share, None), self._bases)
+
+    def run_layers(self, share: StepRows, residual: Tensor, layers: range) -> Tensor:
+        """See `LayerRunner`."""
+        given = residual.float().contiguous()
+        self._model.run_layers(self._step(share, None), given, (layers.start, layers.stop), self._bases)
+        return given
 
     def _step(self, share: StepRows, lora: StepLora | None) -> NativeStep:
         rows = share.rows
@@ -159,15 +193,16 @@ class Places:
         return min(self.offsets) < 0
 
 
-def layer_pages(config: DecoderConfig, arena: Arena, frames: Sequence[FrameShape]) -> list[LayerKv]:
-    """Views of the pages of each layer, as torch reads them."""
+def layer_pages(config: DecoderConfig, arena: Arena, frames: Sequence[FrameShape], groups: Sequence[Sequence[int]]) -> list[LayerKv]:
+    """Views of the pages of each layer, as torch reads them; of a layer that is in none of `groups`, none at all."""
     heads = heads_of(config)
     by_layer = {
         layer: LayerKv(arena.layer_pages(frame, idx), heads)
-        for group, frame in zip(config.groups, frames, strict=True)
-        for idx, layer in enumerate(group.layers)
+        for layers, frame in zip(groups, frames, strict=True)
+        for idx, layer in enumerate(layers)
     }
-    return [by_layer[layer] for layer in range(config.num_layers)]
+    nowhere = LayerKv(next(iter(by_layer.values())).pages[:0], heads)
+    return [by_layer.get(layer, nowhere) for layer in range(config.num_layers)]
 
 
 def _spans(share: StepRows, group: int) -> list[RowSpan]:

@@ -2,17 +2,38 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 
 from drivers.arena import FrameShape
-from drivers.models.config import DecoderConfig
+from drivers.models.config import DecoderConfig, KvGroup
 from drivers.models.loader import ModelFiles, PageShape, frame_bytes
 from drivers.models.rotary import inverse_frequencies
 from drivers.models.storage import Kind
 from drivers.models.weight import KINDS
-from drivers.native.program import KvGroupShape, ModelShape, RotaryTable
+from drivers.native.program import ELSEWHERE, KvGroupShape, ModelShape, RotaryTable
 from drivers.ops.implementation import Shapes
 from drivers.ops.ragged import HeadShape
+
+
+@dataclass(frozen=True, slots=True)
+class Held:
+    """What of a model lies on a device that has not all of it."""
+
+    layers: range
+    frame_bytes: tuple[int, ...]  # of each KV group, whole granules; the layers of the group that are here need no more
+
+    def of(self, group: KvGroup) -> tuple[int, ...]:
+        """The layers of a group that are here."""
+        return tuple(layer for layer in group.layers if layer in self.layers)
+
+
+def whole(files: ModelFiles, pages: PageShape) -> Held:
+    """All of a model."""
+    config, kv_quant = files.config, files.runtime.kv_quant
+    sizes = (frame_bytes(config, len(group.layers), pages, kv_quant) for group in config.groups)
+    return Held(range(config.num_layers), tuple(sizes))
 
 
 def heads_of(config: DecoderConfig) -> HeadShape:
@@ -20,28 +41,30 @@ def heads_of(config: DecoderConfig) -> HeadShape:
     return HeadShape(config.num_heads, config.num_kv_heads, config.head_dim)
 
 
-def frames_of(files: ModelFiles, pages: PageShape) -> tuple[FrameShape, ...]:
+def frames_of(files: ModelFiles, pages: PageShape, held: Held) -> tuple[FrameShape, ...]:
     """A frame of each KV group."""
     config, runtime = files.config, files.runtime
     return tuple(
         FrameShape(
-            len(group.layers),
+            len(held.of(group)),
             pages.page_tokens,
             config.num_kv_heads,
             config.head_dim,
-            frame_bytes(config, len(group.layers), pages, runtime.kv_quant),
+            size_bytes,
             torch.uint8 if runtime.kv_quant else pages.dtype,
             runtime.is_native,
         )
-        for group in config.groups
+        for group, size_bytes in zip(config.groups, held.frame_bytes, strict=True)
     )
 
 
-def native_shape(files: ModelFiles, pages: PageShape) -> ModelShape:
+def native_shape(files: ModelFiles, pages: PageShape, held: Held) -> ModelShape:
     """What a native program is told beside calls and weights."""
-    config, frames = files.config, frames_of(files, pages)
+    config, frames = files.config, frames_of(files, pages, held)
     place = {
-        layer: idx * frame.layer_bytes for group, frame in zip(config.groups, frames, strict=True) for idx, layer in enumerate(group.layers)
+        layer: idx * frame.layer_bytes
+        for group, frame in zip(config.groups, frames, strict=True)
+        for idx, layer in enumerate(held.of(group))
     }
     return ModelShape(
         num_heads=config.num_heads,
@@ -53,7 +76,7 @@ def native_shape(files: ModelFiles, pages: PageShape) -> ModelShape:
         granule_bytes=pages.granule_bytes,
         kv_kind=Kind.INT8 if files.runtime.kv_quant else KINDS[pages.dtype],
         groups=tuple(KvGroupShape(frame.size_bytes, group.window) for frame, group in zip(frames, config.groups, strict=True)),
-        layer_bytes=tuple(place[layer] for layer in range(config.num_layers)),
+        layer_bytes=tuple(place.get(layer, ELSEWHERE) for layer in range(config.num_layers)),
         rotary=tuple(
             RotaryTable(inverse_frequencies(rope, config.head_dim, config.max_positions).numpy(), rope.attention_factor)
             for rope in config.rotary

@@ -105,13 +105,20 @@ class Decoder:
 
     def forward(self, batch: StepBatch) -> Tensor:
         """Compute the batch's tokens and write their keys and values; answers the last hidden states `[num_tokens, hidden]`, not normed."""
-        step = self._pass({"tokens": batch.tokens, "positions": batch.positions}, batch)
-        first, *layers, _ = self.cover.lists
-        run_calls(first, self.weights.first, step)
-        for step.layer, (choices, layer) in enumerate(
-            zip(layers, self.weights.layers, strict=True)
-        ):  # asking for the next: this one is done
-            run_calls(choices, layer.parts, step)
+        return self.run_layers(batch, self.first(batch), range(self.config.num_layers))
+
+    def first(self, batch: StepBatch) -> Tensor:
+        """The hidden states before the first layer."""
+        step = self._pass(_inputs(batch), batch)
+        run_calls(self.cover.lists[0], self.weights.first, step)
+        return step.values["residual"]
+
+    def run_layers(self, batch: StepBatch, residual: Tensor, layers: range) -> Tensor:
+        """Compute these layers of the batch's tokens; answers the hidden states behind them. The weights of others need not be here."""
+        step = self._pass({**_inputs(batch), "residual": residual}, batch)
+        for step.layer, layer in enumerate(self.weights.layers):  # asking for the next: this one is done
+            if step.layer in layers:
+                run_calls(self.cover.lists[1 + step.layer], layer.parts, step)
         return step.values["residual"]
 
     def forward_alone(self, batch: StepBatch) -> Tensor:
@@ -139,6 +146,10 @@ class Decoder:
             rotary=self.rotary,
             adapt=None if lora is None else lambda y, x, where: lora.add(self.table, y, x, where),
         )
+
+
+def _inputs(batch: StepBatch) -> dict[str, Tensor]:
+    return {"tokens": batch.tokens, "positions": batch.positions}
 
 
 def run_calls(choices: Sequence[Choice], parts: Parts, step: Pass) -> None:

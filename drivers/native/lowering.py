@@ -14,7 +14,7 @@ from typing import TypeVar
 
 from drivers.models.layout import Segment
 from drivers.models.storage import BITS, PANEL_ROWS, Kind
-from drivers.native.program import INDEX_OF, PLACES, ModelShape, NotCovered, Program
+from drivers.native.program import ELSEWHERE, INDEX_OF, PLACES, ModelShape, NotCovered, Program
 from drivers.native.records import ACTIVATIONS, Code, Epilogue, Norm, OpRecord, no_op
 from drivers.native.symbols import Symbols
 from drivers.ops.calls import (
@@ -234,8 +234,10 @@ class _Lowering:
         shape = self._shape
         if not 0 <= settings.group < len(shape.groups) or not 0 <= settings.layer < len(shape.layer_bytes):
             raise NotCovered(f"layer {settings.layer} of KV group {settings.group} has no pages")
-        record.group, record.layer_bytes = settings.group, shape.layer_bytes[settings.layer]
-        record.scale, record.cap = settings.scale, settings.softcap
+        record.group, record.scale, record.cap = settings.group, settings.scale, settings.softcap
+        if shape.layer_bytes[settings.layer] == ELSEWHERE:
+            return
+        record.layer_bytes = shape.layer_bytes[settings.layer]
         if not 0 <= record.layer_bytes <= shape.groups[settings.group].frame_bytes - layer_part_bytes(shape):
             raise NotCovered(f"layer {settings.layer} begins at {record.layer_bytes} and leaves its frame")
 

@@ -9,6 +9,7 @@ import numpy as np
 from drivers.models.storage import Kind
 from drivers.native.records import OpRecord
 
+ELSEWHERE = -1  # a layer whose pages lie on another device: the program has it, and it is never run here
 PLACES = ("qkv", "output", "gate_up", "down")  # that adapters change, as drivers.models.adapter names them
 
 
@@ -45,7 +46,7 @@ class ModelShape:
     granule_bytes: int
     kv_kind: Kind  # FLOAT32, BFLOAT16 or INT8
     groups: tuple[KvGroupShape, ...]
-    layer_bytes: tuple[int, ...]  # of each layer: where its part begins in a frame of its group
+    layer_bytes: tuple[int, ...]  # of each layer: where its part begins in a frame of its group, or ELSEWHERE
     rotary: tuple[RotaryTable, ...] = ()
 
     @property

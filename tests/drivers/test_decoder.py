@@ -11,7 +11,8 @@ from torch import Tensor
 
 from drivers.arena import Arena
 from drivers.contract import InspectSpec, LoadSpec, Plan, RowRun, RowStart, Sampling
-from drivers.cpu_model import CpuModel, Ground, inspect_cpu_model, load_model
+from drivers.cpu_ground import Ground
+from drivers.cpu_model import CpuModel, inspect_cpu_model, load_model
 from drivers.cpu_ops import OpChooser
 from drivers.cpu_runners import TorchRunner
 from drivers.models.decoder import Decoder

@@ -10,7 +10,7 @@ import torch
 
 from drivers.contract import InspectSpec
 from drivers.cpu_ops import OpChooser
-from drivers.cpu_shapes import native_shape
+from drivers.cpu_shapes import native_shape, whole
 from drivers.models.loader import PageShape
 from drivers.native.check import NativeCase, native_cases
 from drivers.native.engine import Engine
@@ -39,7 +39,7 @@ def cases_of(engine: Engine, directory: Path, form: tuple[str, str, str]) -> tup
     decision = ops.decide(InspectSpec(str(directory), quant=quant, kv_quant=kv_quant))
     assert decision.program is not None
     assert ops.bad == {}
-    return native_cases(decision.cover, decision.files.segments, native_shape(decision.files, ops.pages))
+    return native_cases(decision.cover, decision.files.segments, native_shape(decision.files, ops.pages, whole(decision.files, ops.pages)))
 
 
 @pytest.mark.parametrize("form", FORMS)
