@@ -37,12 +37,21 @@ from kerneld.scheduler import Scheduler
 from kerneld.seating import Seating
 from kerneld.starts import Starts
 from kerneld.state.journal import Journal
-from kerneld.supervisor import Supervisor, WorkerCommand
+from kerneld.supervisor import Supervisor, WorkerCommand, WorkerState
 from kerneld.tenants import TenantTable
 from kerneld.throughput import Throughput
+from kerneld.weights.presence import Absence
 from kerneld.weights.residency import Residency
 from memory.errors import OutOfFrames, OverLimit
 from memory.pager import Pager
+
+_STATES = {  # of a worker that is not there, and of which nothing bad is known
+    WorkerState.STARTING: "It is being started.",
+    WorkerState.RUNNING: "It is being made ready.",
+    WorkerState.BACKOFF: "It is started again in a moment.",
+    WorkerState.STOPPED: "It was stopped.",
+}
+_AWAITED = "It has not come in; it is not this daemon that starts it (kerneld.start_workers)."
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,7 +125,8 @@ class DeviceAssembly:
         self._reports = PageReports(machine.events)
         self.lodging.furnish(machine, parts)
         machine.events.subscribe(parts.starts.on_event)
-        parts.residency.absence = self._absence
+        parts.residency.presence.absence = self._absence
+        parts.supervisor.problems.on_change = parts.residency.presence.news
         parts.dispatcher.composer.advise = self._advise
         parts.delivery.on_unsynced = parts.dispatcher.end
         parts.dispatcher.on_result = self._result_heard
@@ -148,9 +158,10 @@ class DeviceAssembly:
 
     # ---------------------------------------------------------------------------------------------------------- what parts are told of
 
-    def _absence(self) -> str:
+    def _absence(self) -> Absence:
         worker = self._parts.supervisor
-        return f"The worker of {self.name} is not running ({worker.state.value}); it is being restarted. {worker.last_problem}".strip()
+        state = _STATES[worker.state] if worker.command.spawn or worker.state is WorkerState.RUNNING else _AWAITED
+        return Absence(self.name, worker.problems.last or state, worker.problems.is_final)
 
     def _advise(self, shortage: OutOfFrames | OverLimit, request: Request) -> None:
         """Say what would help a request that does not fit alone."""

@@ -202,7 +202,9 @@ class Explainer:
         if model is None:
             return f"the model {name!r} was removed."
         if model.state is ModelState.LOADING:
-            progress = model.progress
+            progress, presence = model.progress, self._machine.devices.get(model.device).residency.presence
+            if not presence.is_there:
+                return f"the model {name!r} is loading: {presence.absence().text}"
             return (
                 f"the model {name!r} is loading: {progress.stage}, {size_text(progress.bytes_done)} of {size_text(progress.bytes_total)}."
             )

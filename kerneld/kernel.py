@@ -74,4 +74,4 @@ class Kernel:
         if any(device.is_running for device in self._machine.devices):
             return ""
         supervisor = self._machine.devices.first.supervisor
-        return f"The worker of {supervisor.command.device} is {supervisor.state.value}. {supervisor.last_problem}".strip()
+        return f"The worker of {supervisor.command.device} is {supervisor.state.value}. {supervisor.problems.last}".strip()

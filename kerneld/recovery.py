@@ -27,6 +27,7 @@ from kerneld.errors import KernelError
 from kerneld.events import ContextFailed
 from kerneld.machine import Machine
 from kerneld.models import file_stamp, hash_files
+from kerneld.registering import model_from
 from kerneld.request import Request, RequestState
 from kerneld.state.contextrecord import ContextRecord
 from kerneld.state.journal import RECORD_BYTES, TOKEN_BYTES
@@ -36,7 +37,6 @@ from kerneld.state.tables import ModelRow
 from kerneld.stream import OutputLog
 from kerneld.transcript import Transcript
 from kerneld.verbs.intake import PREFIX_TOKENS
-from kerneld.verbs.models import model_from
 
 logger = logging.getLogger(__name__)
 

@@ -13,7 +13,7 @@ Rules
 2. Before the first start, a worker left by an earlier front gets `ADOPT_WAIT_S` to report; only then is another one started.
 3. Death is seen by the connection (end-of-file or pidfd), and before there is one by the pidfd of our child, never by polling; a worker
    that hangs is killed by whoever saw it hang.
-4. Restarts back off 0, 0.5, 1, 2 ... 30 s, and forget after `HEALTHY_S` of running.
+4. When another one is started, and what is told of the one before, says `kerneld.problems`.
 5. Under systemd each worker is a unit of its own: then `spawn` is False and only connections are awaited.
 """
 
@@ -32,17 +32,15 @@ from pathlib import Path
 from typing import Protocol
 
 from drivers.client import WorkerClient
-from drivers.errors import DriverError, DriverUnavailable
+from drivers.errors import DriverError, DriverUnavailable, OptionUnknown
 from drivers.listener import Admission
 from drivers.wire import Hello
+from kerneld.problems import Problems
 
 logger = logging.getLogger(__name__)
 
 ADOPT_WAIT_S = 3.0
-HEALTHY_S = 30.0
 HELLO_TIMEOUT_S = 60.0
-MANY_FAILURES = 3  # in a row, after which nobody counts on a worker that is not there
-BACKOFF_S = (0.0, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0)
 
 
 class WorkerState(Enum):
@@ -115,11 +113,10 @@ class Supervisor:
         self.state = WorkerState.STOPPED
         self.restarts = 0
         self.client: WorkerClient | None = None
-        self.last_problem = ""
+        self.problems = Problems()
         self._process: subprocess.Popen[bytes] | None = None
         self._child_fd = -1  # pidfd of the process, while it is watched
         self._is_received = False  # the latest worker came in: its connection tells of its end
-        self._failures = 0
         self._running_since = 0.0
         self._timer: asyncio.TimerHandle | None = None
 
@@ -131,7 +128,7 @@ class Supervisor:
     @property
     def is_failing(self) -> bool:
         """Whether its worker is not there, and has ended again and again."""
-        return self.state is not WorkerState.RUNNING and self._failures >= MANY_FAILURES
+        return self.state is not WorkerState.RUNNING and self.problems.is_many
 
     def start(self) -> None:
         """Wait for a worker of an earlier front, else start one."""
@@ -174,7 +171,7 @@ class Supervisor:
         self._cancel_timer()
         self.client = worker
         self.state = WorkerState.RUNNING
-        self.last_problem = ""
+        self.problems.over()
         self._running_since = asyncio.get_running_loop().time()
         self.command.pid_file.write_text(str(self.pid))
         self._landlord.running(worker)
@@ -182,9 +179,8 @@ class Supervisor:
     def failed(self, hello: Hello, error: DriverError) -> None:
         """A worker that was admitted did not become ready."""
         if self.client is None and self.state is not WorkerState.STOPPED:
-            self.last_problem = str(error)
             logger.error("the worker could not open its device", extra={"device": hello.device, "error": str(error)})
-            self._back_off(str(error))
+            self._back_off(str(error), self.problems.failed(str(error), is_final=isinstance(error, OptionUnknown)))
 
     def lost(self, reason: str) -> None:
         """The running worker is gone; called by whoever runs its plans."""
@@ -192,8 +188,7 @@ class Supervisor:
         if self.state is WorkerState.STOPPED:
             return
         ran_s = asyncio.get_running_loop().time() - self._running_since
-        self._failures = 0 if ran_s >= HEALTHY_S else self._failures
-        self._back_off(reason)
+        self._back_off(reason, self.problems.lost(f"The one before ended while it served: {reason}", ran_s))
 
     async def stop(self, timeout_s: float = 5.0) -> None:
         """Let the worker leave, or make it leave; nothing of it stays behind."""
@@ -232,8 +227,8 @@ class Supervisor:
         if self._is_received or self.state is not WorkerState.STARTING or self._process is None:
             return
         told = self.command.problem_file.read_text("utf-8", "replace") if self.command.problem_file.exists() else ""
-        self.last_problem = told or f"It ended with exit code {self._process.returncode} before it reported."
-        self._back_off(self.last_problem)
+        problem = told or f"It ended with exit code {self._process.returncode} before it reported; its last words are in the log."
+        self._back_off(problem, self.problems.failed(problem, is_final=bool(told)))
 
     def _unwatch(self) -> None:
         if self._child_fd >= 0:
@@ -245,11 +240,13 @@ class Supervisor:
         self._timer = None
         if self._process is not None and self._process.poll() is None:
             self._process.kill()
-        self._back_off("it did not report in time")
+        within_s, what = HELLO_TIMEOUT_S, "open its device"
+        if not self._is_received:
+            within_s, what = within_s + self.command.check_limit_s, "report"
+        problem = f"It did not {what} within {within_s:.0f} s and was ended: its driver hangs, or the machine is overloaded."
+        self._back_off(problem, self.problems.failed(problem))
 
-    def _back_off(self, reason: str) -> None:
-        delay_s = BACKOFF_S[min(self._failures, len(BACKOFF_S) - 1)]
-        self._failures += 1
+    def _back_off(self, reason: str, delay_s: float) -> None:
         self.restarts += 1
         self.state = WorkerState.BACKOFF
         facts = {"device": self.command.device, "reason": reason, "restart_in_s": delay_s}

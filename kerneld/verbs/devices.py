@@ -30,7 +30,7 @@ def _report(device: DeviceParts) -> DeviceReport:
         device.name,
         device.supervisor.state.value,
         models,
-        problem="" if device.is_running else device.supervisor.last_problem,
+        problem="" if device.is_running else device.supervisor.problems.last,
         arena_bytes=device.config.memory.device_bytes,
     )
     worker = device.supervisor.client

@@ -115,7 +115,7 @@ class Intake:
         return min(max_tokens, room)
 
     def place(self, context: Context, num_more: int) -> None:
-        """Choose the device on which the context runs, where it could be wholly with so many more tokens. Raises: NeverFits."""
+        """Choose the device on which the context runs, where all of it fits with so many more tokens. Raises: NeverFits; Unavailable."""
 
         def staying(device: DeviceParts) -> set[str]:
             return device.models.pinned().union(context.models)
@@ -126,6 +126,7 @@ class Intake:
         except NeverFits as error:
             error.advise(remedies_of(machine.devices.of(context), error, Needer.of(context)))
             raise
+        machine.devices.of(context).residency.presence.check()
 
     def check_limits(self, context: Context, num_input: int) -> None:
         """Whether the tenant may have another request now. Raises: QueueFull, QuotaExceeded."""

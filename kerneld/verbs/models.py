@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
@@ -15,12 +16,10 @@ from kerneld.deviceparts import DeviceParts
 from kerneld.errors import AlreadyExists, Conflict, InvalidArgument, WrongState
 from kerneld.explain import Explainer
 from kerneld.machine import Machine
-from kerneld.models import Model, file_stamp, hash_files
+from kerneld.registering import read_model
 from kerneld.security.acl import check_permission
 from kerneld.state.records import Effect
-from kerneld.state.tables import ModelRow
-from kerneld.template import ChatTemplate
-from kerneld.tokenizer import Tokenizer
+from kerneld.weights.presence import await_any
 from memory.remedy import sentence
 
 NAMED = 5  # holders that an error names
@@ -55,6 +54,11 @@ class ModelVerbs:
             return
         named = machine.devices.get(args.device) if args.device else None
         with machine.effects.under_way(caller):
+            if self._asks_devices(caller, args):
+                presences = [device.residency.presence for device in ([named] if named is not None else machine.devices)]
+                async with contextlib.aclosing(await_any(presences)) as told:
+                    async for text in told:
+                        yield LoadProgress(text, 0, 0)
             model = await self._register(caller, args, []) if args.path else machine.models.get(args.name)
             device = named or await self._device_for(model)
             try:
@@ -64,6 +68,11 @@ class ModelVerbs:
                 raise self._advised(caller, device, model, error) from error
             await self._want(model, machine.effects.record(caller, "load_model"))
         yield self._info(model)
+
+    def _asks_devices(self, caller: Caller, args: RegisterArgs) -> bool:
+        """Whether drivers are asked before it is known what is loaded where. Raises: as `_register`, what is wrong whatever they say."""
+        is_new = bool(args.path) and self._check_new(caller, args) is None
+        return is_new or (len(self._machine.devices) > 1 and not args.device)
 
     async def _device_for(self, model: Registered) -> DeviceParts:
         """The device on which a model is to be loaded. Raises: Unavailable, DriverError."""
@@ -146,13 +155,12 @@ class ModelVerbs:
 
     async def _register(self, caller: Caller, args: RegisterArgs, effects: list[Effect]) -> Registered:
         machine = self._machine
-        path = machine.models.resolve(args)
-        known = self._known(args, path)
+        known = self._check_new(caller, args)
         if known is not None:
             return known
-        check_permission(caller.principal, "model.register")
+        path = machine.models.resolve(args)
         base = self._base_of(args, path)
-        row, read = await asyncio.to_thread(_read_model, args, path, caller.principal.name, base)
+        row, read = await asyncio.to_thread(read_model, args, path, caller.principal.name, base)
         model = machine.models.made(read)
         await machine.placer.inspect(model)
         known = self._known(args, path)
@@ -167,6 +175,15 @@ class ModelVerbs:
             machine.models.remove(model.name)
             raise
         return model
+
+    def _check_new(self, caller: Caller, args: RegisterArgs) -> Registered | None:
+        """The model if it is registered just so; else whether it may be. Raises: as `_register` does, before drivers are asked."""
+        path = self._machine.models.resolve(args)
+        known = self._known(args, path)
+        if known is None:
+            check_permission(caller.principal, "model.register")
+            self._base_of(args, path)
+        return known
 
     def _known(self, args: RegisterArgs, path: Path) -> Registered | None:
         """The model if it is registered just so, None if the name is free. Raises: AlreadyExists."""
@@ -245,41 +262,3 @@ def _is_same(known: Registered, args: RegisterArgs, path: Path) -> bool:
         return False
     is_quantized_so = args.quant in ("", known.quant) and args.kv_quant in ("", known.kv_quant)
     return bool(known.base) or (known.max_positions == args.max_positions and is_quantized_so)
-
-
-def model_from(row: ModelRow, weights_hash: str, base: Registered | None = None) -> Model:
-    """A registered model, or adapter of `base`; reads its tokenizer and template (run it off the loop). Raises: InvalidArgument."""
-    path = Path(row.path)
-    return Model(
-        name=row.name,
-        is_pinned=row.is_pinned,
-        path=row.path,
-        max_positions=row.max_positions if base is None else base.max_positions,
-        quant=row.quant,
-        kv_quant=row.kv_quant,
-        weights_hash=weights_hash,
-        registered_by=row.registered_by,
-        tokenizer=Tokenizer.load(path) if base is None else None,  # contexts on an adapter speak as its base does
-        template=ChatTemplate.load(path) if base is None else None,
-        base="" if base is None else base.name,
-        base_path="" if base is None else base.path,
-        state=ModelState.REGISTERED,
-    )
-
-
-def _read_model(args: RegisterArgs, path: Path, registered_by: str, base: Registered | None) -> tuple[ModelRow, Model]:
-    stamp, weights_hash = file_stamp(path), hash_files(path)
-    row = ModelRow(
-        args.name,
-        str(path),
-        args.max_positions,
-        args.quant,
-        weights_hash,
-        fingerprint="",
-        file_stamp=stamp,
-        want_loaded=False,
-        registered_by=registered_by,
-        base=args.base,
-        kv_quant=args.kv_quant,
-    )
-    return row, model_from(row, weights_hash, base)

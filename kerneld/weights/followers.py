@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
-from collections.abc import AsyncGenerator, Awaitable, Callable
+from collections.abc import AsyncGenerator
 
 from kerneld.calls import LoadProgress, ModelState
 from kerneld.models import Model
+from kerneld.weights.presence import Presence
 
 
 class Followers:
     """Everybody who follows a load."""
 
-    def __init__(self) -> None:
+    def __init__(self, presence: Presence) -> None:
+        self._presence = presence
+        presence.on_news = self.wake
         self._progressed = asyncio.Event()
         self._copying_since: dict[str, float] = {}
 
@@ -36,15 +40,18 @@ class Followers:
         """Wait until something moves."""
         await self._progressed.wait()
 
-    async def follow(self, model: Model, has_device: Callable[[], Awaitable[object]]) -> AsyncGenerator[LoadProgress, None]:
-        """Tell the progress of a model until it does not load any more. Raises: what `has_device` raises."""
+    async def follow(self, model: Model) -> AsyncGenerator[LoadProgress, None]:
+        """Tell the progress of a model until it does not load any more. Raises: Unavailable, if there is no worker, and none comes."""
         shown: LoadProgress | None = None
+        since = asyncio.get_running_loop().time()
         while model.state is ModelState.LOADING:
             progressed = self._progressed
-            await has_device()
-            if model.progress != shown:
-                shown = model.progress
+            progress = model.progress if self._presence.is_there else LoadProgress(self._presence.absence().text, 0, 0)
+            if progress != shown:
+                shown = progress
                 yield shown
             elif model.state is ModelState.LOADING:
-                await progressed.wait()
+                patience_s = self._presence.patience(since)
+                with contextlib.suppress(TimeoutError):
+                    await asyncio.wait_for(progressed.wait(), patience_s)
         self._copying_since.pop(model.name, None)

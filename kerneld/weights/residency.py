@@ -5,7 +5,7 @@
 
 One task per model loads it, whoever asks and however often; everybody waits for that task. Its steps are in `kerneld.weights.loading`.
 A worker that dies takes the weights with it, not the wish: `attach` brings back what was resident. A load waits for a worker as long as it
-takes, because requests that were accepted wait behind it; who only watches is told after `DEVICE_WAIT_S`.
+takes, because requests that were accepted wait behind it; for how long who only watches does, says `kerneld.weights.presence`.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from drivers.contract import ModelSpec
 from drivers.errors import DeviceLost, DriverError
 from drivers.wire import HeldModel
 from kerneld.calls import LoadProgress, ModelState
-from kerneld.errors import Conflict, KernelError, Unavailable, WrongState
+from kerneld.errors import Conflict, KernelError, WrongState
 from kerneld.eventbus import EventBus
 from kerneld.events import ModelEvicted, ModelFailed, ModelUnloaded
 from kerneld.models import Model, ModelTable
@@ -32,6 +32,7 @@ from kerneld.weights.identities import Identities
 from kerneld.weights.loading import Loading
 from kerneld.weights.parking import Parking
 from kerneld.weights.placement import Placement
+from kerneld.weights.presence import Presence, await_any
 from kerneld.weights.prospects import Prospect, prospect_of
 from kerneld.weights.turns import Turns
 from memory.config import MemoryConfig
@@ -41,8 +42,6 @@ from memory.pager import Pager
 
 logger = logging.getLogger(__name__)
 
-DEVICE_WAIT_S = 30.0
-
 
 class Residency:
     """Loads and unloads models on one device."""
@@ -50,7 +49,7 @@ class Residency:
     def __init__(self, memory: MemoryConfig, models: ModelTable, pager: Pager, events: EventBus, boot_generation: int = 1) -> None:
         self._models, self._pager, self._events = models, pager, events
         self._device: Device | None = None
-        self._has_device = asyncio.Event()
+        self.presence = Presence()
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._adoption: asyncio.Task[None] | None = None
         self._claimed: set[str] = set()  # models whose weights the worker had already
@@ -59,7 +58,7 @@ class Residency:
         self._placement = Placement(memory, pager)
         self._identities = Identities(memory, pager, boot_generation)
         self._claims = Claims(models, self._placement, self._identities, pager.costs)
-        self._followers = Followers()
+        self._followers = Followers(self.presence)
         self.parking = Parking(memory, models, pager, events)
         self._departures = Departures(models, self._placement, self.parking)
         self.turns = Turns(memory, models, self._placement, self.parking, events.clock)
@@ -81,7 +80,6 @@ class Residency:
         )
         self.preempt: Callable[[Model], None] = lambda _model: None  # lets the rows of a model that leaves wait again
         self.on_change: Callable[[Model], None] = lambda _model: None
-        self.absence: Callable[[], str] = lambda: "The device's worker is not running."  # what is told to who waited for it in vain
         self.before_use: Callable[[Device], Awaitable[None]] = lambda _device: asyncio.sleep(0)  # before anything is placed there
 
     # ------------------------------------------------------------------------------------------------------------------- the device
@@ -106,12 +104,12 @@ class Residency:
         self.debts.end_all_but(self._claimed | self._returning)
         with contextlib.suppress(DeviceLost):  # then the next device has its turn
             await self.before_use(device)
-            self._has_device.set()
+            self.presence.came()
 
     def detach(self) -> None:
         """The device is gone: resident models wait for the next one as LOADING."""
         self._device = self._departures.device = None
-        self._has_device.clear()
+        self.presence.went()
         self._claimed.clear()
         for task in (*self._tasks.values(), *([self._adoption] if self._adoption is not None else [])):
             task.cancel()
@@ -125,7 +123,7 @@ class Residency:
     @property
     def has_device(self) -> bool:
         """Whether a device is there that models may be placed on."""
-        return self._device is not None and self._has_device.is_set()
+        return self._device is not None and self.presence.is_there
 
     def prospect(self, model: Model) -> Prospect:
         """How a model of which the driver has told would come to be here."""
@@ -183,7 +181,7 @@ class Residency:
         self.turns.held.release(model.name)
         self.start(model)
         self.turns.look_again()
-        async with contextlib.aclosing(self._followers.follow(model, self._await_device)) as progress:
+        async with contextlib.aclosing(self._followers.follow(model)) as progress:
             async for step in progress:
                 yield step
         if model.state is ModelState.FAILED:
@@ -245,7 +243,8 @@ class Residency:
 
     async def _load(self, model: Model) -> None:
         self._followers.tell(model, "inspect")
-        await self._has_device.wait()
+        while not self.presence.is_there:
+            await self.presence.moved()
         device = await self._await_device()
         await self._departures.gone(model)
         if model.name in self._claimed:
@@ -255,10 +254,9 @@ class Residency:
         await self._loading.run(model, device)
 
     async def _await_device(self) -> Device:
-        try:
-            await asyncio.wait_for(self._has_device.wait(), DEVICE_WAIT_S)
-        except TimeoutError:
-            raise Unavailable(self.absence(), retry_after_s=1.0) from None
+        async with contextlib.aclosing(await_any([self.presence])) as told:
+            async for _text in told:
+                pass
         if self._device is None:  # it went while we were being woken
             raise DeviceLost("The worker is gone.")
         return self._device

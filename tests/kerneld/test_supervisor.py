@@ -17,6 +17,7 @@ from drivers.client import WorkerClient
 from drivers.config import DriversConfig
 from drivers.contract import OpenSpec
 from drivers.listener import Admission, WorkerListener
+from kerneld import supervisor
 from kerneld.deviceassembly import check_limit_s
 from kerneld.supervisor import Supervisor, WorkerCommand, WorkerState
 from tests.kerneld.rig import in_loop
@@ -48,6 +49,7 @@ class House:
         self.listener = WorkerListener(command.socket, self.supervisor)
         self.workers: list[WorkerClient] = []
         self.reasons: list[str] = []
+        self.told: list[str] = []
 
     def admission(self, host_fd: int | None) -> Admission:
         if host_fd is not None:
@@ -62,6 +64,7 @@ class House:
     def _lost(self, reason: str) -> None:
         self.reasons.append(reason)
         self.supervisor.lost(reason)
+        self.told.append(self.supervisor.problems.last)
 
     def open(self) -> None:
         self.listener.start()
@@ -96,8 +99,21 @@ async def test_a_worker_that_cannot_serve_leaves_word_why(tmp_path: Path) -> Non
     house.supervisor.command = replace(house.supervisor.command, driver="abacus")
     house.open()
     try:
-        await house.until(lambda: "'abacus' is none of: cpu, cuda, fake" in house.supervisor.last_problem)
+        await house.until(lambda: "'abacus' is none of: cpu, cuda, fake" in house.supervisor.problems.last)
         assert house.supervisor.state in (WorkerState.BACKOFF, WorkerState.STARTING)
+        assert house.supervisor.problems.is_final
+    finally:
+        await house.close()
+
+
+@in_loop
+async def test_a_worker_that_never_reports_is_ended_and_that_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(supervisor, "HELLO_TIMEOUT_S", 0.01)  # none is as fast
+    house = House(tmp_path)
+    house.open()
+    try:
+        await house.until(lambda: house.supervisor.restarts >= 1)
+        assert house.supervisor.problems.last.startswith("It did not report within 0 s and was ended")
     finally:
         await house.close()
 
@@ -114,6 +130,7 @@ async def test_a_killed_worker_is_started_again_at_once_and_none_is_left_behind(
         second = house.supervisor.pid
         assert second != first
         assert house.supervisor.restarts == 1
+        assert "ended while it served: The worker" in house.told[0]
         assert house.supervisor.state is WorkerState.RUNNING
         assert len(house.reasons) == 1
     finally:
@@ -149,10 +166,11 @@ async def test_a_worker_that_cannot_open_its_device_is_tried_again_and_the_probl
     house.open()
     try:
         await house.until(lambda: house.supervisor.restarts >= 1)
-        assert "no_such_option" in house.supervisor.last_problem
+        assert "no_such_option" in house.supervisor.problems.last
+        assert house.supervisor.problems.is_final
         house.options = {}
         await house.until(lambda: house.supervisor.state is WorkerState.RUNNING)
-        assert house.supervisor.last_problem == ""
+        assert house.supervisor.problems.last == ""
     finally:
         await house.close()
 
