@@ -16,9 +16,10 @@ from bench.shapes import HEAD_DIM, KV_HEADS, LAYERS, prompt
 from drivers.arena import Arena, FrameShape
 from drivers.contract import CopyTimes, InspectSpec, LoadSpec, OpenSpec, Plan, RowRun, RowStart, Sampling
 from drivers.cpu import CpuDriver
-from drivers.hostmem import HEADER_BYTES, HostMemory, host_frame_bytes
+from drivers.hostmem import HostMemory, host_frame_bytes
 from drivers.native.pages import native_pages
 from drivers.ops.table import fused_table
+from drivers.page_header import HEADER_BYTES
 from drivers.pages import PageMover
 from memory.costs import Costs, Link
 from memory.page import Move, Tier

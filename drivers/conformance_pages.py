@@ -7,7 +7,7 @@ import os
 from drivers.conformance_bench import PAGE_TOKENS, Bench, Frames, Generated, How, Late, Subject, page_key, require
 from drivers.contract import CopyTimes, RowRun, Sampling
 from drivers.errors import PageCorrupt
-from drivers.hostmem import HEADER_BYTES
+from drivers.page_header import HEADER_BYTES
 from memory.page import Tier, Zero
 
 TO_HOST = (Tier.DEVICE, Tier.HOST)

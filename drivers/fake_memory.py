@@ -18,7 +18,8 @@ from crc32c import crc32c
 from drivers.contract import LoadSpec, OpenSpec
 from drivers.errors import PlanRejected
 from drivers.fake_model import mix
-from drivers.hostmem import HEADER_BYTES, HostMemory, host_frame_bytes
+from drivers.hostmem import HostMemory, host_frame_bytes
+from drivers.page_header import HEADER_BYTES
 from memory.page import Move, Tier, Zero
 
 GARBAGE = 0xA5

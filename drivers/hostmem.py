@@ -6,12 +6,7 @@ A host frame is a header and the bytes of a device frame, rounded up to granules
     granules  |0      |1      |2      |3      |4      |...
     frame 1           |header|payload      |slack|
 
-    header, 128 bytes, little endian
-       0 magic          8 B      32 space_id         u64     56 payload crc32c  u32
-       8 version        u32      40 payload_bytes    u64     60 zeros           64 B
-      12 num_tokens     u32      48 boot_generation  u64    124 header crc32c   u32 (of bytes 0 .. 123)
-      16 key            16 B
-
+    header    128 bytes (`drivers.page_header`)
     trailer, one 4 KiB page behind the last frame
        0 magic  8 B       8 size_bytes  u64      16 granule_bytes  u64      24 boot_generation  u64
       32 num_runs  u32    36 runs of granules that hold weights, u32 first, u32 count each
@@ -34,27 +29,21 @@ import fcntl
 import mmap
 import os
 import struct
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
 import numpy as np
 from crc32c import crc32c
 
 from drivers.errors import HostPageCorrupt, HostTierInvalid
+from drivers.page_header import HEADER_BYTES, KEY_BYTES, PAGE_MAGIC, PageHeader, pack_header, parse_header
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
 
-HEADER_BYTES = 128
-KEY_BYTES = 16
 TRAILER_BYTES = 4096
 
-_PAGE_MAGIC = b"kd.page\n"
 _TIER_MAGIC = b"kd.tier\n"
-_VERSION = 1
-_HEADER = struct.Struct("<8sII16sQQQI64x")
-_CHECKSUM = struct.Struct("<I")
 _TRAILER = struct.Struct("<8sQQQ")
 _GENERATION = struct.Struct("<Q")
 _GENERATION_OFFSET = 24
@@ -62,18 +51,6 @@ _RUNS_OFFSET = 32
 _RUN = struct.Struct("<II")
 MAX_RUNS = (TRAILER_BYTES - _RUNS_OFFSET - 4) // _RUN.size
 _SIZE_SEALS = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW
-
-
-@dataclass(frozen=True, slots=True)
-class PageHeader:
-    """What a host frame says of the page in it."""
-
-    key: bytes
-    space_id: int
-    num_tokens: int
-    payload_bytes: int
-    boot_generation: int
-    payload_checksum: int
 
 
 def host_frame_bytes(payload_bytes: int, granule_bytes: int) -> int:
@@ -130,12 +107,25 @@ class HostMemory:
         Raises: ValueError, if the frame lies outside the tier or the key is not 16 bytes; then nothing is changed.
         """
         source = memoryview(payload).cast("B")
+
+        def copy(target: memoryview) -> None:
+            target[:] = source
+
+        self.fill_page(frame, source.nbytes, copy, (key, space_id, num_tokens))
+
+    def fill_page(self, frame: int, size_bytes: int, fill: Callable[[memoryview], None], named: tuple[bytes, int, int]) -> None:
+        """Put a page into a frame whose bytes `fill` writes where they stay; `named`: its key, its space and its tokens.
+
+        Raises: ValueError, as `write_page`; what `fill` raises, and then the frame holds no page.
+        """
+        key, space_id, num_tokens = named
         if len(key) != KEY_BYTES:
             raise ValueError(f"a page key is {KEY_BYTES} bytes, not {len(key)}")
-        start = self._start(frame, HEADER_BYTES + source.nbytes)
+        start = self._start(frame, HEADER_BYTES + size_bytes)
         self._bytes[start : start + HEADER_BYTES] = bytes(HEADER_BYTES)  # invariant 1: broken first
-        self._bytes[start + HEADER_BYTES : start + HEADER_BYTES + source.nbytes] = source
-        header = PageHeader(key, space_id, num_tokens, source.nbytes, self.boot_generation, crc32c(source))
+        payload = self._bytes[start + HEADER_BYTES : start + HEADER_BYTES + size_bytes]
+        fill(payload)
+        header = PageHeader(key, space_id, num_tokens, size_bytes, self.boot_generation, crc32c(payload))
         self._bytes[start : start + HEADER_BYTES] = pack_header(header)  # invariant 1: written last
 
     def read_page(self, frame: int, target: Buffer, key: bytes, space_id: int) -> None:
@@ -144,14 +134,18 @@ class HostMemory:
         Raises: HostPageCorrupt, if the frame does not hold this page of this space; `target` is unchanged.
         """
         sink = memoryview(target).cast("B")
+        sink[:] = self.page(frame, sink.nbytes, key, space_id)
+
+    def page(self, frame: int, size_bytes: int, key: bytes, space_id: int) -> memoryview:
+        """Return the bytes of a certain page, read-only and checked. Raises: HostPageCorrupt, if the frame does not hold it."""
         header = self._expect(frame)
         if header.key != key:
             raise HostPageCorrupt(frame, "it holds a page with another key")
         if header.space_id != space_id:
             raise HostPageCorrupt(frame, f"it holds a page of space {header.space_id}, not {space_id}")
-        if header.payload_bytes != sink.nbytes:
-            raise HostPageCorrupt(frame, f"its page has {header.payload_bytes} bytes, not {sink.nbytes}")
-        sink[:] = self._verified(frame, header)
+        if header.payload_bytes != size_bytes:
+            raise HostPageCorrupt(frame, f"its page has {header.payload_bytes} bytes, not {size_bytes}")
+        return self._verified(frame, header)
 
     def payload(self, frame: int) -> memoryview:
         """Return the bytes of the page in a frame, read-only and checked; they stay the tier's and change with it.
@@ -235,7 +229,7 @@ class HostMemory:
 
     def _candidates(self) -> list[tuple[int, PageHeader]]:
         words = np.frombuffer(self._map, dtype=np.uint64, count=self.size_bytes // 8)
-        magic = np.frombuffer(_PAGE_MAGIC, dtype=np.uint64)[0]
+        magic = np.frombuffer(PAGE_MAGIC, dtype=np.uint64)[0]
         frames = np.flatnonzero(words[:: self.granule_bytes // 8] == magic).tolist()
         del words  # it would keep the mapping from being closed
         weights = self._old_weights + self._weights()
@@ -270,21 +264,6 @@ class HostMemory:
         if not self._holds(frame, header):
             raise HostPageCorrupt(frame, "its bytes do not match their checksum")
         return self._view(frame, header)
-
-
-def parse_header(raw: bytes) -> PageHeader | None:
-    """Return the page header in 128 bytes, or None if there is none, or one of another version."""
-    magic, version, num_tokens, key, space_id, payload_bytes, generation, checksum = _HEADER.unpack_from(raw)
-    if magic != _PAGE_MAGIC or version != _VERSION or _CHECKSUM.unpack_from(raw, _HEADER.size)[0] != crc32c(raw[: _HEADER.size]):
-        return None
-    return PageHeader(key, space_id, num_tokens, payload_bytes, generation, checksum)
-
-
-def pack_header(header: PageHeader) -> bytes:
-    """Return a header as the 128 bytes that `parse_header` reads."""
-    sizes = header.payload_bytes, header.boot_generation, header.payload_checksum
-    body = _HEADER.pack(_PAGE_MAGIC, _VERSION, header.num_tokens, header.key, header.space_id, *sizes)
-    return body + _CHECKSUM.pack(crc32c(body))
 
 
 def _check_descriptor(fd: int, size_bytes: int, granule_bytes: int) -> None:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from drivers.contract import FramePatch, Plan, RowRun, RowStart
 from drivers.errors import PlanRejected
-from drivers.hostmem import KEY_BYTES
+from drivers.page_header import KEY_BYTES
 from drivers.rows import NO_FRAME, GroupLimit, ModelLimit, Row, RowState, RowTable
 from memory.page import Tier
 

@@ -20,7 +20,8 @@ from collections.abc import Iterable, Iterator
 
 from drivers.client import Device
 from drivers.errors import DeviceLost, DriverError, HostPageCorrupt
-from drivers.hostmem import HostMemory, PageHeader, host_frame_bytes
+from drivers.hostmem import HostMemory, host_frame_bytes
+from drivers.page_header import PageHeader
 from kerneld.calls import ContextState
 from kerneld.context import Context
 from kerneld.deviceparts import DeviceParts

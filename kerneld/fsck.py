@@ -21,7 +21,8 @@ from pathlib import Path
 from crc32c import crc32c
 
 from drivers.errors import HostPageCorrupt
-from drivers.hostmem import HEADER_BYTES, HostMemory, host_frame_bytes, parse_header
+from drivers.hostmem import HostMemory, host_frame_bytes
+from drivers.page_header import HEADER_BYTES, parse_header
 from kerneld.checkpoint import ImageStore
 from kerneld.deviceparts import DeviceParts
 from kerneld.disk.pagefile import PageFile, granule_of

@@ -42,6 +42,7 @@ DOORS = {
         "drivers.errors",
         "drivers.config",
         "drivers.hostmem",
+        "drivers.page_header",
         "drivers.gguf",
     },
     ("syscalls", "memory"): {"memory.errors", "memory.remedy"},

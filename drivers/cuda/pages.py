@@ -29,7 +29,8 @@ from drivers.contract import CopyTimes, Plan
 from drivers.cuda.model import FrameForm
 from drivers.cuda.runtime import DeviceArena, Event, Runtime
 from drivers.errors import HostPageCorrupt, PageCorrupt, PlanRejected
-from drivers.hostmem import HEADER_BYTES, HostMemory, PageHeader, host_frame_bytes, pack_header
+from drivers.hostmem import HostMemory, host_frame_bytes
+from drivers.page_header import HEADER_BYTES, PageHeader, pack_header
 from drivers.plan_check import check_pages
 from memory.page import Move, Tier, Zero
 

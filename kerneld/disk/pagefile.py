@@ -35,7 +35,8 @@ from pathlib import Path
 
 from crc32c import crc32c
 
-from drivers.hostmem import HEADER_BYTES, PageHeader, host_frame_bytes, parse_header
+from drivers.hostmem import host_frame_bytes
+from drivers.page_header import HEADER_BYTES, PageHeader, parse_header
 from kerneld.errors import Unavailable
 from kerneld.state.files import disk_errors
 

@@ -9,7 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from drivers.errors import HostPageCorrupt, HostTierInvalid
-from drivers.hostmem import HEADER_BYTES, MAX_RUNS, HostMemory, host_frame_bytes
+from drivers.hostmem import MAX_RUNS, HostMemory, host_frame_bytes
+from drivers.page_header import HEADER_BYTES
 
 GRANULE = 256
 SIZE = 64 * GRANULE

@@ -10,9 +10,10 @@ import torch
 from drivers.arena import Arena, FrameShape
 from drivers.contract import CopyTimes, Plan
 from drivers.errors import PageCorrupt, PlanRejected
-from drivers.hostmem import HEADER_BYTES, HostMemory, host_frame_bytes
+from drivers.hostmem import HostMemory, host_frame_bytes
 from drivers.native.pages import NativePages, native_pages
 from drivers.ops.table import fused_table
+from drivers.page_header import HEADER_BYTES
 from drivers.pages import MEASURED_FRAME_BYTES, PageMover, fastest_mover
 from memory.page import Move, Tier
 
