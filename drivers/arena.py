@@ -118,6 +118,11 @@ class Arena:
             return keys, values
         return keys, values, self._tokens(shape, torch.float32, (2 * heads, page, 1), 2 * half)
 
+    def clear_tail(self, shape: FrameShape, frame: int, num_tokens: int) -> None:
+        """Zero what lies behind the first `num_tokens` tokens of a page, in every layer."""
+        for view in self.token_views(shape):
+            view[frame, :, :, num_tokens:].zero_()
+
     def _tokens(self, shape: FrameShape, dtype: torch.dtype, inner: tuple[int, int, int], start: int) -> Tensor:
         """A part of every layer that begins `start` bytes behind the layer's own start and lies in one piece."""
         _, page, items = inner

@@ -46,7 +46,7 @@ class DriversConfig:
         default_factory=dict,
         metadata={
             "doc": "Settings of the driver itself; one it does not know is refused. cpu: native (on, off), isa, cpus (0-3,8); "
-            "cuda: device, run_ahead, graphs."
+            "cuda: device, run_ahead, graphs; split: parts, shares, and N.NAME of part N."
         },
     )
     trust: bool = field(

@@ -52,8 +52,9 @@ from drivers.native.offers import NATIVE
 from drivers.ops.implementation import op_names
 from drivers.pages import PageMover, fastest_mover
 from drivers.plan_check import check_rows
-from drivers.rows import Row, RowTable, StepRows
+from drivers.rows import RowTable, StepRows
 from drivers.stepping import answer_rows, fail_row
+from drivers.tails import clear_ahead, clear_opened
 from drivers.trial import prefill_pace
 from drivers.weight_image import park_segments
 
@@ -144,7 +145,7 @@ class CpuDriver:
             model.arrival.copy_s,
             model.arrival.num_corrupt,
             prefill_s=self._paces.get(spec.source, 0.0),
-            runs_on=runs_on(model.decision, ground.ops, torch.get_num_threads()),
+            runs_on=runs_on(model.decision, ground.ops),
             ops=op_reports(model.decision, ground.ops),
         )
 
@@ -182,7 +183,7 @@ class CpuDriver:
         with torch.inference_mode():
             device.mover.carry_out(plan, loaded.spaces)
             for row in device.rows.apply(plan):
-                self._clear_ahead(row, row.position)
+                clear_ahead(loaded.models[row.model_id].tails, row, row.position, device.rows.page_tokens)  # invariant 1
 
     def copied(self) -> CopyTimes:
         """What pages were copied since this was asked last, and how long it took."""
@@ -221,29 +222,17 @@ class CpuDriver:
             raise DeviceLost("The driver is not open.")
         return self._device
 
-    def _clear_ahead(self, row: Row, position: int) -> None:
-        """Zero what lies at and beyond `position` in the page that holds it (invariant 1)."""
-        device, model = self._opened(), self._loaded.models[row.model_id]
-        page, num_tokens = divmod(position, device.rows.page_tokens)
-        if num_tokens and not model.is_native:
-            for shape, table in zip(model.frames, row.tables, strict=True):
-                device.mover.clear_tail(shape, int(table[page]), num_tokens)
-
     def _run(self, share: StepRows) -> list[RowResult]:
         """One model's share of a step."""
         loaded, rows = self._loaded, self._opened().rows
         model = loaded.models.get(share.model_id)
         if model is None:
             raise PlanRejected(f"Model {share.model_id} was unloaded under a plan that runs it.")
-        if not model.is_native:
-            page_tokens = rows.page_tokens
-            for row, count in zip(share.rows, share.counts, strict=True):
-                if row.position % page_tokens == 0 or row.position // page_tokens != (row.position + count - 1) // page_tokens:
-                    self._clear_ahead(row, row.position + count)  # a page is opened: invariant 1
+        clear_opened(model.tails, share, rows.page_tokens)  # invariant 1
         hidden = model.runner.forward(share, loaded.lora_of(share))
         results = answer_rows(model.runner, hidden, share, rows, model.decision.table.sample)
         for row, result in zip(share.rows, results, strict=True):
             if result.num_drafted:
                 self._opened().drafter.heard(row, result.num_drafted, result.num_drafted - result.num_rejected)
-                self._clear_ahead(row, row.position)  # invariant 1: guesses that were wrong
+                clear_ahead(model.tails, row, row.position, rows.page_tokens)  # invariant 1: guesses that were wrong
         return results

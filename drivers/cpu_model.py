@@ -28,6 +28,7 @@ from drivers.ops.ragged import AttentionShape
 from drivers.ops.reference import linear
 from drivers.rows import GroupLimit, ModelLimit
 from drivers.streamed_weights import StreamedWeights, stream_weights
+from drivers.tails import ArenaTails
 
 WORKSPACE_TOKENS = 8192  # keys gathered at once: 6 MB of bf16 at the 135M shape
 
@@ -42,6 +43,7 @@ class CpuModel:
     space_ids: tuple[int, ...]  # one per KV group
     frames: tuple[FrameShape, ...]
     places: tuple[tuple[int, int], ...] = ()  # offset and size of each segment; -1 of those that are streamed
+    tails: tuple[ArenaTails, ...] = ()  # of each KV group, where what lies behind a row's last token has to be zero
     arrival: Arrival = field(default_factory=Arrival)
     streamed: StreamedWeights | None = None
 
@@ -64,7 +66,11 @@ class CpuModel:
 
 def inspect_cpu_model(source: InspectSpec, ground: Ground) -> ModelSpec:
     """What a model needs, and what runs it, as far as that changes the bits of its pages. Raises: ModelUnsupported, ModelCorrupt."""
-    decision = ground.ops.decide(source)
+    return told_of(ground.ops.decide(source), ground)
+
+
+def told_of(decision: Decision, ground: Ground) -> ModelSpec:
+    """What is told of a model that was read."""
     spec = model_spec(decision.files, ground.ops.pages)
     if decision.program is not None:
         return msgspec.structs.replace(spec, numerics=f"{spec.numerics}/{ground.ops.engine_name}")
@@ -106,6 +112,7 @@ def _build(decision: Decision, spec: LoadSpec, ground: Ground, loaded: tuple[Dec
         space_ids=spec.space_ids,
         frames=frames,
         places=tuple((offset, segment.size_bytes) for segment, offset in zip(files.segments, spec.offsets, strict=True)),
+        tails=() if decision.program is not None else tuple(ArenaTails(ground.arena, frame) for frame in frames),
         arrival=arrival,
         streamed=streamed,
     )

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Collection
+
+import torch
 
 from drivers.contract import OpReport
 from drivers.cpu_ops import Decision, OpChooser
@@ -10,22 +13,26 @@ from drivers.models.config import Foreign
 from drivers.ops.fusion import Choice
 
 
-def runs_on(decision: Decision, ops: OpChooser, num_threads: int) -> str:
-    """What computes a model, in a few words; `num_threads`: of torch."""
+def runs_on(decision: Decision, ops: OpChooser) -> str:
+    """What computes a model, in a few words."""
     if decision.program is not None and ops.engine is not None:
         return f"native code ({ops.engine.level}), {_threads(ops.engine.num_threads)}"
-    return f"torch, {_threads(num_threads)}; native code does not apply: {decision.why_torch}"
+    return f"torch, {_threads(torch.get_num_threads())}; native code does not apply: {decision.why_torch}"
 
 
 def _threads(num: int) -> str:
     return f"{num} thread{'s' if num > 1 else ''}"
 
 
-def op_reports(decision: Decision, ops: OpChooser) -> tuple[OpReport, ...]:
-    """A line for each op and what runs it, in the order of a forward pass, and one for each that is in quarantine."""
+def op_reports(decision: Decision, ops: OpChooser, segments: Collection[int] | None = None) -> tuple[OpReport, ...]:
+    """A line for each op and what runs it, in the order of a forward pass, and one for each that is in quarantine.
+
+    `segments`: those that are run here; None: all.
+    """
     if decision.files.config.foreign is not None:
         return _foreign(decision.files.config.foreign)
-    counted = Counter(_report(choice) for choices in decision.cover.lists for choice in choices)
+    here = [choices for idx, choices in enumerate(decision.cover.lists) if segments is None or idx in segments]
+    counted = Counter(_report(choice) for choices in here for choice in choices)
     found = [OpReport(report.op, report.implementation, report.covers, num, report.why) for report, num in counted.items()]
     for name, error in ops.bad.items():
         why = f"it disagreed with its definition, by {error:.3g} times what is tolerated"

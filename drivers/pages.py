@@ -79,11 +79,6 @@ class PageMover:
         if corrupt:
             raise PageCorrupt(tuple(corrupt))
 
-    def clear_tail(self, shape: FrameShape, frame: int, num_tokens: int) -> None:
-        """Zero what lies behind the first `num_tokens` tokens of a page, in every layer."""
-        for view in self._arena.token_views(shape):
-            view[frame, :, :, num_tokens:].zero_()
-
     def _zero(self, zero: Zero, shape: FrameShape) -> None:
         if zero.tier is Tier.DEVICE:
             self._ops.page_zero(self._arena.frames(shape.size_bytes), zero.frame)
@@ -94,7 +89,7 @@ class PageMover:
         if move.source_frame != move.target_frame:
             self._ops.page_copy(self._arena.frames(shape.size_bytes), move.source_frame, move.target_frame)
             if move.num_tokens < shape.page_tokens:
-                self.clear_tail(shape, move.target_frame, move.num_tokens)  # a fork must not carry what it does not share
+                self._arena.clear_tail(shape, move.target_frame, move.num_tokens)  # a fork must not carry what it does not share
 
     def _between_tiers(self, moves: _Pending, spaces: Spaces) -> list[int]:
         """Copy pages up and down, in order. Returns the moves whose source did not hold."""

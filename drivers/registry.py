@@ -18,11 +18,13 @@ BUILT_IN = {
     "cpu": "drivers.cpu:CpuDriver",
     "cuda": "drivers.cuda.driver:CudaDriver",
     "fake": "drivers.fake:FakeDriver",
+    "split": "drivers.split.driver:SplitDriver",
 }
 # What reads their settings, without the libraries that they compute with.
 OPTION_READERS = {
     "cpu": "drivers.cpu_options:CpuOptions",
     "cuda": "drivers.cuda.options:Options",
+    "split": "drivers.split.options:SplitOptions",
 }
 METHODS = tuple(sorted(name for name, value in vars(Driver).items() if callable(value) and not name.startswith("_")))
 # Names that are taken, of what no worker can run.

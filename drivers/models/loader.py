@@ -111,10 +111,14 @@ def model_spec(files: ModelFiles, pages: PageShape) -> ModelSpec:
 
 def frame_bytes(config: DecoderConfig, num_layers: int, pages: PageShape, kv_quant: str = "") -> int:
     """Bytes of one page of a KV group, whole granules."""
+    return -(-layers_bytes(config, num_layers, pages, kv_quant) // pages.granule_bytes) * pages.granule_bytes
+
+
+def layers_bytes(config: DecoderConfig, num_layers: int, pages: PageShape, kv_quant: str = "") -> int:
+    """What so many layers take of a page."""
     values = 2 * config.num_kv_heads * config.head_dim * (KV_BYTES[kv_quant] or pages.dtype.itemsize)
     scales = 2 * config.num_kv_heads * KV_SCALE_BYTES if kv_quant else 0
-    used = num_layers * pages.page_tokens * (values + scales)
-    return -(-used // pages.granule_bytes) * pages.granule_bytes
+    return num_layers * pages.page_tokens * (values + scales)
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,7 +11,7 @@ import torch
 import transformers
 from torch import Tensor
 
-from drivers.contract import FramePatch, InspectSpec, LoadSpec, OpenSpec, Plan, RowResult, RowRun, RowStart, Sampling
+from drivers.contract import Driver, FramePatch, InspectSpec, LoadSpec, OpenSpec, Plan, RowResult, RowRun, RowStart, Sampling
 from drivers.cpu import CpuDriver
 
 GRANULE_BYTES = 1024
@@ -63,8 +63,9 @@ class CpuRig:
     max_step_tokens: int = 512
     options: Mapping[str, str] = field(default_factory=dict)
     quant: str = ""
+    kv_quant: str = ""
     is_batch_invariant: bool = False
-    driver: CpuDriver = field(default_factory=CpuDriver)
+    driver: Driver = field(default_factory=CpuDriver)
     seq: int = 0
 
     def __post_init__(self) -> None:
@@ -76,7 +77,7 @@ class CpuRig:
 
     def adopt(self) -> None:
         """Load the model into the open driver."""
-        source = InspectSpec(str(self.directory), self.max_positions, self.quant)
+        source = InspectSpec(str(self.directory), self.max_positions, self.quant, kv_quant=self.kv_quant)
         self.spec = self.driver.inspect(source)
         offsets, end = [], 0
         for segment in self.spec.segments:

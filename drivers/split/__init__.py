@@ -1,0 +1,1 @@
+"""One device made of several: each model's layers are shared out between them."""

@@ -1,0 +1,167 @@
+"""The host CPU as a part of a split device: the arena, the engine and the runners of the CPU driver, over some layers of a model."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from torch import Tensor
+
+from drivers.contract import Capabilities, OpenSpec, OpReport
+from drivers.cpu import CpuDriver
+from drivers.cpu_ground import Ground, open_ground
+from drivers.cpu_model import make_runner, told_of
+from drivers.cpu_ops import Decision
+from drivers.cpu_report import op_reports, runs_on
+from drivers.cpu_runners import NativeRunner, TorchRunner
+from drivers.cpu_shapes import Held, frames_of
+from drivers.errors import DeviceLost, ModelUnsupported
+from drivers.models.decoder import DecoderWeights, Layer
+from drivers.models.loader import ModelFiles, Target, layers_bytes, load_weights, segment_views
+from drivers.models.weight import Weight
+from drivers.rows import StepRows
+from drivers.split.stage import Part, PartPlaces, PartSpec, Progress
+from drivers.tails import ArenaTails
+
+
+@dataclass(frozen=True, slots=True)
+class CpuStageModel:
+    """See `drivers.split.stage.StageModel`."""
+
+    runner: NativeRunner | TorchRunner
+    pages: tuple[ArenaTails, ...]
+    layers: range
+    segments: tuple[int, ...]
+    decision: Decision
+    ground: Ground
+
+    @property
+    def needs_clean_pages(self) -> bool:
+        """Native code reads nothing that a row does not see; torch does."""
+        return self.decision.program is None
+
+    def first(self, share: StepRows) -> Tensor:
+        """See `StageModel`."""
+        return self.runner.first(share)
+
+    def run_layers(self, share: StepRows, hidden: Tensor) -> Tensor:
+        """See `StageModel`."""
+        return self.runner.run_layers(share, hidden, self.layers)
+
+    def logits(self, hidden: Tensor, tokens: Sequence[int]) -> Tensor:
+        """See `StageModel`."""
+        return self.runner.logits(hidden, tokens).float()
+
+    def greedy(self, hidden: Tensor, tokens: Sequence[int]) -> list[int] | None:
+        """See `StageModel`."""
+        return self.runner.greedy(hidden, tokens)
+
+    def ops(self) -> tuple[OpReport, ...]:
+        """See `StageModel`."""
+        return op_reports(self.decision, self.ground.ops, self.segments)
+
+    def runs_on(self) -> str:
+        """See `StageModel`."""
+        return runs_on(self.decision, self.ground.ops)
+
+    def close(self) -> None:
+        """See `StageModel`."""
+        self.runner.close()
+
+
+class CpuStage:
+    """See `drivers.split.stage.Stage`."""
+
+    def __init__(self) -> None:
+        self._ground: Ground | None = None
+
+    def probe(self) -> Capabilities:
+        """See `Stage`."""
+        return CpuDriver().probe()
+
+    def open(self, spec: OpenSpec) -> None:
+        """See `Stage`."""
+        self._ground = open_ground(spec, None)
+
+    def inspect(self, part: Part) -> PartSpec:
+        """See `Stage`."""
+        ground = self._opened()
+        decision = ground.ops.decide(part.source)
+        files, pages = decision.files, ground.ops.pages
+        if files.config.foreign is not None:
+            raise ModelUnsupported(
+                f"{files.config.architecture} is computed by transformers as a whole; run it on a device that is not split."
+            )
+        sizes = tuple(files.segments[idx].size_bytes for idx in part.segments(files.config.num_layers))
+        held = Held(part.layers, ())
+        page_bytes = tuple(layers_bytes(files.config, len(held.of(group)), pages, files.runtime.kv_quant) for group in files.config.groups)
+        return PartSpec(told_of(decision, ground), sizes, page_bytes)
+
+    def load(self, part: Part, places: PartPlaces, progress: Progress) -> CpuStageModel:
+        """See `Stage`."""
+        ground = self._opened()
+        decision = ground.ops.decide(part.source)
+        files, held = decision.files, Held(part.layers, places.frame_bytes)
+        segments = part.segments(files.config.num_layers)
+        target = Target(ground.arena.bytes, places.offsets, ground.ops.pages.dtype, ground.copier)
+        lacking = _only(files, [segments[idx] for idx in places.missing])
+        load_weights(lacking, replace(target, offsets=[places.offsets[idx] for idx in places.missing]), progress)
+        found = dict(zip(segments, places.offsets, strict=True))
+        parts = {idx: segment_views(files.segments[idx], target, offset) for idx, offset in found.items()}
+        offsets = tuple(found.get(idx, 0) for idx in range(len(files.segments)))
+        frames = frames_of(files, ground.ops.pages, held)
+        return CpuStageModel(
+            make_runner(decision, ground, _weights(parts, offsets), offsets, held),
+            tuple(ArenaTails(ground.arena, frame) for frame in frames),
+            part.layers,
+            segments,
+            decision,
+            ground,
+        )
+
+    def read(self, start: int, target: memoryview) -> None:
+        """See `Stage`."""
+        target[:] = self._opened().arena.span(start, len(target))
+
+    def write(self, start: int, source: memoryview) -> None:
+        """See `Stage`."""
+        self._opened().arena.span(start, len(source))[:] = source
+
+    def copy(self, source: int, target: int, size_bytes: int) -> None:
+        """See `Stage`."""
+        arena = self._opened().arena
+        arena.span(target, size_bytes)[:] = arena.span(source, size_bytes)
+
+    def zero(self, start: int, size_bytes: int) -> None:
+        """See `Stage`."""
+        self._opened().arena.bytes[start : start + size_bytes].zero_()
+
+    def give_back(self, slabs: tuple[int, ...]) -> None:
+        """See `Stage`."""
+        self._opened().arena.memory.give_back(slabs)
+
+    def take(self, slabs: tuple[int, ...]) -> None:
+        """See `Stage`."""
+        self._opened().arena.memory.take(slabs)
+
+    def close(self) -> None:
+        """See `Stage`."""
+        ground, self._ground = self._ground, None
+        if ground is not None:
+            ground.close()
+
+    def _opened(self) -> Ground:
+        if self._ground is None:
+            raise DeviceLost("The driver is not open.")
+        return self._ground
+
+
+def _only(files: ModelFiles, idxs: Sequence[int]) -> ModelFiles:
+    """The same files, of some segments."""
+    return replace(files, segments=tuple(files.segments[idx] for idx in idxs))
+
+
+def _weights(parts: dict[int, dict[str, Tensor | Weight]], offsets: Sequence[int]) -> DecoderWeights:
+    """What is here of a model's weights; segments that are elsewhere have no parts."""
+    first, *layers, last = (parts.get(idx, {}) for idx in range(len(offsets)))
+    return DecoderWeights(first, tuple(Layer(offset, each) for offset, each in zip(offsets[1:-1], layers, strict=True)), last)

@@ -1,0 +1,164 @@
+"""A model on several devices is the model: the same tokens, the same bits, whatever was shared out how."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from drivers.conformance_bench import open_spec
+from drivers.contract import InspectSpec, LoadSpec, RowResult, Sampling
+from drivers.errors import DeviceOutOfMemory, ModelUnsupported, OptionUnknown, PlanRejected
+from drivers.split.cpu_stage import CpuStage
+from drivers.split.driver import SplitDriver
+from drivers.split.stage import Stage
+from tests.drivers.cpu_rig import CpuRig, save_model
+
+NO_NATIVE = {"0.native": "off", "1.native": "off"}
+TOLD = Sampling(temperature=0.0, num_logprobs=5)
+WAYS: dict[str, tuple[str, Mapping[str, str], str, str]] = {
+    "float32": ("float32", {}, "", ""),
+    "bfloat16": ("bfloat16", {}, "", ""),
+    "int8": ("bfloat16", {}, "int8", ""),
+    "int4, int8 pages": ("bfloat16", {}, "int4", "int8"),
+    "torch": ("float32", NO_NATIVE, "", ""),
+}
+SHARES = ("1,1", "1,3", "5,1")
+
+
+def whole_options(options: Mapping[str, str]) -> dict[str, str]:
+    """What a driver of one part is told in place of what those of a split one are."""
+    return {name.removeprefix("0."): value for name, value in options.items() if name.startswith("0.")}
+
+
+def told(rig: CpuRig, prompt: tuple[int, ...]) -> list[RowResult]:
+    """Two rows, one of them in chunks, then seven steps of both; every number that a caller could see."""
+    other = tuple(reversed(prompt))[:9]
+    results = rig.run([(0, 17), (1, 9)], starts=(rig.start(0, prompt, TOLD, 8), rig.start(1, other, TOLD, 16)))
+    results += rig.run([(0, len(prompt) - 17), (1, 1)])
+    results += rig.run([(0, 1), (1, 1)], 7)
+    rig.run([], 0, clears=(0, 1))
+    return [step[slot] for step in results for slot in sorted(step)]
+
+
+@pytest.mark.parametrize("shares", SHARES)
+@pytest.mark.parametrize("way", WAYS)
+def test_the_bits_are_those_of_one_device(tmp_path: Path, way: str, shares: str) -> None:
+    dtype, options, quant, kv_quant = WAYS[way]
+    save_model(tmp_path, "Llama", num_hidden_layers=5)
+    alone = CpuRig(tmp_path, dtype=dtype, options=whole_options(options), quant=quant, kv_quant=kv_quant)
+    split = CpuRig(tmp_path, dtype=dtype, options={"shares": shares, **options}, quant=quant, kv_quant=kv_quant, driver=SplitDriver())
+    prompt = tuple(range(3, 40))
+    assert told(split, prompt) == told(alone, prompt)
+
+
+@pytest.mark.parametrize("family", ["Gemma2", "Qwen3", "GPT2"])
+def test_families_with_windows_ties_and_learned_positions_split(tmp_path: Path, family: str) -> None:
+    changes: dict[str, object] = {"sliding_window": 16} if family == "Gemma2" else {}
+    if family == "GPT2":
+        changes = {"n_layer": 4, "n_embd": 96, "n_head": 6, "n_positions": 512}
+    save_model(tmp_path, family, **{"num_hidden_layers": 4, **changes})
+    alone, split = CpuRig(tmp_path), CpuRig(tmp_path, options={"shares": "1,2"}, driver=SplitDriver())
+    prompt = tuple(range(3, 53))
+    assert told(split, prompt) == told(alone, prompt)
+
+
+def test_three_parts_are_one_device_too(tmp_path: Path) -> None:
+    save_model(tmp_path, "Llama")
+    alone, split = CpuRig(tmp_path), CpuRig(tmp_path, options={"parts": "cpu,cpu,cpu"}, driver=SplitDriver())
+    prompt = tuple(range(3, 40))
+    assert told(split, prompt) == told(alone, prompt)
+
+
+def test_a_model_of_another_split_has_other_numerics(tmp_path: Path) -> None:
+    save_model(tmp_path, "Llama")
+    names = {CpuRig(tmp_path, options={"shares": shares}, driver=SplitDriver()).spec.numerics for shares in ("1,1", "1,2", "2,1")}
+    assert len(names) == 3
+
+
+def test_bundles_and_frames_cost_what_the_fuller_part_needs(tmp_path: Path) -> None:
+    save_model(tmp_path, "Llama", num_hidden_layers=4)
+    alone, split = CpuRig(tmp_path), CpuRig(tmp_path, options={"shares": "1,1"}, driver=SplitDriver())
+    assert split.spec.groups == alone.spec.groups  # two layers of four on either half: nothing is lost
+    lost = sum(each.size_bytes for each in split.spec.segments) / sum(each.size_bytes for each in alone.spec.segments)
+    assert 1.0 <= lost < 2.0  # the embedding is on the first part alone
+
+
+@pytest.mark.parametrize(
+    ("options", "word"),
+    [
+        ({"parts": "cpu"}, "two or more"),
+        ({"parts": "cpu,tpu"}, "two or more of cpu, cuda"),
+        ({"shares": "1"}, "a whole number for each of the 2"),
+        ({"shares": "1,0"}, "a whole number"),
+        ({"2.native": "off"}, "no option 2.native"),
+        ({"1.colour": "red"}, "no option colour"),
+    ],
+)
+def test_options_that_cannot_be_are_refused(options: dict[str, str], word: str) -> None:
+    with pytest.raises(OptionUnknown, match=word):
+        SplitDriver().open(msgspec.structs.replace(open_spec(4), options=options), None)
+
+
+def test_granules_too_small_to_share_are_refused() -> None:
+    with pytest.raises(PlanRejected, match="too small"):
+        SplitDriver().open(msgspec.structs.replace(open_spec(4), granule_bytes=64), None)
+
+
+def test_fewer_layers_than_parts_are_refused(tmp_path: Path) -> None:
+    save_model(tmp_path, "Llama", num_hidden_layers=2)
+    with pytest.raises(ModelUnsupported, match="2 layers, fewer than the 3 parts"):
+        CpuRig(tmp_path, options={"parts": "cpu,cpu,cpu"}, driver=SplitDriver())
+
+
+def test_adapters_are_refused(tmp_path: Path) -> None:
+    save_model(tmp_path, "Llama")
+    rig = CpuRig(tmp_path, driver=SplitDriver())
+    with pytest.raises(ModelUnsupported, match="no adapters"):
+        rig.driver.inspect(InspectSpec(str(tmp_path), base=str(tmp_path)))
+
+
+def test_a_load_off_its_granules_is_refused(tmp_path: Path) -> None:
+    save_model(tmp_path, "Llama")
+    rig = CpuRig(tmp_path, driver=SplitDriver())
+    offsets = tuple(64 for _ in rig.spec.segments)
+    with pytest.raises(PlanRejected, match="not on a granule"):
+        rig.driver.load(LoadSpec(2, InspectSpec(str(tmp_path)), (20,), offsets), lambda _done, _total: None)
+
+
+def test_each_part_tells_the_ops_of_its_own_layers(tmp_path: Path) -> None:
+    save_model(tmp_path, "Llama", num_hidden_layers=4)
+    rig = CpuRig(tmp_path, options={"shares": "1,3"}, driver=SplitDriver())
+    offsets = itertools.accumulate((each.size_bytes for each in rig.spec.segments[:-1]), initial=4 << 20)
+    loaded = rig.driver.load(LoadSpec(2, InspectSpec(str(tmp_path)), (20,), tuple(offsets)), lambda _done, _total: None)
+    attention = [report for report in loaded.ops if "paged_attention" in report.covers]
+    assert [(report.num_calls, report.why[:6]) for report in attention] == [(1, "part 0"), (3, "part 1")]
+    assert sum(report.num_calls for report in loaded.ops if "embed" in report.covers) == 1
+    assert loaded.runs_on.startswith("layers 0 to 0: native")
+
+
+class Poor(CpuStage):
+    """A part that can give slabs back, and never has them again."""
+
+    def take(self, slabs: tuple[int, ...]) -> None:
+        raise DeviceOutOfMemory(1 << 20, 0)
+
+
+def test_slabs_are_taken_on_all_parts_or_on_none() -> None:
+    stages: list[CpuStage] = []
+
+    def make(_name: str) -> Stage:
+        stages.append(CpuStage() if len(stages) % 2 == 0 else Poor())
+        return stages[-1]
+
+    driver = SplitDriver(make)
+    driver.open(open_spec(4), None)
+    driver.give_back((1, 2))
+    with pytest.raises(DeviceOutOfMemory):
+        driver.take((1,))
+    with pytest.raises(PlanRejected, match="not held"):
+        driver.give_back((1,))
+    driver.close()
