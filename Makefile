@@ -49,7 +49,7 @@ bench-gpu: setup-dev  ## what one NVIDIA device does with our kernels, in less t
 	$(BIN)/python -m bench.gpu --json bench/results/gpu.json
 	$(BIN)/python -m bench.report bench/results
 
-bench-peers: setup-dev  ## the speed of generation beside OpenVINO, llama.cpp and transformers; installs them into .peers
+bench-peers: setup-dev  ## the speed of generation beside OpenVINO, vLLM, llama.cpp and transformers; installs them into .peers
 	$(BIN)/python -m bench.peers.install
 	$(BIN)/python -m bench.inference --json bench/results/inference.json
 	$(BIN)/python -m bench.report bench/results

@@ -7,26 +7,28 @@ Peers keep their own defaults but for the threads. The tasks:
     8, 32          so many of them at once: output tokens per second, prefill included
     first token    a prompt of 512 tokens
 
-`python -m bench.peers.install` installs the peers.
+`python -m bench.peers.install` installs the peers; vLLM, where there is none for this machine, is left out, and that is noted. With
+`--peers "vllm bf16,openvino bf16"`, only those are started, beside the kinds of ours that are compared with them.
 """
 
 from __future__ import annotations
 
+import argparse
 import asyncio
 import os
 import statistics
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from bench.daemon import running_daemon
 from bench.engine import infer_once
-from bench.peers.install import converted, python_of
+from bench.peers.install import converted, is_installed, python_of
 from bench.peers.peer import running_peer
-from bench.report import Figure, at_least, at_most, json_path, publish
+from bench.report import Figure, at_least, at_most, publish
 from bench.shapes import make_135m, make_360m, prompt
 from kerneld_client import aio
 
@@ -52,11 +54,21 @@ class Peers:
 
 GOALS = (
     Peers("int8", ("openvino int8", "llama.cpp q8_0"), 1.2, ("llama.cpp q8_0",), 1.0, 0.85),
-    Peers("", ("openvino bf16",), 1.05, (), 0.0, 1.1),
+    Peers("", ("openvino bf16", "vllm bf16"), 1.05, (), 0.0, 1.1),
     Peers("int4", (), 0.0, ("llama.cpp q4_0",), 0.9, 0.0),
 )
-PEERS = ("openvino int8", "openvino bf16", "llama.cpp q8_0", "llama.cpp q4_0")
+PEERS = ("openvino int8", "openvino bf16", "vllm bf16", "llama.cpp q8_0", "llama.cpp q4_0")
 FOR_COMPARISON = ("llama.cpp bf16", "transformers bf16")  # without a goal, on the smaller shape
+
+
+def goals_with(peers: Sequence[str]) -> list[Peers]:
+    """The goals as they are when only some peers run: those that have one to be compared with."""
+    found = []
+    for goal in GOALS:
+        batch, single = (tuple(name for name in names if name in peers) for names in (goal.batch, goal.single))
+        if batch or single:
+            found.append(replace(goal, batch=batch, single=single))
+    return found
 
 
 @contextmanager
@@ -70,6 +82,8 @@ def peer(name: str, model: Path) -> Iterator[Seconds]:
     elif engine == "llama.cpp":
         file = converted("llama_cpp", model, kind)
         started = running_peer(python_of("llama_cpp"), "llama_cpp_peer.py", str(file), str(THREADS))
+    elif engine == "vllm":
+        started = running_peer(python_of("vllm"), "vllm_peer.py", str(model), str(THREADS))
     else:
         started = running_peer(Path(sys.executable), "transformers_peer.py", str(model), str(THREADS))
     with started as running:
@@ -121,13 +135,13 @@ def rounds(engines: dict[str, Seconds]) -> dict[str, list[dict[str, float]]]:
     return found
 
 
-def compared(found: dict[str, list[dict[str, float]]]) -> Iterator[Figure]:
+def compared(found: dict[str, list[dict[str, float]]], goals: Sequence[Peers]) -> Iterator[Figure]:
     """What every engine reached, and the ratios that have goals."""
     for name, turns in found.items():
         for task in turns[0]:
             unit = "ms" if task == "first token" else "tok/s"
             yield Figure(f"{task}, {name}", statistics.median(turn[task] for turn in turns), unit)
-    for goal in GOALS:
+    for goal in goals:
         mine = found[f"kerneld {goal.quant or 'bf16'}"]
 
         def ratio(task: str, names: tuple[str, ...], best: Callable[..., float], own: list[dict[str, float]] = mine) -> float:
@@ -147,7 +161,26 @@ def compared(found: dict[str, list[dict[str, float]]]) -> Iterator[Figure]:
 
 def main() -> None:
     """Measure, print and keep."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--json", type=Path, help="file to write the figures to")
+    parser.add_argument("--peers", default=",".join((*PEERS, *FOR_COMPARISON)), help="the peers to start")
+    asked = parser.parse_args()
+    wanted = [name.strip() for name in asked.peers.split(",")]
+    if unknown := set(wanted) - {*PEERS, *FOR_COMPARISON}:
+        parser.error(f"there is no peer {', '.join(sorted(unknown))}; there are {', '.join((*PEERS, *FOR_COMPARISON))}")
+    is_without_vllm = not is_installed("vllm")
+    chosen = [name for name in wanted if not (is_without_vllm and name.startswith("vllm"))]
+    figures = measured(chosen)
+    if is_without_vllm:
+        print("vLLM is not installed: compared without it", file=sys.stderr)
+        figures = [replace(figure, note="without vLLM") if ": bf16, " in figure.what else figure for figure in figures]
+    publish("inference", "Generation beside other engines", figures, asked.json)
+
+
+def measured(chosen: Sequence[str]) -> list[Figure]:
+    """All figures, beside the chosen peers."""
     figures: list[Figure] = []
+    goals = goals_with(chosen)
     with tempfile.TemporaryDirectory(prefix="kerneld-bench-") as name:
         folder = Path(name)
         settings = ["drivers.dtype=bfloat16", "memory.device_bytes=4GiB", "memory.host_bytes=512MiB"]
@@ -155,10 +188,11 @@ def main() -> None:
             for make, peers in ((make_135m, (*PEERS, *FOR_COMPARISON)), (make_360m, PEERS)):
                 model = make(folder)
                 with ExitStack() as stack:
-                    engines = {f"kerneld {goal.quant or 'bf16'}": ours(socket, model, goal.quant) for goal in GOALS}
-                    engines |= {name: stack.enter_context(peer(name, model)) for name in peers}
-                    figures += [Figure(f"{model.name}: {f.what}", f.value, f.unit, f.goal, f.is_met) for f in compared(rounds(engines))]
-    publish("inference", "Generation beside other engines", figures, json_path())
+                    engines = {f"kerneld {goal.quant or 'bf16'}": ours(socket, model, goal.quant) for goal in goals}
+                    engines |= {name: stack.enter_context(peer(name, model)) for name in peers if name in chosen}
+                    found = compared(rounds(engines), goals)
+                    figures += [Figure(f"{model.name}: {f.what}", f.value, f.unit, f.goal, f.is_met) for f in found]
+    return figures
 
 
 if __name__ == "__main__":

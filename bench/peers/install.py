@@ -1,7 +1,8 @@
 """Installs the peers, each into an environment of its own under .peers, and brings models into their forms. `python -m bench.peers.install`
 
-OpenVINO GenAI comes as wheels; llama.cpp is compiled from the source in the package of its Python binding, for this machine's processor,
-which takes some ten minutes. transformers is there already: the tests use it.
+OpenVINO GenAI and vLLM come as wheels; llama.cpp is compiled from the source in the package of its Python binding, for this machine's
+processor, which takes some ten minutes. transformers is there already: the tests use it. vLLM has wheels for few platforms; where it
+cannot be installed, that is said, and the comparison goes without it.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from bench.peers.peer import FOLDER
 ROOT = FOLDER.parents[1]
 PEERS = ROOT / ".peers"
 TORCH = "torch==2.13.0"
+DONE = "installed"  # a file in an environment that is complete
 LLAMA_CPP_OPTIONS = "-DGGML_NATIVE=ON -DLLAMA_BUILD_TESTS=OFF -DLLAMA_BUILD_EXAMPLES=OFF -DLLAMA_BUILD_TOOLS=OFF -DLLAMA_BUILD_SERVER=OFF"
 
 
@@ -46,12 +48,21 @@ def converted(peer: str, source: Path, kind: str) -> Path:
     return target
 
 
+def is_installed(peer: str) -> bool:
+    """Whether a peer has its environment, with everything in it."""
+    return (PEERS / peer / DONE).exists()
+
+
 def main() -> None:
-    """Make both environments; what is there already stays."""
-    _environment("openvino", [TORCH], ["optimum-intel[openvino]", "openvino-genai"])
+    """Make the environments; what is there already stays."""
+    _environment("openvino", [TORCH], [TORCH, "optimum-intel[openvino]", "openvino-genai"])
     # Comes along with optimum and breaks transformers, if it was built for another torch.
     subprocess.run([str(python_of("openvino")), "-m", "pip", "uninstall", "--quiet", "--yes", "torchvision"], check=True)
     _environment("llama_cpp", ["--no-binary", "llama-cpp-python", "llama-cpp-python"], ["gguf", "safetensors"])
+    try:
+        _environment("vllm", [TORCH], ["--no-deps", "--only-binary", ":all:", "--requirement", str(FOLDER / "vllm_requirements.txt")])
+    except subprocess.CalledProcessError:
+        print("vLLM cannot be installed here (see pip's words above); the comparison goes without it.", file=sys.stderr)
 
 
 def _environment(peer: str, *installs: list[str]) -> None:
@@ -61,6 +72,7 @@ def _environment(peer: str, *installs: list[str]) -> None:
     for packages in installs:
         command = [str(python_of(peer)), "-m", "pip", "install", "--quiet", "--disable-pip-version-check", *packages]
         subprocess.run(command, check=True, env={**os.environ, "CMAKE_ARGS": LLAMA_CPP_OPTIONS})
+    (folder / DONE).touch()
 
 
 if __name__ == "__main__":
