@@ -28,6 +28,11 @@ class CudaDecoder:
     dtype: torch.dtype
     kernels: KernelTable
 
+    @property
+    def has_experts(self) -> bool:
+        """Whether some layer is a mixture."""
+        return any(choice.call.op == "experts" for choices in self.cover.lists for choice in choices)
+
     def forward(self, step: StepRows) -> Tensor:
         """Compute the step's tokens and write their keys and values; answers the last hidden states `[T, hidden]`, not normed."""
         found = self._pass({"tokens": step.tokens, "positions": step.positions}, step)

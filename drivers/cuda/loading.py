@@ -19,6 +19,7 @@ from drivers.triton.layout import StepRows, tile_tokens
 TRIAL_TOKENS = 512
 QUANTIZED_OPS = ("embed", "linear")
 FEW_TOKENS = (1, 16, 32, 64)  # linears of quantized weights have a kernel for each
+MANY_TOKENS = (128, 256, 512, 1024, 2048, 4096, 8192)  # and experts, whose tiles are as high as their company is large
 Progress = Callable[[int, int], None]
 
 
@@ -88,7 +89,8 @@ def warm_up(runtime: Runtime, model: CudaModel, sizes: tuple[int, int]) -> float
     most = min(max_tokens, model.limit.max_positions)
     trial = min(TRIAL_TOKENS, most)
     events: list[Event] = []
-    for num_tokens in (most, *(few for few in FEW_TOKENS if few < most), trial, trial):
+    counts = (*FEW_TOKENS, *MANY_TOKENS) if model.decoder.has_experts else FEW_TOKENS
+    for num_tokens in (most, *(count for count in counts if count < most), trial, trial):
         events.append(runtime.compute.record())
         runtime.compute.run(lambda num_tokens=num_tokens: _prefill(runtime, model, num_tokens))  # type: ignore[misc]
     end = runtime.compute.record()

@@ -19,6 +19,7 @@ from drivers.ops.calls import (
     AttentionSettings,
     Call,
     EmbedSettings,
+    ExpertSettings,
     HeadNormSettings,
     NormSettings,
     RopeSettings,
@@ -27,7 +28,7 @@ from drivers.ops.calls import (
 from drivers.ops.implementation import Implementation, Shapes
 from drivers.ops.ragged import HeadShape
 from drivers.ops.running import setting
-from drivers.triton.layout import Angles, AttentionShape, Heads, LayerKv, StepRows
+from drivers.triton.layout import MAX_HEAD_DIM, PREFILL_TILE, Angles, AttentionShape, Heads, LayerKv, StepRows
 from drivers.triton.matrix import QuantMatrix
 from drivers.triton.table import KernelTable
 
@@ -67,14 +68,15 @@ def on_device(part: Tensor | Weight) -> Matrix:
     """A part of the arena as the kernels take it."""
     if isinstance(part, Tensor):
         return part
-    places, storage = part.places, part.storage
-    values = part.bytes[: places.values_bytes].view(places.rows, -1)
-    scales = part.bytes[places.scales_start :][: places.scales_bytes].view(torch.float16 if storage.group else torch.float32)
+    places, storage, num = part.places, part.storage, part.places.num_matrices
+    rows = num * places.rows  # of experts: those of all, one behind the other
+    values = part.bytes[: num * places.values_bytes].view(rows, -1)
+    scales = part.bytes[places.scales_start :][: num * places.scales_bytes].view(torch.float16 if storage.group else torch.float32)
     offsets = None
     if storage.has_offsets:
-        offsets = part.bytes[places.offsets_start :][: places.offsets_bytes].view(torch.float32).view(places.rows, -1)
+        offsets = part.bytes[places.offsets_start :][: num * places.offsets_bytes].view(torch.float32).view(rows, -1)
     bits = 8 * values.shape[1] // places.columns
-    return QuantMatrix(values, scales.view(places.rows, -1), offsets, part.shape[-1], storage.group, bits)
+    return QuantMatrix(values, scales.view(rows, -1), offsets, part.shape[-1], storage.group, bits)
 
 
 def vector(parts: Parts, name: str) -> Tensor:
@@ -173,9 +175,23 @@ def act(call: Call, _parts: Parts, step: CudaPass) -> None:
     step.out(call, reference.act(step.read(call), setting(call, ActivationSettings).function))
 
 
+def experts(call: Call, parts: Parts, step: CudaPass) -> None:
+    """The likeliest of each token."""
+    router, (gate_up, down) = vector(parts, call.parts[0]), (parts[name] for name in call.parts[1:])
+    step.out(call, step.kernels.experts(step.read(call), router, gate_up, down, setting(call, ExpertSettings)))
+
+
 def softcap(call: Call, _parts: Parts, step: CudaPass) -> None:
     """As the library does it."""
     step.out(call, reference.cap(step.read(call), setting(call, SoftcapSettings).cap))
+
+
+def _heads_fit(_call: Call, shapes: Shapes) -> str:
+    heads = shapes.heads
+    if heads.head_dim > MAX_HEAD_DIM:
+        return f"head_dim is {heads.head_dim}; tiles hold {MAX_HEAD_DIM}"
+    shared = heads.num_heads // heads.num_kv_heads
+    return f"{shared} query heads share a KV head; tiles hold {PREFILL_TILE}" if shared > PREFILL_TILE else ""
 
 
 def _single_heads(call: Call, _shapes: Shapes) -> str:
@@ -185,13 +201,15 @@ def _single_heads(call: Call, _shapes: Shapes) -> str:
 RUNS: dict[str, Run] = {
     "embed": embed, "embed_positions": embed_positions, "rms_norm": rms_norm, "add_rms_norm": add_rms_norm, "layer_norm": layer_norm,
     "linear": linear, "head_norm": head_norm, "norm_rope_kv_write": rope_kv_write, "rope_kv_write": rope_kv_write,
-    "kv_write": rope_kv_write, "paged_attention": paged_attention, "add": add, "act_mul": act_mul, "act": act, "softcap": softcap,
+    "kv_write": rope_kv_write, "paged_attention": paged_attention, "add": add, "act_mul": act_mul, "act": act, "experts": experts,
+    "softcap": softcap,
 }  # fmt: skip
-KERNELS = ("rms_norm", "kv_write", "paged_attention", "act_mul")
+KERNELS = ("rms_norm", "kv_write", "paged_attention", "act_mul", "experts")
 LIBRARY = ("embed", "embed_positions", "layer_norm", "linear", "head_norm", "add", "act", "softcap")  # kernels where weights are quantized
 OFFERS = (
     *(Implementation(op, (op,), "triton", 4.0) for op in KERNELS),
     *(Implementation(op, (op,), "torch", 4.0) for op in LIBRARY),
+    Implementation("paged_attention", ("paged_attention",), "triton", 4.0, supports=_heads_fit),
     Implementation("add_rms_norm", ("add", "rms_norm"), "triton", 5.0, visible=(0, 1)),
     Implementation("rope_kv_write", ("rope", "kv_write"), "triton", 5.0, visible=(0,), overwrites=True),
     Implementation(

@@ -6,13 +6,16 @@ them, and on a device that is not there (tests) the driver runs them.
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from drivers.ops.calls import Activation
+from drivers.ops.calls import Activation, ExpertSettings
 from drivers.ops.drawing import Cuts
 from drivers.ops.drawing import sample as draw
+from drivers.ops.experts import grouped_experts
 from drivers.philox import uniforms
 from drivers.triton.layout import (
     NOT_FINITE,
@@ -27,7 +30,7 @@ from drivers.triton.layout import (
     Place,
     StepRows,
 )
-from drivers.triton.matrix import QuantMatrix
+from drivers.triton.matrix import QuantMatrix, Stack
 
 MIN_TEMPERATURE = 1e-5
 
@@ -187,6 +190,20 @@ def dequantize(matrix: QuantMatrix, dtype: torch.dtype, index: Tensor | None = N
 
 def _spread(scales: Tensor, matrix: QuantMatrix) -> Tensor:
     return scales.repeat_interleave(matrix.group, dim=1)[:, : matrix.columns] if matrix.group else scales
+
+
+def experts(x: Tensor, router: Tensor, gate_up: Stack, down: Stack, settings: ExpertSettings) -> Tensor:
+    """`x [T, hidden]` by the likeliest experts (drivers.ops.experts): `router [E, hidden]`, `gate_up [E, 2 * inner, hidden]`, gate first,
+    `down [E, hidden, inner]`."""
+    gates_and_ups, downs = (partial(_matrix_of, stack, settings.num_experts, x.dtype) for stack in (gate_up, down))
+    return grouped_experts(x, router, gates_and_ups, downs, settings)
+
+
+def _matrix_of(stack: Stack, num: int, dtype: torch.dtype, idx: int) -> Tensor:
+    if isinstance(stack, Tensor):
+        return stack[idx]
+    rows = stack.rows // num
+    return dequantize(stack, dtype, torch.arange(idx * rows, (idx + 1) * rows, device=stack.values.device))
 
 
 def sample(logits: Tensor, lanes: Tensor, ints: Tensor, cuts: Tensor, out: Tensor) -> None:

@@ -35,6 +35,16 @@ def tanh(x):
     return tl.where(x < 0.0, -1.0, 1.0) * (1.0 - small) / (1.0 + small)
 
 
+@triton.jit
+def activated(gate, FUNCTION: tl.constexpr):
+    """The function of a feed-forward block, by its number in `drivers.triton.rowwise`."""
+    if FUNCTION == 0:
+        return gate / (1.0 + tl.exp(tl.minimum(-gate, 80.0)))
+    if FUNCTION == 1:
+        return 0.5 * gate * (1.0 + tl.erf(gate * 0.7071067811865476))
+    return 0.5 * gate * (1.0 + tanh(0.7978845608028654 * (gate + 0.044715 * gate * gate * gate)))
+
+
 def padded(size: int, least: int = MIN_DOT) -> int:
     """The next power of two, at least `least`."""
     return max(least, triton.next_power_of_2(size))

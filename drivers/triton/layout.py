@@ -27,6 +27,8 @@ INT_COLUMNS, STOP_COLUMNS, CUT_COLUMNS = 8, 16, 4
 TOKEN, POSITION, IS_DONE, TOP_K, SEED = range(5)  # columns of ints
 TEMPERATURE, TOP_P, MIN_P = range(3)  # columns of cuts
 PREFILL_TILE = 64  # rows of an attention tile where rows have many tokens
+MAX_HEAD_DIM = 256  # a tile with wider heads does not fit into shared memory
+EXPERT_TILES = (16, 32, 64)
 NOT_FINITE, UNUSED = -2, -1  # in place of a drawn token
 QUANTIZED = {torch.int8: 127.0, torch.float8_e4m3fn: 448.0}  # the largest value of each kind
 
@@ -136,3 +138,8 @@ class AttentionShape:
 def tile_tokens(num_queries_per_kv: int, *, is_decode: bool) -> int:
     """Tokens of one row that an attention tile holds: its rows are tokens times the queries of a KV head, made a power of two."""
     return 1 if is_decode else max(1, PREFILL_TILE >> (num_queries_per_kv - 1).bit_length())
+
+
+def expert_tile(num_pairs: int, num_experts: int) -> int:
+    """Tokens of one expert that a tile of a mixture holds, so that most experts need one: `num_pairs` choices that tokens made."""
+    return next((rows for rows in EXPERT_TILES[:-1] if num_pairs * 2 <= rows * num_experts), EXPERT_TILES[-1])

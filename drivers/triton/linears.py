@@ -18,12 +18,12 @@ from drivers.triton.language import dot
 from drivers.triton.matrix import QuantMatrix
 
 FEW_TOKENS = 64
-ROWS, COLUMNS = 32, 128  # of weights, at once; columns are a multiple of every group
+ROWS = 32  # of weights, at once
 
 
 @triton.jit
-def _weights(value_ptr, scale_ptr, offset_ptr, n, k, num_rows, columns, groups, GROUP: tl.constexpr, HALF: tl.constexpr,
-             HAS_OFFSETS: tl.constexpr, IS_4_BIT: tl.constexpr, IS_SCALED: tl.constexpr):  # fmt: skip
+def weights_of(value_ptr, scale_ptr, offset_ptr, n, k, num_rows, columns, groups, GROUP: tl.constexpr, HALF: tl.constexpr,
+               HAS_OFFSETS: tl.constexpr, IS_4_BIT: tl.constexpr, IS_SCALED: tl.constexpr):  # fmt: skip
     """Weights `[n, k]` as float32; of 4 bits, columns `2 k + HALF` of the matrix. Not IS_SCALED: `q` around zero."""
     is_row = n < num_rows
     column = k
@@ -66,7 +66,7 @@ def _linear(
         for half in tl.static_range(halves):
             column = k * halves + half
             x = tl.load(here + column[None, :], mask=(m < tokens)[:, None] & (column < columns)[None, :], other=0.0)
-            w = _weights(value_ptr, scale_ptr, offset_ptr, n, k, rows, columns, groups, GROUP, half, HAS_OFFSETS, IS_4_BIT, is_scaled)
+            w = weights_of(value_ptr, scale_ptr, offset_ptr, n, k, rows, columns, groups, GROUP, half, HAS_OFFSETS, IS_4_BIT, is_scaled)
             acc = dot(x, tl.trans(w.to(x.dtype)), acc)
     if not is_scaled:
         acc *= tl.load(scale_ptr + n, mask=n < rows, other=0.0).to(tl.float32)[None, :]
@@ -87,22 +87,35 @@ def _dequantize(value_ptr, scale_ptr, offset_ptr, index_ptr, out_ptr, rows, colu
     n, k = row + tl.zeros([1], tl.int64), tl.program_id(1) * PIECE + tl.arange(0, PIECE)
     halves: tl.constexpr = 2 if IS_4_BIT else 1
     for half in tl.static_range(halves):
-        w = _weights(value_ptr, scale_ptr, offset_ptr, n, k, rows, columns, groups, GROUP, half, HAS_OFFSETS, IS_4_BIT, True)
+        w = weights_of(value_ptr, scale_ptr, offset_ptr, n, k, rows, columns, groups, GROUP, half, HAS_OFFSETS, IS_4_BIT, True)
         column = k * halves + half
         tl.store(out_ptr + out_row * columns + column[None, :], w.to(out_ptr.dtype.element_ty), mask=(column < columns)[None, :])
+
+
+def tiling(matrix: QuantMatrix, item_bytes: int) -> tuple[int, int]:
+    """Columns at once, and warps: as many as registers and 99 KiB of shared memory hold. Items are those of `x`."""
+    if item_bytes > 2:
+        return 32, 8
+    return (128, 4) if matrix.bits == 8 and matrix.offsets is None else (64, 8)
 
 
 def quant_linear(x: Tensor, matrix: QuantMatrix, bias: Tensor | None) -> Tensor:
     """See `definitions.quant_linear`, of any number of tokens."""
     tokens = x.shape[0]
+    return multiplied(x, matrix, bias, 16 if tokens <= 16 else 32 if tokens <= 32 else 64)
+
+
+def multiplied(x: Tensor, matrix: QuantMatrix, bias: Tensor | None, at_once: int) -> Tensor:
+    """The same, in tiles of so many tokens."""
+    tokens = x.shape[0]
     y = torch.empty((tokens, matrix.rows), dtype=x.dtype, device=x.device)
-    at_once = 16 if tokens <= 16 else 32 if tokens <= 32 else 64
     grid = (triton.cdiv(matrix.rows, ROWS), triton.cdiv(tokens, at_once))
     offsets = matrix.scales if matrix.offsets is None else matrix.offsets
+    columns_at_once, warps = tiling(matrix, x.dtype.itemsize)
     _linear[grid](
         x, matrix.values, matrix.scales, offsets, y if bias is None else bias, y, tokens, matrix.rows, matrix.columns, matrix.num_groups,
-        x.stride(0), TOKENS=at_once, ROWS=ROWS, COLUMNS=COLUMNS, GROUP=matrix.group, HAS_OFFSETS=matrix.offsets is not None,
-        IS_4_BIT=matrix.bits == 4, HAS_BIAS=bias is not None, num_warps=4, num_stages=3,
+        x.stride(0), TOKENS=at_once, ROWS=ROWS, COLUMNS=columns_at_once, GROUP=matrix.group, HAS_OFFSETS=matrix.offsets is not None,
+        IS_4_BIT=matrix.bits == 4, HAS_BIAS=bias is not None, num_warps=warps, num_stages=3,
     )  # fmt: skip
     return y
 

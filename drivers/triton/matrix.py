@@ -27,3 +27,6 @@ class QuantMatrix:
     def num_groups(self) -> int:
         """Scales of one row."""
         return self.scales.numel() // self.rows
+
+
+Stack = Tensor | QuantMatrix  # matrices of one shape, one behind the other: [matrices, rows, columns], or all of their rows

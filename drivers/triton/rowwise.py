@@ -7,7 +7,7 @@ import triton.language as tl
 from torch import Tensor
 
 from drivers.ops.calls import Activation
-from drivers.triton.language import tanh
+from drivers.triton.language import activated
 
 PIECE = 2048
 FUNCTIONS = {Activation.SILU: 0, Activation.GELU: 1, Activation.GELU_TANH: 2}
@@ -46,13 +46,7 @@ def _act_mul(x_ptr, out_ptr, inner, FUNCTION: tl.constexpr, PIECE: tl.constexpr)
     row, c = tl.program_id(0).to(tl.int64), tl.program_id(1) * PIECE + tl.arange(0, PIECE)
     gate = tl.load(x_ptr + row * 2 * inner + c, mask=c < inner, other=0.0).to(tl.float32)
     up = tl.load(x_ptr + row * 2 * inner + inner + c, mask=c < inner, other=0.0).to(tl.float32)
-    if FUNCTION == 0:
-        gate = gate / (1.0 + tl.exp(tl.minimum(-gate, 80.0)))
-    elif FUNCTION == 1:
-        gate = 0.5 * gate * (1.0 + tl.erf(gate * 0.7071067811865476))
-    else:
-        gate = 0.5 * gate * (1.0 + tanh(0.7978845608028654 * (gate + 0.044715 * gate * gate * gate)))
-    tl.store(out_ptr + row * inner + c, (gate * up).to(out_ptr.dtype.element_ty), mask=c < inner)
+    tl.store(out_ptr + row * inner + c, (activated(gate, FUNCTION) * up).to(out_ptr.dtype.element_ty), mask=c < inner)
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float, has_unit_offset: bool) -> Tensor:

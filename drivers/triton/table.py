@@ -8,10 +8,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from drivers.ops.calls import Activation
+from drivers.ops.calls import Activation, ExpertSettings
 from drivers.triton import definitions
 from drivers.triton.layout import Angles, AttentionShape, KvShape, LayerKv, Norms, Place, StepRows
-from drivers.triton.matrix import QuantMatrix
+from drivers.triton.matrix import QuantMatrix, Stack
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,6 +25,7 @@ class KernelTable:
     act_mul: Callable[[Tensor, Activation], Tensor] = definitions.act_mul
     quant_linear: Callable[[Tensor, QuantMatrix, Tensor | None], Tensor] = definitions.quant_linear
     dequantize: Callable[[QuantMatrix, torch.dtype, Tensor | None], Tensor] = definitions.dequantize
+    experts: Callable[[Tensor, Tensor, Stack, Stack, ExpertSettings], Tensor] = definitions.experts
     sample: Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], None] = definitions.sample
     prepare: Callable[[Tensor, Tensor, StepRows], None] = definitions.prepare
     append: Callable[[Tensor, Tensor, Tensor, Tensor], None] = definitions.append
@@ -38,7 +39,7 @@ DEFINITIONS = KernelTable()
 
 def kernels() -> KernelTable:
     """The kernels; Triton is imported, and builds each of them when it is launched first."""
-    from drivers.triton import attention, linears, pages, rope, rowwise, sampling, slots
+    from drivers.triton import attention, experts, linears, pages, rope, rowwise, sampling, slots
 
     return KernelTable(
         paged_attention=attention.paged_attention,
@@ -48,6 +49,7 @@ def kernels() -> KernelTable:
         act_mul=rowwise.act_mul,
         quant_linear=linears.quant_linear,
         dequantize=linears.dequantize,
+        experts=experts.experts,
         sample=sampling.sample,
         prepare=slots.prepare,
         append=slots.append,

@@ -16,9 +16,10 @@ from drivers.errors import DeviceOutOfMemory, DriverUnavailable, ModelUnsupporte
 from drivers.registry import create
 from drivers.triton.table import DEFINITIONS
 from memory.page import Tier, Zero
-from tests.drivers.cpu_rig import GRANULE_BYTES, GREEDY, CpuRig, greedy_reference, prompt_of, save_model
+from tests.drivers.cpu_rig import GRANULE_BYTES, GREEDY, TORCH, CpuRig, greedy_reference, prompt_of, save_model
 from tests.drivers.cuda.cuda_rig import CudaRig
 from tests.drivers.cuda.late_runtime import LateRuntime
+from tests.drivers.family_rig import MOE
 from tests.drivers.interpreted import KERNELS
 
 DRAWING = Sampling(temperature=0.9, top_k=60, top_p=0.95, min_p=0.01, seed=7)
@@ -45,6 +46,9 @@ def told(llama: Path) -> list[int]:
         ("Gemma2", {"sliding_window": 24, "query_pre_attn_scalar": 16}),
         ("GPT2", {"n_embd": 96, "n_head": 6, "n_layer": 2, "n_positions": 512}),
         ("Olmo2", {}),
+        ("Mixtral", {"num_local_experts": 5, "num_experts_per_tok": 2}),
+        ("Qwen3Moe", {**MOE, "norm_topk_prob": True, "mlp_only_layers": [1]}),
+        ("Qwen3Moe", {**MOE, "norm_topk_prob": False}),
     ],
 )
 def test_the_tokens_are_those_of_transformers(tmp_path: Path, family: str, changes: dict[str, object]) -> None:
@@ -62,9 +66,10 @@ def test_draws_are_those_of_the_cpu_driver_however_far_ahead_steps_are_queued(
         assert CudaRig(llama, seed, options=options).generate(prompt_of(37), 24, DRAWING) == told
 
 
-def test_kernels_and_definitions_draw_the_same(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("family", "changes"), [("Qwen3", {}), ("Qwen3Moe", {**MOE, "moe_intermediate_size": 16})])
+def test_kernels_and_definitions_draw_the_same(tmp_path: Path, family: str, changes: dict[str, object]) -> None:
     shape = {"num_hidden_layers": 1, "hidden_size": 32, "intermediate_size": 48, "num_attention_heads": 2, "num_key_value_heads": 1}
-    save_model(tmp_path, "Qwen3", **shape)
+    save_model(tmp_path, family, **shape, **changes)
     kernels = replace(KERNELS, paged_attention=DEFINITIONS.paged_attention)  # NumPy's matmul warns of NaNs that are not there
     rigs = [CudaRig(tmp_path, kernels=table, max_step_tokens=20) for table in (kernels, DEFINITIONS)]
 
@@ -190,6 +195,21 @@ def test_quantized_weights_and_pages_change_scores_a_little(llama: Path, source:
     assert source.get("kv_quant", "weights-" + source.get("quant", "")) in rig.spec.numerics
 
 
+@pytest.mark.parametrize(("quant", "most"), [("int8", 0.2), ("int4", 2.0)])
+def test_quantized_experts_change_scores_a_little(tmp_path: Path, quant: str, most: float) -> None:
+    save_model(tmp_path, "Qwen3Moe", **MOE)
+
+    difference = float((score(CudaRig(tmp_path, quant=quant)) - score(CpuRig(tmp_path))).abs().mean())
+
+    assert 1e-4 < difference < most
+
+
+def test_quantized_experts_are_those_of_the_cpu_driver(tmp_path: Path) -> None:
+    save_model(tmp_path, "Mixtral", num_local_experts=4)
+
+    assert score(CudaRig(tmp_path, quant="int8")) == pytest.approx(score(CpuRig(tmp_path, quant="int8", options=TORCH)), abs=1e-3)
+
+
 def test_pages_of_eight_bits_are_smaller(llama: Path) -> None:
     whole, small = CudaRig(llama).spec, CudaRig(llama, kv_quant="int8").spec
 
@@ -226,11 +246,8 @@ def test_options_that_mean_nothing_are_refused(options: dict[str, str]) -> None:
 
 
 def test_what_the_driver_cannot_run_is_refused_by_name(llama: Path, tmp_path: Path) -> None:
-    save_model(tmp_path, "Mixtral", num_local_experts=4, num_experts_per_tok=2)
     driver = CudaRig(llama).driver
 
-    with pytest.raises(ModelUnsupported, match=r"experts.*The cpu driver runs it"):
-        driver.inspect(InspectSpec(str(tmp_path)))
     with pytest.raises(ModelUnsupported, match="adapters"):
         driver.inspect(InspectSpec(str(tmp_path), base=str(llama)))
     with pytest.raises(ModelUnsupported, match=r"kv_quant is 'int2'; this device has int8, fp8"):
