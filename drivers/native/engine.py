@@ -40,6 +40,7 @@ from drivers.native.records import (
     ArenaRecord,
     GroupRecord,
     OpRecord,
+    RowsRecord,
     ShapeRecord,
     StepRecord,
     TimesRecord,
@@ -105,7 +106,7 @@ class Engine:
 
     @property
     def num_threads(self) -> int:
-        """Threads that there are, the caller's own among them; fewer than were asked for where the system has no more."""
+        """Threads, the caller's own among them; fewer than were asked for where the system has no more."""
         return int(self.library.kd_engine_threads(self.handle))
 
     @property
@@ -120,6 +121,12 @@ class Engine:
             self.library.kd_engine_profile(self.handle, is_on, times)
         named = zip(NATIVE_OPS, times, strict=False)
         return {op.name: OpTimes(one.calls, one.wall_ns, one.busy_ns) for op, one in named if one.calls}
+
+    def draw(self, rows: RowsRecord, num_rows: int) -> None:
+        """What is drawn of logits that are there. Raises: StepInvalid; MemoryError."""
+        with self.lock:
+            outcome = self.library.kd_draw(self.handle, byref(rows), num_rows)
+        check_outcome(outcome)
 
     def close(self) -> None:
         """End the threads. No model may run afterwards. Safe to call twice."""
@@ -144,7 +151,7 @@ class NativeModel:
             outcome = self._library.kd_reserve(engine.handle, self._program, max_tokens)
         if outcome:
             self.close()
-        self._check(outcome)
+        check_outcome(outcome)
 
     def close(self) -> None:
         """Forget the program. Safe to call twice."""
@@ -188,6 +195,16 @@ class NativeModel:
         self._head(hidden, rows, bases, (None, likeliest.ctypes.data))
         return likeliest
 
+    def draw(self, hidden: Tensor, places: Sequence[int], bases: np.ndarray, rows: RowsRecord, most_rows: int) -> None:
+        """What is drawn for those rows of what `forward` gave, from the head to tokens (`drivers.native.sampling`); logits of no more than
+        `most_rows` are in memory at a time. Raises: StepInvalid; MemoryError."""
+        chosen = self._chosen(hidden, places)
+        where = (hidden.data_ptr(), chosen.ctypes.data, len(chosen), bases.ctypes.data, self.program.layers[-1])
+        with self._engine.lock:
+            self._check_bases(bases)
+            outcome = self._library.kd_head_draw(self._engine.handle, self._program, *where, byref(rows), most_rows)
+        check_outcome(outcome)
+
     def _run(self, step: NativeStep, residual: Tensor, ops: tuple[int, int], bases: np.ndarray) -> None:
         if len(step.frames) != len(self.program.shape.groups):
             raise ValueError(f"A model of {len(self.program.shape.groups)} KV groups is given tables of {len(step.frames)}.")
@@ -198,19 +215,23 @@ class NativeModel:
             outcome = self._library.kd_run(
                 self._engine.handle, self._program, byref(step.record()), bases.ctypes.data, byref(self._arena), *ops, residual.data_ptr()
             )
-        self._check(outcome)
+        check_outcome(outcome)
 
     def _head(self, hidden: Tensor, rows: Sequence[int] | np.ndarray, bases: np.ndarray, out: tuple[int | None, int | None]) -> None:
+        chosen = self._chosen(hidden, rows)
+        where = (hidden.data_ptr(), chosen.ctypes.data, len(chosen), bases.ctypes.data, self.program.layers[-1])
+        with self._engine.lock:
+            self._check_bases(bases)
+            outcome = self._library.kd_logits(self._engine.handle, self._program, *where, *out)
+        check_outcome(outcome)
+
+    def _chosen(self, hidden: Tensor, rows: Sequence[int] | np.ndarray) -> np.ndarray:
         chosen = np.ascontiguousarray(rows, dtype=np.int64)
         if hidden.shape[1:] != (self.program.hidden_size,) or hidden.dtype is not torch.float32 or not hidden.is_contiguous():
             raise ValueError(f"Hidden states are {tuple(hidden.shape)} {hidden.dtype}.")
         if len(chosen) and not 0 <= chosen.min() <= chosen.max() < hidden.shape[0]:
             raise StepInvalid(f"Logits of rows {chosen.min()} to {chosen.max()} of {hidden.shape[0]}.")
-        where = (hidden.data_ptr(), chosen.ctypes.data, len(chosen), bases.ctypes.data, self.program.layers[-1])
-        with self._engine.lock:
-            self._check_bases(bases)
-            outcome = self._library.kd_logits(self._engine.handle, self._program, *where, *out)
-        self._check(outcome)
+        return chosen
 
     def _check_bases(self, bases: np.ndarray) -> None:
         if self._program is None:
@@ -218,11 +239,13 @@ class NativeModel:
         if bases.shape != (self.program.num_segments,) or bases.dtype != np.uint64:
             raise ValueError(f"A model of {self.program.num_segments} segments is given {bases.shape} addresses of {bases.dtype}.")
 
-    def _check(self, outcome: int) -> None:
-        if outcome == NO_MEMORY:
-            raise MemoryError("There is no memory for the values of a step this long.")
-        if outcome:
-            raise StepInvalid(f"The step cannot be run: {OUTCOMES[outcome]}.")
+
+def check_outcome(outcome: int) -> None:
+    """Raises: MemoryError; StepInvalid, if the library says so."""
+    if outcome == NO_MEMORY:
+        raise MemoryError("There is no memory for the values of a step this long.")
+    if outcome:
+        raise StepInvalid(f"The step cannot be run: {OUTCOMES[outcome]}.")
 
 
 def _declared(library: ctypes.CDLL) -> ctypes.CDLL:
@@ -243,6 +266,8 @@ def _declared(library: ctypes.CDLL) -> ctypes.CDLL:
         "kd_reserve": (c_int, [pointer, pointer, c_int64]),
         "kd_run": (c_int, [pointer, pointer, POINTER(StepRecord), pointer, POINTER(ArenaRecord), c_int, c_int, pointer]),
         "kd_logits": (c_int, [pointer, pointer, pointer, pointer, c_int64, pointer, c_int, pointer, pointer]),
+        "kd_draw": (c_int, [pointer, POINTER(RowsRecord), c_int64]),
+        "kd_head_draw": (c_int, [pointer, pointer, pointer, pointer, c_int64, pointer, c_int, POINTER(RowsRecord), c_int64]),
     }
     for name, (answer, arguments) in types.items():
         function = getattr(library, name)

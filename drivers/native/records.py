@@ -1,9 +1,9 @@
-"""The structures of `cpu/program.h`, field for field. Where the two disagree in size, no engine is opened."""
+"""The structures of `cpu/program.h` and `cpu/sampling.h`, field for field. Where the two disagree in size, no engine is opened."""
 
 from __future__ import annotations
 
 import ctypes
-from ctypes import POINTER, Structure, c_float, c_int32, c_int64, c_void_p
+from ctypes import POINTER, Structure, c_double, c_float, c_int32, c_int64, c_uint64, c_void_p
 from enum import IntEnum
 
 from drivers.models.storage import Kind
@@ -127,9 +127,36 @@ class TimesRecord(Structure):
     _fields_ = (("calls", c_int64), ("wall_ns", c_int64), ("busy_ns", c_int64))
 
 
-SIZES = [ctypes.sizeof(record) for record in (OpRecord, ShapeRecord, GroupRecord, StepRecord)] + [
+class DrawRecord(Structure):
+    """How one row draws: `cpu/sampling.h`."""
+
+    _fields_ = (
+        *(("top_p", c_double), ("seed", c_uint64), ("position", c_int64)),
+        *((name, c_float) for name in ("temperature", "min_p", "repetition", "presence", "frequency")),
+        *((name, c_int32) for name in ("top_k", "num_logprobs", "given", "first_seen", "num_seen")),
+    )
+
+
+class DrawnRecord(Structure):
+    """A token with its log-probability."""
+
+    _fields_ = (("token", c_int32), ("logprob", c_float))
+
+
+class RowsRecord(Structure):
+    """Rows that draw, and where it goes what they have drawn."""
+
+    _fields_ = (
+        *(("logits", c_void_p), ("width", c_int32)),
+        *((name, c_void_p) for name in ("draws", "seen", "drawn", "likeliest")),
+        ("most_likeliest", c_int32),
+    )
+
+
+SIZES = [
+    *(ctypes.sizeof(record) for record in (OpRecord, ShapeRecord, GroupRecord, StepRecord)),
     lora.RECORD_BYTES,
-    ctypes.sizeof(TimesRecord),
+    *(ctypes.sizeof(record) for record in (TimesRecord, DrawRecord, DrawnRecord, RowsRecord)),
 ]
 
 

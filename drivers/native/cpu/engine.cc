@@ -1,6 +1,7 @@
 // Entry points, and the loop over ops. Python's side is drivers/native/engine.py.
 
 #include "engine.h"
+#include "sampling.h"
 
 #include <cstring>
 #include <ctime>
@@ -123,7 +124,8 @@ KD_ENTRY void kd_engine_close(Engine* engine) { delete engine; }
 KD_ENTRY int kd_engine_threads(const Engine* engine) { return engine->threads.count(); }
 
 KD_ENTRY int64_t kd_engine_bytes(const Engine* engine) {
-  return static_cast<int64_t>(engine->workspace.size_bytes() + engine->experts.size_bytes());
+  size_t size_bytes = engine->workspace.size_bytes() + engine->experts.size_bytes();
+  return static_cast<int64_t>(size_bytes + engine->logits.size_bytes() + engine->draws.size_bytes());
 }
 
 // Switches times on or off, and writes those so far to `times` [MAX_PROFILED] (null: nowhere); switching on begins anew.
@@ -135,7 +137,8 @@ KD_ENTRY void kd_engine_profile(Engine* engine, int is_on, OpTimes* times) {
 
 // The sizes of the records, by which Python sees that it means the same.
 KD_ENTRY void kd_record_sizes(int32_t* sizes) {
-  const size_t all[] = {sizeof(Op), sizeof(ModelShape), sizeof(GroupShape), sizeof(Step), sizeof(LoraPair), sizeof(OpTimes)};
+  const size_t all[] = {sizeof(Op),       sizeof(ModelShape), sizeof(GroupShape), sizeof(Step), sizeof(LoraPair),
+                        sizeof(OpTimes), sizeof(Draw),       sizeof(Drawn),      sizeof(Rows)};
   for (size_t idx = 0; idx < sizeof all / sizeof all[0]; idx++) sizes[idx] = static_cast<int32_t>(all[idx]);
 }
 

@@ -58,6 +58,7 @@ struct Engine {
   Engine(int num_threads, const int32_t* cpus) : threads(num_threads, cpus) {}
   Threads threads;
   Buffer workspace, experts;
+  Buffer logits, draws;           // of the rows that are drawn; they grow with them
   std::vector<int32_t> counters;  // of attention: zero between steps
   std::vector<int64_t> busy_ns;   // of each thread, 64 bytes apart
   OpTimes times[MAX_PROFILED] = {};

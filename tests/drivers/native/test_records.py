@@ -13,12 +13,15 @@ from drivers.native import attention, linears, lora, records, rows
 from drivers.native.build import SOURCES
 from drivers.native.program import NATIVE_OPS
 
-HEADERS = {name: (SOURCES / name).read_text() for name in ("cpu/kernels.h", "cpu/program.h", "cpu/engine.h", "cpu/calls.cc", "lora.c")}
+NAMES = ("cpu/kernels.h", "cpu/program.h", "cpu/engine.h", "cpu/sampling.h", "cpu/calls.cc", "lora.c")
+HEADERS = {name: (SOURCES / name).read_text() for name in NAMES}
 TYPES: dict[str, type[ctypes._SimpleCData[object]]] = {  # type: ignore[type-arg]
     **dict.fromkeys(("int32_t", "Code", "Norm", "Epilogue", "Activation", "Kind"), ctypes.c_int32),
     "int64_t": ctypes.c_int64,
+    "uint64_t": ctypes.c_uint64,
     "size_t": ctypes.c_size_t,
     "float": ctypes.c_float,
+    "double": ctypes.c_double,
     "bool": ctypes.c_bool,
 }
 NESTED = {"Vector": records.VectorRecord, "Weight": records.WeightRecord}
@@ -31,6 +34,9 @@ STRUCTURES: list[tuple[str, str, type[ctypes.Structure]]] = [
     ("cpu/program.h", "Step", records.StepRecord),
     ("cpu/program.h", "Arena", records.ArenaRecord),
     ("cpu/engine.h", "OpTimes", records.TimesRecord),
+    ("cpu/sampling.h", "Draw", records.DrawRecord),
+    ("cpu/sampling.h", "Drawn", records.DrawnRecord),
+    ("cpu/sampling.h", "Rows", records.RowsRecord),
     ("cpu/kernels.h", "Matrix", linears.Matrix),
     ("cpu/kernels.h", "Pages", attention.Pages),
     ("cpu/kernels.h", "AttentionRow", attention.AttentionRow),
