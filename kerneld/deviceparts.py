@@ -65,6 +65,11 @@ class DeviceParts:
         return self.supervisor.state is WorkerState.RUNNING
 
     @property
+    def streams(self) -> bool:
+        """Whether its worker is there, and streams what is larger than the device."""
+        return self.supervisor.client is not None and self.supervisor.client.capabilities.streams
+
+    @property
     def num_requests(self) -> int:
         """Requests that wait for it or run on it."""
         return self.scheduler.waiting.total + self.scheduler.running.total

@@ -178,7 +178,7 @@ class Explainer:
         obstacles: tuple[Obstacle, ...] = ()
         remedies: tuple[Remedy, ...] = ()
         if not model.is_resident:
-            obstacles, remedies = self._model_obstacles(device, model_bytes(device, model))
+            obstacles, remedies = self._model_obstacles(device, device.residency.placement.needed_bytes(model, may_stream=device.streams))
         return Explanation(
             subject=f"model {model.name}",
             state=model.state.value,

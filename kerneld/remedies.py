@@ -77,16 +77,26 @@ def _never_fits(device: DeviceParts, shortage: NeverFits, needer: Needer) -> Ite
     tier = Tier[shortage.tier.upper()]
     tenant = needer.tenant
     limits = ((name, device.pager.ledger.limit(name, tier).limit_bytes) for name in (lineage(tenant) if tenant else ()))
-    capped = next((name for name, limit in limits if limit == shortage.limit_bytes), None)
+    capped = next((name for name, limit in limits if 0 < limit == shortage.limit_bytes), None)
     if capped is not None:
         yield Remedy(Action.RAISE_LIMIT, shortage.tier, _rounded(device, shortage.needed_bytes), capped)
     else:
         missing = shortage.needed_bytes - shortage.limit_bytes
-        yield from _enough(_idle_models(device, tier, needer), missing)
         total = sum(each.total_bytes for each in device.pager.ledger.snapshot() if each.tier is tier)
-        yield Remedy(Action.ENLARGE, shortage.tier, _rounded(device, total + missing))
+        if shortage.limit_bytes < total:  # else it would be too large alone
+            yield from _enough(_idle_models(device, tier, needer), missing)
+        yield Remedy(Action.ENLARGE, shortage.tier, max(_rounded(device, total + missing), _beside_streamed(device, shortage, needer)))
     if tenant and shortage.limit_bytes:
         yield Remedy(Action.SHORTEN, shortage.tier, shortage.limit_bytes, tenant)
+
+
+def _beside_streamed(device: DeviceParts, shortage: NeverFits, needer: Needer) -> int:
+    """How large the device has to be for pages beside a model that is streamed, which takes its part of what the device has more."""
+    name = device.models.get(needer.model).base or needer.model if needer.model in device.models else ""
+    model, slab_bytes = device.models.get(name) if name else None, device.config.memory.slab_bytes
+    if model is None or not model.streamed_bytes or shortage.tier != "device":
+        return 0
+    return device.residency.placement.enough_bytes(model, -(-shortage.needed_bytes // slab_bytes))
 
 
 def _no_room(device: DeviceParts, tier: Tier, missing: int, needer: Needer) -> Iterator[Remedy]:

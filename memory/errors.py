@@ -53,13 +53,14 @@ class OutOfFrames(PagingError):
 class NeverFits(PagingError):
     """This can never fit, whoever else leaves."""
 
-    def __init__(self, tier: str, needed_bytes: int, limit_bytes: int, holders: tuple[Holder, ...]) -> None:
+    def __init__(self, tier: str, needed_bytes: int, limit_bytes: int, holders: tuple[Holder, ...], what: str = "") -> None:
+        """`what`: a sentence on what it needs that much for."""
         self.tier = tier
         self.needed_bytes = needed_bytes
         self.limit_bytes = limit_bytes
         self.holders = holders
         sizes = f"It needs {size_text(needed_bytes)} of the {tier} tier, which can give it {size_text(limit_bytes)} at most."
-        super().__init__(f"{sizes} {describe(holders)}")
+        super().__init__(f"{sizes} {what} {describe(holders)}" if what else f"{sizes} {describe(holders)}")
 
 
 class OverLimit(PagingError):

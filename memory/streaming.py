@@ -8,18 +8,20 @@
 Invariants
 1. The first and the last segment stay; each slot holds the largest streamed segment.
 2. As few segments are streamed as the room allows, so a plan for more room never reads more bytes in a pass.
+3. Beside what stays, and the slots, there is room for the pages of one context of `LEAST_TOKENS`; a device without is too small.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from memory.config import MemoryConfig
 from memory.weights import packed
 
 NUM_SLOTS = 2  # one is filled while another is read
 KV_SHARE = 8  # pages get at least this part of the arena, or what the configuration says if that is less
+LEAST_TOKENS = 256  # of a context that there is room for, or as many as the model takes
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,19 +68,47 @@ def plan_of(sizes: Sequence[int], offsets: Sequence[int], num_slots: int) -> Str
     return StreamPlan(tuple(sizes), tuple(idx for idx, offset in enumerate(offsets) if offset < 0), num_slots)
 
 
-def plan_for(config: MemoryConfig, sizes: Sequence[int]) -> StreamPlan:
-    """How a model is to lie on a device of that configuration, alone there but for a least number of pages."""
-    room_bytes = weight_room(config)
+def plan_for(config: MemoryConfig, sizes: Sequence[int], kv_slabs: int = 0) -> StreamPlan:
+    """How a model is to lie on a device of that configuration, alone there but for a least number of pages, of `kv_slabs` or more."""
+    room_bytes = weight_room(config, kv_slabs)
     if not config.stream or len(sizes) < 3 or placed_bytes(sizes, config.granule_bytes) <= room_bytes:
         return whole(sizes)
     return fit(sizes, room_bytes, config.granule_bytes)
 
 
-def weight_room(config: MemoryConfig) -> int:
+def weight_room(config: MemoryConfig, kv_slabs: int = 0) -> int:
     """Bytes of the arena that weights may take so that a least number of pages stays possible; whole slabs."""
-    num_slabs = config.device_bytes // config.slab_bytes
     kv_bytes = min(config.stream_kv_bytes, config.device_bytes // KV_SHARE)
-    return (num_slabs - -(-kv_bytes // config.slab_bytes)) * config.slab_bytes
+    num_slabs = config.device_bytes // config.slab_bytes - max(-(-kv_bytes // config.slab_bytes), kv_slabs)
+    return max(num_slabs, 0) * config.slab_bytes
+
+
+def kv_slabs_of(config: MemoryConfig, frame_bytes: Sequence[int], num_tokens: int) -> int:
+    """Slabs that hold the pages of one context of so many tokens, with frames of these sizes."""
+    num_pages = -(-num_tokens // config.page_tokens)
+    return sum(-(-num_pages // max(config.slab_bytes // size, 1)) for size in frame_bytes)
+
+
+def weight_slabs(config: MemoryConfig, plan: StreamPlan) -> int:
+    """Slabs that a plan takes in one run."""
+    return -(-placed_bytes(plan.places, config.granule_bytes) // config.slab_bytes)
+
+
+def enough_bytes(config: MemoryConfig, sizes: Sequence[int], least_slabs: int, kv_slabs: int) -> int:
+    """The smallest device on which a model that is planned beside `least_slabs` of pages, alone there, leaves them `kv_slabs`.
+
+    A model that is streamed takes a part of what a device has more, so that what pages lack is not all that the device lacks.
+    """
+
+    def is_enough(num_slabs: int) -> bool:
+        larger = replace(config, device_bytes=num_slabs * config.slab_bytes)
+        return num_slabs - weight_slabs(larger, plan_for(larger, sizes, least_slabs)) >= kv_slabs
+
+    low, high = 0, 2 * (weight_slabs(config, whole(sizes)) + kv_slabs + least_slabs + 1)  # enough without streaming
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (low, middle) if is_enough(middle) else (middle, high)
+    return high * config.slab_bytes
 
 
 def fit(sizes: Sequence[int], room_bytes: int, granule_bytes: int) -> StreamPlan:

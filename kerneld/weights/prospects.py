@@ -27,8 +27,9 @@ def prospect_of(model: Model, models: ModelTable, placement: Placement, demand: 
     if model.state in (ModelState.RESIDENT, ModelState.LOADING):
         return Prospect.THERE
     try:
-        places = placement.places(model, may_stream=device is not None and device.capabilities.streams)
-        placement.check_room(places)
+        may_stream = device is not None and device.capabilities.streams
+        places = placement.places(model, may_stream=may_stream)
+        placement.check_room(model, may_stream=may_stream)
     except PagingError:
         return Prospect.NEVER
     if places != model.segment_sizes:

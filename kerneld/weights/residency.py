@@ -55,19 +55,19 @@ class Residency:
         self._claimed: set[str] = set()  # models whose weights the worker had already
         self._ahead: set[str] = set()  # models that are loaded ahead of need, and only beside those that are there
         self._returning: set[str] = set()  # models that are brought back after a death: their load is nobody's doing
-        self._placement = Placement(memory, pager)
+        self.placement = Placement(memory, pager)
         self._identities = Identities(memory, pager, boot_generation)
-        self._claims = Claims(models, self._placement, self._identities, pager.costs)
+        self._claims = Claims(models, self.placement, self._identities, pager.costs)
         self._followers = Followers(self.presence)
         self.parking = Parking(memory, models, pager, events)
-        self._departures = Departures(models, self._placement, self.parking)
-        self.turns = Turns(memory, models, self._placement, self.parking, events.clock)
+        self._departures = Departures(models, self.placement, self.parking)
+        self.turns = Turns(memory, models, self.placement, self.parking, events.clock)
         self.debts = LoadDebts(events)
         self._loading = Loading(
             models=models,
             pager=pager,
             events=events,
-            placement=self._placement,
+            placement=self.placement,
             followers=self._followers,
             parking=self.parking,
             departures=self._departures,
@@ -86,8 +86,8 @@ class Residency:
 
     def bind(self, make_room: Callable[[tuple[int, ...], Tier], asyncio.Future[None]], have_slabs: Callable[[], Awaitable[None]]) -> None:
         """Say who evicts pages when weights need slabs, and who brings slabs back that were given to the device."""
-        self._placement.before_placing = have_slabs
-        self._placement.make_room = lambda places: make_room(places, Tier.DEVICE)
+        self.placement.before_placing = have_slabs
+        self.placement.make_room = lambda places: make_room(places, Tier.DEVICE)
         self.parking.make_room = make_room
 
     def attach(self, device: Device, held: Iterable[HeldModel] = ()) -> None:
@@ -127,7 +127,7 @@ class Residency:
 
     def prospect(self, model: Model) -> Prospect:
         """How a model of which the driver has told would come to be here."""
-        return prospect_of(model, self._models, self._placement, self.turns.demand, self._device)
+        return prospect_of(model, self._models, self.placement, self.turns.demand, self._device)
 
     async def identify(self, model: Model, device: Device) -> None:
         """Give a model its ids and spaces, whether it is to be loaded or not. Raises: DriverError."""

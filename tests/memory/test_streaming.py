@@ -7,7 +7,20 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from memory.config import MemoryConfig
-from memory.streaming import NUM_SLOTS, StreamPlan, fit, placed_bytes, plan_of, spread, weight_room, whole
+from memory.streaming import (
+    NUM_SLOTS,
+    StreamPlan,
+    enough_bytes,
+    fit,
+    kv_slabs_of,
+    placed_bytes,
+    plan_for,
+    plan_of,
+    spread,
+    weight_room,
+    weight_slabs,
+    whole,
+)
 
 GRANULE = 512
 
@@ -77,3 +90,35 @@ def test_spread_names_every_layer_at_most_once(num_layers: int) -> None:
         chosen = spread(num_layers, num_streamed)
         assert len(set(chosen)) == num_streamed
         assert all(1 <= idx <= num_layers for idx in chosen)
+
+
+MIB = 1 << 20
+SLAB = 4 * MIB
+LAYERS = (4 * MIB, *([3 * MIB] * 6), 4096)  # about 22 MiB, as the shipped model is
+
+
+def device_of(num_slabs: int) -> MemoryConfig:
+    return MemoryConfig(device_bytes=num_slabs * SLAB, slab_bytes=SLAB, granule_bytes=4096)
+
+
+def test_pages_of_a_context_take_whole_slabs_of_each_group() -> None:
+    assert kv_slabs_of(device_of(1), (96 << 10, 8 << 10), 256) == 2
+    assert kv_slabs_of(device_of(1), (MIB,), 16 * 16) == 4
+    assert kv_slabs_of(device_of(1), (MIB,), 16 * 16 + 1) == 5
+
+
+@given(num_slabs=st.integers(1, 12), kv_slabs=st.integers(1, 3))
+def test_a_plan_leaves_the_pages_of_a_context_or_is_the_smallest(num_slabs: int, kv_slabs: int) -> None:
+    config = device_of(num_slabs)
+    plan = plan_for(config, LAYERS, kv_slabs)
+    is_smallest = len(plan.streamed) == len(LAYERS) - 2
+    assert num_slabs - weight_slabs(config, plan) >= kv_slabs or is_smallest  # invariant 3
+
+
+@given(kv_slabs=st.integers(1, 40), least_slabs=st.integers(1, 3))
+def test_the_smallest_device_that_is_enough_is_the_smallest(kv_slabs: int, least_slabs: int) -> None:
+    enough = enough_bytes(device_of(1), LAYERS, least_slabs, kv_slabs) // SLAB
+
+    left = [size - weight_slabs(device_of(size), plan_for(device_of(size), LAYERS, least_slabs)) for size in (enough - 1, enough)]
+
+    assert left[0] < kv_slabs <= left[1]
