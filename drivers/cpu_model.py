@@ -131,7 +131,7 @@ def make_runner(
     address = np.uint64(ground.arena.bytes.data_ptr())
     places = Places(address, offsets, ground.max_tokens, ground.ops.pages.dtype is torch.bfloat16)
     try:
-        return NativeRunner(ground.ops.engine, program, weights, ground.arena, places)
+        return NativeRunner(ground.ops.engine, program, weights, ground.arena, places, draws=decision.draws)
     except MemoryError as error:
         size_bytes = ground.max_tokens * program.hidden_size * 4
         raise DeviceOutOfMemory(size_bytes, 0, f"{error} Lower kerneld.max_step_tokens.") from error

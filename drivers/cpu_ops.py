@@ -29,14 +29,16 @@ from drivers.models.description import describe
 from drivers.models.layout import why_no_panels
 from drivers.models.loader import ModelFiles, PageShape, arrange
 from drivers.models.runtime import Runtime
-from drivers.native import little
+from drivers.native import draw_check, little
 from drivers.native.build import BuildFailed, cpu_recipe
 from drivers.native.check import NativeCase, native_cases
+from drivers.native.draw_check import DrawCase
 from drivers.native.engine import Engine
 from drivers.native.isa import GENERIC
 from drivers.native.lowering import lower
 from drivers.native.offers import NATIVE
 from drivers.native.program import NotCovered, Program
+from drivers.native.sampling import MOST_TOKENS
 from drivers.ops.check import TOLERANCES, Case, cases, error_of, quarantined
 from drivers.ops.check_table import disagreements
 from drivers.ops.fusion import Cover, fuse
@@ -45,7 +47,7 @@ from drivers.ops.table import OpTable, fused_table
 
 logger = logging.getLogger(__name__)
 
-C = TypeVar("C", Case, NativeCase)
+C = TypeVar("C", Case, NativeCase, DrawCase)
 NATIVE_DTYPES = (torch.float32, torch.bfloat16)
 
 
@@ -59,6 +61,7 @@ class Decision:
     table: OpTable
     program: Program | None  # None: torch
     why_torch: str = ""
+    draws: bool = False  # native code goes on from logits to tokens
 
 
 def open_engine(options: CpuOptions, num_threads: int) -> tuple[Engine | None, str]:
@@ -92,7 +95,7 @@ class OpChooser:
     table: OpTable = field(default_factory=fused_table)
     bad: dict[str, float] = field(default_factory=dict)  # implementations in quarantine, with their largest error
     num_compared: int = 0
-    _errors: dict[Case | NativeCase, float] = field(default_factory=dict)  # of everything compared so far
+    _errors: dict[Case | NativeCase | DrawCase, float] = field(default_factory=dict)  # of everything compared so far
     _tables: dict[object, OpTable] = field(default_factory=dict)
 
     @property
@@ -109,7 +112,8 @@ class OpChooser:
             files = arrange(checkpoint, runtime)
             try:
                 cover, program = self._natively(files)
-                return Decision(source, files, cover, self._checked_table(files, torch.float32), program)
+                table = self._checked_table(files, torch.float32)
+                return Decision(source, files, cover, table, program, draws=self._draws(files.config.vocab_size))
             except NotCovered as reason:
                 why = str(reason)
         if source.kv_quant:
@@ -146,6 +150,14 @@ class OpChooser:
             wanted = {case: case.names for case in native_cases(cover, files.segments, shape)}
             if not self._compare(wanted, self._native_error):
                 return cover, program
+
+    def _draws(self, vocab_size: int) -> bool:
+        """Whether native code draws tokens of such logits: as the definition does."""
+        engine = self.engine
+        assert engine is not None
+        case = draw_check.draw_case(vocab_size)
+        self._compare({case: (draw_check.NAME,)}, lambda case: draw_check.error_of(case, engine))
+        return vocab_size <= MOST_TOKENS and draw_check.NAME not in self.bad
 
     def _native_error(self, case: NativeCase) -> float:
         assert self.engine is not None

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 
 import torch
 
 from drivers.contract import OpReport
 from drivers.cpu_ops import Decision, OpChooser
 from drivers.models.config import Foreign
+from drivers.native.draw_check import NAME
 from drivers.ops.fusion import Choice
 
 
@@ -32,12 +33,21 @@ def op_reports(decision: Decision, ops: OpChooser, segments: Collection[int] | N
     if decision.files.config.foreign is not None:
         return _foreign(decision.files.config.foreign)
     here = [choices for idx, choices in enumerate(decision.cover.lists) if segments is None or idx in segments]
+    head = here.pop() if decision.draws and (segments is None or len(decision.cover.lists) - 1 in segments) else ()
     counted = Counter(_report(choice) for choices in here for choice in choices)
     found = [OpReport(report.op, report.implementation, report.covers, num, report.why) for report, num in counted.items()]
+    if head:
+        found.append(_head_sample(head))
     for name, error in ops.bad.items():
         why = f"it disagreed with its definition, by {error:.3g} times what is tolerated"
         found.append(OpReport(name.partition(".")[2], name, why=why, is_quarantined=True))
     return tuple(found)
+
+
+def _head_sample(head: Sequence[Choice]) -> OpReport:
+    """What comes behind the layers of a model whose tokens are drawn natively."""
+    covers = tuple(op for choice in head if choice.implementation is not None for op in choice.implementation.covers)
+    return OpReport("head_sample", NAME, (*covers, "sample"), 1, f"one call for {len(covers) + 1}; logits stay inside")
 
 
 def _foreign(foreign: Foreign) -> tuple[OpReport, ...]:

@@ -21,10 +21,12 @@ from drivers.models.config import DecoderConfig
 from drivers.models.decoder import Decoder, DecoderWeights, StepBatch
 from drivers.native.engine import ArenaSpan, Engine, NativeModel
 from drivers.native.program import Program
+from drivers.native.sampling import Draws, draw
 from drivers.native.step import NativeLora, NativeStep
 from drivers.ops.ragged import AttentionShape, RowSpan, plan_attention
 from drivers.ops.reference import LayerKv
 from drivers.rows import StepRows
+from drivers.sampling import Asked, Pick
 
 HeldPages = tuple[Sequence[FrameShape], Sequence[Sequence[int]]]  # of each KV group: its frames, and the layers that they are of
 
@@ -46,8 +48,8 @@ class Runner(Protocol):
     def logits(self, hidden: Tensor, tokens: Sequence[int]) -> Tensor:
         """Logits `[n, vocab]` of those tokens of the step."""
 
-    def greedy(self, hidden: Tensor, tokens: Sequence[int]) -> list[int] | None:
-        """The likeliest token behind each of those, the smallest of equals, -1 where logits are not finite; None: ask for logits."""
+    def draw(self, hidden: Tensor, tokens: Sequence[int], asked: Sequence[Asked]) -> list[Pick] | None:
+        """See `drivers.stepping.Head`."""
 
     def in_arena(self, arena: Arena) -> Runner:
         """The same model on the pages of another arena. It must not run beside this one."""
@@ -106,7 +108,7 @@ class TorchRunner:
         chosen = hidden if len(tokens) == hidden.shape[0] else hidden[list(tokens)]
         return self.decoder.logits_alone(chosen) if self._is_alone else self.decoder.logits(chosen)
 
-    def greedy(self, _hidden: Tensor, _tokens: Sequence[int]) -> list[int] | None:
+    def draw(self, _hidden: Tensor, _tokens: Sequence[int], _asked: Sequence[Asked]) -> list[Pick] | None:
         """See `Runner`: logits are all that torch makes."""
         return None
 
@@ -122,8 +124,11 @@ class TorchRunner:
 class NativeRunner:
     """One call for the layers that are there, and one for the logits."""
 
-    def __init__(self, engine: Engine, program: Program, weights: DecoderWeights, arena: Arena, places: Places) -> None:
-        """`places`: of the weights, which may lie in another arena than the pages."""
+    def __init__(
+        self, engine: Engine, program: Program, weights: DecoderWeights, arena: Arena, places: Places, *, draws: bool = True
+    ) -> None:
+        """`places`: of the weights, which may lie in another arena than the pages. `draws`: tokens, too, not logits alone."""
+        self._draws = draws
         self._engine = engine
         self._weights = weights
         self._places = places
@@ -164,14 +169,17 @@ class NativeRunner:
         """See `Runner`."""
         return self._model.logits(hidden, tokens, self._bases)
 
-    def greedy(self, hidden: Tensor, tokens: Sequence[int]) -> list[int] | None:
-        """See `Runner`."""
-        likeliest: list[int] = self._model.greedy(hidden, tokens, self._bases).tolist()
-        return likeliest
+    def draw(self, hidden: Tensor, tokens: Sequence[int], asked: Sequence[Asked]) -> list[Pick] | None:
+        """See `Runner`: one call, from the head to tokens."""
+        if not self._draws:
+            return None
+        if all(one.given < 0 and one.row.sampling.is_plainly_greedy for one in asked):
+            return [Pick(token) for token in self._model.greedy(hidden, tokens, self._bases).tolist()]
+        return draw(self._model, hidden, tokens, Draws.of(asked), self._bases)
 
     def in_arena(self, arena: Arena) -> Runner:
         """See `Runner`."""
-        return NativeRunner(self._engine, self._model.program, self._weights, arena, self._places)
+        return NativeRunner(self._engine, self._model.program, self._weights, arena, self._places, draws=self._draws)
 
     def close(self) -> None:
         """See `Runner`."""

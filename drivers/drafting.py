@@ -24,7 +24,7 @@ from drivers.errors import DeviceOutOfMemory
 from drivers.lookup import Lookup
 from drivers.pace import Pace
 from drivers.rows import Row, StepRows
-from drivers.sampling import pick_tokens
+from drivers.sampling import Asked, pick_tokens
 
 logger = logging.getLogger(__name__)
 
@@ -165,8 +165,11 @@ class _Desk:
             share = StepRows(0, (reader,), (len(part),), (0,), np.array(part, dtype=np.int64), positions)
             hidden = self._runner.forward(share)
             guesser.read += part
-        logits = self._runner.logits(hidden, [len(part) - 1])
-        return pick_tokens(logits, [row], self.model.decision.table.sample, [guesser.first + len(guesser.read)])[0].token
+        asked, last = Asked(row, guesser.first + len(guesser.read)), [len(part) - 1]
+        drawn = self._runner.draw(hidden, last, [asked])
+        if drawn is None:
+            drawn = pick_tokens(self._runner.logits(hidden, last), [row], self.model.decision.table.sample, [asked.position])
+        return drawn[0].token
 
     def close(self) -> None:
         self._runner.close()

@@ -32,6 +32,15 @@ class Pick:
     logprob: TokenLogprob | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """What is asked of the logits at one place: a draw of a row for a position, or how likely a given token is."""
+
+    row: Row
+    position: int
+    given: int = -1  # a token; -1: it is drawn
+
+
 def pick_tokens(logits: Tensor, rows: Sequence[Row], sample: SampleOp, positions: Sequence[int] | None = None) -> list[Pick]:
     """Draw a token of each row from `logits [rows, vocab]`, at `positions`: by default, `row.position`."""
     places = [row.position for row in rows] if positions is None else positions

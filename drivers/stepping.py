@@ -9,9 +9,9 @@ from torch import Tensor
 
 from drivers.contract import RowResult, TokenLogprob
 from drivers.rows import Row, RowState, RowTable, StepRows, right_guesses
-from drivers.sampling import NOT_FINITE, Pick, SampleOp, pick_tokens, token_logprobs
+from drivers.sampling import NOT_FINITE, Asked, Pick, SampleOp, pick_tokens, token_logprobs
 
-SCORED_AT_ONCE = 64  # logits of so many scored tokens are in memory at a time
+SCORED_AT_ONCE = 64  # so many tokens are scored at a time
 
 
 class Head(Protocol):
@@ -20,8 +20,8 @@ class Head(Protocol):
     def logits(self, hidden: Tensor, tokens: Sequence[int]) -> Tensor:
         """Logits `[n, vocab]` of those tokens of the step."""
 
-    def greedy(self, hidden: Tensor, tokens: Sequence[int]) -> list[int] | None:
-        """The likeliest token behind each of those, the smallest of equals, -1 where logits are not finite; None: ask for logits."""
+    def draw(self, hidden: Tensor, tokens: Sequence[int], asked: Sequence[Asked]) -> list[Pick] | None:
+        """What is asked behind each of those tokens, without logits in between (`drivers.sampling`); None: ask for logits."""
 
 
 def answer_rows(head: Head, hidden: Tensor, share: StepRows, rows: RowTable, sample: SampleOp) -> list[RowResult]:
@@ -50,14 +50,10 @@ def _pick(head: Head, hidden: Tensor, share: StepRows, sampling: Sequence[int], 
     nums = [share.counts[idx] - share.num_pending(idx) + 1 for idx in sampling]
     draws = [(idx, behind) for idx, num in zip(sampling, nums, strict=True) for behind in range(num)]
     places = [share.starts[idx] + share.num_pending(idx) - 1 + behind for idx, behind in draws]
-    drawing = [share.rows[idx] for idx, _behind in draws]
-    drawn: list[Pick] | None = None
-    if all(row.sampling.is_plainly_greedy for row in drawing):
-        likeliest = head.greedy(hidden, places)
-        drawn = None if likeliest is None else [Pick(token) for token in likeliest]
+    asked = [Asked(share.rows[idx], share.rows[idx].position + behind) for idx, behind in draws]
+    drawn = head.draw(hidden, places, asked)
     if drawn is None:
-        positions = [row.position + behind for row, (_idx, behind) in zip(drawing, draws, strict=True)]
-        drawn = pick_tokens(head.logits(hidden, places), drawing, sample, positions)
+        drawn = pick_tokens(head.logits(hidden, places), [one.row for one in asked], sample, [one.position for one in asked])
     picks: dict[int, list[Pick]] = {}
     for (idx, _behind), pick in zip(draws, drawn, strict=True):
         picks.setdefault(idx, []).append(pick)
@@ -67,15 +63,24 @@ def _pick(head: Head, hidden: Tensor, share: StepRows, sampling: Sequence[int], 
 def _score(head: Head, hidden: Tensor, share: StepRows, idx: int) -> tuple[TokenLogprob, ...] | None:
     """Log-probabilities of the scored tokens of row `idx`, which are given, not sampled; None where logits were not finite."""
     first, targets = share.scored(idx)
-    num_top = max(0, share.rows[idx].sampling.num_logprobs)
+    row = share.rows[idx]
     answers: list[TokenLogprob] = []
     for low in range(0, len(targets), SCORED_AT_ONCE):
         part = targets[low : low + SCORED_AT_ONCE]
-        logits = head.logits(hidden, range(first + low, first + low + len(part))).float()
-        if not bool(logits.amax(-1).isfinite().all()):
+        places = range(first + low, first + low + len(part))
+        told = head.draw(hidden, places, [Asked(row, row.position, given) for given in part])
+        found = _logprobs(head.logits(hidden, places), part, row) if told is None else [pick.logprob for pick in told]
+        answers += [logprob for logprob in found if logprob is not None]
+        if len(answers) < low + len(part):
             return None
-        answers += token_logprobs(logits, part, [num_top] * len(part))
     return tuple(answers)
+
+
+def _logprobs(logits: Tensor, tokens: Sequence[int], row: Row) -> list[TokenLogprob]:
+    """Of given tokens; of none where any logits are not finite."""
+    wide = logits.float()
+    is_finite = bool(wide.amax(-1).isfinite().all())
+    return token_logprobs(wide, tokens, [max(0, row.sampling.num_logprobs)] * len(tokens)) if is_finite else []
 
 
 def _result(share: StepRows, idx: int, picks: list[Pick] | None, scored: tuple[TokenLogprob, ...] | None, rows: RowTable) -> RowResult:

@@ -12,11 +12,11 @@ from dataclasses import dataclass
 import numpy as np
 from torch import Tensor
 
-from drivers.contract import Sampling, TokenLogprob
+from drivers.contract import TokenLogprob
 from drivers.native.engine import Engine, NativeModel
 from drivers.native.records import DrawnRecord, DrawRecord, RowsRecord
 from drivers.rows import Row
-from drivers.sampling import MIN_TEMPERATURE, Pick
+from drivers.sampling import MIN_TEMPERATURE, Asked, Pick
 
 MOST_TOKENS = 1 << 21  # of a vocabulary: cpu/weights.h
 MOST_TOP_K = 2**31 - 1
@@ -34,22 +34,15 @@ class Draws:
     seen: np.ndarray  # [n, 2] int32: tokens and how often they are in the output, those of one row side by side
 
     @classmethod
-    def of(cls, rows: Sequence[Row], positions: Sequence[int]) -> Draws:
-        """A token of each row, at its position."""
-        penalized = [_seen(row) if row.sampling.has_penalties else NO_SEEN for row in rows]
+    def of(cls, asked: Sequence[Asked]) -> Draws:
+        """As the library is told of it."""
+        penalized = [_seen(one.row) if one.row.sampling.has_penalties and one.given < 0 else NO_SEEN for one in asked]
         seen = np.concatenate(penalized) if any(map(len, penalized)) else NO_SEEN
         records, first = [], 0
-        for row, position, tokens in zip(rows, positions, penalized, strict=True):
-            records.append(_record(row.sampling, position, (first, len(tokens))))
+        for one, tokens in zip(asked, penalized, strict=True):
+            records.append(_record(one, (first, len(tokens))))
             first += len(tokens)
         return cls(np.array(records, dtype=DRAW), seen)
-
-    @classmethod
-    def given(cls, tokens: Sequence[int], num_likeliest: int) -> Draws:
-        """The log-probabilities of given tokens, one of each row, and of so many likeliest ones beside it."""
-        records = np.zeros(len(tokens), dtype=DRAW)
-        records["given"], records["num_logprobs"] = tokens, num_likeliest
-        return cls(records, NO_SEEN)
 
     @property
     def most_likeliest(self) -> int:
@@ -113,12 +106,14 @@ class _Answer:
         return TokenLogprob(float(self._drawn["logprob"][idx]), tuple(top))
 
 
-def _record(wanted: Sampling, position: int, seen: tuple[int, int]) -> tuple[float | int, ...]:
+def _record(asked: Asked, seen: tuple[int, int]) -> tuple[float | int, ...]:
+    wanted = asked.row.sampling
+    num_logprobs = wanted.num_logprobs if asked.given < 0 else max(0, wanted.num_logprobs)
     return (
-        *(wanted.top_p, wanted.seed % 2**64, position),
+        *(wanted.top_p, wanted.seed % 2**64, asked.position),
         max(wanted.temperature, MIN_TEMPERATURE) if wanted.temperature > 0 else 0.0,
         *(wanted.min_p, wanted.repetition_penalty, wanted.presence_penalty, wanted.frequency_penalty),
-        *(min(max(wanted.top_k, 0), MOST_TOP_K), wanted.num_logprobs, -1, *seen),
+        *(min(max(wanted.top_k, 0), MOST_TOP_K), num_logprobs, asked.given, *seen),
     )
 
 

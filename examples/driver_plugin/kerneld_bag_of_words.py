@@ -25,6 +25,7 @@ from drivers.errors import ModelUnsupported
 from drivers.host_driver import Described, HostDriver
 from drivers.models.loader import PageShape, model_spec, open_model
 from drivers.rows import StepRows
+from drivers.sampling import Asked, Pick
 
 VERSION = "1.0"
 FADING = 0.7
@@ -54,7 +55,7 @@ class Bag:
         """One product each, not one for all: the same bits, whoever else is in the step."""
         return torch.stack([self.head @ hidden[token] for token in tokens])
 
-    def greedy(self, _hidden: Tensor, _tokens: Sequence[int]) -> list[int] | None:
+    def draw(self, _hidden: Tensor, _tokens: Sequence[int], _asked: Sequence[Asked]) -> list[Pick] | None:
         """There is no shorter way than by logits."""
         return None
 

@@ -52,11 +52,12 @@ def test_a_model_says_what_runs_each_of_its_ops(model: Path) -> None:
     assert told.runs_on.startswith("native code (")
     assert {report.op: (report.covers, report.num_calls) for report in told.ops} == {
         "embed": (("embed",), 1),
-        "norm_linear": (("rms_norm", "linear"), 4),
+        "norm_linear": (("rms_norm", "linear"), 3),
         "rope_kv_write": (("rope", "kv_write"), 3),
         "paged_attention": (("paged_attention",), 3),
         "linear_add": (("linear", "add"), 6),
         "norm_linear_act_mul": (("rms_norm", "linear", "act_mul"), 3),
+        "head_sample": (("rms_norm", "linear", "sample"), 1),
     }
     assert all(report.implementation == f"native.{report.op}" and report.why for report in told.ops)
     rig.driver.close()

@@ -18,7 +18,7 @@ from drivers.native.sampling import Draws, draw, draw_of
 from drivers.ops import drawing
 from drivers.philox import uniforms
 from drivers.rows import Row
-from drivers.sampling import Pick, pick_tokens
+from drivers.sampling import Asked, Pick, pick_tokens
 from tests.drivers.native.engine_rig import MODELS, Rig
 
 NAN, INF = float("nan"), float("inf")
@@ -34,7 +34,8 @@ class Engines:
 
     def picks(self, logits: Tensor, rows: Sequence[Row], positions: Sequence[int] | None = None) -> list[Pick]:
         """What rows draw, which is the same on all of them."""
-        draws = Draws.of(rows, [row.position for row in rows] if positions is None else positions)
+        places = [row.position for row in rows] if positions is None else positions
+        draws = Draws.of([Asked(row, position) for row, position in zip(rows, places, strict=True)])
         first, *others = [draw_of(engine, logits, draws) for engine in self.all]
         assert all(repr(other) == repr(first) for other in others)
         return first
@@ -232,7 +233,9 @@ def test_no_more_likeliest_tokens_are_told_than_there_are_and_the_smaller_of_equ
 def test_a_given_token_is_told_and_not_drawn(engines: Engines) -> None:
     logits = logits_of(2, 300)
 
-    picks = draw_of(engines.all[0], logits, Draws.given([4, 299], 2))
+    picks = draw_of(
+        engines.all[0], logits, Draws.of([Asked(row(Sampling(num_logprobs=num)), 3, given) for num, given in ((-1, 4), (2, 299))])
+    )
 
     exact = logits.double().log_softmax(-1)
     assert tokens_of(picks) == [4, 299]
@@ -254,7 +257,7 @@ def test_from_hidden_states_rows_draw_what_their_logits_say(model: str, most_row
     hidden = rig.alone(30)
     settings = [GREEDY, Sampling(seed=1), Sampling(seed=2, top_p=0.8, num_logprobs=3), Sampling(temperature=0.0, presence_penalty=3.0)]
     rows, places = [row(one, outputs=range(0, 203, 2)) for one in settings], [29, 3, 3, 17]
-    draws = Draws.of(rows, [5, 6, 7, 8])
+    draws = Draws.of([Asked(one, position) for position, one in enumerate(rows)])
 
     together = draw(rig.model, hidden, places, draws, rig.bases, most_rows=most_rows)
 
@@ -266,7 +269,6 @@ def test_from_hidden_states_rows_draw_what_their_logits_say(model: str, most_row
 def test_tokens_outside_of_the_vocabulary_are_refused(engines: Engines) -> None:
     logits = torch.zeros(1, 10)
 
-    with pytest.raises(StepInvalid):
-        draw_of(engines.all[0], logits, Draws.given([10], 0))
-    with pytest.raises(StepInvalid):
-        draw_of(engines.all[0], logits, Draws.of([row(Sampling(repetition_penalty=2.0), seen=[10])], [3]))
+    for asked in (Asked(row(GREEDY), 3, given=10), Asked(row(Sampling(repetition_penalty=2.0), seen=[10]), 3)):
+        with pytest.raises(StepInvalid):
+            draw_of(engines.all[0], logits, Draws.of([asked]))
