@@ -112,6 +112,7 @@ class WorkerClient:
         """Take over a connection after its handshake, with what the worker said at its end."""
         self.hello = hello
         self.boot_generation = boot_generation
+        self.capabilities = opened.capabilities  # what the driver can do
         self.models = opened.models  # that it kept from before
         self.copies = opened.copies  # that it measured when it opened its driver
         self._connection = connection
@@ -121,11 +122,6 @@ class WorkerClient:
         self._listener: DeviceListener | None = None
         self._lost: asyncio.Future[str] = self._loop.create_future()
         connection.start(self._on_message, self._on_lost)
-
-    @property
-    def capabilities(self) -> Capabilities:
-        """What the driver can do."""
-        return self.hello.capabilities
 
     def attach(self, listener: DeviceListener) -> None:
         """Say who hears of plans; one that is already lost says so soon."""

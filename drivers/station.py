@@ -128,7 +128,7 @@ class Station:
             return Ending.STOPPED
         held = self._prepare(sock, welcome, host_fd)
         try:
-            sock.sendall(encode(Opened(tuple(held.models.values()), held.copies)))
+            sock.sendall(encode(Opened(self._capabilities, tuple(held.models.values()), held.copies)))
         except OSError as error:
             return self._lose(error)
         server = Server(sock, decoder, held, welcome.boot_generation, self._stop)
@@ -223,6 +223,7 @@ class Station:
             self._host_fd = host_fd
         # The driver gets a descriptor of its own: this one stays here, to be shown to the next front.
         self._driver.open(welcome.open, os.dup(self._host_fd) if self._host_fd is not None else None)
+        self._capabilities = registry.probe(self._options.driver, self._driver)
         return Held(self._driver, welcome.open, self._driver.copied())
 
     def _await_side_thread(self, server: Server) -> None:

@@ -90,8 +90,12 @@ class Refused(Message, frozen=True):
 
 
 class Opened(Message, frozen=True):
-    """Worker to front: ready for requests and plans. `models` lists what was kept, `copies` what was measured at open."""
+    """Worker to front: ready for requests and plans. `models` lists what was kept, `copies` what was measured at open.
 
+    `capabilities` are told again: the settings of an open may have chosen another device than the one that Hello spoke of.
+    """
+
+    capabilities: Capabilities
     models: tuple[HeldModel, ...] = ()
     copies: CopyTimes = CopyTimes()
 

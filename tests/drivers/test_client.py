@@ -95,7 +95,7 @@ def tell(story: Story) -> None:
         near, far = socket.socketpair()
         near.setblocking(False)
         far.setblocking(False)
-        client = WorkerClient(Connection(near, front_decoder(), asyncio.get_running_loop()), HELLO, 1, Opened())
+        client = WorkerClient(Connection(near, front_decoder(), asyncio.get_running_loop()), HELLO, 1, Opened(HELLO.capabilities))
         ear = Ear()
         client.attach(ear)
         try:

@@ -85,9 +85,10 @@ TO_WORKER: list[Message] = [
     Shutdown(),
 ]
 RESULT = StepResult((RowResult(3, (9,), (TokenLogprob(-0.5, ((9, -0.5),)),), True),), 0.01, 2, copies=CopyTimes(4096, 0.001))
+OFFER = Capabilities("cpu", "1", "cpu", 1 << 30, ("float32",))
 TO_FRONT: list[Message] = [
-    Hello(12, "cpu0", "cpu", "s", Capabilities("cpu", "1", "cpu", 1 << 30, ("float32",)), 2, MEMORY, (HELD,)),
-    Opened((HELD,), CopyTimes(1 << 20, 0.5, 1 << 21, 0.25)),
+    Hello(12, "cpu0", "cpu", "s", OFFER, 2, MEMORY, (HELD,)),
+    Opened(OFFER, (HELD,), CopyTimes(1 << 20, 0.5, 1 << 21, 0.25)),
     LoadProgress(2, 1, 2),
     Unloaded(3),
     StepDone(7, 0, True, RESULT),
