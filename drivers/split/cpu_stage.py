@@ -20,6 +20,7 @@ from drivers.models.decoder import DecoderWeights, Layer
 from drivers.models.loader import ModelFiles, Target, layers_bytes, load_weights, segment_views
 from drivers.models.weight import Weight
 from drivers.rows import StepRows
+from drivers.sampling import Asked, Pick
 from drivers.split.stage import Part, PartPlaces, PartSpec, Progress
 from drivers.tails import ArenaTails
 
@@ -40,21 +41,17 @@ class CpuStageModel:
         """Native code reads nothing that a row does not see; torch does."""
         return self.decision.program is None
 
-    def first(self, share: StepRows) -> Tensor:
+    def run_layers(self, share: StepRows, hidden: Tensor | None) -> Tensor:
         """See `StageModel`."""
-        return self.runner.first(share)
-
-    def run_layers(self, share: StepRows, hidden: Tensor) -> Tensor:
-        """See `StageModel`."""
-        return self.runner.run_layers(share, hidden, self.layers)
+        return self.runner.run_layers(share, self.runner.first(share) if hidden is None else hidden, self.layers)
 
     def logits(self, hidden: Tensor, tokens: Sequence[int]) -> Tensor:
         """See `StageModel`."""
         return self.runner.logits(hidden, tokens).float()
 
-    def greedy(self, hidden: Tensor, tokens: Sequence[int]) -> list[int] | None:
+    def draw(self, hidden: Tensor, tokens: Sequence[int], asked: Sequence[Asked]) -> list[Pick] | None:
         """See `StageModel`."""
-        return self.runner.greedy(hidden, tokens)
+        return self.runner.draw(hidden, tokens, asked)
 
     def ops(self) -> tuple[OpReport, ...]:
         """See `StageModel`."""

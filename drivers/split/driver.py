@@ -44,6 +44,7 @@ from drivers.tails import clear_ahead, clear_opened
 from drivers.weight_image import check_images
 
 VERSION = "1"
+NO_OPTIONS: Mapping[str, str] = {}
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,11 +61,12 @@ class Opened:
 class SplitDriver:
     """See `drivers.contract.Driver`."""
 
-    def __init__(self, make: Callable[[str], Stage] = make_stage) -> None:
-        """`make`: a stage by the name of its driver."""
+    def __init__(self, make: Callable[[str], Stage] = make_stage, options: Mapping[str, str] = NO_OPTIONS) -> None:
+        """`make`: a stage by the name of its driver. `options`: those of an open that names no parts."""
         self._make = make
+        self._options = options
         self._device: Opened | None = None
-        self._stages = tuple(make(part) for part in SplitOptions.read({}).parts)  # until it is opened with others
+        self._stages = tuple(make(part) for part in SplitOptions.read(options).parts)  # that `probe` speaks of until others are opened
         self._models: Mapping[int, SplitModel] = {}
         self._spaces: Mapping[int, SplitFrame] = {}  # those of unloaded models stay: their pages may still be moved
         self._publishing = threading.Lock()  # two writers at most: a load in its thread, an unload in the worker's
@@ -91,7 +93,7 @@ class SplitDriver:
         """Take memory on every part, and map the host tier. Raises: DeviceOutOfMemory, OptionUnknown, PlanRejected, DriverUnavailable."""
         if self._device is not None:
             raise PlanRejected("The driver is open already.")
-        options = SplitOptions.read(spec.options)
+        options = SplitOptions.read({**self._options, **spec.options})
         if spec.granule_bytes <= 0 or spec.slab_bytes <= 0 or spec.slab_bytes % spec.granule_bytes or spec.num_slabs <= 0:
             raise PlanRejected(f"The arena needs slabs of whole granules; they are of {spec.slab_bytes} and {spec.granule_bytes} bytes.")
         try:

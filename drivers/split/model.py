@@ -14,6 +14,7 @@ from torch import Tensor
 
 from drivers.contract import OpReport
 from drivers.rows import ModelLimit, StepRows
+from drivers.sampling import Asked, Pick
 from drivers.split.pages import SplitFrame
 from drivers.split.plan import SplitPlan
 from drivers.split.stage import StageModel
@@ -37,8 +38,9 @@ class SplitModel:
 
     def forward(self, share: StepRows) -> Tensor:
         """Compute the step's tokens and write their keys and values; answers hidden states `[num_tokens, hidden]`."""
-        hidden = self.models[0].first(share)
-        for model in self.models:
+        first, *others = self.models
+        hidden = first.run_layers(share, None)
+        for model in others:
             hidden = model.run_layers(share, hidden)
         return hidden
 
@@ -46,9 +48,9 @@ class SplitModel:
         """Logits `[n, vocab]` of those tokens of the step."""
         return self.models[0].logits(hidden, tokens)
 
-    def greedy(self, hidden: Tensor, tokens: Sequence[int]) -> list[int] | None:
-        """The likeliest token behind each of those; None: ask for logits."""
-        return self.models[0].greedy(hidden, tokens)
+    def draw(self, hidden: Tensor, tokens: Sequence[int], asked: Sequence[Asked]) -> list[Pick] | None:
+        """See `drivers.stepping.Head`."""
+        return self.models[0].draw(hidden, tokens, asked)
 
     def runs_on(self) -> str:
         """Which part computes what, in a few words."""

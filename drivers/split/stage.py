@@ -15,6 +15,7 @@ from torch import Tensor
 
 from drivers.contract import Capabilities, InspectSpec, ModelSpec, OpenSpec, OpReport
 from drivers.rows import StepRows
+from drivers.sampling import Asked, Pick
 from drivers.tails import PageTails
 
 Progress = Callable[[int, int], None]
@@ -63,17 +64,14 @@ class StageModel(Protocol):
     def needs_clean_pages(self) -> bool:
         """Whether what lies behind a row's last token in its page has to be zero (`drivers.tails`)."""
 
-    def first(self, share: StepRows) -> Tensor:
-        """The hidden states before the first layer; asked of a part that has the ends."""
-
-    def run_layers(self, share: StepRows, hidden: Tensor) -> Tensor:
-        """Compute the part's layers, writing their keys and values; `hidden` is not used again."""
+    def run_layers(self, share: StepRows, hidden: Tensor | None) -> Tensor:
+        """Compute the part's layers and write their keys and values, from hidden states that are not used again; None: from tokens."""
 
     def logits(self, hidden: Tensor, tokens: Sequence[int]) -> Tensor:
         """Logits `[n, vocab] f32` behind those tokens of the step; asked of a part that has the ends."""
 
-    def greedy(self, hidden: Tensor, tokens: Sequence[int]) -> list[int] | None:
-        """See `drivers.cpu_runners.Runner.greedy`."""
+    def draw(self, hidden: Tensor, tokens: Sequence[int], asked: Sequence[Asked]) -> list[Pick] | None:
+        """See `drivers.stepping.Head`; asked of a part that has the ends."""
 
     def ops(self) -> tuple[OpReport, ...]:
         """What runs each op."""

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from drivers.errors import OptionUnknown
 from drivers.split.stage import Stage
 
 
 def make_stage(name: str) -> Stage:
-    """A stage that is not open yet. Raises: OptionUnknown; ImportError, if a library is missing."""
+    """A stage that is not open yet, of a name in `drivers.split.options.KINDS`. Raises: ImportError, if a library is missing."""
     if name == "cpu":
         from drivers.split.cpu_stage import CpuStage
 
         return CpuStage()
-    raise OptionUnknown(f"{name} cannot be a part of a split device; cpu and cuda can.")
+    from drivers.split.cuda_stage import CudaStage
+
+    return CudaStage()

@@ -47,21 +47,13 @@ class InBfloat16(CpuDriver):
         super().open(msgspec.structs.replace(spec, dtype="bfloat16"), host_fd)
 
 
-class SplitInTorch(SplitDriver):
-    """A quarter and the rest, without native code."""
-
-    def open(self, spec: OpenSpec, host_fd: int | None) -> None:
-        ways = {"shares": "1,3", "0.native": "off", "1.native": "off"}
-        super().open(msgspec.structs.replace(spec, options={**ways, **spec.options}), host_fd)
-
-
 SUBJECTS: dict[str, tuple[str, Callable[[], Driver] | None]] = {
     "fake": ("fake", None),
     "cpu": ("cpu", None),
     "cpu in torch": ("cpu", InTorch),
     "cpu in bfloat16": ("cpu", InBfloat16),
     "split": ("split", None),
-    "split unevenly, in torch": ("split", SplitInTorch),
+    "split unevenly, in torch": ("split", lambda: SplitDriver(options={"shares": "1,3", "0.native": "off", "1.native": "off"})),
 }
 
 
