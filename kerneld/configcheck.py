@@ -40,7 +40,7 @@ def _check_sizes(config: Config) -> None:
     memory, kernel = config.memory, config.kerneld
     if memory.slab_bytes > memory.device_bytes:
         raise ConfigError(f"memory.slab_bytes ({memory.slab_bytes}) is larger than memory.device_bytes ({memory.device_bytes}).")
-    _check_disk_tier(memory)
+    _check_tiers(memory)
     if kernel.max_step_tokens < kernel.max_rows:
         raise ConfigError(
             f"kerneld.max_step_tokens ({kernel.max_step_tokens}) gives kerneld.max_rows ({kernel.max_rows}) rows less than a token each."
@@ -54,7 +54,7 @@ def _check_options(drivers: DriversConfig) -> None:
         raise ConfigError(f"drivers.options: {error.detail}") from None
 
 
-def _check_disk_tier(memory: MemoryConfig) -> None:
+def _check_tiers(memory: MemoryConfig) -> None:
     for tier, low, high in (("device", memory.device_low, memory.device_high), ("host", memory.host_low, memory.host_high)):
         if low > high:
             raise ConfigError(f"memory.{tier}_low ({low}) is above memory.{tier}_high ({high}).")
@@ -62,6 +62,11 @@ def _check_disk_tier(memory: MemoryConfig) -> None:
         raise ConfigError(
             "memory.page_file_bytes needs a host tier, because pages go to disk from there: set memory.host_bytes to"
             f" {memory.slab_bytes} (memory.slab_bytes) at least, or memory.page_file_bytes to 0."
+        )
+    if 0 < memory.host_bytes < memory.slab_bytes:
+        raise ConfigError(
+            f"memory.host_bytes ({memory.host_bytes}) is smaller than memory.slab_bytes ({memory.slab_bytes}), so there would be no host tier:"
+            " set it to that at least, set memory.slab_bytes lower, or memory.host_bytes to 0, which turns it off."
         )
     if 0 < memory.page_file_bytes < memory.slab_bytes:
         raise ConfigError(

@@ -13,7 +13,9 @@ class MemoryConfig:
     """Section `memory`: how large the tiers are, and how they are cut."""
 
     device_bytes: int = field(default=2 * GIB, metadata={"doc": "Device memory for weights and KV together.", "min": MIB})
-    host_bytes: int = field(default=GIB, metadata={"doc": "Host memory for KV pages that left the device; 0 turns the tier off.", "min": 0})
+    host_bytes: int = field(
+        default=GIB, metadata={"doc": "Host memory for KV pages that left the device, a slab at least; 0 turns it off.", "min": 0}
+    )
     disk_bytes: int = field(
         default=8 * GIB, metadata={"doc": "Disk space for checkpoint images, all tenants together; 0 is no limit.", "min": 0}
     )

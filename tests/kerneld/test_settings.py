@@ -23,7 +23,7 @@ CONFIGS = st.builds(
     memory=st.builds(
         MemoryConfig,
         device_bytes=st.integers(1 << 30, 1 << 40),
-        host_bytes=st.integers(0, 1 << 40),
+        host_bytes=st.just(0) | st.integers(4 << 20, 1 << 40),
         page_tokens=st.sampled_from([8, 16, 32]),
     ),
     drivers=st.builds(
@@ -151,6 +151,14 @@ def test_a_wrong_setting_is_told_with_what_is_accepted(tmp_path: Path, assignmen
 def test_a_disk_tier_needs_a_host_tier(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"memory\.page_file_bytes needs a host tier.*set memory\.host_bytes"):
         load(tmp_path, "", "memory.page_file_bytes=1GiB", "memory.host_bytes=0")
+
+
+def test_a_host_tier_that_would_hold_no_slab_is_refused_and_not_left_out_in_silence(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"memory\.host_bytes \(1048576\) is smaller than memory\.slab_bytes \(4194304\).* or .* to 0"):
+        load(tmp_path, "", "memory.host_bytes=1MiB")
+
+    assert load(tmp_path, "", "memory.host_bytes=1MiB", "memory.slab_bytes=1MiB").memory.host_bytes == 1 << 20
+    assert load(tmp_path, "", "memory.host_bytes=0").memory.host_bytes == 0
 
 
 @pytest.mark.parametrize(
