@@ -88,7 +88,7 @@ class CpuDriver:
             device_name=f"{platform.machine()} CPU, {len(os.sched_getaffinity(0))} threads",
             memory_bytes=device_bytes(),
             dtypes=tuple(DTYPES),
-            ops=tuple(sorted({*op_names(), *(offer.op for offer in NATIVE)})),
+            ops=tuple(sorted({*op_names(), *(offer.op for offer in NATIVE), "head_sample"})),
             quantizations=QUANTIZATIONS,
             kv_quantizations=KV_QUANTIZATIONS,
             batch_invariant=True,
