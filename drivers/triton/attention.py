@@ -12,6 +12,8 @@ what it is batched with, as long as tiles are of one shape (`is_fixed`).
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 import triton
 import triton.language as tl
@@ -21,13 +23,14 @@ from drivers.triton.language import LN2, LOG2E, dot, padded, tanh
 from drivers.triton.layout import PREFILL_TILE, AttentionShape, LayerKv, StepRows
 
 DECODE_TILE = 16  # rows of a tile where rows have one token
-KEYS_AT_ONCE = 64  # 32 where heads are wider than 128: devices with 99 KiB of shared memory have to hold a tile too
+KEYS_AT_ONCE = 64  # fewer where heads are wider than 128: devices with 99 KiB of shared memory have to hold a tile too
+LEAST_WIDTH = 64  # of a head in a tile: hardly any model has narrower ones, and each width is a kernel to be built
 MAX_SPLITS = 32
 PROGRAMS = 528  # wanted: four for each of the 132 multiprocessors of an H100
 
 
 @triton.jit
-def _span(row_ptr, tile, TILE_TOKENS: tl.constexpr, WINDOW: tl.constexpr, SPLITS: tl.constexpr, KEYS: tl.constexpr, fixed_chunk):
+def _span(row_ptr, tile, splits, fixed_chunk, TILE_TOKENS: tl.constexpr, WINDOW: tl.constexpr, KEYS: tl.constexpr):
     """The row of a tile, and the keys [low, high) of this program's split; `begin` is the first key that any query of the tile sees."""
     row = tl.load(tile)
     first = tl.load(tile + 1)
@@ -40,7 +43,7 @@ def _span(row_ptr, tile, TILE_TOKENS: tl.constexpr, WINDOW: tl.constexpr, SPLITS
     base = begin // KEYS * KEYS
     chunk = fixed_chunk
     if fixed_chunk == 0:
-        chunk = tl.maximum(1, tl.cdiv(tl.cdiv(end - base, SPLITS), KEYS)) * KEYS
+        chunk = tl.maximum(1, tl.cdiv(tl.cdiv(end - base, splits), KEYS)) * KEYS
     else:
         base = 0
     low = base + tl.program_id(2) * chunk
@@ -81,25 +84,26 @@ def _tile(kv_ptr, scale_ptr, table_ptr, keys, is_seen, head, granule, layer, sca
     return k, v, key_scale, value_scale
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["splits"])  # one kernel for any number of them, but for one
 def _attend(
     q_ptr, kv_ptr, scale_ptr, table_ptr, row_ptr, tile_ptr, out_ptr, lse_ptr, q_stride, table_stride, granule, layer, scale_granule,
-    scale_layer, scale, softcap, fixed_chunk,
+    scale_layer, scale, softcap, fixed_chunk, splits,
     J: tl.constexpr, G: tl.constexpr, D: tl.constexpr, P: tl.constexpr, GP: tl.constexpr, DP: tl.constexpr, ROWS: tl.constexpr,
-    KEYS: tl.constexpr, SPLITS: tl.constexpr, WINDOW: tl.constexpr, HAS_CAP: tl.constexpr, IS_QUANTIZED: tl.constexpr,
+    KEYS: tl.constexpr, IS_SPLIT: tl.constexpr, WINDOW: tl.constexpr, HAS_CAP: tl.constexpr, IS_QUANTIZED: tl.constexpr,
 ):  # fmt: skip
-    """See the head of the file. `out [T, H, SPLITS, D]`, `lse [T, H, SPLITS]`; ROWS = tokens of a tile * GP."""
+    """See the head of the file. `out [T, H, splits, D]`, `lse [T, H, splits]`; ROWS = tokens of a tile * GP, or more."""
     head, split = tl.program_id(1), tl.program_id(2)
     slot, start, count, position, first, begin, low, high = _span(
-        row_ptr, tile_ptr + tl.program_id(0) * 2, ROWS // GP, WINDOW, SPLITS, KEYS, fixed_chunk
+        row_ptr, tile_ptr + tl.program_id(0) * 2, splits, fixed_chunk, ROWS // GP, WINDOW, KEYS
     )
     m, d = tl.arange(0, ROWS), tl.arange(0, DP)
     token, group = first + m // GP, m % GP
     is_query = (token < count) & (group < G)
-    place = ((start + token).to(tl.int64) * (J * G) + group * J + head) * SPLITS + split
-    if (SPLITS > 1) & (low >= high):
-        tl.store(lse_ptr + place, tl.full([ROWS], -float("inf"), tl.float32), mask=is_query)
-        return
+    place = ((start + token).to(tl.int64) * (J * G) + group * J + head) * splits + split
+    if IS_SPLIT:  # noqa: SIM102  (known when it is compiled)
+        if low >= high:
+            tl.store(lse_ptr + place, tl.full([ROWS], -float("inf"), tl.float32), mask=is_query)
+            return
     query = (start + token).to(tl.int64) * q_stride + (group * J + head) * D
     q = tl.load(q_ptr + query[:, None] + d[None, :], mask=is_query[:, None] & (d < D)[None, :], other=0.0)
     table = table_ptr + slot.to(tl.int64) * table_stride
@@ -122,7 +126,7 @@ def _attend(
         most = new
     some = tl.where(total == 0.0, 1.0, total)
     tl.store(lse_ptr + place, (most + tl.log2(some)) * LN2, mask=is_query)
-    is_told = is_query & ((SPLITS == 1) | (total > 0.0))
+    is_told = is_query & ((not IS_SPLIT) | (total > 0.0))
     out = (acc / some[:, None]).to(out_ptr.dtype.element_ty)
     tl.store(out_ptr + place[:, None] * D + d[None, :], out, mask=is_told[:, None] & (d < D)[None, :])
 
@@ -145,6 +149,27 @@ def _merge(part_ptr, part_lse_ptr, slot_ptr, out_ptr, lse_ptr, H: tl.constexpr, 
     tl.store(lse_ptr + at, most + tl.log2(some) * LN2)
 
 
+@dataclass(frozen=True, slots=True)
+class Tiling:
+    """How a tile is cut: chosen by the width of heads, by the bytes of an item and by the kind of step, and by nothing else."""
+
+    rows: int  # tokens times queries of a KV head
+    keys: int
+    warps: int
+    stages: int
+
+
+def tiling(head_dim: int, num_rows: int, item_bytes: int) -> Tiling:
+    """`num_rows` that a tile needs; items are those that are multiplied.
+
+    Products of float32 are no work of matrix units: with larger tiles the compiler runs out of registers (kilobytes of them in memory).
+    """
+    rows, is_wide = DECODE_TILE if num_rows <= DECODE_TILE else PREFILL_TILE, padded(head_dim, LEAST_WIDTH) > 128
+    if item_bytes > 2:
+        return Tiling(rows, KEYS_AT_ONCE // 4, 8, 1 if padded(head_dim, LEAST_WIDTH) > 64 else 2)
+    return Tiling(rows, KEYS_AT_ONCE // (2 if is_wide else 1), 8 if is_wide and rows == PREFILL_TILE else 4, 2 if is_wide else 3)
+
+
 def num_splits(num_tiles: int, num_kv_heads: int) -> int:
     """Splits of a step: as many as fill the device, a power of two."""
     return min(MAX_SPLITS, triton.next_power_of_2(max(1, PROGRAMS // (num_tiles * num_kv_heads))))
@@ -156,7 +181,7 @@ def paged_attention(queries: Tensor, kv: LayerKv, table: Tensor, step: StepRows,
     items, granule, layer = kv.items()
     scales, scale_granule, scale_layer = kv.scales()
     gp = triton.next_power_of_2(heads.num_queries_per_kv)
-    rows = max(DECODE_TILE, step.tile_tokens * gp)
+    tile = tiling(dim, step.tile_tokens * gp, queries.dtype.itemsize)
     splits = _splits_of(step, shape, table.shape[1] * kv.shape.page_tokens)
     out = torch.empty((num_tokens, num_heads, dim), dtype=queries.dtype, device=queries.device)
     lse = torch.empty((num_tokens, num_heads), dtype=torch.float32, device=queries.device)
@@ -166,14 +191,14 @@ def paged_attention(queries: Tensor, kv: LayerKv, table: Tensor, step: StepRows,
         part_lse = torch.empty((num_tokens, num_heads, splits), dtype=torch.float32, device=queries.device)  # every split writes its own
     _attend[(step.tiles.shape[0], heads.num_kv_heads, splits)](
         queries, items, scales, table, step.rows, step.tiles, part, part_lse, queries.stride(0), table.stride(0), granule, layer,
-        scale_granule, scale_layer, shape.scale, shape.softcap, shape.fixed_chunk,
-        J=heads.num_kv_heads, G=heads.num_queries_per_kv, D=dim, P=kv.shape.page_tokens, GP=gp, DP=padded(dim), ROWS=rows,
-        KEYS=KEYS_AT_ONCE // (1 if dim <= 128 else 2), SPLITS=splits, WINDOW=shape.window, HAS_CAP=shape.softcap > 0.0,
-        IS_QUANTIZED=kv.shape.is_quantized, num_warps=4 if dim <= 128 or rows < PREFILL_TILE else 8, num_stages=3 if dim <= 128 else 2,
+        scale_granule, scale_layer, shape.scale, shape.softcap, shape.fixed_chunk, splits,
+        J=heads.num_kv_heads, G=heads.num_queries_per_kv, D=dim, P=kv.shape.page_tokens, GP=gp, DP=padded(dim, LEAST_WIDTH), ROWS=tile.rows,
+        KEYS=tile.keys, IS_SPLIT=splits > 1, WINDOW=shape.window, HAS_CAP=shape.softcap > 0.0, IS_QUANTIZED=kv.shape.is_quantized,
+        num_warps=tile.warps, num_stages=tile.stages,
     )  # fmt: skip
     if splits > 1:
         programs = (num_tokens * num_heads,)
-        _merge[programs](part, part_lse, step.slots, out, lse, H=num_heads, D=dim, DP=padded(dim), SPLITS=splits)
+        _merge[programs](part, part_lse, step.slots, out, lse, H=num_heads, D=dim, DP=padded(dim, LEAST_WIDTH), SPLITS=splits)
     return out, lse
 
 
