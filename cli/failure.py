@@ -6,7 +6,7 @@
 3  not found
 4  not allowed, or not logged in
 5  the daemon cannot be reached, is starting, or is draining
-6  a limit is reached, or there is no room; waiting may help
+6  a limit is reached, or there is no room, now or ever; the message says what would help
 7  the object is in the wrong state, or the name is taken
 8  the deadline passed
 130  interrupted
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
 EXIT_ERROR = 1
 EXIT_UNAVAILABLE = 5
+EXIT_NO_ROOM = 6
 EXIT_INTERRUPTED = 130
 EXIT_CODES = {
     "INVALID_ARGUMENT": 2,
@@ -37,7 +38,7 @@ EXIT_CODES = {
     "UNAUTHENTICATED": 4,
     "PERMISSION_DENIED": 4,
     "UNAVAILABLE": EXIT_UNAVAILABLE,
-    "RESOURCE_EXHAUSTED": 6,
+    "RESOURCE_EXHAUSTED": EXIT_NO_ROOM,
     "FAILED_PRECONDITION": 7,
     "ALREADY_EXISTS": 7,
     "ABORTED": 7,
@@ -95,9 +96,15 @@ def advice_for(error: KerneldError) -> str:
     return ADVICE.get(name, "")
 
 
+def exit_code_of(error: KerneldError) -> int:
+    """The exit code of an error. What can never fit is in the wrong state for the protocol, and out of room for whoever reads the code."""
+    name = code_name(error)
+    is_out_of_room = name == "FAILED_PRECONDITION" and "tier" in error.facts
+    return EXIT_NO_ROOM if is_out_of_room else EXIT_CODES.get(name, EXIT_ERROR)
+
+
 def report(error: KerneldError) -> int:
     """Say what went wrong and what to do, and return the exit code."""
-    name = code_name(error)
     message = str(error).strip()
     write_note(f"error: {message}" + ("" if message.endswith((".", "?", "!")) else "."))
     holders: dict[str, int] = getattr(error, "holders", {})
@@ -109,7 +116,7 @@ def report(error: KerneldError) -> int:
         advice = "" if "try again in" in message else f"Try again in {math.ceil(retry_after_s)} s."
     if advice:
         write_note(advice)
-    return EXIT_CODES.get(name, EXIT_ERROR)
+    return exit_code_of(error)
 
 
 @contextmanager

@@ -18,13 +18,20 @@ if TYPE_CHECKING:
     from kerneld_client import Client
     from kerneld_client.values import LoadProgress, ModelInfo
 
+
+def dtype_text(model: ModelInfo) -> str:
+    """What its numbers are: a model whose weights or pages are quantized computes in floats all the same."""
+    parts = [f"{quant} {what}" for quant, what in ((model.quant, "weights"), (model.kv_quant, "pages")) if quant]
+    return ", ".join([*parts, f"{model.dtype} compute"]) if parts and model.dtype else model.dtype or "-"
+
+
 COLUMNS = (
     Column("NAME", lambda m: m.name),
     Column("STATE", lambda m: word(m.state)),
     Column("TIER", lambda m: m.tier),
     Column("ARCHITECTURE", lambda m: m.architecture or "-"),
     Column("PARAMETERS", lambda m: count_text(m.num_parameters) if m.num_parameters else "-", is_number=True),
-    Column("DTYPE", lambda m: m.dtype or "-"),
+    Column("DTYPE", dtype_text),
     Column("SIZE", lambda m: bytes_text(m.bytes) if m.bytes else "-", is_number=True),
     Column("CONTEXTS", lambda m: str(m.num_contexts), is_number=True),
     Column("BASE", lambda m: m.base),

@@ -65,8 +65,8 @@ def _check_tiers(memory: MemoryConfig) -> None:
         )
     if 0 < memory.host_bytes < memory.slab_bytes:
         raise ConfigError(
-            f"memory.host_bytes ({memory.host_bytes}) is smaller than memory.slab_bytes ({memory.slab_bytes}), so there would be no host tier:"
-            " set it to that at least, set memory.slab_bytes lower, or memory.host_bytes to 0, which turns it off."
+            f"memory.host_bytes ({memory.host_bytes}) is smaller than memory.slab_bytes ({memory.slab_bytes}), so there would be no host"
+            " tier: set it to that at least, set memory.slab_bytes lower, or memory.host_bytes to 0, which turns it off."
         )
     if 0 < memory.page_file_bytes < memory.slab_bytes:
         raise ConfigError(

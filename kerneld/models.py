@@ -64,6 +64,7 @@ class Model:
     fingerprint: bytes = b""
     progress: LoadProgress = field(default_factory=lambda: LoadProgress("waiting", 0, 0))
     failure: str = ""
+    lacks_room: bool = False  # that is why it failed
     streamed_bytes: int = 0  # that every forward pass reads again
     stream_rate: float = 0.0  # bytes per second at which that began
     prefill_s: float = 0.0  # per token, of a short input when it was loaded; 0: the driver does not say

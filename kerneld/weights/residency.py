@@ -17,7 +17,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 
 from drivers.client import Device
 from drivers.contract import ModelSpec
-from drivers.errors import DeviceLost, DriverError
+from drivers.errors import DeviceLost, DeviceOutOfMemory, DriverError
 from drivers.wire import HeldModel
 from kerneld.calls import LoadProgress, ModelState
 from kerneld.errors import Conflict, KernelError, WrongState
@@ -36,7 +36,7 @@ from kerneld.weights.presence import Presence, await_any
 from kerneld.weights.prospects import Prospect, prospect_of
 from kerneld.weights.turns import Turns
 from memory.config import MemoryConfig
-from memory.errors import OutOfFrames, PagingError
+from memory.errors import NeverFits, OutOfFrames, OverLimit, PagingError
 from memory.page import Tier
 from memory.pager import Pager
 
@@ -164,7 +164,7 @@ class Residency:
             return
         if is_ahead:
             self._ahead.add(model.name)
-        model.state, model.failure = ModelState.LOADING, ""
+        model.state, model.failure, model.lacks_room = ModelState.LOADING, "", False
         task = asyncio.get_running_loop().create_task(self._load(model), name=f"load {model.name}")
         self._tasks[model.name] = task
         task.add_done_callback(lambda done: self._loaded(model, done))
@@ -185,7 +185,8 @@ class Residency:
             async for step in progress:
                 yield step
         if model.state is ModelState.FAILED:
-            raise WrongState(f"The model {model.name!r} could not be loaded. {model.failure}", reason="MODEL_LOAD_FAILED")
+            facts = {"tier": "device"} if model.lacks_room else {}
+            raise WrongState(f"The model {model.name!r} could not be loaded. {model.failure}", reason="MODEL_LOAD_FAILED", facts=facts)
         if model.name not in self._models:
             raise Conflict(f"The model {model.name!r} was removed while it was loaded.", reason="MODEL_REMOVED")
         if model.state is not ModelState.RESIDENT:
@@ -284,6 +285,7 @@ class Residency:
 
     def _note_failure(self, model: Model, failure: BaseException) -> None:
         model.state, model.failure = ModelState.FAILED, str(failure)
+        model.lacks_room = isinstance(failure, OutOfFrames | NeverFits | OverLimit | DeviceOutOfMemory)
         if not isinstance(failure, DriverError | PagingError | KernelError | OSError):
             model.failure = "An internal error; see the log."
             logger.error("a load failed", extra={"model": model.name}, exc_info=failure)

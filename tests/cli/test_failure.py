@@ -23,6 +23,8 @@ from tests.cli.fake_client import Kernelctl
         (errors.Draining("draining", reason="DRAINING"), 5, "in a moment"),
         (errors.QuotaExceeded("too many", retry_after_s=7), 6, "Try again in 7 s."),
         (errors.MemoryExhausted("full"), 6, "`kernelctl ps`"),
+        (errors.CannotFit("too large", facts={"tier": "device"}), 6, ""),
+        (errors.WrongState("could not be loaded", facts={"tier": "device"}), 6, ""),
         (errors.WrongState("busy"), 7, ""),
         (errors.AlreadyExists("taken"), 7, "another name"),
         (errors.Conflict("lost"), 7, "repeat"),

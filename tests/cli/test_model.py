@@ -6,7 +6,9 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
-from cli.model import describe, stream_note
+import pytest
+
+from cli.model import describe, dtype_text, stream_note
 from kerneld_client.values import LoadProgress
 from tests.cli.fake_client import MODEL, Kernelctl
 
@@ -90,3 +92,17 @@ def test_a_load_of_a_model_larger_than_the_device_says_what_to_expect() -> None:
 
     assert "every step reads 16MiB of 24MiB again, at 4GiB/s: about 256 steps per second" in stream_note(large)
     assert stream_note(replace(large, stream_bytes_per_s=0)).endswith("every step reads 16MiB of 24MiB again")
+
+
+@pytest.mark.parametrize(
+    ("quant", "kv_quant", "shown"),
+    [
+        ("", "", "float32"),
+        ("int8", "", "int8 weights, float32 compute"),
+        ("gptq int4", "int8", "gptq int4 weights, int8 pages, float32 compute"),
+        ("", "fp8", "fp8 pages, float32 compute"),
+    ],
+)
+def test_a_dtype_says_what_is_kept_and_what_is_computed_in(quant: str, kv_quant: str, shown: str) -> None:
+    assert dtype_text(replace(MODEL, quant=quant, kv_quant=kv_quant)) == shown
+    assert dtype_text(replace(MODEL, quant=quant, kv_quant=kv_quant, dtype="")) == "-", "no driver has said"

@@ -33,6 +33,20 @@ async def test_a_model_that_fails_to_load_ends_what_waits_for_it_and_names_the_f
 
 
 @in_loop
+async def test_a_load_that_lacks_memory_says_so_in_its_facts_and_one_that_fails_otherwise_does_not(tmp_path: Path) -> None:
+    rig = Rig(tmp_path)
+    rig.options = {"oom_at_load": "1"}
+    async with running(rig, loads=False):
+        with pytest.raises(WrongState) as full:
+            await rig.load()
+        (tmp_path / "models" / "m" / "fake.json").write_text("{")
+        with pytest.raises(WrongState) as corrupt:
+            await rig.load()
+    assert full.value.facts.get("tier") == "device"
+    assert "tier" not in corrupt.value.facts
+
+
+@in_loop
 async def test_an_unload_lets_nothing_new_onto_the_model_that_leaves(tmp_path: Path) -> None:
     async with running(Rig(tmp_path)) as rig:
         context = await rig.alloc()
