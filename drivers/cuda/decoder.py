@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from drivers.cuda.ops import RUNS, CudaPass, Parts
+from drivers.cuda.ops import RUNS, CudaPass, Parts, StepAdapters
 from drivers.ops.fusion import Choice, Cover
 from drivers.triton.layout import Angles, Heads, LayerKv, StepRows
 from drivers.triton.table import KernelTable
@@ -33,12 +33,22 @@ class CudaDecoder:
         """Whether some layer is a mixture."""
         return any(choice.call.op == "experts" for choices in self.cover.lists for choice in choices)
 
-    def forward(self, step: StepRows) -> Tensor:
+    def forward(self, step: StepRows, adapters: StepAdapters | None = None) -> Tensor:
         """Compute the step's tokens and write their keys and values; answers the last hidden states `[T, hidden]`, not normed."""
+        return self.run_layers(self.first(step), step, range(len(self.kv)), adapters)
+
+    def first(self, step: StepRows) -> Tensor:
+        """The hidden states before the first layer."""
         found = self._pass({"tokens": step.tokens, "positions": step.positions}, step)
-        *lists, _last = self.cover.lists
-        for choices, parts in zip(lists, self.segments[:-1], strict=True):
-            run_calls(choices, parts, found)
+        run_calls(self.cover.lists[0], self.segments[0], found)
+        return found.values["residual"]
+
+    def run_layers(self, hidden: Tensor, step: StepRows, layers: range, adapters: StepAdapters | None = None) -> Tensor:
+        """Compute these layers, from the hidden states before them to those behind; the weights of others need not be here."""
+        found = self._pass({"tokens": step.tokens, "positions": step.positions, "residual": hidden}, step)
+        found.adapters = adapters
+        for found.layer in layers:
+            run_calls(self.cover.lists[1 + found.layer], self.segments[1 + found.layer], found)
         return found.values["residual"]
 
     def logits(self, hidden: Tensor, step: StepRows) -> Tensor:

@@ -15,27 +15,29 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 
 from drivers.contract import Capabilities, CopyTimes, InspectSpec, LoadedModel, LoadSpec, ModelSpec, OpenSpec, Plan, RowResult, StepResult
 from drivers.copier import Copier
+from drivers.cuda.adapters import load_cuda_adapter
 from drivers.cuda.answers import answers
-from drivers.cuda.loading import load_model
-from drivers.cuda.model import CudaModel, FrameForm, open_files
+from drivers.cuda.loaded import Loaded
+from drivers.cuda.loading import Limits, load_model, make_ready
+from drivers.cuda.model import open_files
 from drivers.cuda.options import Options
 from drivers.cuda.pages import CudaMover
 from drivers.cuda.runtime import DeviceArena, Runtime
 from drivers.cuda.steps import StepQueue
 from drivers.cuda.weights import WeightCourier
-from drivers.errors import DeviceLost, OptionUnknown, PlanRejected, UnknownModel
+from drivers.errors import DeviceLost, OptionUnknown, PlanRejected
 from drivers.hostmem import HostMemory
+from drivers.models.adapter import inspect_adapter
 from drivers.models.loader import PageShape
 from drivers.plan_check import check_rows
 from drivers.rows import RowTable
-from drivers.rows import StepRows as Share
 
 VERSION = "1"
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
@@ -65,14 +67,10 @@ class Opened:
     max_rows: int
     max_step_tokens: int
 
-
-@dataclass(frozen=True, slots=True)
-class Loaded:
-    """Everything that loads and unloads change."""
-
-    models: Mapping[int, CudaModel] = field(default_factory=dict)
-    queues: Mapping[int, StepQueue] = field(default_factory=dict)
-    spaces: Mapping[int, FrameForm] = field(default_factory=dict)  # those of unloaded models stay: their pages may still be moved
+    @property
+    def limits(self) -> Limits:
+        """What loads are told of steps."""
+        return (self.max_rows, self.max_step_tokens), self.options
 
 
 class CudaDriver:
@@ -96,7 +94,7 @@ class CudaDriver:
             memory_bytes=facts.memory_bytes,
             dtypes=tuple(DTYPES),
             quantizations=("int8", "int4"),
-            kv_quantizations=_kv_quants(runtime),
+            kv_quantizations=kv_quants_of(runtime),
             graph=True,
             gives_back=facts.gives_back,
         )
@@ -105,7 +103,7 @@ class CudaDriver:
         """Take the arena, and map and pin the host tier. Raises: DeviceOutOfMemory, OptionUnknown, PlanRejected, DriverUnavailable."""
         if self._opened_as is not None:
             raise PlanRejected("The driver is open already.")
-        options = _check_open(spec)
+        options = check_open(spec)
         runtime = self._make_runtime(options.device)
         try:
             self._opened_as = _take(spec, runtime, host_fd, options)
@@ -114,47 +112,49 @@ class CudaDriver:
             raise
 
     def inspect(self, spec: InspectSpec) -> ModelSpec:
-        """Read config and headers of a model. Raises: ModelUnsupported, ModelCorrupt."""
+        """Read config and headers of a model or an adapter. Raises: ModelUnsupported, ModelCorrupt."""
         device = self._opened()
-        return open_files(spec, device.pages, _kv_quants(device.runtime)).spec
+        if spec.base:
+            return inspect_adapter(spec, device.pages)
+        return open_files(spec, device.pages, kv_quants_of(device.runtime)).spec
 
     def load(self, spec: LoadSpec, progress: Callable[[int, int], None]) -> LoadedModel:
-        """Copy the weights into place, build kernels and capture decode steps.
+        """Copy the weights of a model or an adapter into place, build kernels and capture decode steps.
 
-        Raises: ModelUnsupported, ModelCorrupt, PlanRejected, DeviceOutOfMemory.
+        Raises: ModelUnsupported, ModelCorrupt, PlanRejected, UnknownModel, DeviceOutOfMemory.
         """
         device = self._opened()
-        self._check_free(spec)
+        self._loaded.check_free(spec)
         self._quiet()  # invariant 3
-        files = open_files(spec.source, device.pages, _kv_quants(device.runtime))
-        limits = device.max_rows, device.max_step_tokens
         with torch.inference_mode():
-            model, told = load_model(files, spec, (device.runtime, device.arena, device.courier), (limits, device.options), progress)
-            queue = StepQueue(device.runtime, model, device.options.run_ahead, device.max_rows)
+            return self._load_adapter(spec, device, progress) if spec.base_id else self._load_model(spec, device, progress)
+
+    def _load_model(self, spec: LoadSpec, device: Opened, progress: Callable[[int, int], None]) -> LoadedModel:
+        files = open_files(spec.source, device.pages, kv_quants_of(device.runtime))
+        model, told = load_model(files, spec, (device.runtime, device.arena, device.courier), device.limits, progress)
+        make_ready(device.runtime, model, self._loaded.adapters_of(spec.model_id), device.limits)
+        queue = StepQueue(device.runtime, model, device.options.run_ahead, device.max_rows)
         with self._publishing:
-            old, spaces = self._loaded, dict(zip(model.space_ids, model.frames, strict=True))
-            self._loaded = Loaded(
-                {**old.models, spec.model_id: model}, {**old.queues, spec.model_id: queue}, {**old.spaces, **spaces}
-            )  # invariant 1
+            self._loaded = self._loaded.with_model(spec.model_id, model, queue)  # invariant 1
+        return told
+
+    def _load_adapter(self, spec: LoadSpec, device: Opened, progress: Callable[[int, int], None]) -> LoadedModel:
+        adapter, told = load_cuda_adapter(spec, (device.arena, device.courier), device.pages.dtype, progress)
+        make_ready(device.runtime, self._loaded.models[spec.base_id], [adapter], device.limits)
+        with self._publishing:
+            self._loaded = self._loaded.with_adapter(spec.model_id, adapter)  # invariant 1
         return told
 
     def unload(self, model_id: int) -> None:
-        """Forget a model. Raises: UnknownModel."""
+        """Forget a model or an adapter. Raises: UnknownModel."""
         with self._publishing:
-            old = self._loaded
-            if model_id not in old.models:
-                raise UnknownModel(f"It has id {model_id}.")
+            less = self._loaded.without(model_id)
             self._quiet()  # invariant 3
-            models = {other: model for other, model in old.models.items() if other != model_id}
-            queues = {other: queue for other, queue in old.queues.items() if other != model_id}
-            self._loaded = replace(old, models=models, queues=queues)
+            self._loaded = less
 
     def park(self, model_id: int, host_offsets: tuple[int, ...]) -> tuple[int, ...]:
-        """Copy a model to the host tier; see the contract. Raises: UnknownModel, PlanRejected."""
-        model = self._loaded.models.get(model_id)
-        if model is None:
-            raise UnknownModel(f"It has id {model_id}.")
-        return self._opened().courier.park(model.places, host_offsets)
+        """Copy a model or an adapter to the host tier; see the contract. Raises: UnknownModel, PlanRejected."""
+        return self._opened().courier.park(self._loaded.places(model_id), host_offsets)
 
     def give_back(self, slabs: tuple[int, ...]) -> None:
         """Let the device have the memory of free slabs. Raises: PlanRejected."""
@@ -175,7 +175,7 @@ class CudaDriver:
         """Carry out a plan but for its steps. Raises: PlanRejected, before anything changed; PageCorrupt, see the contract."""
         device, loaded = self._opened(), self._loaded
         device.mover.check(plan, loaded.spaces)  # invariant 2
-        check_rows(plan, device.rows, {model_id: model.limit for model_id, model in loaded.models.items()})
+        check_rows(plan, device.rows, loaded.limits())
         for queue in loaded.queues.values():
             queue.forget()
         with torch.inference_mode():
@@ -203,7 +203,7 @@ class CudaDriver:
         num_tokens = 0
         with torch.inference_mode():
             shares = device.rows.take(step_idx)
-            flights = [self._queue_of(share, loaded).take(share, step_idx, self._num_steps) for share in shares]
+            flights = [loaded.take(share, step_idx, self._num_steps) for share in shares]
             device.mover.settle()  # beside the step
             for share, flight in zip(shares, flights, strict=True):
                 flight.event.wait()
@@ -220,17 +220,6 @@ class CudaDriver:
             if device.host is not None:
                 device.host.close()
 
-    def _queue_of(self, share: Share, loaded: Loaded) -> StepQueue:
-        queue = loaded.queues.get(share.model_id)
-        if queue is None:
-            raise PlanRejected(f"Model {share.model_id} was unloaded under a plan that runs it.")
-        return queue
-
-    def _check_free(self, spec: LoadSpec) -> None:
-        taken = {space_id for model in self._loaded.models.values() for space_id in model.space_ids}
-        if spec.model_id in self._loaded.models or not taken.isdisjoint(spec.space_ids):
-            raise PlanRejected(f"Model {spec.model_id} or one of its spaces {spec.space_ids} is in use already.")
-
     def _quiet(self) -> None:
         """Everything that was queued has happened."""
         runtime = self._opened().runtime
@@ -243,7 +232,8 @@ class CudaDriver:
         return self._opened_as
 
 
-def _kv_quants(runtime: Runtime) -> tuple[str, ...]:
+def kv_quants_of(runtime: Runtime) -> tuple[str, ...]:
+    """How pages can be quantized on a device."""
     return ("int8", "fp8") if runtime.facts().has_fp8 else ("int8",)
 
 
@@ -266,7 +256,8 @@ def _take(spec: OpenSpec, runtime: Runtime, host_fd: int | None, options: Option
     )
 
 
-def _check_open(spec: OpenSpec) -> Options:
+def check_open(spec: OpenSpec) -> Options:
+    """The options of an open that the driver can do. Raises: OptionUnknown, PlanRejected."""
     options = Options.read(spec.options)
     if spec.dtype not in DTYPES:
         raise OptionUnknown(f"dtype is {spec.dtype!r}; the cuda driver computes in {', '.join(DTYPES)}.")

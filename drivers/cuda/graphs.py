@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from drivers.cuda.decoder import CudaDecoder
+from drivers.cuda.ops import StepAdapters
 from drivers.cuda.runtime import Runtime, Work
 from drivers.cuda.seats import Seats
 from drivers.triton.layout import UNUSED, StepRows
@@ -39,13 +40,13 @@ def sizes_of(max_rows: int) -> tuple[int, ...]:
     return (*(size for size in SIZES if size < max_rows), max_rows)
 
 
-def body_of(decoder: CudaDecoder, seats: Seats, mine: DecodeStep) -> Work:
-    """One decode step."""
+def body_of(decoder: CudaDecoder, seats: Seats, mine: DecodeStep, adapters: StepAdapters | None = None) -> Work:
+    """One decode step; with adapters, of rows of which some have one."""
 
     def work() -> None:
         kernels = decoder.kernels
         kernels.prepare(mine.lanes, seats.ints, mine.step)
-        logits = decoder.logits(decoder.forward(mine.step), mine.step)
+        logits = decoder.logits(decoder.forward(mine.step, adapters), mine.step)
         kernels.sample(logits, mine.lanes, seats.ints, seats.cuts, mine.drawn)
         kernels.append(mine.lanes, mine.drawn, seats.ints, seats.stops)
 
@@ -55,13 +56,13 @@ def body_of(decoder: CudaDecoder, seats: Seats, mine: DecodeStep) -> Work:
 class DecodeGraphs:
     """The captured steps of one model."""
 
-    def __init__(self, runtime: Runtime, decoder: CudaDecoder, seats: Seats, max_rows: int) -> None:
+    def __init__(self, runtime: Runtime, decoder: CudaDecoder, seats: Seats, max_rows: int, adapters: StepAdapters | None = None) -> None:
         self.sizes = sizes_of(max_rows)
         self._runtime = runtime
         self._seats = seats
         self._bodies: dict[int, Work] = {}
         self._steps = {size: _step_of(size, seats, runtime.device) for size in self.sizes}
-        self._plain = {size: body_of(decoder, seats, step) for size, step in self._steps.items()}
+        self._plain = {size: body_of(decoder, seats, step, adapters) for size, step in self._steps.items()}
 
     def capture(self, sizes: Sequence[int] = (), *, is_captured: bool = True) -> None:
         """Capture these sizes (none: all); not `is_captured`: steps are queued kernel by kernel. Raises: DeviceOutOfMemory."""

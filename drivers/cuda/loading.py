@@ -4,33 +4,38 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Collection, Sequence
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from drivers.contract import LoadedModel, LoadSpec, OpReport
+from drivers.cuda.adapters import CudaAdapter, width_for
+from drivers.cuda.decoder import CudaDecoder
+from drivers.cuda.graphs import DecodeGraphs
 from drivers.cuda.model import CudaFiles, CudaModel, build_model, check_places, only
+from drivers.cuda.ops import StepAdapters
 from drivers.cuda.options import Options
 from drivers.cuda.runtime import DeviceArena, Event, Runtime
-from drivers.cuda.weights import WeightCourier
+from drivers.cuda.weights import Progress, WeightCourier
 from drivers.triton.layout import StepRows, tile_tokens
 
 TRIAL_TOKENS = 512
 QUANTIZED_OPS = ("embed", "linear")
 FEW_TOKENS = (1, 16, 32, 64)  # linears of quantized weights have a kernel for each
 MANY_TOKENS = (128, 256, 512, 1024, 2048, 4096, 8192)  # and experts, whose tiles are as high as their company is large
-Progress = Callable[[int, int], None]
+Limits = tuple[tuple[int, int], Options]  # (row slots, tokens of a step), and the options
 
 
 def load_model(
     files: CudaFiles,
     spec: LoadSpec,
     device: tuple[Runtime, DeviceArena, WeightCourier],
-    limits: tuple[tuple[int, int], Options],
+    limits: Limits,
     progress: Progress,
 ) -> tuple[CudaModel, LoadedModel]:
-    """Load a model; `limits` are (row slots, tokens of a step) and the options. Raises: see `CudaDriver.load`."""
+    """Load a model. Raises: see `CudaDriver.load`."""
     began = time.perf_counter()
     runtime, arena, courier = device
     (max_rows, max_tokens), options = limits
@@ -61,9 +66,25 @@ def load_model(
     return model, told
 
 
-def op_reports(files: CudaFiles) -> tuple[OpReport, ...]:
-    """A line for each op and what runs it, in the order of a forward pass."""
-    counted = Counter(choice.implementation for choices in files.cover.lists for choice in choices if choice.implementation is not None)
+def make_ready(runtime: Runtime, model: CudaModel, adapters: Sequence[CudaAdapter], limits: Limits) -> None:
+    """Build kernels and capture decode steps for rows that run with one of these, unless there are some with room for them."""
+    (max_rows, max_tokens), options = limits
+    width, seats, box = width_for(adapters) if adapters else 0, model.adapters, list[DecodeGraphs]()
+    if width <= seats.width:
+        return
+    told, most = seats.of_step(width), min(max_tokens, model.limit.max_positions)
+    for num_tokens in (most, 1):
+        runtime.compute.run(lambda num_tokens=num_tokens: _prefill(runtime, model, num_tokens, told))  # type: ignore[misc]
+    runtime.compute.run(lambda: box.append(DecodeGraphs(runtime, model.decoder, model.seats, max_rows, told)))
+    runtime.compute.record().wait()
+    box[0].capture(is_captured=options.graphs)
+    seats.graphs, seats.width = box[0], width
+
+
+def op_reports(files: CudaFiles, segments: Collection[int] | None = None) -> tuple[OpReport, ...]:
+    """A line for each op and what runs it, in the order of a forward pass; `segments`: those that are run here, None: all."""
+    here = [choices for idx, choices in enumerate(files.cover.lists) if segments is None or idx in segments]
+    counted = Counter(choice.implementation for choices in here for choice in choices if choice.implementation is not None)
     quant = files.spec.quant
     return tuple(
         OpReport(each.op, each.name, each.covers, num, f"of {quant} weights, our kernels" if quant and each.op in QUANTIZED_OPS else "")
@@ -89,8 +110,7 @@ def warm_up(runtime: Runtime, model: CudaModel, sizes: tuple[int, int]) -> float
     most = min(max_tokens, model.limit.max_positions)
     trial = min(TRIAL_TOKENS, most)
     events: list[Event] = []
-    counts = (*FEW_TOKENS, *MANY_TOKENS) if model.decoder.has_experts else FEW_TOKENS
-    for num_tokens in (most, *(count for count in counts if count < most), trial, trial):
+    for num_tokens in (*sizes_of(model.decoder, most), trial, trial):
         events.append(runtime.compute.record())
         runtime.compute.run(lambda num_tokens=num_tokens: _prefill(runtime, model, num_tokens))  # type: ignore[misc]
     end = runtime.compute.record()
@@ -98,6 +118,12 @@ def warm_up(runtime: Runtime, model: CudaModel, sizes: tuple[int, int]) -> float
     end.wait()
     runtime.copies.record().wait()
     return end.seconds_since(events[-1]) / trial
+
+
+def sizes_of(decoder: CudaDecoder, most: int) -> tuple[int, ...]:
+    """Numbers of tokens that have kernels of their own, the largest first."""
+    counts = (*FEW_TOKENS, *MANY_TOKENS) if decoder.has_experts else FEW_TOKENS
+    return (most, *(count for count in counts if count < most))
 
 
 def _touch_pages(runtime: Runtime, model: CudaModel, granule_bytes: int) -> None:
@@ -110,20 +136,25 @@ def _touch_pages(runtime: Runtime, model: CudaModel, granule_bytes: int) -> None
         kernels.clear_tails(scratch, granule_bytes, form.layer, form.num_layers, sent(np.array([[0, 1]], dtype=np.int64)))
 
 
-def _prefill(runtime: Runtime, model: CudaModel, num_tokens: int) -> None:
-    heads, sent = model.decoder.heads, runtime.sent
-    at_once = tile_tokens(heads.num_queries_per_kv, is_decode=num_tokens == 1)
+def idle_step(runtime: Runtime, num_queries_per_kv: int, num_tokens: int, seats: tuple[int, tuple[Tensor, ...]]) -> StepRows:
+    """A step of one row that is nobody's and writes nothing; `seats`: where it stands in the tables, and these."""
+    sent, (nobody, tables) = runtime.sent, seats
+    at_once = tile_tokens(num_queries_per_kv, is_decode=num_tokens == 1)
     firsts = np.arange(0, num_tokens, at_once, dtype=np.int32)
-    step = StepRows(
+    return StepRows(
         tokens=torch.zeros(num_tokens, dtype=torch.int64, device=runtime.device),
         positions=sent(np.arange(num_tokens, dtype=np.int64)),
         slots=torch.full((num_tokens,), -1, dtype=torch.int32, device=runtime.device),
-        rows=sent(np.array([[model.seats.nobody, 0, num_tokens, 0]], dtype=np.int32)),
+        rows=sent(np.array([[nobody, 0, num_tokens, 0]], dtype=np.int32)),
         tiles=sent(np.stack((np.zeros_like(firsts), firsts), axis=1)),
         tile_tokens=at_once,
-        tables=model.seats.tables,
+        tables=tables,
     )
-    model.decoder.logits(model.decoder.forward(step)[-1:], step)
+
+
+def _prefill(runtime: Runtime, model: CudaModel, num_tokens: int, adapters: StepAdapters | None = None) -> None:
+    step = idle_step(runtime, model.decoder.heads.num_queries_per_kv, num_tokens, (model.seats.nobody, model.seats.tables))
+    model.decoder.logits(model.decoder.forward(step, adapters)[-1:], step)
 
 
 def _nothing(_done: int, _total: int) -> None:

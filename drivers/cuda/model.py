@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import msgspec
@@ -10,6 +10,7 @@ import torch
 
 from drivers.contract import InspectSpec, KvGroupSpec, LoadSpec, ModelSpec
 from drivers.cpu_shapes import shapes_of
+from drivers.cuda.adapters import AdapterSeats
 from drivers.cuda.decoder import CudaDecoder
 from drivers.cuda.graphs import DecodeGraphs
 from drivers.cuda.ops import OFFERS, on_device
@@ -65,8 +66,6 @@ class CudaFiles:
 
 def open_files(source: InspectSpec, pages: PageShape, kv_quants: Sequence[str]) -> CudaFiles:
     """Read config and headers. Raises: ModelUnsupported, ModelCorrupt."""
-    if source.base:
-        raise ModelUnsupported("The cuda driver runs no adapters yet; the cpu driver does.")
     if source.kv_quant and source.kv_quant not in kv_quants:
         raise ModelUnsupported(f"kv_quant is {source.kv_quant!r}; this device has {', '.join(kv_quants)}, and none ('').")
     checkpoint = read_checkpoint(source)
@@ -74,12 +73,19 @@ def open_files(source: InspectSpec, pages: PageShape, kv_quants: Sequence[str]) 
         raise ModelUnsupported(
             f"{checkpoint.config.architecture} is computed by transformers, which the cuda driver does not do; the cpu driver does."
         )
-    files = arrange(checkpoint, Form(pages.dtype, quant=source.quant))
+    found = planned(arrange(checkpoint, Form(pages.dtype, quant=source.quant)), pages, source.kv_quant)
+    if found.cover.gaps:
+        raise ModelUnsupported(
+            f"The cuda driver has no kernels for some of its ops: {'; '.join(found.cover.gaps)}. The cpu driver runs it."
+        )
+    return found
+
+
+def planned(files: ModelFiles, pages: PageShape, kv_quant: str) -> CudaFiles:
+    """How a model would run; its cover may have gaps."""
     shapes = shapes_of(files, pages)
     cover = fuse(describe(files.config), OFFERS, lambda idx: shapes[idx])
-    if cover.gaps:
-        raise ModelUnsupported(f"The cuda driver has no kernels for some of its ops: {'; '.join(cover.gaps)}. The cpu driver runs it.")
-    return CudaFiles(files, cover, frames_of(files.config, pages, source.kv_quant), pages, source.kv_quant)
+    return CudaFiles(files, cover, frames_of(files.config, pages, kv_quant), pages, kv_quant)
 
 
 def frames_of(config: DecoderConfig, pages: PageShape, kv_quant: str) -> tuple[FrameForm, ...]:
@@ -98,6 +104,7 @@ class CudaModel:
     decoder: CudaDecoder
     seats: Seats
     graphs: DecodeGraphs
+    adapters: AdapterSeats
     limit: ModelLimit
     space_ids: tuple[int, ...]
     frames: tuple[FrameForm, ...]
@@ -122,19 +129,7 @@ def build_model(found: CudaFiles, spec: LoadSpec, arena: DeviceArena, runtime: R
     """A model whose weights lie at the offsets of its load, with that many row slots; called as work, and captures nothing yet."""
     files, pages = found.files, found.pages
     config, granule = files.config, pages.granule_bytes
-    target = Target(arena.bytes, spec.offsets, pages.dtype)
-    views = [segment_views(segment, target, offset) for segment, offset in zip(files.segments, spec.offsets, strict=True)]
-    decoder = CudaDecoder(
-        cover=found.cover,
-        segments=tuple({name: on_device(part) for name, part in parts.items()} for parts in views),
-        kv=_layer_kv(config, found.frames, arena, granule),
-        windows=tuple(group.window or 0 for group in config.groups),
-        heads=Heads(config.num_heads, config.num_kv_heads, config.head_dim),
-        angles=_angles(config, runtime.device),
-        still=(torch.ones(config.max_positions, 1, device=runtime.device), torch.zeros(config.max_positions, 1, device=runtime.device)),
-        dtype=pages.dtype,
-        kernels=runtime.kernels,
-    )
+    decoder = build_decoder(found, dict(enumerate(spec.offsets)), arena, runtime)
     seats = Seats(runtime, max_rows, -(-config.max_positions // pages.page_tokens), len(config.groups))
     num_frames = [(arena.bytes.numel() - frame.size_bytes) // granule + 1 for frame in found.frames]
     groups = zip(num_frames, config.groups, strict=True)
@@ -142,10 +137,32 @@ def build_model(found: CudaFiles, spec: LoadSpec, arena: DeviceArena, runtime: R
         decoder=decoder,
         seats=seats,
         graphs=DecodeGraphs(runtime, decoder, seats, max_rows),
+        adapters=AdapterSeats(runtime, config, max_rows, arena, pages.dtype),
         limit=ModelLimit(config.vocab_size, config.max_positions, tuple(GroupLimit(num, group.window) for num, group in groups)),
         space_ids=spec.space_ids,
         frames=found.frames,
         places=tuple((offset, segment.size_bytes) for segment, offset in zip(files.segments, spec.offsets, strict=True)),
+    )
+
+
+def build_decoder(
+    found: CudaFiles, offsets: Mapping[int, int], arena: DeviceArena, runtime: Runtime, held: range | None = None
+) -> CudaDecoder:
+    """What computes a model, or those layers of it that are `held`; its segments lie at `offsets`, the others are not here."""
+    files, config = found.files, found.files.config
+    target = Target(arena.bytes, tuple(offsets.values()), found.pages.dtype)
+    views = {idx: segment_views(files.segments[idx], target, offset) for idx, offset in offsets.items()}
+    still = torch.ones(config.max_positions, 1, device=runtime.device)
+    return CudaDecoder(
+        cover=found.cover,
+        segments=tuple({name: on_device(part) for name, part in views.get(idx, {}).items()} for idx in range(len(files.segments))),
+        kv=_layer_kv(found, arena, range(config.num_layers) if held is None else held),
+        windows=tuple(group.window or 0 for group in config.groups),
+        heads=Heads(config.num_heads, config.num_kv_heads, config.head_dim),
+        angles=_angles(config, runtime.device),
+        still=(still, torch.zeros_like(still)),
+        dtype=found.pages.dtype,
+        kernels=runtime.kernels,
     )
 
 
@@ -154,13 +171,16 @@ def only(files: CudaFiles, idxs: Sequence[int]) -> ModelFiles:
     return replace(files.files, segments=tuple(files.files.segments[idx] for idx in idxs))
 
 
-def _layer_kv(config: DecoderConfig, frames: Sequence[FrameForm], arena: DeviceArena, granule: int) -> tuple[LayerKv, ...]:
+def _layer_kv(found: CudaFiles, arena: DeviceArena, held: range) -> tuple[LayerKv, ...]:
+    """Where the pages of each layer lie; of one that is not held, nowhere."""
+    config, granule = found.files.config, found.pages.granule_bytes
     by_layer = {
         layer: LayerKv(arena.bytes, granule, idx * frame.layer.layer_bytes, frame.layer)
-        for group, frame in zip(config.groups, frames, strict=True)
-        for idx, layer in enumerate(group.layers)
+        for group, frame in zip(config.groups, found.frames, strict=True)
+        for idx, layer in enumerate(layer for layer in group.layers if layer in held)
     }
-    return tuple(by_layer[layer] for layer in range(config.num_layers))
+    nowhere = LayerKv(arena.bytes[:0], granule, 0, found.frames[0].layer)
+    return tuple(by_layer.get(layer, nowhere) for layer in range(config.num_layers))
 
 
 def _angles(config: DecoderConfig, device: torch.device) -> tuple[Angles, ...]:

@@ -28,7 +28,7 @@ from drivers.ops.calls import (
 from drivers.ops.implementation import Implementation, Shapes
 from drivers.ops.ragged import HeadShape
 from drivers.ops.running import setting
-from drivers.triton.layout import MAX_HEAD_DIM, PREFILL_TILE, Angles, AttentionShape, Heads, LayerKv, StepRows
+from drivers.triton.layout import MAX_HEAD_DIM, PREFILL_TILE, Angles, AttentionShape, Heads, LayerKv, LoraPlaces, StepRows
 from drivers.triton.matrix import QuantMatrix
 from drivers.triton.table import KernelTable
 
@@ -36,6 +36,20 @@ FEW_TOKENS = 64  # up to here quantized weights are multiplied as they are; abov
 
 Matrix = Tensor | QuantMatrix
 Parts = Mapping[str, Matrix]
+
+
+@dataclass(frozen=True, slots=True)
+class StepAdapters:
+    """The adapters of a step's rows."""
+
+    arena: Tensor  # all of it, as items of the compute dtype
+    table: Tensor  # see drivers.triton.layout
+    products: Mapping[tuple[int, str], int]  # (layer, part without ".weight") -> index into the table
+    width: int  # no rank is larger
+
+    def of(self, layer: int, part: str) -> LoraPlaces:
+        """Those of one product."""
+        return LoraPlaces(self.arena, self.table[self.products[layer, part.removesuffix(".weight")]], self.width)
 
 
 @dataclass(slots=True)
@@ -51,6 +65,8 @@ class CudaPass:
     windows: Sequence[int]  # of each KV group; 0: none
     angles: Sequence[Angles]  # of each rotary table
     still: Angles  # that turn nothing
+    adapters: StepAdapters | None = None  # None: no row has one
+    layer: int = -1  # of the calls that run now; -1: outside of the layers
 
     def out(self, call: Call, *values: Tensor) -> None:
         """Give a call's outputs their values."""
@@ -120,15 +136,20 @@ def layer_norm(call: Call, parts: Parts, step: CudaPass) -> None:
 
 
 def linear(call: Call, parts: Parts, step: CudaPass) -> None:
-    """Floats are the library's; quantized weights are multiplied as they are for few tokens."""
+    """Floats are the library's; quantized weights are multiplied as they are for few tokens. Then what adapters change of it."""
     x, weight = step.read(call), parts[call.parts[0]]
-    bias = vector(parts, call.parts[1]) if len(call.parts) > 1 else None
+    y = _product(x, weight, vector(parts, call.parts[1]) if len(call.parts) > 1 else None, step)
+    if step.adapters is not None and step.layer >= 0:
+        step.kernels.lora(y, x, step.adapters.of(step.layer, call.parts[0]), step.step)
+    step.out(call, y)
+
+
+def _product(x: Tensor, weight: Matrix, bias: Tensor | None, step: CudaPass) -> Tensor:
     if isinstance(weight, QuantMatrix):
         if x.shape[0] <= FEW_TOKENS:
-            step.out(call, step.kernels.quant_linear(x, weight, bias))
-            return
+            return step.kernels.quant_linear(x, weight, bias)
         weight = step.kernels.dequantize(weight, x.dtype, None)
-    step.out(call, F.linear(x, weight, bias))
+    return F.linear(x, weight, bias)
 
 
 def head_norm(call: Call, parts: Parts, step: CudaPass) -> None:

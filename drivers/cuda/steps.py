@@ -19,6 +19,7 @@ Invariants
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -26,7 +27,9 @@ import torch
 from torch import Tensor
 
 from drivers.contract import TokenLogprob
+from drivers.cuda.adapters import Adapters
 from drivers.cuda.model import CudaModel
+from drivers.cuda.ops import StepAdapters
 from drivers.cuda.runtime import Event, Runtime
 from drivers.cuda.seats import is_simple
 from drivers.rows import StepRows as Share
@@ -34,6 +37,7 @@ from drivers.sampling import token_logprobs
 from drivers.triton.layout import StepRows, tile_tokens
 
 Answers = tuple[dict[int, Tensor], dict[int, tuple[TokenLogprob, ...] | None]]  # `Flight.logits`, `Flight.scores`
+NO_ADAPTERS: Adapters = {}
 SCORED_AT_ONCE = 64  # logits of so many scored tokens are in memory at a time
 
 
@@ -60,16 +64,17 @@ class StepQueue:
         self._flights: deque[tuple[int, Flight]] = deque()  # with the index of the step
         self._slots: tuple[int, ...] = ()  # of the rows that steps queued ahead run
         self._size = 0  # of their graph
+        self._graphs = model.graphs  # that they are of: with adapters, or without
 
     def forget(self) -> None:
         """A new plan: nobody asks for what is on its way (invariant 3)."""
         self._flights.clear()
         self._slots = ()
 
-    def take(self, share: Share, step_idx: int, num_steps: int) -> Flight:
-        """The step of that index, queued if it was not, and more behind it as far as the plan goes."""
+    def take(self, share: Share, step_idx: int, num_steps: int, adapters: Adapters = NO_ADAPTERS) -> Flight:
+        """The step of that index, queued if it was not, and more behind it as far as the plan goes; `adapters`: those that are loaded."""
         if not self._flights:
-            self._flights.append((step_idx, self._queue(share)))
+            self._flights.append((step_idx, self._queue(share, adapters)))
         found_idx, flight = self._flights.popleft()
         assert found_idx == step_idx, "steps of a model are asked for in order"
         if self._slots:
@@ -77,26 +82,29 @@ class StepQueue:
                 self._flights.append((idx, self._decode()))
         return flight
 
-    def _queue(self, share: Share) -> Flight:
+    def _queue(self, share: Share, adapters: Adapters) -> Flight:
         """Queue a step that follows from what the host knows; sets which rows may go on by themselves."""
         simple = [row for row in share.rows if is_simple(row)]
         going_on = tuple(row.slot for idx, row in enumerate(share.rows) if share.samples(idx))
         self._slots = ()
+        seats = self._model.adapters
+        is_adapted = seats.seat(share.rows, adapters)
+        self._graphs = seats.graphs if is_adapted and seats.graphs is not None else self._model.graphs
         if len(simple) == len(share.rows) and all(count == 1 for count in share.counts) and len(going_on) == len(share.rows):
             self._model.seats.place(share.rows, share.counts)
             self._go_on(going_on)
             return self._decode()
-        flight = self._eager(share)
+        flight = self._eager(share, seats.of_step() if is_adapted else None)
         if going_on and len(flight.lane_of) == len(going_on):
             self._go_on(going_on)
         return flight
 
     def _go_on(self, slots: tuple[int, ...]) -> None:
         self._slots = slots
-        self._size = self._model.graphs.fill(slots)
+        self._size = self._graphs.fill(slots)
 
     def _decode(self) -> Flight:
-        drawn = self._model.graphs.run(self._size)
+        drawn = self._graphs.run(self._size)
         return self._flight(drawn, {slot: lane for lane, slot in enumerate(self._slots)})
 
     def _flight(self, drawn: Tensor, lane_of: dict[int, int]) -> Flight:
@@ -109,7 +117,7 @@ class StepQueue:
 
     # ------------------------------------------------------------------------------------------------------------------------ eager steps
 
-    def _eager(self, share: Share) -> Flight:
+    def _eager(self, share: Share, adapters: StepAdapters | None) -> Flight:
         """Queue a step of rows that compute several tokens, or that ask for what only the host can do."""
         seats, compute = self._model.seats, self._runtime.compute
         sampling = [idx for idx in range(len(share.rows)) if share.samples(idx)]
@@ -120,16 +128,19 @@ class StepQueue:
         logits: dict[int, Tensor] = {}
         scores: dict[int, tuple[TokenLogprob, ...] | None] = {}
         others = [idx for idx in sampling if idx not in mine]
-        compute.run(lambda: self._run_eager(share, (mine, others), drawn, (logits, scores)))
+        compute.run(lambda: self._run_eager((share, adapters), (mine, others), drawn, (logits, scores)))
         flight = self._flight(drawn, {share.rows[idx].slot: lane for lane, idx in enumerate(mine)})
         flight.logits, flight.scores = logits, scores
         return flight
 
-    def _run_eager(self, share: Share, sampling: tuple[list[int], list[int]], drawn: Tensor, answers: Answers) -> None:
-        (mine, others), (told_logits, told_scores) = sampling, answers
+    def _run_eager(
+        self, run: tuple[Share, StepAdapters | None], sampling: tuple[list[int], list[int]], drawn: Tensor, answers: Answers
+    ) -> None:
+        (share, adapters), (mine, others), (told_logits, told_scores) = run, sampling, answers
         model, kernels, sent = self._model, self._runtime.kernels, self._runtime.sent
-        step = step_of(share, model.decoder.heads.num_queries_per_kv, self._runtime, model.seats.tables)
-        hidden = model.decoder.forward(step)
+        seats = [row.slot for row in share.rows]
+        step = step_of(share, seats, model.decoder.heads.num_queries_per_kv, self._runtime, model.seats.tables)
+        hidden = model.decoder.forward(step, adapters)
         last = {idx: share.starts[idx] + share.counts[idx] - 1 for idx in (*mine, *others)}
         if mine:
             lanes = sent(np.array([share.rows[idx].slot for idx in mine], dtype=np.int32))
@@ -156,10 +167,11 @@ class StepQueue:
         return tuple(answers)
 
 
-def step_of(share: Share, num_queries_per_kv: int, runtime: Runtime, tables: tuple[Tensor, ...]) -> StepRows:
-    """A step that the host knows all of, on the device."""
-    slots = np.repeat(np.array([row.slot for row in share.rows], dtype=np.int32), share.counts)
-    rows = [(row.slot, start, count, row.position) for row, start, count in zip(share.rows, share.starts, share.counts, strict=True)]
+def step_of(share: Share, seats: Sequence[int], num_queries_per_kv: int, runtime: Runtime, tables: tuple[Tensor, ...]) -> StepRows:
+    """A step that the host knows all of, on the device; `seats`: where each of its rows stands in the tables."""
+    slots = np.repeat(np.array(seats, dtype=np.int32), share.counts)
+    parts = zip(seats, share.rows, share.starts, share.counts, strict=True)
+    rows = [(seat, start, count, row.position) for seat, row, start, count in parts]
     at_once = tile_tokens(num_queries_per_kv, is_decode=max(share.counts) == 1)
     tiles = [(row, first) for row, count in enumerate(share.counts) for first in range(0, count, at_once)]
     return StepRows(

@@ -57,6 +57,13 @@ class WeightCourier:
             busy[turn] = self._up(staging[turn][: segment.size_bytes], offset)
         self._finish()
 
+    def write(self, size_bytes: int, offset: int, fill: Callable[[Tensor], object]) -> None:
+        """Have the host fill memory, and copy it to an offset. Raises: what `fill` raises, then nothing was copied; DeviceOutOfMemory."""
+        staging = self._runtime.pinned(size_bytes)
+        fill(staging)
+        self._up(staging, offset)
+        self._finish()
+
     def bring(self, spec: LoadSpec, sizes: Sequence[int], progress: Progress) -> list[int]:
         """Copy images of the host tier to the offsets of a load; answers the segments that do not hold their checksum.
 

@@ -26,6 +26,7 @@ from drivers.triton.layout import (
     AttentionShape,
     KvShape,
     LayerKv,
+    LoraPlaces,
     Norms,
     Place,
     StepRows,
@@ -204,6 +205,17 @@ def _matrix_of(stack: Stack, num: int, dtype: torch.dtype, idx: int) -> Tensor:
         return stack[idx]
     rows = stack.rows // num
     return dequantize(stack, dtype, torch.arange(idx * rows, (idx + 1) * rows, device=stack.values.device))
+
+
+def lora(y: Tensor, x: Tensor, places: LoraPlaces, step: StepRows) -> None:
+    """Adds to `y [T, out]`, in place, what the adapter of each row changes of the product of its tokens of `x [T, in]`; no other token of
+    `y` is touched. Sums are rounded between the two products, and before they are added."""
+    for slot, start, count, _position in step.rows.tolist():
+        down, up, rank, _ = places.table[slot].tolist()
+        if count and rank:
+            tokens = slice(start, start + count)
+            first, second = (places.arena[at : at + rank * part.shape[1]].view(rank, -1) for at, part in ((down, x), (up, y)))
+            y[tokens] += x[tokens] @ first.t() @ second
 
 
 def sample(logits: Tensor, lanes: Tensor, ints: Tensor, cuts: Tensor, out: Tensor) -> None:

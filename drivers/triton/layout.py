@@ -12,6 +12,7 @@ have, on the device and by row slot,
     ints   [slots, 8] int64     token (the last, whose KV is not computed), position of it, is done, top_k, seed
     stops  [slots, 16] int64    tokens that end the row; -1 where there are fewer
     cuts   [slots, 4] float64   temperature, top_p, min_p
+    adapters [products, slots, 4] int64   where the row's A and B of each product lie in the arena, and their rank; 0: the row has none
     lanes  [B] int32            row slot of each lane of a step; lanes that nobody uses name the last slot, which is always done
 """
 
@@ -23,7 +24,7 @@ import torch
 from torch import Tensor
 
 SCALE_BYTES = 4
-INT_COLUMNS, STOP_COLUMNS, CUT_COLUMNS = 8, 16, 4
+INT_COLUMNS, STOP_COLUMNS, CUT_COLUMNS, LORA_COLUMNS = 8, 16, 4, 4
 TOKEN, POSITION, IS_DONE, TOP_K, SEED = range(5)  # columns of ints
 TEMPERATURE, TOP_P, MIN_P = range(3)  # columns of cuts
 PREFILL_TILE = 64  # rows of an attention tile where rows have many tokens
@@ -117,6 +118,15 @@ class StepRows:
     def num_tokens(self) -> int:
         """Tokens of the step, unused lanes included."""
         return self.tokens.shape[0]
+
+
+@dataclass(frozen=True, slots=True)
+class LoraPlaces:
+    """Where the adapters of a step's rows lie, for one product of one layer."""
+
+    arena: Tensor  # all of it, as items of the compute dtype
+    table: Tensor  # [slots, 4] int64: first item of A [rank, in], first item of B transposed [rank, out], rank
+    width: int  # no rank is larger
 
 
 Angles = tuple[Tensor, Tensor]  # cosines and sines, [positions, turned / 2] f32

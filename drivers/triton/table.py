@@ -10,7 +10,7 @@ from torch import Tensor
 
 from drivers.ops.calls import Activation, ExpertSettings
 from drivers.triton import definitions
-from drivers.triton.layout import Angles, AttentionShape, KvShape, LayerKv, Norms, Place, StepRows
+from drivers.triton.layout import Angles, AttentionShape, KvShape, LayerKv, LoraPlaces, Norms, Place, StepRows
 from drivers.triton.matrix import QuantMatrix, Stack
 
 
@@ -26,6 +26,7 @@ class KernelTable:
     quant_linear: Callable[[Tensor, QuantMatrix, Tensor | None], Tensor] = definitions.quant_linear
     dequantize: Callable[[QuantMatrix, torch.dtype, Tensor | None], Tensor] = definitions.dequantize
     experts: Callable[[Tensor, Tensor, Stack, Stack, ExpertSettings], Tensor] = definitions.experts
+    lora: Callable[[Tensor, Tensor, LoraPlaces, StepRows], None] = definitions.lora
     sample: Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], None] = definitions.sample
     prepare: Callable[[Tensor, Tensor, StepRows], None] = definitions.prepare
     append: Callable[[Tensor, Tensor, Tensor, Tensor], None] = definitions.append
@@ -39,7 +40,7 @@ DEFINITIONS = KernelTable()
 
 def kernels() -> KernelTable:
     """The kernels; Triton is imported, and builds each of them when it is launched first."""
-    from drivers.triton import attention, experts, linears, pages, rope, rowwise, sampling, slots
+    from drivers.triton import attention, experts, linears, lora, pages, rope, rowwise, sampling, slots
 
     return KernelTable(
         paged_attention=attention.paged_attention,
@@ -50,6 +51,7 @@ def kernels() -> KernelTable:
         quant_linear=linears.quant_linear,
         dequantize=linears.dequantize,
         experts=experts.experts,
+        lora=lora.lora,
         sample=sampling.sample,
         prepare=slots.prepare,
         append=slots.append,
