@@ -109,7 +109,7 @@ def _prefill(runtime: Runtime, bench: BenchModel, sizes: ModelSizes, peak: float
     decoder = bench.model.decoder
 
     def work() -> None:
-        step = step_of(share, decoder.heads.num_queries_per_kv, runtime, bench.model.seats.tables)
+        step = step_of(share, [row.slot for row in share.rows], decoder.heads.num_queries_per_kv, runtime, bench.model.seats.tables)
         decoder.forward(step)
 
     took = seconds(runtime, work, 5)
