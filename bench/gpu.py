@@ -2,6 +2,7 @@
 
     kernels        every kernel against its definition, on the device
     rates          bytes per second of decode attention, linears, sampling
+    mixtures       experts and adapters: against their definitions, and how fast
     models         decode steps of the 1B and 8B shapes against the memory's floor, the host's share of them, prefill
     memory         copies up and down by size, virtual memory, replays of graphs
     transformers   the same 1B shape in transformers' generate: what users have today
@@ -24,6 +25,7 @@ import torch
 from bench.gpu_ground import ONE_B, ModelShape
 from bench.gpu_kernels import KernelSizes, check_kernels, kernel_rates
 from bench.gpu_memory import MemorySizes, copy_figures, replay_figures, virtual_memory_figures
+from bench.gpu_mixtures import MixtureSizes, mixture_figures
 from bench.gpu_model import ModelSizes, model_figures
 from bench.report import Figure, publish
 from drivers.cuda.runtime import Runtime
@@ -66,6 +68,7 @@ def transformers_figures(runtime: Runtime, shape: ModelShape = ONE_B, rows: Sequ
 PARTS: dict[str, Part] = {
     "kernels": lambda runtime: check_kernels(runtime, KernelSizes()),
     "rates": lambda runtime: kernel_rates(runtime, KernelSizes()),
+    "mixtures": lambda runtime: mixture_figures(runtime, MixtureSizes()),
     "models": lambda runtime: model_figures(runtime, ModelSizes()),
     "memory": memory_figures,
     "transformers": transformers_figures,

@@ -14,6 +14,7 @@ from bench.gpu import main, measured, transformers_figures
 from bench.gpu_ground import TINY
 from bench.gpu_kernels import KernelSizes, check_kernels, kernel_rates
 from bench.gpu_memory import MemorySizes, copy_figures, replay_figures, virtual_memory_figures
+from bench.gpu_mixtures import MixtureShape, MixtureSizes, mixture_figures
 from bench.gpu_model import ModelSizes, model_figures
 from bench.report import Figure, publish
 from drivers.cuda.runtime import Runtime
@@ -22,6 +23,9 @@ from tests.drivers.cuda.late_runtime import LateRuntime
 from tests.drivers.fake_cuda import GRANULARITY, FakeCuda
 
 KERNEL_SIZES = KernelSizes(Heads(4, 2, 16), rows=(1, 3), keys=(40,), hidden=128, inner=96, vocabulary=300, copy_bytes=1 << 16)
+MIXTURE_SIZES = MixtureSizes(
+    (MixtureShape("tiny", 6, 2, 64, 96),), (1, 5), Heads(4, 2, 16), (96, 64), ranks=(6, 0, 9), rows=(1, 3), copy_bytes=1 << 16
+)
 MODEL_SIZES = ModelSizes((TINY,), rows=(1, 3), tokens=40, prefill=48, steps=4, peak=32, dtype=torch.float32, copy_bytes=1 << 16)
 
 
@@ -50,6 +54,14 @@ def test_kernels_are_compared_with_their_definitions(runtime: Runtime) -> None:
     assert all(figure.is_met is not False for figure in figures)
     assert {figure.value for figure in figures} == {0.0}  # this device runs the definitions
     assert len(figures) == 28
+
+
+def test_experts_and_adapters_are_compared_and_timed(runtime: Runtime) -> None:
+    figures = list(mixture_figures(runtime, MIXTURE_SIZES))
+
+    assert {figure.value for figure in figures if figure.what.endswith("error")} == {0.0}
+    assert all(figure.value > 0.0 for figure in figures if not figure.what.endswith("error"))
+    assert len(figures) == 2 * (2 + 2) + 2 + 2
 
 
 def test_rates_of_kernels_are_told(runtime: Runtime) -> None:
