@@ -34,8 +34,9 @@ size_t prepared_bytes(const Matrix& matrix, int num_tokens);
 void prepare(const Matrix& matrix, const float* x, size_t x_stride, int first_token, int end_token, int num_tokens, void* prepared);
 
 // y[t * y_stride + n] = sum_k w[n, k] x[t, k] (+ bias[n]) for n of panels [first_panel, end_panel) and all tokens; `adds`: += instead.
+// `next`: panels that the caller will read afterwards, to be fetched during the last of these; null: nobody knows. A guess: it is not read.
 void linear(const Matrix& matrix, const void* prepared, int num_tokens, int first_panel, int end_panel, const float* bias, float* y,
-            size_t y_stride, bool adds);
+            size_t y_stride, bool adds, const void* next = nullptr);
 
 // Row n of a matrix as float32 (embedding).
 void read_row(const Matrix& matrix, int row, float* out);

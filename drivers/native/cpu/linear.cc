@@ -6,9 +6,10 @@ namespace kd {
 void linear_integers(const Work& work, int num_tokens, int first_panel, int end_panel);  // linear_integers.cc
 
 void linear(const Matrix& matrix, const void* prepared, int num_tokens, int first_panel, int end_panel, const float* bias, float* y,
-            size_t y_stride, bool adds) {
+            size_t y_stride, bool adds, const void* next) {
   if (num_tokens == 0) return;
-  const Work work = {matrix, prepared_layout(matrix, num_tokens), static_cast<const uint8_t*>(prepared), bias, y, y_stride, adds};
+  const Work work = {matrix, prepared_layout(matrix, num_tokens), static_cast<const uint8_t*>(prepared), bias, y, y_stride, adds,
+                     static_cast<const uint8_t*>(next)};
   if (matrix.kind == Kind::f32)
     run<FloatSteps, false>(work, num_tokens, first_panel, end_panel);
   else if (matrix.kind == Kind::bf16)

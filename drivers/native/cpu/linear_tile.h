@@ -19,6 +19,7 @@ struct Work {
   float* y;
   size_t y_stride;
   bool adds;
+  const uint8_t* next;  // panels that are read after these, or null
 };
 
 struct Block {

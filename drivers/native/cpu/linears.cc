@@ -8,11 +8,45 @@
 #include <limits>
 
 #include "engine.h"
+#include "linear.h"
 
 namespace kd {
 namespace {
 
 constexpr int FEW_TOKENS = 8;
+
+// Panels that are cut into parts.
+int panels_of(const Matrix& matrix, const Op& op) {
+  const int panels = (matrix.rows + PANEL - 1) / PANEL;
+  return op.epilogue == Epilogue::act_mul ? panels / 2 : panels;
+}
+
+// The linear that runs next, as a thread comes to it: panels of which each thread begins with the first of its own.
+struct Next {
+  const uint8_t* values = nullptr;  // null: there is none
+  size_t panel_bytes = 0;
+  int num_panels = 0;
+
+  Next(const Pass& pass, const Op& op) {
+    const Op* after = &op + 1;
+    const Op* end = pass.program.ops.data() + pass.program.ops.size();
+    while (after < end && after->code != Code::linear) after++;
+    if (after == end) return;
+    const Matrix matrix = pass.matrix(after->weight);
+    values = static_cast<const uint8_t*>(matrix.values);
+    panel_bytes = kd::panel_bytes(matrix);
+    num_panels = panels_of(matrix, *after);
+  }
+  const uint8_t* start(int thread, int num_threads) const {
+    return values == nullptr ? nullptr : values + first_part(thread, num_threads, num_panels) * panel_bytes;
+  }
+};
+
+// Panels [first, end), and what is read after them.
+struct Span {
+  int first, end;
+  const uint8_t* next;
+};
 
 struct Linear {
   Pass& pass;
@@ -25,6 +59,7 @@ struct Linear {
   bool is_alone;  // each thread prepares all inputs for itself
   int num_panels;
   uint8_t* prepared;
+  Next next;
 
   Linear(Pass& pass, const Op& op)
       : pass(pass),
@@ -39,10 +74,9 @@ struct Linear {
         y_width(pass.width(op.output)),
         num_tokens(pass.num_tokens),
         is_alone(prepares_alone(pass, matrix)),
-        num_panels((matrix.rows + PANEL - 1) / PANEL),
-        prepared(pass.place(pass.room.prepared)) {
-    if (op.epilogue == Epilogue::act_mul) num_panels /= 2;
-  }
+        num_panels(panels_of(matrix, op)),
+        prepared(pass.place(pass.room.prepared)),
+        next(pass, op) {}
 
   void norm_row(int token, float* out) const {
     const float* row = x + static_cast<size_t>(token) * x_width;
@@ -95,15 +129,24 @@ struct Linear {
     return cut;
   }
 
-  void for_panels(int most, void (Linear::*body)(int, int, int)) {
+  const uint8_t* panel(int idx) const { return static_cast<const uint8_t*>(matrix.values) + idx * panel_bytes(matrix); }
+
+  // What a thread will read when it has done a part: the next of its own, or what it begins the next linear with.
+  const uint8_t* after(const Cut& cut, int part, int thread) const {
+    int count = pass.engine.threads.count();
+    bool goes_on = part >= first_part(thread, count, cut.parts) && part + 1 < first_part(thread + 1, count, cut.parts);
+    return goes_on ? panel(cut.first(part + 1)) : next.start(thread, count);
+  }
+
+  void for_panels(int most, void (Linear::*body)(Span, int)) {
     struct Work {
       Linear& linear;
-      void (Linear::*body)(int, int, int);
+      void (Linear::*body)(Span, int);
       Cut cut;
     } work{*this, body, cut(most)};
     auto part = [](void* of, int idx, int thread) {
       Work& work = *static_cast<Work*>(of);
-      (work.linear.*work.body)(work.cut.first(idx), work.cut.first(idx + 1), thread);
+      (work.linear.*work.body)({work.cut.first(idx), work.cut.first(idx + 1), work.linear.after(work.cut, idx, thread)}, thread);
     };
     pass.run(part, &work, work.cut.parts);
   }
@@ -117,9 +160,9 @@ struct Linear {
         add(deltas + pass.delta_of[token] * pass.room.delta_width + first, end - first, rows + token * stride);
   }
 
-  void plain_part(int first_panel, int end_panel, int thread) {
-    int first = first_panel * PANEL, end = end_panel * PANEL < matrix.rows ? end_panel * PANEL : matrix.rows;
-    linear(matrix, inputs(thread), num_tokens, first_panel, end_panel, bias, y, y_width, op.epilogue == Epilogue::add);
+  void plain_part(Span span, int thread) {
+    int first = span.first * PANEL, end = span.end * PANEL < matrix.rows ? span.end * PANEL : matrix.rows;
+    linear(matrix, inputs(thread), num_tokens, span.first, span.end, bias, y, y_width, op.epilogue == Epilogue::add, span.next);
     add_deltas(first, end, y + first, y_width);
     if (op.epilogue != Epilogue::act) return;
     for (int token = 0; token < num_tokens; token++) {
@@ -129,13 +172,13 @@ struct Linear {
   }
 
   // Gate rows come first and up rows second: panel p goes with panel p + half.
-  void act_mul_part(int first_panel, int end_panel, int thread) {
-    int first = first_panel * PANEL, width = (end_panel - first_panel) * PANEL, half = matrix.rows / 2;
+  void act_mul_part(Span span, int thread) {
+    int first = span.first * PANEL, width = (span.end - span.first) * PANEL, half = matrix.rows / 2, shift = half / PANEL;
     size_t stride = 2 * static_cast<size_t>(width);
     float *gate = pass.tile(thread), *up = gate + width;
     const void* from = inputs(thread);
-    linear(matrix, from, num_tokens, first_panel, end_panel, bias, gate - first, stride, false);
-    linear(matrix, from, num_tokens, first_panel + half / PANEL, end_panel + half / PANEL, bias, up - half - first, stride, false);
+    linear(matrix, from, num_tokens, span.first, span.end, bias, gate - first, stride, false, panel(span.first + shift));
+    linear(matrix, from, num_tokens, span.first + shift, span.end + shift, bias, up - half - first, stride, false, span.next);
     add_deltas(first, first + width, gate, stride);
     add_deltas(half + first, half + first + width, up, stride);
     for (int token = 0; token < num_tokens; token++)
@@ -177,7 +220,8 @@ void greedy_part(void* of, int idx, int thread) {
   int first = first_panel * PANEL, end = end_panel * PANEL < one.matrix.rows ? end_panel * PANEL : one.matrix.rows;
   size_t stride = static_cast<size_t>(end_panel - first_panel) * PANEL;
   float* tile = one.pass.tile(thread);
-  linear(one.matrix, one.inputs(thread), one.num_tokens, first_panel, end_panel, one.bias, tile - first, stride, false);
+  linear(one.matrix, one.inputs(thread), one.num_tokens, first_panel, end_panel, one.bias, tile - first, stride, false,
+         one.after(work.cut, idx, thread));
   for (int token = 0; token < one.num_tokens; token++) {
     float* row = tile + token * stride;
     if (work.cap > 0) softcap(work.cap, end - first, row);

@@ -1,11 +1,14 @@
 // See threads.h.
 //
-//     ticket    | generation 32 | parts 16 | next part 16 |       one word, so that a part can only be taken of the run it belongs to
+//     ranges    | generation 32 | end 16 | next part 16 |         of each thread; one word, so that a part can only be taken of its own run
 //     pending   parts of this run that are not done
-//     wake      the generation again, 32 bits: what sleepers wait on
+//     wake      the generation again, 32 bits: what all look at for the next run, and sleepers wait on
 //
-// A run writes `part` and `work`, then the ticket (release). A thread reads the ticket (acquire), `part` and `work`, and takes a part by
-// adding one to the ticket, if nobody else changed it meanwhile. If that succeeds, the run had a part left at that moment, so it had not
+// Each thread has a run of consecutive parts of its own, so that it reads memory from front to back, and takes them from the front. Who has
+// done its own takes from the end of another's.
+//
+// A run writes `part` and `work`, then the ranges (release), then `wake`. A thread reads a range (acquire), `part` and `work`, and takes a
+// part by changing the range, if nobody else changed it meanwhile. If that succeeds, the run had a part left at that moment, so it had not
 // ended, so `part` and `work` were still its own: a thread that was put aside between reading and taking fails, and looks again.
 //
 // Who has nothing to do spins for SPIN_NS, in which ops follow each other, and sleeps then. Sleepers are counted, so that a run wakes
@@ -28,6 +31,7 @@
 
 #include <atomic>
 #include <cstdio>
+#include <memory>
 #include <vector>
 
 namespace kd {
@@ -89,9 +93,22 @@ void run_on(int cpu) {
 
 }  // namespace
 
+struct alignas(64) Range {  // parts of one thread that nobody has taken
+  std::atomic<uint64_t> word{0};
+
+  static uint64_t of(uint32_t generation, uint64_t first, uint64_t end) {
+    return static_cast<uint64_t>(generation) << 32 | end << 16 | first;
+  }
+  static int next(uint64_t word) { return word & 0xffff; }
+  static int end(uint64_t word) { return word >> 16 & 0xffff; }
+};
+
 struct Threads::State {
-  alignas(64) std::atomic<uint64_t> ticket{0};
-  std::atomic<Part> part{nullptr};
+  explicit State(int num_threads) : num_ranges(num_threads < 1 ? 1 : num_threads), ranges(new Range[num_ranges]) {}
+
+  const int num_ranges;
+  const std::unique_ptr<Range[]> ranges;
+  alignas(64) std::atomic<Part> part{nullptr};
   std::atomic<void*> work{nullptr};
   alignas(64) std::atomic<int32_t> pending{0};
   std::atomic<bool> has_sleeping_caller{false};
@@ -102,25 +119,30 @@ struct Threads::State {
   std::vector<pthread_t> threads;
   int64_t rest_until_ns = 0, window_ns = 0, window_lost_ns = 0;  // the caller's
 
-  static uint32_t generation(uint64_t ticket) { return static_cast<uint32_t>(ticket >> 32); }
-
-  // Takes and does parts until there are none; answers the generation that it saw last.
-  uint32_t work_off(int thread) {
-    uint64_t seen = ticket.load(std::memory_order_acquire);
-    while ((seen & 0xffff) < (seen >> 16 & 0xffff)) {
+  // Takes and does parts of a range until there are none: the first ones, or where it is another's, the last ones.
+  void work_off(Range& range, int thread, bool is_own) {
+    uint64_t seen = range.word.load(std::memory_order_acquire);
+    while (Range::next(seen) < Range::end(seen)) {
       Part do_part = part.load(std::memory_order_relaxed);
       void* of = work.load(std::memory_order_relaxed);
-      if (!ticket.compare_exchange_weak(seen, seen + 1, std::memory_order_acq_rel, std::memory_order_acquire)) continue;
-      do_part(of, static_cast<int>(seen & 0xffff), thread);
+      uint64_t taken = is_own ? seen + 1 : seen - 0x10000;
+      if (!range.word.compare_exchange_weak(seen, taken, std::memory_order_acq_rel, std::memory_order_acquire)) continue;
+      do_part(of, is_own ? Range::next(seen) : Range::end(taken), thread);
       if (pending.fetch_sub(1, std::memory_order_seq_cst) == 1 && has_sleeping_caller.load(std::memory_order_seq_cst)) wake_all(pending);
-      seen = ticket.load(std::memory_order_acquire);
+      seen = range.word.load(std::memory_order_acquire);
     }
-    return generation(seen);
+  }
+
+  // Takes and does parts until there are none; answers the generation before which there are none.
+  uint32_t work_off(int thread) {
+    uint32_t generation = wake.load(std::memory_order_acquire);
+    for (int idx = 0; idx < num_ranges; idx++) work_off(ranges[(thread + idx) % num_ranges], thread, idx == 0);
+    return generation;
   }
 
   void wait_for_run_after(uint32_t done) {
     auto is_over = [&] {
-      return generation(ticket.load(std::memory_order_relaxed)) != done || is_closing.load(std::memory_order_relaxed);
+      return wake.load(std::memory_order_relaxed) != done || is_closing.load(std::memory_order_relaxed);
     };
     if (spin(is_over)) return;
     num_sleepers.fetch_add(1, std::memory_order_seq_cst);
@@ -149,11 +171,15 @@ struct Threads::State {
   }
 
   void publish(Part do_part, void* of, int num_parts) {
-    uint32_t next = generation(ticket.load(std::memory_order_relaxed)) + 1;
+    uint32_t next = wake.load(std::memory_order_relaxed) + 1;
+    int active = num_active.load(std::memory_order_relaxed);
     part.store(do_part, std::memory_order_relaxed);
     work.store(of, std::memory_order_relaxed);
     pending.store(num_parts, std::memory_order_relaxed);
-    ticket.store(static_cast<uint64_t>(next) << 32 | static_cast<uint64_t>(num_parts) << 16, std::memory_order_release);
+    for (int thread = 0; thread < active; thread++) {
+      int first = first_part(thread, active, num_parts), end = first_part(thread + 1, active, num_parts);
+      ranges[thread].word.store(Range::of(next, first, end), std::memory_order_release);
+    }
     wake.store(next, std::memory_order_seq_cst);
     if (num_sleepers.load(std::memory_order_seq_cst) > 0) wake_all(wake);
   }
@@ -216,7 +242,7 @@ struct Threads::State {
   }
 };
 
-Threads::Threads(int num_threads, const int32_t* cpus) : state_(new State) {
+Threads::Threads(int num_threads, const int32_t* cpus) : state_(new State(num_threads)) {
   for (int thread = 1; thread < num_threads; thread++) {
     State::Seat* seat = new State::Seat{state_, thread, cpus == nullptr ? -1 : cpus[thread]};
     pthread_t started;

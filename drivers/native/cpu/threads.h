@@ -5,9 +5,14 @@
 
 namespace kd {
 
-// Work is cut into parts, [0, num_parts); threads take the next part as they come, so that one which the system has put aside holds up
-// nobody. A part's result does not depend on who computes it (kernels.h, rule 1).
+// Work is cut into parts, [0, num_parts). Each thread does its own, which are side by side, and then those that others have not begun, so
+// that one which the system has put aside holds up nobody. A part's result does not depend on who computes it (kernels.h, rule 1).
 using Part = void (*)(void* work, int part, int thread);
+
+// The first of the parts that thread `thread` of so many has for its own.
+inline int first_part(int thread, int num_threads, int num_parts) {
+  return static_cast<int>(static_cast<int64_t>(num_parts) * thread / num_threads);
+}
 
 class Threads {
  public:

@@ -135,6 +135,23 @@ def test_another_thread_goes_on_where_one_is_held_up(threads: Callable[..., Thre
     assert sorted(done) == list(range(10))
 
 
+def test_a_thread_does_its_own_parts_from_the_front_and_then_those_of_others_from_the_end(threads: Callable[..., Threads]) -> None:
+    pool, all_others = threads(2), threading.Event()
+    done: list[int] = []
+
+    def part(idx: int, _thread: int) -> None:
+        if idx == 0:
+            assert all_others.wait(DEADLINE_S)
+        else:
+            done.append(idx)
+        if len(done) == 7:
+            all_others.set()
+
+    pool.run(part, 8)
+
+    assert done == [4, 5, 6, 7, 3, 2, 1]  # by the other thread: the caller is held up
+
+
 def threads_of_a_run(pool: Threads) -> set[int]:
     """Who takes part in a run of parts that take a while."""
     found: set[int] = set()
