@@ -105,10 +105,12 @@ def bars_of(memory: Memory) -> list[Bar]:
     for tier in memory.tiers:
         own = [(account.owner, account.kinds) for account in memory.accounts if (account.tier, account.device) == (tier.tier, tier.device)]
         weights = sum(kinds.get("weights", 0) for _owner, kinds in own)
-        parts = [(owner, sum(kinds.values()) - kinds.get("weights", 0)) for owner, kinds in own]
+        parts = [(owner, sum(kinds.values()) - kinds.get("weights", 0) - kinds.get("workspace", 0)) for owner, kinds in own]
         note = f"{bytes_text(tier.free_bytes)} free"
         if tier.guaranteed_bytes:
             note += f", {bytes_text(tier.guaranteed_bytes)} guaranteed"
+        if tier.kinds.get("workspace"):
+            note += f", and {bytes_text(tier.kinds['workspace'])} of workspace beyond it"
         used = tier.total_bytes - tier.free_bytes
         filled = ((WEIGHTS, weights), *(part for part in parts if part[1]))
         bars.append(Bar(f"{tier.device} {tier.tier}".strip(), tier.total_bytes, used, filled, note))

@@ -67,7 +67,8 @@ arena      the driver's alone, weights from `load` to `unload`, a frame while a 
            reuses frames only afterwards. What a frame holds when it is named first is anything, unless the plan zeroes it.
 host tier  pages: the driver, for the moves and zeros of a plan it applies. Images of weights: the driver in `park`, and it reads them in
            `load`; a model that is streamed reads its images until it is unloaded. The front: frames that no plan on its way names.
-workspace  the driver's, beyond the arena: taken in `open` or `load`, not inside a step.
+workspace  the driver's, beyond the arena: taken in `open` or `load`, not inside a step. What a model takes when it first guesses for
+           others, and has until it is unloaded, is told in `StepResult.workspace`: the kernel keeps accounts of it.
 slabs      given back by `give_back` belong to the device until `take`; no plan and no load names them meanwhile.
 
 Errors, and what each means for whom
@@ -340,6 +341,7 @@ class StepResult(msgspec.Struct, frozen=True, array_like=True):
     num_tokens: int  # computed, all rows together
     failed_models: dict[int, str] = {}  # streamed ones whose weights cannot be read any more, and why; their rows of this step failed
     copies: CopyTimes = CopyTimes()  # of the whole plan; put in by the worker, with the first answer to it
+    workspace: dict[int, int] = {}  # of models that guessed in this step: bytes that each has beyond the arena for that
 
 
 class OpReport(msgspec.Struct, frozen=True, array_like=True):

@@ -204,7 +204,8 @@ class CpuDriver:
                 except StreamBroken as error:  # it costs this model's rows; nothing of them has moved on
                     results += [fail_row(row, str(error), device.rows) for row in share.rows]
                     failed[share.model_id] = str(error)
-        return StepResult(tuple(results), time.perf_counter() - began, num_tokens, failed)
+        workspace = device.drafter.workspace()
+        return StepResult(tuple(results), time.perf_counter() - began, num_tokens, failed, workspace=workspace)
 
     def close(self) -> None:
         """Give everything back. Safe to call twice."""

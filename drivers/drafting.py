@@ -54,6 +54,7 @@ class Drafter:
         self._models = models
         self._granule_bytes = granule_bytes
         self._guessers: dict[int, Guesser] = {}  # by row slot
+        self._used: dict[int, int] = {}  # by model: bytes of the desks that were guessed on since that was asked last
         self._desks: dict[int, _Desk | None] = {}  # by model, as long as it is loaded; None: it cannot guess
 
     def guess(self, row: Row, most: int) -> list[int]:
@@ -69,6 +70,7 @@ class Drafter:
         desk = None if model is None else self._desk_of(row.draft_model_id, model)
         if desk is None:
             return guesser.lookup.guess(row.past, most)
+        self._used[row.draft_model_id] = desk.size_bytes
         guesses = desk.guess(guesser, most, self._is_seated)
         unknown = (idx for idx, token in enumerate(guesses) if token >= models[row.model_id].limit.vocab_size)
         return guesses[: next(unknown, len(guesses))]
@@ -78,6 +80,11 @@ class Drafter:
         guesser = self._guessers.get(row.slot)
         if guesser is not None and guesser.row is row:
             guesser.pace.heard(num_guessed, num_right)
+
+    def workspace(self) -> dict[int, int]:
+        """What models that guessed since this was asked last have beyond the driver's arena, in bytes."""
+        told, self._used = self._used, {}
+        return told
 
     def close(self) -> None:
         """Give everything back."""
@@ -130,6 +137,11 @@ class _Desk:
             self._tables.append(tables)
         self._runner: Runner = model.runner.in_arena(self._arena)
         self._seated: list[Guesser | None] = [None] * SEATS
+
+    @property
+    def size_bytes(self) -> int:
+        """Memory that it takes beside the driver's arena."""
+        return self._arena.size_bytes
 
     def guess(self, guesser: Guesser, most: int, is_seated: Callable[[Guesser], bool]) -> list[int]:
         """Tokens that may follow. Nothing, if every seat is taken, the model's numbers are not finite, or it does not know a token."""

@@ -36,7 +36,7 @@ from drivers.errors import DeviceLost, DeviceOutOfMemory, HostPageCorrupt, Optio
 from drivers.fake_loaded import FakeLoaded, LoadedFake, pattern_of
 from drivers.fake_memory import FakeMemory, FakeSpace, HistoryLost
 from drivers.fake_model import FakeAdapter, FakeModel, capabilities, describe, describe_adapter, draw, links_after, logprob
-from drivers.fake_script import MEASURED_BYTES, FakeScript
+from drivers.fake_script import DRAFT_BYTES, MEASURED_BYTES, FakeScript
 from drivers.plan_check import check_rows
 from drivers.rows import Row, RowState, RowTable, StepRows, right_guesses
 from memory.page import Move, Tier
@@ -120,6 +120,7 @@ class _FakeDevice:
         self._table = RowTable(spec.max_rows, spec.max_step_tokens, spec.page_tokens)
         self._loaded = FakeLoaded(spec)
         self._links: dict[int, int] = {}  # by row slot: the link after the last token that the row computed here
+        self._workspace: dict[int, int] = {}  # of models that guess in this step
         self._num_steps = self._num_loads = self._num_host_copies = self._num_parked = 0
         self._copied = {Tier.DEVICE: MEASURED_BYTES, Tier.HOST: MEASURED_BYTES}  # bytes to a tier, not told yet
 
@@ -190,7 +191,7 @@ class _FakeDevice:
 
     def step(self, step_idx: int) -> StepResult:
         began = time.monotonic()
-        self._num_steps += 1
+        self._num_steps, self._workspace = self._num_steps + 1, {}
         self._act_out()
         results: list[RowResult] = []
         num_tokens = 0
@@ -198,7 +199,8 @@ class _FakeDevice:
             loaded = self._loaded.of(share, self.memory.arena)
             results += [self._compute(loaded, share, idx) for idx in range(len(share.rows))]
             num_tokens += sum(share.counts)
-        return StepResult(tuple(results), self._script.compute_s(num_tokens, time.monotonic() - began), num_tokens)
+        compute_s = self._script.compute_s(num_tokens, time.monotonic() - began)
+        return StepResult(tuple(results), compute_s, num_tokens, workspace=self._workspace)
 
     def _compute(self, loaded: LoadedFake, share: StepRows, idx: int) -> RowResult:
         """Compute a row's part of a step."""
@@ -241,6 +243,7 @@ class _FakeDevice:
         link, guesses = self._links.get(row.slot), []
         if link is None or not self._script.draft_hits:
             return []
+        self._workspace |= dict.fromkeys({row.draft_model_id} & self._loaded.models.keys(), DRAFT_BYTES)
         token = row.pending[0]
         for idx in range(most):
             link = links_after(link, [token], row.position + idx)[0]

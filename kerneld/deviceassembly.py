@@ -172,6 +172,8 @@ class DeviceAssembly:
         self._parts.scheduler.sizer.costs.heard(flight, step_idx, is_last, result)
         self._parts.seating.meter.heard(flight, step_idx, is_last, result)
         self._machine.usage.heard(flight, step_idx, result)
+        for model in [each for each in self.models if each.model_id in result.workspace] if result.workspace else ():
+            self._parts.residency.placement.note_workspace(model, result.workspace[model.model_id])
 
     def _landed(self, flight: Flight) -> None:
         self._reports.landed(flight)

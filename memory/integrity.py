@@ -173,6 +173,7 @@ def _check_ledger(mapping: Mapping, shelf: WeightShelf | None, tier: Tier) -> It
         in_slabs = shelf.num_slabs * mapping.arenas[tier].slab_bytes
         held = ledger.kind_bytes(tier, Kind.WEIGHTS) + ledger.kind_bytes(tier, Kind.ADAPTER)
         expect(held == in_slabs, "weights 1 and pager 5, the ledger of weights")
+        expect(ledger.kind_bytes(tier, Kind.WORKSPACE) == shelf.workspace_bytes, "weights 2, the ledger of workspace")
 
 
 def _charges(mapping: Mapping, tier: Tier, page: Page) -> Iterator[tuple[str, int]]:

@@ -33,7 +33,7 @@ class Kind(Enum):
     KV = "kv"
     WEIGHTS = "weights"
     ADAPTER = "adapter"
-    WORKSPACE = "workspace"
+    WORKSPACE = "workspace"  # of drivers, beyond what the tier has for all others
     STAGING = "staging"
     JOB = "job"
     FOREIGN = "foreign"
@@ -81,6 +81,7 @@ class TierSnapshot:
 
 
 _NO_LIMIT = Limit()
+_WITHIN = tuple(kind for kind in Kind if kind is not Kind.WORKSPACE)  # what a tier's own bytes are used for
 
 
 @lru_cache(maxsize=4096)
@@ -267,9 +268,9 @@ class Ledger:
         return owner not in lineage(taker)
 
     def holders(self, tier: Tier) -> tuple[Holder, ...]:
-        """Who holds bytes of a tier, largest first."""
+        """Who holds bytes of a tier, largest first; what lies beyond it is left out."""
         held: dict[str, int] = {}
-        for kind in Kind:
+        for kind in _WITHIN:
             for owner, size_bytes in self._charges[tier, kind].items():
                 held[owner] = held.get(owner, 0) + size_bytes
         return tuple(Holder(owner, size) for owner, size in sorted(held.items(), key=lambda item: (-item[1], item[0])))
@@ -288,7 +289,7 @@ class Ledger:
 
     def _snapshot(self, tier: Tier) -> TierSnapshot:
         total = self._totals[tier]
-        used = sum(self.kind_bytes(tier, kind) for kind in Kind)
+        used = sum(self.kind_bytes(tier, kind) for kind in _WITHIN)
         return TierSnapshot(tier, total, total - used, self.kind_bytes(tier, Kind.WEIGHTS), dict(self._charges[tier, Kind.KV]))
 
 

@@ -5,7 +5,8 @@ In the host tier lie images of segments, byte for byte as on the device.
 
 Invariants
 1. Every slab of a placement is lent to it alone; a placement's bytes in the ledger are those of its slabs.
-2. The residue of its slabs, when they go back, names its owner and everybody whose bytes were there before: weights need not cover a slab.
+2. What its user has beyond the arena is charged to its owner as workspace, until it is released.
+3. The residue of its slabs, when they go back, names its owner and everybody whose bytes were there before: weights need not cover a slab.
 """
 
 from __future__ import annotations
@@ -39,6 +40,7 @@ class WeightShelf:
         self._arena = mapping.arenas[tier]
         self._ledger = mapping.ledger
         self._placements: dict[str, Placement] = {}
+        self._workspace: dict[str, int] = {}  # bytes beyond the arena (invariant 2)
 
     @property
     def num_slabs(self) -> int:
@@ -61,6 +63,11 @@ class WeightShelf:
     def slab_bytes(self) -> int:
         """Bytes of a slab of the tier."""
         return self._arena.slab_bytes
+
+    @property
+    def workspace_bytes(self) -> int:
+        """Bytes beyond the arena, of all placements."""
+        return sum(self._workspace.values())
 
     @property
     def left_slabs(self) -> int:
@@ -116,18 +123,29 @@ class WeightShelf:
             self._arena.claim(slab)
         self._keep(key, Placement(owner, kind, sizes, offsets, slabs))
 
+    def note_workspace(self, key: str, size_bytes: int) -> None:
+        """Whoever uses a placement has so many bytes beyond the arena now; of an unknown one nothing is noted."""
+        if key in self._placements:
+            owner, before = self._placements[key].owner, self._workspace.pop(key, 0)
+            self._ledger.refund(self.tier, owner, Kind.WORKSPACE, before)
+            self._ledger.charge(self.tier, owner, Kind.WORKSPACE, size_bytes)
+            if size_bytes:
+                self._workspace[key] = size_bytes
+
     def release(self, key: str) -> None:
         """Give the room of a model back; unknown ones have none."""
+        self.note_workspace(key, 0)
         placement = self._placements.pop(key, None)
         if placement is None:
             return
         self._ledger.refund(self.tier, placement.owner, placement.kind, len(placement.slabs) * self._arena.slab_bytes)
         for slab in placement.slabs:
-            self._arena.give_back(slab, self._arena.residue(slab) | {placement.owner})  # invariant 2
+            self._arena.give_back(slab, self._arena.residue(slab) | {placement.owner})  # invariant 3
 
     def reset(self) -> None:
         """What was in the tier is gone; the caller resets the arena."""
-        for placement in self._placements.values():
+        for key, placement in self._placements.items():
+            self.note_workspace(key, 0)
             self._ledger.refund(self.tier, placement.owner, placement.kind, len(placement.slabs) * self._arena.slab_bytes)
         self._placements.clear()
 

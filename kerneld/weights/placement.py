@@ -105,6 +105,10 @@ class Placement:
         plan = plan_of(model.segment_sizes, kept.offsets, len(kept.slots))
         self._shelf.claim(model.name, WEIGHTS_OWNER, plan.places, plan.starts(kept.offsets, kept.slots), kind_of(model))
 
+    def note_workspace(self, model: Model, size_bytes: int) -> None:
+        """A model has so many bytes of the device beyond what is placed there."""
+        self._shelf.note_workspace(model.name, size_bytes)
+
     def release(self, model: Model) -> None:
         """Give the room of a model back."""
         self._shelf.release(model.name)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import yaml
 
-from cli.bars import Bar, plain_lines
-from cli.memory import seconds_text
-from tests.cli.fake_client import Kernelctl
+from cli.bars import WEIGHTS, Bar, plain_lines
+from cli.memory import bars_of, seconds_text
+from tests.cli.fake_client import MEMORY, Kernelctl
 
 LEDGER = """\
 device |############========++++················| 60MiB of 100MiB, 40MiB free, 16MiB guaranteed
@@ -53,6 +54,17 @@ def test_the_ledger_is_drawn_and_listed(kernelctl: Kernelctl) -> None:
     assert json.loads(kernelctl("mem", "-o", "json").stdout)["accounts"][0]["kinds"] == {"kv": 20 << 20}
     assert yaml.safe_load(kernelctl("mem", "-o", "yaml").stdout)["tiers"][0]["guaranteed_bytes"] == 16 << 20
     assert kernelctl("mem", "-o", "name").stdout == "lab/ana\nmodels\nothers\n"
+
+
+def test_workspace_is_told_beside_the_tier_that_it_is_no_part_of() -> None:
+    kinds = {"weights": 30 << 20, "workspace": 12 << 20}
+    total = replace(MEMORY.tiers[0], kinds=kinds)
+    of_models = replace(MEMORY.accounts[1], kinds=kinds, used_bytes=42 << 20)
+
+    [bar] = bars_of(replace(MEMORY, tiers=(total,), accounts=(of_models,)))
+
+    assert bar.note == "40MiB free, 16MiB guaranteed, and 12MiB of workspace beyond it"
+    assert (bar.used_bytes, bar.parts) == (60 << 20, ((WEIGHTS, 30 << 20),))
 
 
 def test_decisions_are_shown_with_what_the_other_way_would_have_cost(kernelctl: Kernelctl) -> None:

@@ -67,6 +67,7 @@ class CpuRig:
     is_batch_invariant: bool = False
     driver: Driver = field(default_factory=CpuDriver)
     seq: int = 0
+    workspace: dict[int, int] = field(default_factory=dict)  # that the last run told of
 
     def __post_init__(self) -> None:
         """Open the driver and load the model at the start of the arena."""
@@ -122,7 +123,9 @@ class CpuRig:
             num_steps=num_steps,
         )
         self.driver.apply(plan)
-        return [{result.slot: result for result in self.driver.step(idx).rows} for idx in range(num_steps)]
+        steps = [self.driver.step(idx) for idx in range(num_steps)]
+        self.workspace = {model_id: size for step in steps for model_id, size in step.workspace.items()}
+        return [{result.slot: result for result in step.rows} for step in steps]
 
     def generate(self, prompt: Sequence[int], num_tokens: int, sampling: Sampling = GREEDY, chunk: int = 512) -> list[int]:
         """One row alone, its prompt in chunks, then all tokens in one quantum."""

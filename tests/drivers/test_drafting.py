@@ -12,9 +12,9 @@ from msgspec.structs import replace
 
 from drivers.arena import Arena
 from drivers.contract import InspectSpec, LoadSpec, RowResult, Sampling
-from drivers.drafting import SEATS, Drafter
+from drivers.drafting import SEATS, WINDOW, Drafter
 from drivers.rows import Row
-from tests.drivers.cpu_rig import GRANULE_BYTES, GREEDY, TORCH, CpuRig, prompt_of, save_model
+from tests.drivers.cpu_rig import GRANULE_BYTES, GREEDY, PAGE_TOKENS, TORCH, CpuRig, prompt_of, save_model
 
 DRAWN = Sampling(temperature=0.8, top_p=0.95, seed=11)
 DRAFTER = 2  # id of the model that guesses
@@ -174,6 +174,9 @@ def test_what_a_model_guesses_on_is_given_back_with_the_model(rig: CpuRig, model
     load_drafter(rig, model)
     generate(rig, [prompt_of(20)], GREEDY, draft_tokens=3, draft_model_id=DRAFTER)
     assert num_arenas() == before + 1
+    rig.run([(0, 20)], 3, [replace(rig.start(0, prompt_of(20), replace(GREEDY, draft_tokens=3), 40), draft_model_id=DRAFTER)])
+    frame_bytes = rig.driver.inspect(InspectSpec(str(model))).groups[0].frame_bytes
+    assert rig.workspace == {DRAFTER: SEATS * WINDOW // PAGE_TOKENS * frame_bytes}, "and is told"
 
     rig.driver.unload(DRAFTER)
 

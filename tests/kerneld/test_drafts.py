@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from drivers.contract import Sampling
+from drivers.fake_script import DRAFT_BYTES
 from kerneld.calls import CheckpointArgs, Durability, ForkArgs
 from kerneld.errors import InvalidArgument, NotFound, OutOfRange, WrongState
 from tests.kerneld.rig import ADMIN, ANN, BOB, LANGUAGE, PAGE_TOKENS, Rig, Sizes, in_loop, oracle, prompt_of, running
@@ -132,6 +133,34 @@ async def test_a_model_that_is_not_on_the_device_does_not_guess(tmp_path: Path) 
 
         with pytest.raises(WrongState, match="load it first"):
             await rig.infer(await rig.alloc(), prompt_of(1, 9), 5, sampling=DRAFTS, draft_model="small")
+
+
+@in_loop
+async def test_what_a_model_has_to_guess_on_is_in_the_ledger_as_long_as_it_is_there(tmp_path: Path) -> None:
+    rig = new_rig(tmp_path)
+
+    def workspace() -> int:
+        [of_models] = [each for each in rig.kernel.read_memory(ADMIN).accounts if (each.owner, each.tier) == ("models", "device")]
+        return of_models.kinds.get("workspace", 0)
+
+    async with running(rig):
+        rig.add_model("small", LANGUAGE)
+        await rig.load("small")
+        context = await rig.alloc()
+        before = workspace()
+        await rig.infer(context, prompt_of(1, 9), 20, sampling=DRAFTS, draft_model="small")
+        while_there = workspace()
+        await rig.kernel.unload_model(ADMIN, "small")
+        assert (before, while_there, workspace()) == (0, DRAFT_BYTES, 0)
+
+        await rig.load("small")
+        assert workspace() == 0, "it has guessed nothing yet"
+        await rig.infer(context, prompt_of(2, 9), 20, sampling=DRAFTS, draft_model="small")
+        rig.check()
+        assert rig.worker is not None
+        rig.worker.die()
+        await rig.load("small")
+        assert workspace() == 0, "the new worker has none"
 
 
 @in_loop

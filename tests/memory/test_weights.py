@@ -104,3 +104,34 @@ def test_a_lost_device_leaves_images_where_they_are() -> None:
     pager.lose_device()
     assert (pager.weights[Tier.DEVICE].num_slabs, pager.weights[Tier.HOST].num_slabs) == (0, 1)
     pager.check_integrity()
+
+
+def test_what_a_model_has_beyond_the_arena_is_its_owners_and_takes_no_room_of_the_tier() -> None:
+    pager = pager_of()
+    shelf, ledger = pager.weights[Tier.DEVICE], pager.ledger
+    shelf.place("m", "models", (SLAB,))
+    free = [each.free_bytes for each in ledger.snapshot()]
+
+    shelf.note_workspace("m", 1000)
+    shelf.note_workspace("m", 700)
+    shelf.note_workspace("gone", 5)
+
+    assert (ledger.kind_bytes(Tier.DEVICE, Kind.WORKSPACE), shelf.workspace_bytes) == (700, 700)
+    assert ledger.used("models", Tier.DEVICE) == SLAB + 700
+    assert [each.free_bytes for each in ledger.snapshot()] == free
+    assert [(each.owner, each.size_bytes) for each in ledger.holders(Tier.DEVICE)] == [("models", SLAB)]
+    pager.check_integrity()
+    shelf.release("m")
+    assert ledger.used("models", Tier.DEVICE) == 0
+    pager.check_integrity()
+
+
+def test_a_lost_device_takes_what_models_had_beyond_the_arena_along() -> None:
+    pager = pager_of()
+    pager.weights[Tier.DEVICE].place("m", "models", (SLAB,))
+    pager.weights[Tier.DEVICE].note_workspace("m", 700)
+
+    pager.lose_device()
+
+    assert pager.ledger.used("models", Tier.DEVICE) == 0
+    pager.check_integrity()
