@@ -20,7 +20,6 @@ Invariants
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
@@ -29,6 +28,7 @@ import numpy as np
 
 from drivers.contract import FramePatch, Plan, RowStart, Sampling
 from drivers.errors import PlanRejected
+from drivers.tally import Tally
 
 # What comes after the pending token of a row, as far as one can guess: at most so many tokens.
 Draft = Callable[["Row", int], Sequence[int]]
@@ -76,8 +76,7 @@ class Row:
     output_start: int
     adapter_id: int = 0
     state: RowState = RowState.READY
-    seen: set[int] = field(default_factory=set)  # tokens before the next one, kept only where penalties need them
-    outputs: Counter[int] = field(default_factory=Counter)  # the same, counted from `output_start` on
+    tally: Tally = field(default_factory=Tally)  # tokens before the next one, kept only where penalties need them
     draft_model_id: int = 0
     past: list[int] = field(default_factory=list)  # all of its tokens, kept only where drafts are made of them
     num_left: int = 0  # tokens that it may still sample in this plan
@@ -254,8 +253,7 @@ def _seat(start: RowStart) -> Row:
 
 def remember(row: Row, position: int, tokens: Sequence[int]) -> None:
     """Note tokens from `position` on for the row's penalties."""
-    row.seen.update(tokens)
-    row.outputs.update(tokens[max(0, row.output_start - position) :])
+    row.tally.note(tokens, tokens[max(0, row.output_start - position) :])
 
 
 def _patched(table: np.ndarray, patch: FramePatch) -> np.ndarray:

@@ -6,10 +6,9 @@ sees another, and a row that was interrupted draws the same again. Log-probabili
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -88,18 +87,13 @@ def penalize(scores: Tensor, row: Row) -> None:
     Repetition divides positive and multiplies negative scores of every token seen; presence and frequency are subtracted once, and once
     per occurrence, for tokens of the output.
     """
-    wanted = row.sampling
-    if wanted.repetition_penalty != 1.0 and row.seen:
-        seen = _ids(row.seen)
-        values = scores[seen]
-        scores[seen] = torch.where(values > 0, values / wanted.repetition_penalty, values * wanted.repetition_penalty)
-    if row.outputs and (wanted.presence_penalty or wanted.frequency_penalty):
-        counts = torch.from_numpy(np.fromiter(row.outputs.values(), dtype=np.float32, count=len(row.outputs)))
-        scores[_ids(row.outputs)] -= wanted.presence_penalty + wanted.frequency_penalty * counts
-
-
-def _ids(tokens: Iterable[int]) -> Tensor:
-    return torch.from_numpy(np.fromiter(tokens, dtype=np.int64))
+    wanted, marks = row.sampling, torch.from_numpy(row.tally.marks).long()
+    if wanted.repetition_penalty != 1.0:
+        values = scores[marks[:, 0]]
+        scores[marks[:, 0]] = torch.where(values > 0, values / wanted.repetition_penalty, values * wanted.repetition_penalty)
+    if wanted.presence_penalty or wanted.frequency_penalty:
+        outputs, counts = marks[marks[:, 1] > 0].unbind(1)
+        scores[outputs] -= wanted.presence_penalty + wanted.frequency_penalty * counts.float()
 
 
 def _logprobs_of(raw: Tensor, tokens: Sequence[int], wanted: Sequence[int]) -> list[TokenLogprob | None]:

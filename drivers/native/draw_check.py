@@ -59,8 +59,7 @@ def _row(sampling: Sampling, position: int, logits: torch.Tensor) -> Row:
     row = Row(0, 0, position, [], [], sampling, score_from=-1, output_start=0)
     if sampling.has_penalties:
         likely: list[int] = logits.topk(min(6, len(logits))).indices.tolist()
-        row.seen.update(likely)
-        row.outputs.update(likely[::2] + likely[:1])
+        row.tally.note(likely, likely[::2] + likely[:1])
     return row
 
 

@@ -15,7 +15,6 @@ from torch import Tensor
 from drivers.contract import TokenLogprob
 from drivers.native.engine import Engine, NativeModel
 from drivers.native.records import DrawnRecord, DrawRecord, RowsRecord
-from drivers.rows import Row
 from drivers.sampling import MIN_TEMPERATURE, Asked, Pick
 
 MOST_TOKENS = 1 << 21  # of a vocabulary: cpu/weights.h
@@ -36,7 +35,7 @@ class Draws:
     @classmethod
     def of(cls, asked: Sequence[Asked]) -> Draws:
         """As the library is told of it."""
-        penalized = [_seen(one.row) if one.row.sampling.has_penalties and one.given < 0 else NO_SEEN for one in asked]
+        penalized = [one.row.tally.marks if one.row.sampling.has_penalties and one.given < 0 else NO_SEEN for one in asked]
         seen = np.concatenate(penalized) if any(map(len, penalized)) else NO_SEEN
         records, first = [], 0
         for one, tokens in zip(asked, penalized, strict=True):
@@ -65,7 +64,9 @@ def draw(model: NativeModel, hidden: Tensor, places: Sequence[int], draws: Draws
 def draw_of(engine: Engine, logits: Tensor, draws: Draws) -> list[Pick]:
     """The same of logits `[rows, vocab] f32`, which keep their values."""
     answer = _Answer(draws, logits.shape[1])
-    own = logits.contiguous().clone()
+    own = logits.contiguous()
+    if len(draws.seen):
+        own = own.clone()
     answer.record.logits = own.data_ptr()
     engine.draw(answer.record, len(own))
     return answer.picks()
@@ -115,13 +116,3 @@ def _record(asked: Asked, seen: tuple[int, int]) -> tuple[float | int, ...]:
         *(wanted.min_p, wanted.repetition_penalty, wanted.presence_penalty, wanted.frequency_penalty),
         *(min(max(wanted.top_k, 0), MOST_TOP_K), num_logprobs, asked.given, *seen),
     )
-
-
-def _seen(row: Row) -> np.ndarray:
-    """The tokens that penalties of a row change."""
-    tokens = row.seen if row.sampling.repetition_penalty != 1.0 else row.outputs
-    seen = np.zeros((len(tokens), 2), dtype=np.int32)
-    seen[:, 0] = np.fromiter(tokens, dtype=np.int32, count=len(tokens))
-    if row.outputs and (row.sampling.presence_penalty or row.sampling.frequency_penalty):
-        seen[:, 1] = [row.outputs.get(token, 0) for token in tokens]
-    return seen

@@ -103,7 +103,7 @@ def test_an_inverted_draw_never_lands_on_a_token_without_mass() -> None:
 
 def test_repetition_divides_positive_and_multiplies_negative_scores() -> None:
     seen = row(Sampling(repetition_penalty=2.0))
-    seen.seen = {0, 1}
+    seen.tally.note([0, 1])
     scores = torch.tensor([4.0, -4.0, 4.0])
     penalize(scores, seen)
     assert scores.tolist() == [2.0, -8.0, 4.0]
@@ -111,7 +111,7 @@ def test_repetition_divides_positive_and_multiplies_negative_scores() -> None:
 
 def test_presence_counts_once_and_frequency_each_time_for_outputs() -> None:
     wordy = row(Sampling(presence_penalty=1.0, frequency_penalty=0.5))
-    wordy.outputs.update([2, 2, 2, 1])
+    wordy.tally.note([3], [2, 2, 2, 1])
     scores = torch.zeros(4)
     penalize(scores, wordy)
     assert scores.tolist() == [0.0, -1.5, -2.5, 0.0]
@@ -120,7 +120,7 @@ def test_presence_counts_once_and_frequency_each_time_for_outputs() -> None:
 def test_penalties_of_one_row_leave_the_others_alone() -> None:
     logits = torch.tensor([[2.0, 1.9], [2.0, 1.9]])
     wordy = row(Sampling(temperature=0.0, presence_penalty=1.0))
-    wordy.outputs.update([0])
+    wordy.tally.note([], [0])
     picks = pick_tokens(logits, [wordy, row(Sampling(temperature=0.0))], fused.sample)
     assert [pick.token for pick in picks] == [1, 0]
 
@@ -143,7 +143,7 @@ def test_a_token_with_no_chance_at_all_is_not_an_error() -> None:
 def test_logprobs_are_of_the_raw_logits_with_the_likeliest_beside() -> None:
     logits = logits_of(2, 30)
     wordy = row(Sampling(temperature=0.0, num_logprobs=3, presence_penalty=50.0))
-    wordy.outputs.update([int(logits[0].argmax())])
+    wordy.tally.note([], [int(logits[0].argmax())])
     picks = pick_tokens(logits, [wordy, row(Sampling(temperature=0.0))], fused.sample)
     expected = logits.log_softmax(-1)
     assert picks[1].logprob is None

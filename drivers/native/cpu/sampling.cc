@@ -11,8 +11,8 @@ namespace kd {
 namespace {
 
 constexpr int CHUNK = 4096;              // tokens
-constexpr int NUM_NEAR = 4;              // how far below the greatest scaled score one looks first
-constexpr float NEAR[NUM_NEAR] = {2.0f, 4.0f, 8.0f, 16.0f};
+constexpr int NUM_NEAR = 7;              // how far below the greatest scaled score one looks first
+constexpr float NEAR[NUM_NEAR] = {2.0f, 4.0f, 6.0f, 8.0f, 9.5f, 11.0f, 16.0f};
 constexpr uint64_t NO_BOUND = ~uint64_t(0) >> 1;
 
 struct Chunk {

@@ -52,8 +52,7 @@ def engines() -> Iterator[Engines]:
 def row(sampling: Sampling, position: int = 10, outputs: Sequence[int] = (), seen: Sequence[int] = ()) -> Row:
     """A row about to draw the token at `position`."""
     made = Row(0, 1, position, [], [], sampling, -1, 0)
-    made.outputs.update(outputs)
-    made.seen = {*outputs, *seen}
+    made.tally.note(seen, outputs)
     return made
 
 
