@@ -47,7 +47,10 @@ class HostModel(Head, Protocol):
         """How, in words; shown to people."""
 
     def forward(self, share: StepRows) -> Tensor:
-        """Compute the tokens of a step, `share.counts[i]` of row i, and keep in its frames what later ones need; one line a token."""
+        """Compute the tokens of a step, `share.counts[i]` of row i, and keep in its frames what later ones need.
+
+        Answers `[num_tokens, ...]`, of which logits are asked for by token. Frames hold anything behind a row's tokens, NaN included.
+        """
 
 
 @dataclass(frozen=True, slots=True)
