@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from drivers.errors import PlanRejected
 from drivers.slab_memory import SlabMemory
 from drivers.triton.table import KernelTable
 
@@ -40,6 +41,19 @@ class DeviceArena:
 
     bytes: Tensor  # [num_slabs * slab_bytes] uint8, on the device
     memory: SlabMemory | None
+
+    def give_back(self, slabs: tuple[int, ...]) -> None:
+        """Let the device have the memory of slabs that nothing names. Raises: PlanRejected."""
+        self._slabs().give_back(slabs)
+
+    def take(self, slabs: tuple[int, ...]) -> None:
+        """Have the memory of slabs again. Raises: DeviceOutOfMemory, PlanRejected."""
+        self._slabs().take(slabs)
+
+    def _slabs(self) -> SlabMemory:
+        if self.memory is None:
+            raise PlanRejected("This device's arena is of one piece; its slabs are never given back.")
+        return self.memory
 
 
 class Event(Protocol):
