@@ -16,31 +16,34 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from drivers.models.storage import ALIGN_BYTES
 from drivers.triton.language import dot, padded
 from drivers.triton.layout import LORA_COLUMNS, LoraPlaces, StepRows
 
 SPLITS = 4  # parts of the columns: one token of one row keeps so many programs busy
 RANKS = 64  # at once
 OUTPUTS, COLUMNS = 64, 64
+ALIGN = tl.constexpr(ALIGN_BYTES // 4)  # items of which A and B begin at a multiple, the widest ones
 
 
 @triton.jit
-def _span(row_ptr, tile_ptr, table_ptr, TILE_TOKENS: tl.constexpr, STRIDE: tl.constexpr):
+def _span(row_ptr, tile_ptr, table_ptr, tile_tokens, STRIDE: tl.constexpr):
     """The first of a tile's tokens in the step, how many they are, and the adapter of their row."""
     tile = tile_ptr + tl.program_id(0) * 2
     row, first = row_ptr + tl.load(tile) * 4, tl.load(tile + 1)
     adapter = table_ptr + tl.load(row).to(tl.int64) * STRIDE
-    num = tl.minimum(tl.load(row + 2) - first, TILE_TOKENS)
-    return tl.load(row + 1) + first, num, tl.load(adapter), tl.load(adapter + 1), tl.load(adapter + 2).to(tl.int32)
+    num = tl.minimum(tl.load(row + 2) - first, tile_tokens)
+    down, up = tl.multiple_of(tl.load(adapter), ALIGN), tl.multiple_of(tl.load(adapter + 1), ALIGN)
+    return tl.load(row + 1) + first, num, down, up, tl.load(adapter + 2).to(tl.int32)
 
 
-@triton.jit(do_not_specialize=["tokens"])  # it differs from step to step, and a kernel is not built within one
+@triton.jit(do_not_specialize=["tokens", "tile_tokens"])  # they differ from step to step, and a kernel is not built within one
 def _shrink(
-    x_ptr, arena_ptr, row_ptr, tile_ptr, table_ptr, sum_ptr, tokens, columns, x_stride, width, TILE_TOKENS: tl.constexpr,
+    x_ptr, arena_ptr, row_ptr, tile_ptr, table_ptr, sum_ptr, tokens, columns, x_stride, width, tile_tokens,
     TOKENS: tl.constexpr, RANKS: tl.constexpr, COLUMNS: tl.constexpr, SPLITS: tl.constexpr, STRIDE: tl.constexpr,
 ):  # fmt: skip
     """Program (tile, part of the columns): `sums [SPLITS, tokens, width] f32`."""
-    start, num, down, _up, rank = _span(row_ptr, tile_ptr, table_ptr, TILE_TOKENS, STRIDE)
+    start, num, down, _up, rank = _span(row_ptr, tile_ptr, table_ptr, tile_tokens, STRIDE)
     if (rank == 0) | (num <= 0):
         return
     m, split = tl.arange(0, TOKENS), tl.program_id(1)
@@ -60,13 +63,13 @@ def _shrink(
         tl.store(place, acc, mask=(m < num)[:, None] & (r < rank)[None, :])
 
 
-@triton.jit(do_not_specialize=["tokens"])
+@triton.jit(do_not_specialize=["tokens", "tile_tokens"])
 def _expand(
-    sum_ptr, arena_ptr, row_ptr, tile_ptr, table_ptr, y_ptr, tokens, rows, y_stride, width, TILE_TOKENS: tl.constexpr,
+    sum_ptr, arena_ptr, row_ptr, tile_ptr, table_ptr, y_ptr, tokens, rows, y_stride, width, tile_tokens,
     TOKENS: tl.constexpr, RANKS: tl.constexpr, OUTPUTS: tl.constexpr, SPLITS: tl.constexpr, STRIDE: tl.constexpr,
 ):  # fmt: skip
     """Program (tile, outputs): adds to `y`, in place."""
-    start, num, _down, up, rank = _span(row_ptr, tile_ptr, table_ptr, TILE_TOKENS, STRIDE)
+    start, num, _down, up, rank = _span(row_ptr, tile_ptr, table_ptr, tile_tokens, STRIDE)
     if (rank == 0) | (num <= 0):
         return
     m, n = tl.arange(0, TOKENS), tl.program_id(1) * OUTPUTS + tl.arange(0, OUTPUTS)
@@ -93,7 +96,7 @@ def lora(y: Tensor, x: Tensor, places: LoraPlaces, step: StepRows) -> None:
     (tokens, columns), num_tiles, rows = x.shape, step.tiles.shape[0], y.shape[1]
     sums = torch.empty((SPLITS, tokens, places.width), dtype=torch.float32, device=x.device)
     found = (places.arena, step.rows, step.tiles, places.table)
-    how = {"TILE_TOKENS": step.tile_tokens, "TOKENS": padded(step.tile_tokens), "RANKS": RANKS, "SPLITS": SPLITS, "STRIDE": LORA_COLUMNS}
+    how = {"tile_tokens": step.tile_tokens, "TOKENS": padded(step.tile_tokens), "RANKS": RANKS, "SPLITS": SPLITS, "STRIDE": LORA_COLUMNS}
     _shrink[(num_tiles, SPLITS)](x, *found, sums, tokens, columns, x.stride(0), places.width, COLUMNS=COLUMNS, num_warps=4, **how)
     _expand[(num_tiles, triton.cdiv(rows, OUTPUTS))](
         sums, *found, y, tokens, rows, y.stride(0), places.width, OUTPUTS=OUTPUTS, num_warps=4, num_stages=1, **how
