@@ -73,7 +73,7 @@ SETTINGS = st.builds(
     temperature=st.sampled_from([1.0, 0.5, 2.0, 1e-9, 0.0]),
     top_k=st.sampled_from([0, 0, 1, 3, 255, 5000]),
     top_p=st.sampled_from([1.0, 1.0, 0.999, 0.7, 0.01, 0.0]),
-    min_p=st.sampled_from([0.0, 0.0, 0.02, 0.5, 1.0]),
+    min_p=st.sampled_from([0.0, 0.0, 0.02, 0.5, 1.0, 1.5]),
     seed=st.integers(0, 2**64 - 1),
 )
 
@@ -102,6 +102,14 @@ def test_of_equal_logits_the_smallest_ids_are_kept(engines: Engines, top_k: int,
 
     assert tokens == tokens_of(defined(logits, rows))
     assert max(tokens) < top_k
+
+
+@given(seed=st.integers(0, 10_000), top_k=st.sampled_from([2, 3, 20, 90]), min_p=st.sampled_from([0.0, 0.3]))
+def test_of_equal_logits_below_others_as_many_are_kept_as_there_is_room(engines: Engines, seed: int, top_k: int, min_p: float) -> None:
+    logits = logits_of(8, 100, seed, 1.0).round()
+    rows = [row(Sampling(top_k=top_k, min_p=min_p, seed=seed), position) for position in range(8)]
+
+    assert tokens_of(engines.picks(logits, rows)) == tokens_of(defined(logits, rows))
 
 
 def test_top_p_keeps_the_fewest_that_reach_it_where_all_are_equal(engines: Engines) -> None:
