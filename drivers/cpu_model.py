@@ -21,6 +21,7 @@ from drivers.cpu_ops import Decision
 from drivers.cpu_runners import NativeRunner, Places, Runner, TorchRunner, layer_pages
 from drivers.cpu_shapes import Held, frames_of, whole
 from drivers.errors import DeviceOutOfMemory
+from drivers.models.alone import AloneDecoder
 from drivers.models.decoder import Decoder, DecoderWeights
 from drivers.models.loader import Target, model_spec
 from drivers.models.streaming import SegmentStream
@@ -74,7 +75,7 @@ def told_of(decision: Decision, ground: Ground) -> ModelSpec:
     spec = model_spec(decision.files, ground.ops.pages)
     if decision.program is not None:
         return msgspec.structs.replace(spec, numerics=f"{spec.numerics}/{ground.ops.engine_name}")
-    return msgspec.structs.replace(spec, numerics=f"{spec.numerics}/alone") if ground.is_batch_invariant else spec
+    return msgspec.structs.replace(spec, numerics=f"{spec.numerics}/tiles") if ground.is_batch_invariant else spec
 
 
 def load_model(decision: Decision, spec: LoadSpec, ground: Ground, progress: Callable[[int, int], None]) -> CpuModel:
@@ -151,7 +152,8 @@ def _in_torch(decision: Decision, ground: Ground, weights: DecoderWeights, held:
     workspace_tokens = -(-WORKSPACE_TOKENS // pages.page_tokens) * pages.page_tokens
     workspace = torch.zeros(workspace_tokens, 2, config.num_kv_heads, config.head_dim, dtype=pages.dtype)
     attention = [AttentionShape(pages.page_tokens, group.window, workspace) for group in config.groups]
-    return TorchRunner(decoder, (frames, groups), attention, is_alone=ground.is_batch_invariant)
+    alone = AloneDecoder.of(decoder, held.layers.start) if ground.is_batch_invariant else None
+    return TorchRunner(decoder, (frames, groups), attention, alone)
 
 
 def _warm_up(decoder: Decoder, first: int) -> None:

@@ -17,6 +17,7 @@ from torch import Tensor
 from drivers.arena import Arena, FrameShape
 from drivers.cpu_shapes import heads_of
 from drivers.models.adapter import LoraBatch
+from drivers.models.alone import AloneDecoder
 from drivers.models.config import DecoderConfig
 from drivers.models.decoder import Decoder, DecoderWeights, StepBatch
 from drivers.native.engine import ArenaSpan, Engine, NativeModel
@@ -69,18 +70,19 @@ class LayerRunner(Protocol):
 
 
 class TorchRunner:
-    """Call by call; `is_alone`: token by token, so that nothing depends on what else is in a step."""
+    """Call by call. `alone`, if given, is the decoder that runs so that nothing depends on what else is in a step."""
 
-    def __init__(self, decoder: Decoder, pages: HeldPages, attention: Sequence[AttentionShape], *, is_alone: bool) -> None:
+    def __init__(self, decoder: Decoder, pages: HeldPages, attention: Sequence[AttentionShape], alone: AloneDecoder | None = None) -> None:
         self.decoder = decoder
         self._pages = pages
         self._attention = attention
-        self._is_alone = is_alone
+        self._alone = alone
+        self._runs: Decoder | AloneDecoder = alone or decoder
 
     def forward(self, share: StepRows, lora: StepLora | None = None) -> Tensor:
         """See `Runner`."""
         batch = self.batch(share, None if lora is None else lora.batch)
-        return self.decoder.forward_alone(batch) if self._is_alone else self.decoder.forward(batch)
+        return self._runs.forward(batch)
 
     def first(self, share: StepRows) -> Tensor:
         """See `LayerRunner`."""
@@ -88,11 +90,7 @@ class TorchRunner:
 
     def run_layers(self, share: StepRows, residual: Tensor, layers: range) -> Tensor:
         """See `LayerRunner`."""
-        batch, given = self.batch(share), residual.to(self.decoder.dtype)
-        if not self._is_alone:
-            return self.decoder.run_layers(batch, given, layers)
-        tokens = zip(batch.alone(), torch.split(given, 1), strict=True)
-        return torch.cat([self.decoder.run_layers(token, row, layers) for token, row in tokens])
+        return self._runs.run_layers(self.batch(share), residual.to(self.decoder.dtype), layers)
 
     def batch(self, share: StepRows, lora: LoraBatch | None = None) -> StepBatch:
         """The indexes of one step, and its adapters."""
@@ -106,7 +104,7 @@ class TorchRunner:
     def logits(self, hidden: Tensor, tokens: Sequence[int]) -> Tensor:
         """See `Runner`."""
         chosen = hidden if len(tokens) == hidden.shape[0] else hidden[list(tokens)]
-        return self.decoder.logits_alone(chosen) if self._is_alone else self.decoder.logits(chosen)
+        return self._runs.logits(chosen)
 
     def draw(self, _hidden: Tensor, _tokens: Sequence[int], _asked: Sequence[Asked]) -> list[Pick] | None:
         """See `Runner`: logits are all that torch makes."""
@@ -114,8 +112,8 @@ class TorchRunner:
 
     def in_arena(self, arena: Arena) -> Runner:
         """See `Runner`."""
-        pages = layer_pages(self.decoder.config, arena, *self._pages)
-        return TorchRunner(self.decoder.with_pages(pages), self._pages, self._attention, is_alone=self._is_alone)
+        decoder = self.decoder.with_pages(layer_pages(self.decoder.config, arena, *self._pages))
+        return TorchRunner(decoder, self._pages, self._attention, None if self._alone is None else self._alone.over(decoder))
 
     def close(self) -> None:
         """See `Runner`."""

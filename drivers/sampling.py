@@ -108,7 +108,7 @@ def _logprobs_of(raw: Tensor, tokens: Sequence[int], wanted: Sequence[int]) -> l
 
 def token_logprobs(logits: Tensor, tokens: Sequence[int], nums_top: Sequence[int]) -> list[TokenLogprob]:
     """Log-probabilities of given tokens under `logits [n, vocab] f32`, and of the `nums_top[i]` likeliest tokens beside each."""
-    total = logits.logsumexp(-1)
+    total = torch.cat([row.logsumexp(-1) for row in torch.split(logits, 1)])  # one by one, as many threads share the work on one
     chosen = (logits.gather(-1, torch.tensor(tokens).unsqueeze(-1)).squeeze(-1) - total).tolist()
     most = min(max(nums_top), logits.shape[-1])
     if most <= 0:

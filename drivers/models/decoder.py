@@ -109,33 +109,26 @@ class Decoder:
 
     def first(self, batch: StepBatch) -> Tensor:
         """The hidden states before the first layer."""
-        step = self._pass(_inputs(batch), batch)
+        step = self.pass_of(_inputs(batch), batch)
         run_calls(self.cover.lists[0], self.weights.first, step)
         return step.values["residual"]
 
     def run_layers(self, batch: StepBatch, residual: Tensor, layers: range) -> Tensor:
         """Compute these layers of the batch's tokens; answers the hidden states behind them. The weights of others need not be here."""
-        step = self._pass({**_inputs(batch), "residual": residual}, batch)
+        step = self.pass_of({**_inputs(batch), "residual": residual}, batch)
         for step.layer, layer in enumerate(self.weights.layers):  # asking for the next: this one is done
             if step.layer in layers:
                 run_calls(self.cover.lists[1 + step.layer], layer.parts, step)
         return step.values["residual"]
 
-    def forward_alone(self, batch: StepBatch) -> Tensor:
-        """The same with every token by itself, so that its bits depend on no other: as slow as it sounds."""
-        return torch.cat([self.forward(token) for token in batch.alone()])
-
     def logits(self, hidden: Tensor) -> Tensor:
         """Logits `[n, vocab]` of the hidden states `[n, hidden]` that `forward` gave."""
-        step = self._pass({"residual": hidden})
+        step = self.pass_of({"residual": hidden})
         run_calls(self.cover.lists[-1], self.last, step)
         return step.values["logits"]
 
-    def logits_alone(self, hidden: Tensor) -> Tensor:
-        """The same, each row by itself."""
-        return torch.cat([self.logits(row) for row in torch.split(hidden, 1)])
-
-    def _pass(self, values: dict[str, Tensor], batch: StepBatch | None = None) -> Pass:
+    def pass_of(self, values: dict[str, Tensor], batch: StepBatch | None = None) -> Pass:
+        """A pass over the pages of this model, whose values so far are `values`."""
         lora = batch.lora if batch is not None else None
         return Pass(
             values=values,

@@ -14,7 +14,7 @@ same row: what is masked out must still be finite, and nobody else's memory is.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -46,6 +46,10 @@ class RowSpan:
     count: int
     position: int
     frames: np.ndarray  # [pages] int64, the row's page table for one KV group
+
+    def tokens(self) -> Iterator[RowSpan]:
+        """Each token as a row of its own."""
+        return (RowSpan(self.start + idx, 1, self.position + idx, self.frames) for idx in range(self.count))
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,6 +126,15 @@ def plan_attention(shape: AttentionShape, rows: Sequence[RowSpan]) -> RaggedBatc
     rest.extend(_span(shape, row, most_pages) for row in rows if row.count > 1 or _num_pages(shape, row) > most_pages)
     frames, offsets = _write_indexes(shape, rows)
     return RaggedBatch(shape, tuple(rows), tuple(buckets), tuple(rest), frames, offsets)
+
+
+def plan_alone(shape: AttentionShape, rows: Sequence[RowSpan]) -> RaggedBatch:
+    """The same for rows of one token each, every one a call of its own: in a call of several, the bits of one depend on how many there are
+    (they lie elsewhere in the memory of the library's threads, and in float32 and float16 that shows)."""
+    is_short = [_num_pages(shape, row) <= shape.most_pages for row in rows]
+    buckets = tuple(_bucket(shape, [row]) for row, short in zip(rows, is_short, strict=True) if short)
+    rest = tuple(_span(shape, row, shape.most_pages) for row, short in zip(rows, is_short, strict=True) if not short)
+    return RaggedBatch(shape, tuple(rows), buckets, rest, *_write_indexes(shape, rows))
 
 
 def first_page(shape: AttentionShape, position: int) -> int:

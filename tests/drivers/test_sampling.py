@@ -162,3 +162,14 @@ def test_cuts_take_the_settings_row_by_row() -> None:
     cuts = cuts_of([Sampling(top_k=-1), Sampling(top_k=7, min_p=0.5)])
     assert cuts.top_k.tolist() == [0, 7]
     assert cuts.min_p.tolist() == [0.0, 0.5]
+
+
+def test_a_log_probability_is_the_same_alone_and_in_a_batch_on_several_threads() -> None:
+    before, logits = torch.get_num_threads(), logits_of(40, 49152, scale=4.0)
+    torch.set_num_threads(2)
+    try:
+        together = token_logprobs(logits, [7] * 40, [0] * 40)
+        alone = [token_logprobs(logits[idx : idx + 1], [7], [0])[0] for idx in range(40)]
+    finally:
+        torch.set_num_threads(before)
+    assert together == alone
