@@ -14,18 +14,14 @@ import torch
 from torch import Tensor
 
 from drivers.contract import InspectSpec, LoadSpec, RowStart, Sampling
-from drivers.cpu_shapes import shapes_of
 from drivers.cuda.loading import built
-from drivers.cuda.model import CudaFiles, CudaModel, frames_of
-from drivers.cuda.ops import OFFERS
+from drivers.cuda.model import CudaModel, planned
 from drivers.cuda.runtime import DeviceArena, Runtime, Work
-from drivers.models.description import describe
 from drivers.models.families.table import read_config
 from drivers.models.layout import decoder_segments
 from drivers.models.loader import ModelFiles, PageShape
 from drivers.models.runtime import Runtime as Form
 from drivers.models.runtime import form_of
-from drivers.ops.fusion import fuse
 
 PAGE_TOKENS, GRANULE_BYTES = 16, 4096
 
@@ -87,12 +83,15 @@ class BenchModel:
     num_pages: int  # of a row
 
 
-def make_model(runtime: Runtime, shape: ModelShape, dtype: torch.dtype, rows: int, tokens: int) -> BenchModel:
-    """Build a model in an arena of its own, with pages for `rows` of `tokens` each. Raises: DeviceOutOfMemory."""
+def make_model(runtime: Runtime, shape: ModelShape, dtype: torch.dtype, room: tuple[int, int], *, is_fixed: bool = False) -> BenchModel:
+    """Build a model in an arena of its own, with room for so many rows of so many tokens; `is_fixed`: no bit depends on the batch.
+
+    Raises: DeviceOutOfMemory.
+    """
+    rows, tokens = room
     pages = PageShape(PAGE_TOKENS, GRANULE_BYTES, dtype)
     files = _files_of(shape, dtype)
-    shapes = shapes_of(files, pages)
-    found = CudaFiles(files, fuse(describe(files.config), OFFERS, lambda idx: shapes[idx]), frames_of(files.config, pages, ""), pages, "")
+    found = planned(files, pages, "", is_fixed=is_fixed)
     offsets, end = [], 0
     for segment in files.segments:
         offsets.append(end)

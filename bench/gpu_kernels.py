@@ -118,9 +118,14 @@ def _cases(runtime: Runtime, sizes: KernelSizes) -> Iterator[tuple[str, torch.dt
     gate_up = torch.randn(33, 2 * sizes.inner, device=device).to(bf16)
     for function in Activation:
         yield f"act_mul {function.value}", bf16, lambda table, function=function: table.act_mul(gate_up, function)
+    for dtype in (bf16, torch.float32):
+        case, square = x.to(dtype), torch.randn(sizes.hidden, sizes.hidden, device=device).to(dtype)
+        run = lambda table, case=case, square=square: table.fixed_linear(case, square, case[0])  # noqa: E731
+        yield f"fixed linear, {dtype}".replace("torch.", ""), dtype, run
     for bits, group in ((8, 0), (4, 32), (4, 128)):
         matrix = make_matrix(runtime, (sizes.hidden, sizes.hidden), bits, group)
         yield f"linear int{bits}, groups of {group}", bf16, lambda table, matrix=matrix: table.quant_linear(x, matrix, None)
+        yield f"fixed linear int{bits}, groups of {group}", bf16, lambda table, matrix=matrix: table.fixed_linear(x, matrix, None)
         yield f"dequantize int{bits}, groups of {group}", bf16, lambda table, matrix=matrix: table.dequantize(matrix, bf16, None)
 
 
@@ -206,9 +211,16 @@ def _linear_rates(runtime: Runtime, sizes: KernelSizes, rate: float) -> Iterator
             x = torch.randn(tokens, sizes.hidden, device=runtime.device).to(torch.bfloat16)
             if matrix is None:
                 took = seconds(runtime, lambda x=x: _discard(F.linear(x, weight)))  # type: ignore[misc]
+                yield _fixed_cost(runtime, x, weight, took)
             else:
                 took = seconds(runtime, lambda x=x, matrix=matrix: _discard(runtime.kernels.quant_linear(x, matrix, None)))  # type: ignore[misc]
             yield Figure(f"gate and up, {name}, {tokens} tokens", size / took / 1e9, "GB/s", note=f"{size / took / rate:.0%} of the copy's")
+
+
+def _fixed_cost(runtime: Runtime, x: Tensor, weight: Tensor, took: float) -> Figure:
+    """The linear whose bits do not depend on the batch, beside the library's."""
+    fixed = seconds(runtime, lambda: _discard(runtime.kernels.fixed_linear(x, weight, None)))
+    return Figure(f"gate and up, batch_invariant, {x.shape[0]} tokens", fixed / took, "times as long as the library's")
 
 
 def _discard(_value: object) -> None:

@@ -40,12 +40,21 @@ def model_figures(runtime: Runtime, sizes: ModelSizes) -> Iterator[Figure]:
     yield Figure("square product", peak / 1e12, "TFLOP/s")
     for shape in sizes.shapes:
         for rows in sizes.rows:
-            bench = make_model(runtime, shape, sizes.dtype, rows, max(sizes.tokens + 3 * sizes.steps, sizes.prefill))
+            room = rows, max(sizes.tokens + 3 * sizes.steps, sizes.prefill)
+            bench = make_model(runtime, shape, sizes.dtype, room)
             bench.model.graphs.capture((rows,))
             yield from _decode(runtime, bench, (rows, sizes), rate)
-            if rows == 1:
-                yield _prefill(runtime, bench, sizes, peak)
+            step = _replays(runtime, bench, rows, sizes.steps)
+            prefill = [_prefill(runtime, bench, sizes, peak)] if rows == 1 else []
+            yield from prefill
             del bench  # its memory, before the next
+            bench = make_model(runtime, shape, sizes.dtype, room, is_fixed=True)
+            bench.model.graphs.capture((rows,))
+            yield _cost_of_fixed(_replays(runtime, bench, rows, sizes.steps), step, f"decode step, {shape.name}, {rows} rows")
+            for figure in prefill:
+                fixed = _prefill(runtime, bench, sizes, peak)
+                yield _cost_of_fixed(1 / fixed.value, 1 / figure.value, figure.what)
+            del bench
 
 
 def matrix_peak(runtime: Runtime, sizes: ModelSizes) -> float:
@@ -87,6 +96,10 @@ def _decode(runtime: Runtime, bench: BenchModel, what: tuple[int, ModelSizes], r
     else:
         yield at_least(f"decode step, {name}", share_of_floor, goal, "of the floor", note)
     yield Figure(f"what the host adds to a step, {name}", 1e6 * (max(wall, through) - alone), "us", note="queued two steps ahead")
+
+
+def _cost_of_fixed(took: float, without: float, what: str) -> Figure:
+    return Figure(f"batch_invariant, {what}", took / without, "times as long")
 
 
 def _replays(runtime: Runtime, bench: BenchModel, rows: int, steps: int) -> float:

@@ -27,6 +27,8 @@ class CudaDecoder:
     still: Angles
     dtype: torch.dtype
     kernels: KernelTable
+    fixed_chunk: int = 0  # see `CudaPass`
+    borders: tuple[Choice | None, ...] = ()  # see `drivers.ops.fusion.borders`
 
     @property
     def has_experts(self) -> bool:
@@ -47,9 +49,17 @@ class CudaDecoder:
         """Compute these layers, from the hidden states before them to those behind; the weights of others need not be here."""
         found = self._pass({"tokens": step.tokens, "positions": step.positions, "residual": hidden}, step)
         found.adapters = adapters
-        for found.layer in layers:
-            run_calls(self.cover.lists[1 + found.layer], self.segments[1 + found.layer], found)
+        self._run(found, layers, layers.stop)
         return found.values["residual"]
+
+    def all_logits(self, step: StepRows, adapters: StepAdapters | None = None) -> Tensor:
+        """Compute a step's tokens; answers the logits `[T, vocab]` of all of them."""
+        found, end = self._pass({"tokens": step.tokens, "positions": step.positions, "residual": self.first(step)}, step), len(self.kv)
+        found.adapters = adapters
+        self._run(found, range(end), end + 1)
+        found.layer = -1
+        self._run_list(end + 1, {**self.segments[0], **self.segments[-1]}, found, (end, end + 2))
+        return found.values["logits"]
 
     def logits(self, hidden: Tensor, step: StepRows) -> Tensor:
         """Logits `[n, vocab]` of hidden states `[n, hidden]`."""
@@ -57,8 +67,25 @@ class CudaDecoder:
         run_calls(self.cover.lists[-1], {**self.segments[0], **self.segments[-1]}, found)
         return found.values["logits"]
 
+    def _run(self, found: CudaPass, layers: range, end: int) -> None:
+        """Layers one behind the other; what comes behind them, up to `end`, goes on where they stop."""
+        for found.layer in layers:
+            self._run_list(1 + found.layer, self.segments[1 + found.layer], found, (1 + layers.start, 1 + end))
+
+    def _run_list(self, idx: int, parts: Parts, found: CudaPass, lists: tuple[int, int]) -> None:
+        """One list of calls, of the run of lists [first, end): its first call may do what the last of the list before it has left over."""
+        first, end = lists
+        entry = self.borders[idx - 1] if self.borders and idx > first else None
+        leaves = bool(self.borders) and idx + 1 < end and self.borders[idx] is not None
+        choices = self.cover.lists[idx]
+        if entry is not None:
+            run_calls((entry,), parts, found)
+        run_calls(choices[entry is not None : len(choices) - leaves], parts, found)
+
     def _pass(self, values: dict[str, Tensor], step: StepRows) -> CudaPass:
-        return CudaPass(values, step, self.kernels, self.dtype, self.heads, self.kv, self.windows, self.angles, self.still)
+        return CudaPass(
+            values, step, self.kernels, self.dtype, self.heads, self.kv, self.windows, self.angles, self.still, self.fixed_chunk
+        )
 
 
 def run_calls(choices: Sequence[Choice], parts: Parts, step: CudaPass) -> None:

@@ -32,7 +32,7 @@ from drivers.cuda.pages import CudaMover
 from drivers.cuda.runtime import DeviceArena, Runtime
 from drivers.cuda.steps import StepQueue
 from drivers.cuda.weights import WeightCourier
-from drivers.errors import DeviceLost, OptionUnknown, PlanRejected
+from drivers.errors import DeviceLost, ModelUnsupported, OptionUnknown, PlanRejected
 from drivers.hostmem import HostMemory
 from drivers.models.adapter import inspect_adapter
 from drivers.models.loader import PageShape
@@ -66,6 +66,7 @@ class Opened:
     options: Options
     max_rows: int
     max_step_tokens: int
+    is_fixed: bool  # no bit may depend on the batch
 
     @property
     def limits(self) -> Limits:
@@ -96,6 +97,7 @@ class CudaDriver:
             quantizations=("int8", "int4"),
             kv_quantizations=kv_quants_of(runtime),
             graph=True,
+            batch_invariant=True,
             gives_back=facts.gives_back,
         )
 
@@ -115,8 +117,9 @@ class CudaDriver:
         """Read config and headers of a model or an adapter. Raises: ModelUnsupported, ModelCorrupt."""
         device = self._opened()
         if spec.base:
+            _check_adapted(device)
             return inspect_adapter(spec, device.pages)
-        return open_files(spec, device.pages, kv_quants_of(device.runtime)).spec
+        return open_files(spec, device.pages, kv_quants_of(device.runtime), is_fixed=device.is_fixed).spec
 
     def load(self, spec: LoadSpec, progress: Callable[[int, int], None]) -> LoadedModel:
         """Copy the weights of a model or an adapter into place, build kernels and capture decode steps.
@@ -130,7 +133,7 @@ class CudaDriver:
             return self._load_adapter(spec, device, progress) if spec.base_id else self._load_model(spec, device, progress)
 
     def _load_model(self, spec: LoadSpec, device: Opened, progress: Callable[[int, int], None]) -> LoadedModel:
-        files = open_files(spec.source, device.pages, kv_quants_of(device.runtime))
+        files = open_files(spec.source, device.pages, kv_quants_of(device.runtime), is_fixed=device.is_fixed)
         model, told = load_model(files, spec, (device.runtime, device.arena, device.courier), device.limits, progress)
         make_ready(device.runtime, model, self._loaded.adapters_of(spec.model_id), device.limits)
         queue = StepQueue(device.runtime, model, device.options.run_ahead, device.max_rows)
@@ -139,6 +142,7 @@ class CudaDriver:
         return told
 
     def _load_adapter(self, spec: LoadSpec, device: Opened, progress: Callable[[int, int], None]) -> LoadedModel:
+        _check_adapted(device)
         adapter, told = load_cuda_adapter(spec, (device.arena, device.courier), device.pages.dtype, progress)
         make_ready(device.runtime, self._loaded.models[spec.base_id], [adapter], device.limits)
         with self._publishing:
@@ -159,17 +163,11 @@ class CudaDriver:
     def give_back(self, slabs: tuple[int, ...]) -> None:
         """Let the device have the memory of free slabs. Raises: PlanRejected."""
         self._quiet()  # invariant 3
-        memory = self._opened().arena.memory
-        if memory is None:
-            raise PlanRejected("This device's arena is of one piece; its slabs cannot be given back.")
-        memory.give_back(slabs)
+        self._opened().arena.give_back(slabs)
 
     def take(self, slabs: tuple[int, ...]) -> None:
         """Have the memory of slabs again. Raises: DeviceOutOfMemory, PlanRejected."""
-        memory = self._opened().arena.memory
-        if memory is None:
-            raise PlanRejected("This device's arena is of one piece; its slabs were never given back.")
-        memory.take(slabs)
+        self._opened().arena.take(slabs)
 
     def apply(self, plan: Plan) -> None:
         """Carry out a plan but for its steps. Raises: PlanRejected, before anything changed; PageCorrupt, see the contract."""
@@ -237,6 +235,11 @@ def kv_quants_of(runtime: Runtime) -> tuple[str, ...]:
     return ("int8", "fp8") if runtime.facts().has_fp8 else ("int8",)
 
 
+def _check_adapted(device: Opened) -> None:
+    if device.is_fixed:
+        raise ModelUnsupported("With batch_invariant the cuda driver runs no adapters: their tiles go by the step. The cpu driver does.")
+
+
 def _take(spec: OpenSpec, runtime: Runtime, host_fd: int | None, options: Options) -> Opened:
     arena = runtime.arena(spec.num_slabs, spec.slab_bytes)
     host = None if host_fd is None or spec.host_bytes == 0 else HostMemory(host_fd, spec.host_bytes, spec.granule_bytes)
@@ -253,6 +256,7 @@ def _take(spec: OpenSpec, runtime: Runtime, host_fd: int | None, options: Option
         options=options,
         max_rows=spec.max_rows,
         max_step_tokens=spec.max_step_tokens,
+        is_fixed=spec.batch_invariant,
     )
 
 
@@ -261,8 +265,6 @@ def check_open(spec: OpenSpec) -> Options:
     options = Options.read(spec.options)
     if spec.dtype not in DTYPES:
         raise OptionUnknown(f"dtype is {spec.dtype!r}; the cuda driver computes in {', '.join(DTYPES)}.")
-    if spec.batch_invariant:
-        raise OptionUnknown("batch_invariant is true; the cuda driver cannot promise it: the library's linears depend on the batch.")
     if spec.granule_bytes <= 0 or spec.granule_bytes % GRANULE_ALIGN or spec.num_slabs <= 0 or spec.slab_bytes <= 0:
         raise PlanRejected(f"The arena needs slabs, and granules that are a multiple of {GRANULE_ALIGN} bytes.")
     return options

@@ -46,7 +46,7 @@ def body_of(decoder: CudaDecoder, seats: Seats, mine: DecodeStep, adapters: Step
     def work() -> None:
         kernels = decoder.kernels
         kernels.prepare(mine.lanes, seats.ints, mine.step)
-        logits = decoder.logits(decoder.forward(mine.step, adapters), mine.step)
+        logits = decoder.all_logits(mine.step, adapters)
         kernels.sample(logits, mine.lanes, seats.ints, seats.cuts, mine.drawn)
         kernels.append(mine.lanes, mine.drawn, seats.ints, seats.stops)
 

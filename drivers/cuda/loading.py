@@ -19,6 +19,7 @@ from drivers.cuda.ops import StepAdapters
 from drivers.cuda.options import Options
 from drivers.cuda.runtime import DeviceArena, Event, Runtime
 from drivers.cuda.weights import Progress, WeightCourier
+from drivers.ops.fusion import Choice
 from drivers.triton.layout import StepRows, tile_tokens
 
 TRIAL_TOKENS = 512
@@ -83,13 +84,21 @@ def make_ready(runtime: Runtime, model: CudaModel, adapters: Sequence[CudaAdapte
 
 def op_reports(files: CudaFiles, segments: Collection[int] | None = None) -> tuple[OpReport, ...]:
     """A line for each op and what runs it, in the order of a forward pass; `segments`: those that are run here, None: all."""
-    here = [choices for idx, choices in enumerate(files.cover.lists) if segments is None or idx in segments]
-    counted = Counter(choice.implementation for choices in here for choice in choices if choice.implementation is not None)
+    here = [idx for idx in range(len(files.cover.lists)) if segments is None or idx in segments]
+    counted = Counter(choice.implementation for idx in here for choice in _run_in(files, idx, here) if choice.implementation is not None)
     quant = files.spec.quant
     return tuple(
         OpReport(each.op, each.name, each.covers, num, f"of {quant} weights, our kernels" if quant and each.op in QUANTIZED_OPS else "")
         for each, num in counted.items()
     )
+
+
+def _run_in(files: CudaFiles, idx: int, here: Collection[int]) -> Sequence[Choice]:
+    """What runs of one list, where those `here` are run one behind the other."""
+    choices = files.cover.lists[idx]
+    entry = files.borders[idx - 1] if files.borders and idx - 1 in here else None
+    leaves = bool(files.borders) and idx + 1 in here and files.borders[idx] is not None
+    return (*(() if entry is None else (entry,)), *choices[entry is not None : len(choices) - leaves])
 
 
 def built(files: CudaFiles, spec: LoadSpec, arena: DeviceArena, runtime: Runtime, max_rows: int) -> CudaModel:

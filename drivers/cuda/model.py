@@ -13,7 +13,7 @@ from drivers.cpu_shapes import shapes_of
 from drivers.cuda.adapters import AdapterSeats
 from drivers.cuda.decoder import CudaDecoder
 from drivers.cuda.graphs import DecodeGraphs
-from drivers.cuda.ops import OFFERS, on_device
+from drivers.cuda.ops import offers, on_device
 from drivers.cuda.runtime import DeviceArena, Runtime
 from drivers.cuda.seats import Seats
 from drivers.errors import ModelUnsupported, PlanRejected
@@ -24,9 +24,9 @@ from drivers.models.loader import ModelFiles, PageShape, Target, arrange, model_
 from drivers.models.rotary import inverse_frequencies
 from drivers.models.runtime import Runtime as Form
 from drivers.models.storage import ALIGN_BYTES
-from drivers.ops.fusion import Cover, fuse
+from drivers.ops.fusion import Choice, Cover, borders, fuse
 from drivers.rows import GroupLimit, ModelLimit
-from drivers.triton.layout import Angles, Heads, KvShape, LayerKv
+from drivers.triton.layout import Angles, Heads, KvShape, LayerKv, fixed_chunk
 
 LAYOUT_VERSION = "page-layer-part-head-token.1"  # changes with anything about how a page is laid out or computed
 KV_DTYPES = {"int8": torch.int8, "fp8": torch.float8_e4m3fn}
@@ -50,6 +50,8 @@ class CudaFiles:
     frames: tuple[FrameForm, ...]
     pages: PageShape
     kv_quant: str
+    fixed_chunk: int = 0  # see `CudaPass`
+    borders: tuple[Choice | None, ...] = ()  # see `drivers.ops.fusion.borders`; none: lists are run apart
 
     @property
     def spec(self) -> ModelSpec:
@@ -59,13 +61,13 @@ class CudaFiles:
         return msgspec.structs.replace(
             told,
             groups=tuple(KvGroupSpec(frame.num_layers, frame.size_bytes, group.window) for group, frame in pairs),
-            numerics=f"{LAYOUT_VERSION}/cuda/kv-{self.kv_quant or told.dtype}/{told.numerics}",
+            numerics=f"{LAYOUT_VERSION}/cuda/kv-{self.kv_quant or told.dtype}/fixed-{self.fixed_chunk}/{told.numerics}",
             kv_quant=self.kv_quant,
         )
 
 
-def open_files(source: InspectSpec, pages: PageShape, kv_quants: Sequence[str]) -> CudaFiles:
-    """Read config and headers. Raises: ModelUnsupported, ModelCorrupt."""
+def open_files(source: InspectSpec, pages: PageShape, kv_quants: Sequence[str], *, is_fixed: bool = False) -> CudaFiles:
+    """Read config and headers; `is_fixed`: no bit may depend on the batch. Raises: ModelUnsupported, ModelCorrupt."""
     if source.kv_quant and source.kv_quant not in kv_quants:
         raise ModelUnsupported(f"kv_quant is {source.kv_quant!r}; this device has {', '.join(kv_quants)}, and none ('').")
     checkpoint = read_checkpoint(source)
@@ -73,19 +75,23 @@ def open_files(source: InspectSpec, pages: PageShape, kv_quants: Sequence[str]) 
         raise ModelUnsupported(
             f"{checkpoint.config.architecture} is computed by transformers, which the cuda driver does not do; the cpu driver does."
         )
-    found = planned(arrange(checkpoint, Form(pages.dtype, quant=source.quant)), pages, source.kv_quant)
+    found = planned(arrange(checkpoint, Form(pages.dtype, quant=source.quant)), pages, source.kv_quant, is_fixed=is_fixed)
     if found.cover.gaps:
+        mode = ", with batch_invariant," if is_fixed else ""
         raise ModelUnsupported(
-            f"The cuda driver has no kernels for some of its ops: {'; '.join(found.cover.gaps)}. The cpu driver runs it."
+            f"The cuda driver{mode} has no kernels for some of its ops: {'; '.join(found.cover.gaps)}. The cpu driver runs it."
         )
     return found
 
 
-def planned(files: ModelFiles, pages: PageShape, kv_quant: str) -> CudaFiles:
+def planned(files: ModelFiles, pages: PageShape, kv_quant: str, *, is_fixed: bool = False) -> CudaFiles:
     """How a model would run; its cover may have gaps."""
     shapes = shapes_of(files, pages)
-    cover = fuse(describe(files.config), OFFERS, lambda idx: shapes[idx])
-    return CudaFiles(files, cover, frames_of(files.config, pages, kv_quant), pages, kv_quant)
+    offered = offers(is_fixed=is_fixed)
+    cover = fuse(describe(files.config), offered, lambda idx: shapes[idx])
+    chunk = fixed_chunk(files.config.max_positions) if is_fixed else 0
+    joined = borders(cover, offered, lambda idx: shapes[idx])
+    return CudaFiles(files, cover, frames_of(files.config, pages, kv_quant), pages, kv_quant, chunk, joined)
 
 
 def frames_of(config: DecoderConfig, pages: PageShape, kv_quant: str) -> tuple[FrameForm, ...]:
@@ -163,6 +169,8 @@ def build_decoder(
         still=(still, torch.zeros_like(still)),
         dtype=found.pages.dtype,
         kernels=runtime.kernels,
+        fixed_chunk=found.fixed_chunk,
+        borders=found.borders,
     )
 
 

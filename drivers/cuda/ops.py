@@ -26,7 +26,6 @@ from drivers.ops.calls import (
     SoftcapSettings,
 )
 from drivers.ops.implementation import Implementation, Shapes
-from drivers.ops.ragged import HeadShape
 from drivers.ops.running import setting
 from drivers.triton.layout import MAX_HEAD_DIM, PREFILL_TILE, Angles, AttentionShape, Heads, LayerKv, LoraPlaces, StepRows
 from drivers.triton.matrix import QuantMatrix
@@ -65,6 +64,7 @@ class CudaPass:
     windows: Sequence[int]  # of each KV group; 0: none
     angles: Sequence[Angles]  # of each rotary table
     still: Angles  # that turn nothing
+    fixed_chunk: int = 0  # keys of a split where no bit may depend on the batch; 0: it may
     adapters: StepAdapters | None = None  # None: no row has one
     layer: int = -1  # of the calls that run now; -1: outside of the layers
 
@@ -145,6 +145,8 @@ def linear(call: Call, parts: Parts, step: CudaPass) -> None:
 
 
 def _product(x: Tensor, weight: Matrix, bias: Tensor | None, step: CudaPass) -> Tensor:
+    if step.fixed_chunk:
+        return step.kernels.fixed_linear(x, weight, bias)
     if isinstance(weight, QuantMatrix):
         if x.shape[0] <= FEW_TOKENS:
             return step.kernels.quant_linear(x, weight, bias)
@@ -153,10 +155,13 @@ def _product(x: Tensor, weight: Matrix, bias: Tensor | None, step: CudaPass) -> 
 
 
 def head_norm(call: Call, parts: Parts, step: CudaPass) -> None:
-    """Over all heads together; those of single heads are fused with the turn."""
-    query_norm, key_norm = (vector(parts, name) for name in call.parts)
-    heads = HeadShape(step.heads.num_heads, step.heads.num_kv_heads, step.heads.head_dim)
-    step.out(call, reference.head_norm(step.read(call), query_norm, key_norm, heads, setting(call, HeadNormSettings)))
+    """Over all heads together, in place; those of single heads are fused with the turn."""
+    qkv, norm, start = step.read(call), setting(call, HeadNormSettings), 0
+    for name, heads in zip(call.parts, (step.heads.num_heads, step.heads.num_kv_heads), strict=True):
+        part = qkv[:, start : start + heads * step.heads.head_dim]
+        part.copy_(step.kernels.rms_norm(part, vector(parts, name), norm.eps, norm.has_unit_offset))
+        start += part.shape[1]
+    step.out(call, qkv)
 
 
 def rope_kv_write(call: Call, parts: Parts, step: CudaPass) -> None:
@@ -175,7 +180,7 @@ def paged_attention(call: Call, _parts: Parts, step: CudaPass) -> None:
     """Over the pages of each row."""
     qkv, attention, heads = step.read(call), setting(call, AttentionSettings), step.heads
     queries = qkv.view(qkv.shape[0], -1, heads.head_dim)[:, : heads.num_heads]
-    shape = AttentionShape(heads, attention.scale, attention.softcap, step.windows[attention.group])
+    shape = AttentionShape(heads, attention.scale, attention.softcap, step.windows[attention.group], step.fixed_chunk)
     mixed, _ = step.kernels.paged_attention(queries, step.kv[attention.layer], step.step.tables[attention.group], step.step, shape)
     step.out(call, mixed.flatten(1))
 
@@ -225,8 +230,8 @@ RUNS: dict[str, Run] = {
     "kv_write": rope_kv_write, "paged_attention": paged_attention, "add": add, "act_mul": act_mul, "act": act, "experts": experts,
     "softcap": softcap,
 }  # fmt: skip
-KERNELS = ("rms_norm", "kv_write", "paged_attention", "act_mul", "experts")
-LIBRARY = ("embed", "embed_positions", "layer_norm", "linear", "head_norm", "add", "act", "softcap")  # kernels where weights are quantized
+KERNELS = ("rms_norm", "head_norm", "kv_write", "act_mul", "experts")
+LIBRARY = ("embed", "embed_positions", "layer_norm", "linear", "add", "act", "softcap")  # kernels where weights are quantized
 OFFERS = (
     *(Implementation(op, (op,), "triton", 4.0) for op in KERNELS),
     *(Implementation(op, (op,), "torch", 4.0) for op in LIBRARY),
@@ -237,3 +242,13 @@ OFFERS = (
         "norm_rope_kv_write", ("head_norm", "rope", "kv_write"), "triton", 6.0, supports=_single_heads, visible=(1,), overwrites=True
     ),
 )
+BY_BATCH = ("linear", "experts")  # whose bits depend on the batch: the library's kernels, and tiles as high as their company is large
+FIXED_OFFERS = (  # none of these do
+    *(offer for offer in OFFERS if offer.op not in BY_BATCH),
+    Implementation("linear", ("linear",), "triton", 4.0),
+)
+
+
+def offers(*, is_fixed: bool) -> tuple[Implementation, ...]:
+    """What runs calls; `is_fixed`: where a token's bits must not depend on its company."""
+    return FIXED_OFFERS if is_fixed else OFFERS

@@ -88,6 +88,30 @@ def fuse_calls(calls: Sequence[Call], kept: set[str], implementations: Sequence[
     return best[0][1]
 
 
+def borders(cover: Cover, implementations: Sequence[Implementation], shapes: Callable[[int], Shapes]) -> tuple[Choice | None, ...]:
+    """Between each list and the next: what stands for the last call of the one and the first of the other, where that is cheaper than both.
+
+    Whoever runs two lists one behind the other may run that in their place; it takes parts of the second list alone. A list that is run by
+    itself ends with what its own last call writes.
+    """
+    found = (_border(cover.lists[idx], cover.lists[idx + 1], implementations, shapes(idx + 1)) for idx in range(len(cover.lists) - 1))
+    return tuple(found)
+
+
+def _border(before: Sequence[Choice], after: Sequence[Choice], implementations: Sequence[Implementation], shapes: Shapes) -> Choice | None:
+    if not before or not after or before[-1].call.parts:
+        return None
+    pair = (before[-1].call, after[0].call)
+    live = {name for choice in after[1:] for name in choice.call.inputs} | {"residual"}
+    options = [
+        Choice(call, each)
+        for each in implementations
+        if len(each.covers) == 2 and (call := _standing_for(pair, each, live)) is not None and not each.supports(call, shapes)
+    ]
+    cheapest = min(options, key=lambda choice: choice.cost, default=None)
+    return cheapest if cheapest is not None and cheapest.cost < before[-1].cost + after[0].cost else None
+
+
 def _live_after(calls: Sequence[Call], kept: set[str]) -> list[set[str]]:
     """For each call, the values that are read after it."""
     live: list[set[str]] = []

@@ -6,8 +6,8 @@
     program (tile, kv head, split) --> part of the sum, its log-sum-exp --> `_merge` (token, head)
 
 How many splits a row has is decided on the device, from its length: a captured graph replays the same grid, and programs without keys end
-at once. With `fixed_chunk` the borders between splits depend on nothing but the position of a key; then a token's bits do not depend on
-what it is batched with, as long as tiles are of one shape (`is_fixed`).
+at once. With `fixed_chunk` the borders between splits depend on nothing but the position of a key, there are as many of them for every
+step, and tiles are of one shape in prefill and in decode: one kernel does all, and a token's bits do not depend on what it is batched with.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import triton.language as tl
 from torch import Tensor
 
 from drivers.triton.language import LN2, LOG2E, dot, padded, tanh
-from drivers.triton.layout import PREFILL_TILE, AttentionShape, LayerKv, StepRows
+from drivers.triton.layout import FIXED_SPLITS, PREFILL_TILE, AttentionShape, LayerKv, StepRows
 
 DECODE_TILE = 16  # rows of a tile where rows have one token
 KEYS_AT_ONCE = 64  # fewer where heads are wider than 128: devices with 99 KiB of shared memory have to hold a tile too
@@ -181,7 +181,7 @@ def paged_attention(queries: Tensor, kv: LayerKv, table: Tensor, step: StepRows,
     items, granule, layer = kv.items()
     scales, scale_granule, scale_layer = kv.scales()
     gp = triton.next_power_of_2(heads.num_queries_per_kv)
-    tile = tiling(dim, step.tile_tokens * gp, queries.dtype.itemsize)
+    tile = tiling(dim, PREFILL_TILE if shape.fixed_chunk else step.tile_tokens * gp, queries.dtype.itemsize)
     splits = _splits_of(step, shape, table.shape[1] * kv.shape.page_tokens)
     out = torch.empty((num_tokens, num_heads, dim), dtype=queries.dtype, device=queries.device)
     lse = torch.empty((num_tokens, num_heads), dtype=torch.float32, device=queries.device)
@@ -204,5 +204,5 @@ def paged_attention(queries: Tensor, kv: LayerKv, table: Tensor, step: StepRows,
 
 def _splits_of(step: StepRows, shape: AttentionShape, most_keys: int) -> int:
     if shape.fixed_chunk:
-        return triton.next_power_of_2(-(-most_keys // shape.fixed_chunk))
+        return max(FIXED_SPLITS, triton.next_power_of_2(-(-most_keys // shape.fixed_chunk)))
     return 1 if step.tile_tokens > 1 else num_splits(step.tiles.shape[0], shape.heads.num_kv_heads)

@@ -46,8 +46,10 @@ def paged_attention(queries: Tensor, kv: LayerKv, table: Tensor, step: StepRows,
     lse = torch.zeros(queries.shape[:2], dtype=torch.float32, device=queries.device)
     for slot, start, count, position in step.rows.tolist():
         if count:
-            tokens = slice(start, start + count)
-            out[tokens], lse[tokens] = _attend_row(queries[tokens].float(), gather(kv, table[slot], position + count), position, shape)
+            at_once = 1 if shape.fixed_chunk else count  # a token by itself has the bits that it has in any company
+            for first in range(0, count, at_once):
+                tokens, end = slice(start + first, start + first + at_once), position + first + at_once
+                out[tokens], lse[tokens] = _attend_row(queries[tokens].float(), gather(kv, table[slot], end), end - at_once, shape)
     return out, lse
 
 
@@ -173,6 +175,13 @@ def quant_linear(x: Tensor, matrix: QuantMatrix, bias: Tensor | None) -> Tensor:
     """`x [T, columns]` times the matrix transposed, plus bias; sums in float32."""
     y = x.float() @ dequantize(matrix, torch.float32).t()
     return (y if bias is None else y + bias.float()).to(x.dtype)
+
+
+def fixed_linear(x: Tensor, weight: Tensor | QuantMatrix, bias: Tensor | None) -> Tensor:
+    """A linear in which no token's bits depend on another: here each token by itself."""
+    if isinstance(weight, QuantMatrix):
+        return torch.cat([quant_linear(token, weight, bias) for token in torch.split(x, 1)])
+    return torch.cat([F.linear(token, weight, bias) for token in torch.split(x, 1)])
 
 
 def dequantize(matrix: QuantMatrix, dtype: torch.dtype, index: Tensor | None = None) -> Tensor:

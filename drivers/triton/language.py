@@ -1,6 +1,7 @@
 """What the kernels share. `INTERPRET` is set where Triton's interpreter runs them, on tensors of ordinary memory.
 
-The interpreter's `tl.dot` of bfloat16 gives garbage without an error (it multiplies the bits), so operands are widened there. The variable
+The interpreter's `tl.dot` of bfloat16 gives garbage without an error (it multiplies the bits), and goes through NumPy's library, where the
+order of a sum depends on the row that it is of; so products are written out there. The variable
 TRITON_INTERPRET has to be set before this file is imported.
 """
 
@@ -22,7 +23,7 @@ MIN_DOT = 16  # tl.dot wants at least that many rows, columns and sums
 def dot(a, b, acc):
     """`acc + a @ b` in float32; float32 operands are multiplied as such, not rounded to TF32."""
     if INTERPRET:
-        return acc + tl.dot(a.to(tl.float32), b.to(tl.float32))
+        return acc + tl.sum(a.to(tl.float64)[:, :, None] * b.to(tl.float64)[None, :, :], 1).to(tl.float32)
     if a.dtype == tl.float32:
         return tl.dot(a, b, acc, input_precision="ieee")
     return tl.dot(a, b, acc)

@@ -29,6 +29,7 @@ TOKEN, POSITION, IS_DONE, TOP_K, SEED = range(5)  # columns of ints
 TEMPERATURE, TOP_P, MIN_P = range(3)  # columns of cuts
 PREFILL_TILE = 64  # rows of an attention tile where rows have many tokens
 MAX_HEAD_DIM = 256  # a tile with wider heads does not fit into shared memory
+FIXED_SPLITS, LEAST_CHUNK = 8, 512  # where bits must not depend on the batch: splits of a row, and keys of one
 EXPERT_TILES = (16, 32, 64)
 NOT_FINITE, UNUSED = -2, -1  # in place of a drawn token
 QUANTIZED = {torch.int8: 127.0, torch.float8_e4m3fn: 448.0}  # the largest value of each kind
@@ -148,6 +149,11 @@ class AttentionShape:
 def tile_tokens(num_queries_per_kv: int, *, is_decode: bool) -> int:
     """Tokens of one row that an attention tile holds: its rows are tokens times the queries of a KV head, made a power of two."""
     return 1 if is_decode else max(1, PREFILL_TILE >> (num_queries_per_kv - 1).bit_length())
+
+
+def fixed_chunk(max_positions: int) -> int:
+    """Keys of a split where the borders of splits depend on nothing but the model: so many that it has `FIXED_SPLITS` at most."""
+    return max(LEAST_CHUNK, 1 << (-(-max_positions // FIXED_SPLITS) - 1).bit_length())
 
 
 def expert_tile(num_pairs: int, num_experts: int) -> int:

@@ -24,6 +24,7 @@ class KernelTable:
     add_rms_norm: Callable[[Tensor, Tensor, Tensor, tuple[float, bool]], Tensor] = definitions.add_rms_norm
     act_mul: Callable[[Tensor, Activation], Tensor] = definitions.act_mul
     quant_linear: Callable[[Tensor, QuantMatrix, Tensor | None], Tensor] = definitions.quant_linear
+    fixed_linear: Callable[[Tensor, Tensor | QuantMatrix, Tensor | None], Tensor] = definitions.fixed_linear
     dequantize: Callable[[QuantMatrix, torch.dtype, Tensor | None], Tensor] = definitions.dequantize
     experts: Callable[[Tensor, Tensor, Stack, Stack, ExpertSettings], Tensor] = definitions.experts
     lora: Callable[[Tensor, Tensor, LoraPlaces, StepRows], None] = definitions.lora
@@ -40,7 +41,7 @@ DEFINITIONS = KernelTable()
 
 def kernels() -> KernelTable:
     """The kernels; Triton is imported, and builds each of them when it is launched first."""
-    from drivers.triton import attention, experts, linears, lora, pages, rope, rowwise, sampling, slots
+    from drivers.triton import attention, experts, fixed, linears, lora, pages, rope, rowwise, sampling, slots
 
     return KernelTable(
         paged_attention=attention.paged_attention,
@@ -49,6 +50,7 @@ def kernels() -> KernelTable:
         add_rms_norm=rowwise.add_rms_norm,
         act_mul=rowwise.act_mul,
         quant_linear=linears.quant_linear,
+        fixed_linear=fixed.fixed_linear,
         dequantize=linears.dequantize,
         experts=experts.experts,
         lora=lora.lora,

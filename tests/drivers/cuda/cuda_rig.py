@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
+import msgspec
+
 from drivers.contract import InspectSpec, LoadSpec, OpenSpec
 from drivers.cuda.driver import CudaDriver
 from drivers.triton.table import DEFINITIONS, KernelTable
@@ -22,6 +24,8 @@ class CudaRig(CpuRig):
         kernels: KernelTable = DEFINITIONS,
         options: Mapping[str, str] | None = None,
         max_step_tokens: int = 512,
+        *,
+        batch_invariant: bool = False,
         **source: str,
     ) -> None:
         """Open a driver on a device with that order of work, and load the model."""
@@ -29,7 +33,8 @@ class CudaRig(CpuRig):
         self.driver = CudaDriver(lambda _device: self.device)
         self.num_slabs, self.page_tokens, self.seq = 8, PAGE_TOKENS, 0
         self.source = InspectSpec(str(directory), **source)
-        self.driver.open(OpenSpec(8, 1 << 20, GRANULE_BYTES, PAGE_TOKENS, 8, max_step_tokens, options=dict(options or {})), None)
+        asked = OpenSpec(8, 1 << 20, GRANULE_BYTES, PAGE_TOKENS, 8, max_step_tokens, options=dict(options or {}))
+        self.driver.open(msgspec.structs.replace(asked, batch_invariant=batch_invariant), None)
         self.adopt()
 
     def adopt(self) -> None:

@@ -224,13 +224,12 @@ def test_a_load_captures_every_size_once_and_tells_what_runs_and_what_prefill_co
     assert rig.loaded.runs_on == "a device that is not there, decode steps captured, 2 ahead"
     assert [(report.op, report.implementation, report.num_calls) for report in rig.loaded.ops] == [
         ("embed", "torch.embed", 1),
-        ("rms_norm", "triton.rms_norm", 4),
+        ("rms_norm", "triton.rms_norm", 1),
         ("linear", "torch.linear", 13),
         ("rope_kv_write", "triton.rope_kv_write", 3),
         ("paged_attention", "triton.paged_attention", 3),
-        ("add_rms_norm", "triton.add_rms_norm", 3),
+        ("add_rms_norm", "triton.add_rms_norm", 6),
         ("act_mul", "triton.act_mul", 3),
-        ("add", "torch.add", 3),
     ]
 
 
@@ -271,8 +270,6 @@ def test_more_memory_than_there_is_and_a_bad_arena_are_refused() -> None:
         CudaDriver(lambda _device: LateRuntime()).open(OpenSpec(1 << 30, 1 << 30, 1024, 16, 8, 512), None)
     with pytest.raises(PlanRejected):
         CudaDriver(lambda _device: LateRuntime()).open(OpenSpec(1, 1 << 20, 1000, 16, 8, 512), None)
-    with pytest.raises(OptionUnknown, match="batch_invariant"):
-        CudaDriver(lambda _device: LateRuntime()).open(OpenSpec(1, 1 << 20, 1024, 16, 8, 512, batch_invariant=True), None)
 
 
 @pytest.mark.skipif(torch.version.cuda is not None, reason="this torch is built for CUDA")

@@ -20,7 +20,7 @@ from drivers.ops.calls import (
     NormSettings,
     RopeSettings,
 )
-from drivers.ops.fusion import NOT_COVERED, Choice, fuse, fuse_calls
+from drivers.ops.fusion import NOT_COVERED, Choice, borders, fuse, fuse_calls
 from drivers.ops.implementation import REFERENCE, TORCH, Implementation, Shapes
 from drivers.ops.ragged import HeadShape
 from drivers.ops.running import Parts, Pass, run_definition
@@ -198,3 +198,37 @@ def test_a_fused_list_computes_the_same(stretches: list[list[Call]], costs: list
     assert [each for choice in chosen for each in choice.call.stands_for or (choice.call,)] == calls
     assert sum(choice.cost for choice in chosen) <= sum(choice.cost for choice in plain) < NOT_COVERED
     torch.testing.assert_close(run(chosen, parts), run(plain, parts), rtol=1e-4, atol=1e-4)
+
+
+def between(first: list[Call], second: list[Call], *offered: Implementation) -> list[str]:
+    """The op that joins two lists, if there is one."""
+    cover = fuse(Description(tuple(first), (), tuple(second)), (*offered, *REFERENCE), lambda _idx: SHAPES)
+    return [choice.call.op for choice in borders(cover, (*offered, *REFERENCE), lambda _idx: SHAPES) if choice is not None]
+
+
+def test_the_last_call_of_a_list_and_the_first_of_the_next_are_joined_where_that_is_cheaper() -> None:
+    first, second = [linear("residual", "y"), add("y")], [norm("residual", "x"), linear("x", "logits")]
+
+    assert between(first, second, ADD_NORM) == ["add_norm"]
+    assert between(first, second) == []
+    assert between(first, second, replace(ADD_NORM, cost=100.0)) == []
+    assert between(first, second, replace(ADD_NORM, supports=lambda _call, _shapes: "too wide")) == []
+
+
+def test_a_border_is_not_joined_if_that_hid_what_is_read_or_took_parts_of_the_first_list() -> None:
+    second = [norm("residual", "x"), linear("x", "logits")]
+
+    assert between([linear("residual", "y"), add("y")], second, replace(ADD_NORM, visible=(1,))) == []
+    assert (
+        between([linear("residual", "residual")], second, Implementation("two", ("linear", "rms_norm"), "test", 1.0, visible=(0, 1))) == []
+    )
+
+
+def test_lists_are_covered_as_if_they_were_not_joined() -> None:
+    cover = fuse(
+        Description((linear("residual", "y"), add("y")), (), (norm("residual", "x"), linear("x", "logits"))),
+        (ADD_NORM, *REFERENCE),
+        lambda _idx: SHAPES,
+    )
+
+    assert [ops(choices) for choices in cover.lists] == [["linear", "add"], ["rms_norm", "linear"]]
