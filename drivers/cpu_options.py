@@ -1,7 +1,7 @@
 """What the CPU driver is told by `OpenSpec.options` (`drivers.options` of the configuration).
 
 native    "on" (default) or "off": native code where it covers a model; off: torch alone
-isa       instructions of native code, lower than the processor's best: "avx512", "avx2" or "generic"
+isa       instructions of native code, lower than the processor's best: "avx512", "avx2vnni", "avx2" or "generic"
 cpus      processors that compute, "0-3,8": one native thread on each, and torch's on all of them; by default, all the process may use
 disagree  implementations that are taken to disagree with their definitions, "native.linear_add,torch.act_mul": for tests of quarantine
 """

@@ -1,6 +1,7 @@
 """Which instructions the native code of the CPU driver may be compiled for.
 
     avx512    x86-64 with AVX-512, bfloat16 and 8-bit dot products (Zen 4 and later, Sapphire Rapids and later)
+    avx2vnni  x86-64 with AVX2 and 8-bit dot products of its width (Alder Lake and its successors, which have no AVX-512)
     avx2      x86-64 with AVX2, FMA and half floats (2013 and later)
     generic   every other processor: plain C++
 
@@ -19,6 +20,7 @@ from pathlib import Path
 
 GENERIC = "generic"
 AVX2 = "avx2"
+AVX2VNNI = "avx2vnni"
 AVX512 = "avx512"
 CPUINFO = Path("/proc/cpuinfo")
 
@@ -27,11 +29,13 @@ FLAGS = {
         *("-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mavx512vnni", "-mavx512bf16", "-mavx512vbmi"),
         *("-mavx2", "-mfma", "-mf16c", "-mbmi2"),
     ),
+    AVX2VNNI: ("-mavx2", "-mfma", "-mf16c", "-mbmi2", "-mavxvnni"),
     AVX2: ("-mavx2", "-mfma", "-mf16c", "-mbmi2"),
     GENERIC: (),
 }  # best first
 NEEDS = {
     AVX512: {"avx512f", "avx512bw", "avx512vl", "avx512dq", "avx512_vnni", "avx512_bf16", "avx512vbmi", "avx2", "fma", "f16c", "bmi2"},
+    AVX2VNNI: {"avx2", "fma", "f16c", "bmi2", "avx_vnni"},
     AVX2: {"avx2", "fma", "f16c", "bmi2"},
     GENERIC: set[str](),
 }

@@ -1,4 +1,4 @@
-// products.h in AVX2 with FMA and half floats: sixteen lanes are two registers.
+// products.h in AVX2 with FMA and half floats, and with 8-bit dot products where the level has them: sixteen lanes are two registers.
 #pragma once
 
 namespace kd {
@@ -10,15 +10,20 @@ using Raw = Ints;
 struct Pairs {
   Floats even, odd;
 };
-struct Quads {  // bytes 0 and 2, and bytes 1 and 3, as 16 bits each
-  Ints even, odd;
-};
 struct Pair {
   __m256 even, odd;
+};
+#if defined(__AVXVNNI__)
+using Quads = Ints;
+using Quad = __m256i;
+#else
+struct Quads {  // bytes 0 and 2, and bytes 1 and 3, as 16 bits each
+  Ints even, odd;
 };
 struct Quad {
   __m256i even, odd;
 };
+#endif
 
 KD_INLINE Floats load_halves(const uint16_t* p) {
   return {_mm256_cvtph_ps(_mm_loadu_si128((const __m128i*)p)), _mm256_cvtph_ps(_mm_loadu_si128((const __m128i*)(p + 8)))};
@@ -67,15 +72,6 @@ KD_INLINE Raw load_raw(const void* p) {
 KD_INLINE __m256 even_bf16(__m256i raw) { return _mm256_castsi256_ps(_mm256_slli_epi32(raw, 16)); }
 KD_INLINE __m256 odd_bf16(__m256i raw) { return _mm256_castsi256_ps(_mm256_and_si256(raw, _mm256_set1_epi32(int(0xffff0000)))); }
 KD_INLINE Pairs pairs_of(Raw raw) { return {{even_bf16(raw.low), even_bf16(raw.high)}, {odd_bf16(raw.low), odd_bf16(raw.high)}}; }
-template <int kShift>
-KD_INLINE Ints words_of(Raw raw, int mask) {
-  const __m256i kept = _mm256_set1_epi32(mask);
-  return {_mm256_and_si256(_mm256_srli_epi32(raw.low, kShift), kept), _mm256_and_si256(_mm256_srli_epi32(raw.high, kShift), kept)};
-}
-KD_INLINE Quads quads_of(Raw raw) { return {words_of<0>(raw, 0xff00ff), words_of<8>(raw, 0xff00ff)}; }
-KD_INLINE Quads low_quads(Raw raw) { return {words_of<0>(raw, 0xf000f), words_of<8>(raw, 0xf000f)}; }
-KD_INLINE Quads high_quads(Raw raw) { return {words_of<4>(raw, 0xf000f), words_of<12>(raw, 0xf000f)}; }
-
 KD_INLINE __m256i all_words(const void* p) {
   int32_t word;
   std::memcpy(&word, p, 4);
@@ -85,17 +81,40 @@ KD_INLINE Pair load_pair(const void* p) {
   const __m256i pair = all_words(p);
   return {even_bf16(pair), odd_bf16(pair)};
 }
+KD_INLINE Floats dot(Floats sum, Pairs weights, Pair x) {
+  return fma(weights.odd, {x.odd, x.odd}, fma(weights.even, {x.even, x.even}, sum));
+}
+#if defined(__AVXVNNI__)
+template <int kShift>
+KD_INLINE Quads nibbles_of(Raw raw) {
+  const __m256i kept = _mm256_set1_epi8(15);
+  return {_mm256_and_si256(_mm256_srli_epi16(raw.low, kShift), kept), _mm256_and_si256(_mm256_srli_epi16(raw.high, kShift), kept)};
+}
+KD_INLINE Quads quads_of(Raw raw) { return raw; }
+KD_INLINE Quads low_quads(Raw raw) { return nibbles_of<0>(raw); }
+KD_INLINE Quads high_quads(Raw raw) { return nibbles_of<4>(raw); }
+KD_INLINE Quad load_quad(const void* p) { return all_words(p); }
+KD_INLINE Ints dot(Ints sum, Quads weights, Quad x) {
+  return {_mm256_dpbusd_avx_epi32(sum.low, weights.low, x), _mm256_dpbusd_avx_epi32(sum.high, weights.high, x)};
+}
+#else
+template <int kShift>
+KD_INLINE Ints words_of(Raw raw, int mask) {
+  const __m256i kept = _mm256_set1_epi32(mask);
+  return {_mm256_and_si256(_mm256_srli_epi32(raw.low, kShift), kept), _mm256_and_si256(_mm256_srli_epi32(raw.high, kShift), kept)};
+}
+KD_INLINE Quads quads_of(Raw raw) { return {words_of<0>(raw, 0xff00ff), words_of<8>(raw, 0xff00ff)}; }
+KD_INLINE Quads low_quads(Raw raw) { return {words_of<0>(raw, 0xf000f), words_of<8>(raw, 0xf000f)}; }
+KD_INLINE Quads high_quads(Raw raw) { return {words_of<4>(raw, 0xf000f), words_of<12>(raw, 0xf000f)}; }
 KD_INLINE Quad load_quad(const void* p) {
   const __m256i quad = all_words(p);
   return {_mm256_srai_epi16(_mm256_slli_epi16(quad, 8), 8), _mm256_srai_epi16(quad, 8)};
-}
-KD_INLINE Floats dot(Floats sum, Pairs weights, Pair x) {
-  return fma(weights.odd, {x.odd, x.odd}, fma(weights.even, {x.even, x.even}, sum));
 }
 KD_INLINE Ints dot(Ints sum, Quads weights, Quad x) {  // products of 16 bits: those of pmaddubsw would saturate
   const Ints even = {_mm256_madd_epi16(weights.even.low, x.even), _mm256_madd_epi16(weights.even.high, x.even)};
   const Ints odd = {_mm256_madd_epi16(weights.odd.low, x.odd), _mm256_madd_epi16(weights.odd.high, x.odd)};
   return sum + even + odd;
 }
+#endif
 
 }  // namespace kd

@@ -14,6 +14,8 @@ def cpuinfo(*flags: str) -> str:
     [
         ("x86_64", NEEDS["avx512"], ("avx512", "avx2", "generic")),
         ("x86_64", NEEDS["avx512"] - {"avx512_bf16"}, ("avx2", "generic")),
+        ("x86_64", NEEDS["avx512"] | NEEDS["avx2vnni"], ("avx512", "avx2vnni", "avx2", "generic")),
+        ("x86_64", NEEDS["avx2vnni"], ("avx2vnni", "avx2", "generic")),
         ("x86_64", NEEDS["avx2"] - {"f16c"}, ("generic",)),
         ("aarch64", NEEDS["avx512"], ("generic",)),
     ],
