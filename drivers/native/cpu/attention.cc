@@ -10,6 +10,7 @@
 
 #include "functions.h"
 #include "kv.h"
+#include "products.h"
 
 namespace kd {
 
@@ -71,32 +72,37 @@ struct Item {
   }
 };
 
+// Sixteen bits by query, so that little is lost but what the keys have lost: 32639 steps from zero to the greatest.
+void pack_digits(const float* x, int head_dim, uint32_t* at, int step, int part, float* factor, int32_t* offsets) {
+  Ints bits = all_ints(0);  // of which NaN are the greatest
+  for (int d = 0; d < head_dim; d += LANES) bits = larger(bits, magnitude_bits(load(x + d)));
+  const int32_t most_bits = largest_of(bits);
+  float most;
+  std::memcpy(&most, &most_bits, 4);
+  const Floats inverse = all(most > 0.0f && most < INFINITE ? MOST_DIGITS / most : 0.0f);
+  *factor *= most / MOST_DIGITS;
+  Floats highs = all(0.0f), lows = all(0.0f);
+  for (int d = 0; d < head_dim; d += LANES) {
+    const Floats scaled = load(x + d) * inverse, whole = nearest(select(is_nan(scaled), all(0.0f), scaled));
+    const Floats high = nearest(fma(whole, all(1.0f / DIGIT), all(1.0f / (4 * DIGIT)))), low = fma(high, all(-DIGIT), whole);
+    int8_t digits[2][LANES];  // the lower ones in [-128, 127]: halves go up
+    store_bytes(digits[0], nearest_ints(high)), store_bytes(digits[1], nearest_ints(low));
+    highs = highs + high, lows = lows + low;
+    for (int w = 0; w < LANES / 4; w++)
+      for (int p = 0; p < 2; p++) std::memcpy(at + ((d / 4 + w) * 2 + p) * step, digits[p] + 4 * w, 4);
+  }
+  offsets[0] = -128 * int32_t(sum(highs)), offsets[part] = -128 * int32_t(sum(lows));  // keys are taken 128 too large
+}
+
 // A query as words of one tile: `at` is the first, `step` from one to the next, `part` from the upper digits to the lower.
 void pack_query(Kind kind, const float* x, int head_dim, uint32_t* at, int step, int part, float* factor, int32_t* offsets) {
+  if (kind == Kind::u8) return pack_digits(x, head_dim, at, step, part, factor, offsets);
   if (kind == Kind::f32) {
     for (int d = 0; d < head_dim; d++) std::memcpy(at + d * step, x + d, 4);
-  } else if (kind == Kind::bf16) {
-    for (int d = 0; d < head_dim; d += 2) at[d / 2 * step] = bf16_of(x[d]) | uint32_t(bf16_of(x[d + 1])) << 16;
-  } else {  // sixteen bits, so that little is lost but what the keys have lost: 32639 steps from zero to the greatest
-    float most = 0.0f;
-    for (int d = 0; d < head_dim; d++) {
-      const float size = std::fabs(x[d]);
-      most = size <= most || most != most ? most : size;
-    }
-    const float inverse = most > 0.0f && most < INFINITE ? MOST_DIGITS / most : 0.0f;
-    *factor *= most / MOST_DIGITS;
-    offsets[0] = offsets[part] = 0;
-    for (int w = 0; w < head_dim / 4; w++) {
-      uint32_t upper = 0, lower = 0;
-      for (int d = 0; d < 4; d++) {
-        const float scaled = x[4 * w + d] * inverse;
-        const int whole = scaled == scaled ? int(std::nearbyint(scaled)) : 0;
-        const int high = (whole + DIGIT / 2) >> 8, low = whole - DIGIT * high;
-        offsets[0] -= 128 * high, offsets[part] -= 128 * low;  // keys are taken 128 too large
-        upper |= uint32_t(uint8_t(high)) << 8 * d, lower |= uint32_t(uint8_t(low)) << 8 * d;
-      }
-      at[w * 2 * step] = upper, at[w * 2 * step + step] = lower;
-    }
+  } else {
+    alignas(64) uint16_t halves[MOST_HEAD_DIM];
+    for (int d = 0; d < head_dim; d += LANES) store_bf16(halves + d, load(x + d));
+    for (int w = 0; w < head_dim / 2; w++) std::memcpy(at + w * step, halves + 2 * w, 4);
   }
 }
 
@@ -118,13 +124,21 @@ Block block_at(const Item& item, int begin) {
   const int first_key = item.seen(0, begin, BLOCK_KEYS).first, end_key = item.seen(item.num_queries - 1, begin, BLOCK_KEYS).end;
   const int first = first_key / GROUP_KEYS, last = (end_key - 1) / GROUP_KEYS, tokens = item.pages.page_tokens;
   Block block;
-  for (int g = 0; g < GROUPS; g++) {
-    const int key = begin + (g < first ? first : g > last ? last : g) * GROUP_KEYS, slot = key % tokens;
-    const HeadOfPage place = head_of_page(item.pages, item.row.frames[key / tokens], item.cut.kv_head);
+  int page = (begin + first * GROUP_KEYS) / tokens, slot = begin + first * GROUP_KEYS - page * tokens;
+  for (int g = first; g <= last; g++) {
+    const HeadOfPage place = head_of_page(item.pages, item.row.frames[page], item.cut.kv_head);
     block.keys[g] = place.keys + slot * 4;
     block.values[g] = place.values + slot * item.shape.value_stride;
     block.key_scales[g] = place.key_scales + slot;
     block.value_scales[g] = place.value_scales + slot;
+    slot += GROUP_KEYS;
+    if (slot == tokens) slot = 0, page++;
+  }
+  for (int g = 0; g < GROUPS; g++) {
+    if (g >= first && g <= last) continue;
+    const int alias = g < first ? first : last;
+    block.keys[g] = block.keys[alias], block.values[g] = block.values[alias];
+    block.key_scales[g] = block.key_scales[alias], block.value_scales[g] = block.value_scales[alias];
   }
   return block;
 }
@@ -147,19 +161,45 @@ void attend_tiles(const Item& item, const Work& work, int begin, const Block& bl
   }
 }
 
-void attend_partition(const Item& item, const Work& work, int partition) {
+// Where the first block begins that somebody sees.
+int first_block(const Item& item, int partition) {
+  const int start = partition * PARTITION_KEYS;
+  return start + item.seen(0, start, PARTITION_KEYS).first / BLOCK_KEYS * BLOCK_KEYS;
+}
+
+// A block and the one behind it, which is fetched while the first is attended.
+class Walk {
+ public:
+  Walk(const Item& item, int begin) : item_(item) {
+    here_ = block_at(item, begin);
+    for (int w = 0; w < item.shape.num_words; w++)
+      for (int g = 0; g < GROUPS; g++) __builtin_prefetch(here_.keys[g] + w * item.shape.word_stride);
+    for (int g = 0; g < GROUPS; g++) __builtin_prefetch(here_.key_scales[g]), __builtin_prefetch(here_.value_scales[g]);
+  }
+
+  // Attends the block at `begin`; the next to be attended is at `behind`, or none where that is negative.
+  void attend(const Work& work, int begin, int behind) {
+    Block& here = is_swapped_ ? there_ : here_;
+    Block& there = is_swapped_ ? here_ : there_;
+    if (behind >= 0) there = block_at(item_, behind);
+    attend_tiles(item_, work, begin, here, behind >= 0 ? &there : nullptr);
+    is_swapped_ = !is_swapped_;
+  }
+
+ private:
+  const Item& item_;
+  Block here_, there_;
+  bool is_swapped_ = false;
+};
+
+void attend_partition(const Item& item, const Work& work, int partition, Walk* walk) {
   for (int q = 0; q < item.num_queries; q++) work.part.most[q] = -INFINITE, work.part.total[q] = 0.0f;
   std::memset(work.part.mixed, 0, size_t(item.num_queries) * item.shape.head_dim * sizeof(float));
-  const int start = partition * PARTITION_KEYS;
-  const int first = item.seen(0, start, PARTITION_KEYS).first, end = item.seen(item.num_queries - 1, start, PARTITION_KEYS).end;
-  int begin = start + first / BLOCK_KEYS * BLOCK_KEYS;
-  Block block = block_at(item, begin);
-  for (; begin < start + end; begin += BLOCK_KEYS) {
-    const bool is_last = begin + BLOCK_KEYS >= start + end;
-    const Block next = is_last ? block : block_at(item, begin + BLOCK_KEYS);
-    attend_tiles(item, work, begin, block, is_last ? nullptr : &next);
-    block = next;
-  }
+  const int start = partition * PARTITION_KEYS, end = start + item.seen(item.num_queries - 1, start, PARTITION_KEYS).end;
+  const bool is_last = partition + 1 == item.cut.first_partition + item.cut.num_partitions;
+  const int behind = is_last ? -1 : first_block(item, partition + 1);
+  for (int begin = first_block(item, partition); begin < end; begin += BLOCK_KEYS)
+    walk->attend(work, begin, begin + BLOCK_KEYS < end ? begin + BLOCK_KEYS : behind);
 }
 
 bool sees(const Item& item, int query, int partition) {
@@ -234,9 +274,10 @@ void attention(const Pages& pages, const AttentionSettings& settings, const Atte
                const AttentionValues& values, const AttentionScratch& scratch) {
   const Item item(pages, settings, rows[cut.row], cut, values);
   const Work work(scratch.thread, item.num_queries, pages.head_dim);
+  Walk walk(item, first_block(item, cut.first_partition));
   pack_queries(item, work);
   if (cut.num_siblings > 1) {
-    attend_partition(item, work, cut.first_partition);
+    attend_partition(item, work, cut.first_partition, &walk);
     keep_partials(item, work, scratch);
     auto* counter = reinterpret_cast<std::atomic<int32_t>*>(scratch.counters + cut.counter);
     if (counter->fetch_add(1, std::memory_order_acq_rel) + 1 < cut.num_siblings) return;
@@ -245,7 +286,7 @@ void attention(const Pages& pages, const AttentionSettings& settings, const Atte
   }
   for (int p = 0; p < cut.num_partitions; p++) {
     const int partition = cut.first_partition + p;
-    attend_partition(item, work, partition);
+    attend_partition(item, work, partition, &walk);
     if (cut.num_partitions == 1) return write_out(item, work.part);
     for (int q = 0; q < item.num_queries; q++)
       if (sees(item, q, partition))

@@ -6,10 +6,11 @@
 
 namespace kd {
 
-constexpr int BLOCK_KEYS = 64;
+constexpr int BLOCK_KEYS = 128;
 constexpr int PARTITION_KEYS = 1024;
 constexpr int GROUP_KEYS = 16;  // as many as are side by side in a page for sure
 constexpr int GROUPS = BLOCK_KEYS / GROUP_KEYS;
+constexpr int LINE_BYTES = 64;
 constexpr int ITEM_QUERIES = 96;  // of an item at most: their sums, 24 KB at 64 dimensions, stay near while keys pass by
 constexpr int RECORD_EXTRA = 16;  // floats of a partial beside its sums: the maximum, the total, and room to keep 64 bytes
 
@@ -19,7 +20,7 @@ constexpr int TILE_QUERIES = 6;  // whose sums fill the registers: 6 x 4 of 32
 constexpr int TILE_QUERIES = 4;
 #endif
 
-// Sixty-four keys and their values, in groups. A group that no query of the item sees is an alias of one that is seen.
+// Keys of a block and their values, in groups. A group that no query of the item sees is an alias of one that is seen.
 struct Block {
   const uint8_t* keys[GROUPS];
   const uint8_t* values[GROUPS];
@@ -58,7 +59,7 @@ inline int item_tokens(int num_heads, int kv_heads) { return ITEM_QUERIES * kv_h
 // The keys that the token at `position` sees: [first, position].
 inline int first_seen(int position, int window) { return window > 0 && position >= window ? position - window + 1 : 0; }
 
-// One block for the queries of one tile; `next`: what will be read soon, or null.
+// One block for the queries of one tile; `next`: the block that will be attended after it, or null.
 void attend_block(Kind kind, const BlockShape& shape, const TileQueries& queries, int num_queries, const Seen* seen, const Block& block,
                   const Block* next, const Sums& sums);
 

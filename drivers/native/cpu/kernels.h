@@ -78,7 +78,7 @@ struct AttentionSettings {
 // share tokens puts their partitions together, in order. How a step is cut changes no bit.
 //
 //   keys        |0            1023|1024         2047|2048    partitions: absolute positions, each summed up by itself, merged in order
-//               |0 63|64 127| ...                            blocks: the unit of the online softmax
+//               |0 127|128 255| ...                          blocks: the unit of the online softmax
 struct AttentionItem {
   int32_t row, kv_head;
   int32_t first_token, num_tokens;      // of the row's tokens of this step
