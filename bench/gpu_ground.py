@@ -98,7 +98,7 @@ def make_model(runtime: Runtime, shape: ModelShape, dtype: torch.dtype, room: tu
         end += -(-segment.size_bytes // GRANULE_BYTES) * GRANULE_BYTES
     num_pages = -(-tokens // PAGE_TOKENS)
     size_bytes = end + rows * num_pages * found.frames[0].size_bytes
-    arena = DeviceArena(torch.empty(size_bytes, dtype=torch.uint8, device=runtime.device), None)  # goes with the model
+    arena = DeviceArena(torch.zeros(size_bytes, dtype=torch.uint8, device=runtime.device), None)  # pages too: they have to be finite
     runtime.compute.run(lambda: _fill(arena.bytes[:end].view(dtype)))
     spec = LoadSpec(1, InspectSpec(shape.name), (1,), tuple(offsets))
     model = built(found, spec, arena, runtime, rows)

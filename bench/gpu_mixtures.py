@@ -17,7 +17,7 @@ from drivers.cuda.runtime import Runtime
 from drivers.ops.calls import Activation, ExpertSettings
 from drivers.ops.experts import route
 from drivers.triton.layout import LORA_COLUMNS, Heads, LoraPlaces, StepRows
-from drivers.triton.matrix import Stack
+from drivers.triton.matrix import Stack, Stacks
 from drivers.triton.table import DEFINITIONS, KernelTable
 
 
@@ -79,7 +79,7 @@ def _expert_figures(runtime: Runtime, shape: MixtureShape, sizes: MixtureSizes, 
         gate_up, down = (_stack(runtime, shape.num_experts, matrix, bits) for matrix in matrices)
         for tokens in sizes.tokens if bits == 16 else sizes.tokens[1:2]:
             x = torch.randn(tokens, shape.hidden, device=runtime.device).to(dtype)
-            run = partial(_run_experts, x, (router, gate_up, down), shape.settings)
+            run = partial(_run_experts, x, router, (gate_up, down), shape.settings)
             name = f"experts of {shape.name}, {bits} bits, {tokens} tokens"
             yield _error(name, runtime, dtype, run)
             chosen = int(route(x, router, shape.settings).any(0).sum())
@@ -90,8 +90,8 @@ def _expert_figures(runtime: Runtime, shape: MixtureShape, sizes: MixtureSizes, 
             )
 
 
-def _run_experts(x: Tensor, weights: tuple[Tensor, Stack, Stack], settings: ExpertSettings, table: KernelTable) -> Tensor:
-    return table.experts(x, *weights, settings)
+def _run_experts(x: Tensor, router: Tensor, stacks: Stacks, settings: ExpertSettings, table: KernelTable) -> Tensor:
+    return table.experts(x, router, stacks, settings, None)
 
 
 def _stack(runtime: Runtime, num: int, shape: tuple[int, int], bits: int) -> Stack:

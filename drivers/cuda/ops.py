@@ -203,8 +203,10 @@ def act(call: Call, _parts: Parts, step: CudaPass) -> None:
 
 def experts(call: Call, parts: Parts, step: CudaPass) -> None:
     """The likeliest of each token."""
-    router, (gate_up, down) = vector(parts, call.parts[0]), (parts[name] for name in call.parts[1:])
-    step.out(call, step.kernels.experts(step.read(call), router, gate_up, down, setting(call, ExpertSettings)))
+    x, rows = step.read(call), step.step.rows
+    router, gate_up, down = vector(parts, call.parts[0]), parts[call.parts[1]], parts[call.parts[2]]
+    lanes = rows if rows.shape[0] == x.shape[0] else None
+    step.out(call, step.kernels.experts(x, router, (gate_up, down), setting(call, ExpertSettings), lanes))
 
 
 def softcap(call: Call, _parts: Parts, step: CudaPass) -> None:

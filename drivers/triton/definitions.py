@@ -31,7 +31,7 @@ from drivers.triton.layout import (
     Place,
     StepRows,
 )
-from drivers.triton.matrix import QuantMatrix, Stack
+from drivers.triton.matrix import QuantMatrix, Stack, Stacks
 
 MIN_TEMPERATURE = 1e-5
 
@@ -202,10 +202,11 @@ def _spread(scales: Tensor, matrix: QuantMatrix) -> Tensor:
     return scales.repeat_interleave(matrix.group, dim=1)[:, : matrix.columns] if matrix.group else scales
 
 
-def experts(x: Tensor, router: Tensor, gate_up: Stack, down: Stack, settings: ExpertSettings) -> Tensor:
-    """`x [T, hidden]` by the likeliest experts (drivers.ops.experts): `router [E, hidden]`, `gate_up [E, 2 * inner, hidden]`, gate first,
-    `down [E, hidden, inner]`."""
-    gates_and_ups, downs = (partial(_matrix_of, stack, settings.num_experts, x.dtype) for stack in (gate_up, down))
+def experts(x: Tensor, router: Tensor, stacks: Stacks, settings: ExpertSettings, _lanes: Tensor | None) -> Tensor:
+    """`x [T, hidden]` by the likeliest experts (drivers.ops.experts): `router [E, hidden]`; of `stacks [E, 2 * inner, hidden]`, gate
+    first, and `[E, hidden, inner]`. What it answers for tokens of unused lanes is not said: `lanes` are the rows of a step all of whose
+    rows have one token at most."""
+    gates_and_ups, downs = (partial(_matrix_of, stack, settings.num_experts, x.dtype) for stack in stacks)
     return grouped_experts(x, router, gates_and_ups, downs, settings)
 
 

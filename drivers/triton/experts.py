@@ -25,15 +25,21 @@ from drivers.ops.calls import ExpertSettings
 from drivers.triton.language import activated, dot
 from drivers.triton.layout import expert_tile
 from drivers.triton.linears import weights_of
-from drivers.triton.matrix import QuantMatrix, Stack
+from drivers.triton.matrix import QuantMatrix, Stack, Stacks
 from drivers.triton.rowwise import FUNCTIONS
 
 PIECE = 1024  # of pairs that are sorted, and of columns that are summed
 
 
 @triton.jit
-def _route(logit_ptr, chosen_ptr, share_ptr, num_experts, top_k, EXPERTS: tl.constexpr, IS_NORMALIZED: tl.constexpr):
-    """One token. What is not a number is chosen last but for what is not there, and stays in the shares: the step then says so."""
+def _route(
+    logit_ptr, chosen_ptr, share_ptr, lane_ptr, num_experts, top_k, EXPERTS: tl.constexpr, IS_NORMALIZED: tl.constexpr,
+    HAS_LANES: tl.constexpr,
+):  # fmt: skip
+    """One token; that of a lane that nobody uses chooses no expert: weights would be read for it.
+
+    What is not a number is chosen last but for what is not there, and stays in the shares: the step then says so.
+    """
     token, expert = tl.program_id(0).to(tl.int64), tl.arange(0, EXPERTS)
     logits = tl.load(logit_ptr + token * num_experts + expert, mask=expert < num_experts, other=float("-inf")).to(tl.float32)
     mass = tl.exp(logits - tl.max(logits, 0))
@@ -45,8 +51,12 @@ def _route(logit_ptr, chosen_ptr, share_ptr, num_experts, top_k, EXPERTS: tl.con
     is_chosen = left == -2.0
     if IS_NORMALIZED:
         likely = likely / tl.sum(tl.where(is_chosen, likely, 0.0), 0)
+    choice = expert
+    if HAS_LANES:
+        is_used = tl.load(lane_ptr + token * 4 + 2) > 0
+        choice, likely = tl.where(is_used, expert, num_experts), tl.where(is_used, likely, 0.0)
     place = token * top_k + tl.cumsum(is_chosen.to(tl.int32), 0) - 1
-    tl.store(chosen_ptr + place, expert, mask=is_chosen)
+    tl.store(chosen_ptr + place, choice, mask=is_chosen)
     tl.store(share_ptr + place, likely, mask=is_chosen)
 
 
@@ -153,14 +163,25 @@ def _combine(part_ptr, share_ptr, out_ptr, top_k, hidden, PIECE: tl.constexpr):
     tl.store(out_ptr + token * hidden + c, acc.to(out_ptr.dtype.element_ty), mask=c < hidden)
 
 
-def experts(x: Tensor, router: Tensor, gate_up: Stack, down: Stack, settings: ExpertSettings) -> Tensor:
+def routed(logits: Tensor, settings: ExpertSettings, lanes: Tensor | None) -> tuple[Tensor, Tensor]:
+    """The experts that each token chooses `[T * k] int32`, in the order of their numbers, and their shares `[T * k] f32`; the number of
+    experts stands for none."""
+    tokens, num = logits.shape
+    chosen = torch.empty(tokens * settings.top_k, dtype=torch.int32, device=logits.device)
+    shares = torch.empty(chosen.shape, dtype=torch.float32, device=logits.device)
+    _route[(tokens,)](
+        logits, chosen, shares, chosen if lanes is None else lanes, num, settings.top_k, EXPERTS=triton.next_power_of_2(num),
+        IS_NORMALIZED=settings.is_normalized, HAS_LANES=lanes is not None,
+    )  # fmt: skip
+    return chosen, shares
+
+
+def experts(x: Tensor, router: Tensor, stacks: Stacks, settings: ExpertSettings, lanes: Tensor | None) -> Tensor:
     """See `definitions.experts`."""
+    gate_up, down = stacks
     (tokens, hidden), num, top_k = x.shape, settings.num_experts, settings.top_k
+    chosen, shares = routed(F.linear(x, router), settings, lanes)
     pairs = tokens * top_k
-    chosen = torch.empty(pairs, dtype=torch.int32, device=x.device)
-    shares = torch.empty(pairs, dtype=torch.float32, device=x.device)
-    experts_padded = triton.next_power_of_2(num)
-    _route[(tokens,)](F.linear(x, router), chosen, shares, num, top_k, EXPERTS=experts_padded, IS_NORMALIZED=settings.is_normalized)
     rows = expert_tile(pairs, num)
     max_tiles = pairs // rows + min(pairs, num)
     order = torch.empty(max_tiles * rows, dtype=torch.int32, device=x.device)

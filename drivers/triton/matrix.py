@@ -30,3 +30,4 @@ class QuantMatrix:
 
 
 Stack = Tensor | QuantMatrix  # matrices of one shape, one behind the other: [matrices, rows, columns], or all of their rows
+Stacks = tuple[Stack, Stack]  # of experts: gates and ups, downs

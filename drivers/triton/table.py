@@ -11,7 +11,7 @@ from torch import Tensor
 from drivers.ops.calls import Activation, ExpertSettings
 from drivers.triton import definitions
 from drivers.triton.layout import Angles, AttentionShape, KvShape, LayerKv, LoraPlaces, Norms, Place, StepRows
-from drivers.triton.matrix import QuantMatrix, Stack
+from drivers.triton.matrix import QuantMatrix, Stacks
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,7 +26,7 @@ class KernelTable:
     quant_linear: Callable[[Tensor, QuantMatrix, Tensor | None], Tensor] = definitions.quant_linear
     fixed_linear: Callable[[Tensor, Tensor | QuantMatrix, Tensor | None], Tensor] = definitions.fixed_linear
     dequantize: Callable[[QuantMatrix, torch.dtype, Tensor | None], Tensor] = definitions.dequantize
-    experts: Callable[[Tensor, Tensor, Stack, Stack, ExpertSettings], Tensor] = definitions.experts
+    experts: Callable[[Tensor, Tensor, Stacks, ExpertSettings, Tensor | None], Tensor] = definitions.experts
     lora: Callable[[Tensor, Tensor, LoraPlaces, StepRows], None] = definitions.lora
     sample: Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], None] = definitions.sample
     prepare: Callable[[Tensor, Tensor, StepRows], None] = definitions.prepare
