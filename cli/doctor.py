@@ -113,7 +113,7 @@ def check_driver(config: Config, device: str = "") -> Iterator[Finding]:
         if finding.level is Level.FAIL:
             return
     try:
-        found = registry.probe(name, registry.create(name))
+        found = registry.probe(name, registry.create(name, config.drivers.options))
     except DriverError as error:
         yield Finding(
             f"driver{of_device}", Level.FAIL, f"{name}: {error}", "Install what it needs, or choose another driver with drivers.use."

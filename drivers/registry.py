@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib
 from collections.abc import Callable, Mapping
 from importlib.metadata import EntryPoint, entry_points
+from types import MappingProxyType
 
 from drivers.contract import CONTRACT_VERSION, Capabilities, Driver
 from drivers.errors import DriverNotFound, DriverUnavailable
@@ -26,6 +27,7 @@ OPTION_READERS = {
     "cuda": "drivers.cuda.options:Options",
     "split": "drivers.split.options:SplitOptions",
 }
+TOLD_BEFORE = frozenset({"split"})  # whose `probe` asks what the settings name
 METHODS = tuple(sorted(name for name, value in vars(Driver).items() if callable(value) and not name.startswith("_")))
 # Names that are taken, of what no worker can run.
 NO_DRIVERS = {
@@ -41,16 +43,16 @@ def available() -> list[tuple[str, str]]:
     return sorted(found.items())
 
 
-def create(name: str) -> Driver:
-    """Return a new driver of that name, not opened.
+def create(name: str, options: Mapping[str, str] = MappingProxyType({})) -> Driver:
+    """Return a new driver of that name, not opened. `options`: with which it is going to be, if that is known.
 
     Raises: DriverNotFound, naming those there are; DriverUnavailable, if a library that it needs is not installed, no worker runs it, or
-    what its entry point names is no driver.
+    what its entry point names is no driver; OptionUnknown.
     """
     if name in NO_DRIVERS:
         raise DriverUnavailable(NO_DRIVERS[name])
     try:
-        driver = _factory(name)()
+        driver = _factory(name)(**({"options": options} if name in TOLD_BEFORE else {}))
     except ImportError as error:
         raise DriverUnavailable(
             f"{name} needs the module {error.name or 'of its entry point'}, which cannot be imported: {error}."
@@ -89,17 +91,17 @@ def entry_point_of(name: str) -> EntryPoint | None:
     return None if name in BUILT_IN else _offered().get(name)
 
 
-def _factory(name: str) -> Callable[[], Driver]:
+def _factory(name: str) -> Callable[..., Driver]:
     target = BUILT_IN.get(name)
     if target is not None:
         module_name, _, class_name = target.partition(":")
-        factory: Callable[[], Driver] = getattr(importlib.import_module(module_name), class_name)
+        factory: Callable[..., Driver] = getattr(importlib.import_module(module_name), class_name)
         return factory
     offered = _offered()
     if name not in offered:
         names = ", ".join(known for known, _ in available())
         raise DriverNotFound(f"{name!r} is none of: {names}.")
-    loaded: Callable[[], Driver] = offered[name].load()
+    loaded: Callable[..., Driver] = offered[name].load()
     return loaded
 
 

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import mmap
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+import msgspec
+import numpy as np
 from torch import Tensor
 
 from drivers.contract import Capabilities, OpenSpec, OpReport
@@ -43,7 +46,8 @@ class CpuStageModel:
 
     def run_layers(self, share: StepRows, hidden: Tensor | None) -> Tensor:
         """See `StageModel`."""
-        return self.runner.run_layers(share, self.runner.first(share) if hidden is None else hidden, self.layers)
+        with self.ground.copier.pacer.step():  # a load rests meanwhile
+            return self.runner.run_layers(share, self.runner.first(share) if hidden is None else hidden, self.layers)
 
     def logits(self, hidden: Tensor, tokens: Sequence[int]) -> Tensor:
         """See `StageModel`."""
@@ -73,8 +77,10 @@ class CpuStage:
         self._ground: Ground | None = None
 
     def probe(self) -> Capabilities:
-        """See `Stage`."""
-        return CpuDriver().probe()
+        """See `Stage`; what is not whole pages of the machine cannot be given back."""
+        ground, told = self._ground, CpuDriver().probe()
+        is_whole = ground is None or ground.arena.memory.slab_bytes % mmap.PAGESIZE == 0
+        return msgspec.structs.replace(told, gives_back=told.gives_back and is_whole)
 
     def open(self, spec: OpenSpec) -> None:
         """See `Stage`."""
@@ -118,16 +124,16 @@ class CpuStage:
 
     def read(self, start: int, target: memoryview) -> None:
         """See `Stage`."""
-        target[:] = self._opened().arena.span(start, len(target))
+        _copy(target, self._opened().arena.span(start, len(target)))
 
     def write(self, start: int, source: memoryview) -> None:
         """See `Stage`."""
-        self._opened().arena.span(start, len(source))[:] = source
+        _copy(self._opened().arena.span(start, len(source)), source)
 
     def copy(self, source: int, target: int, size_bytes: int) -> None:
         """See `Stage`."""
         arena = self._opened().arena
-        arena.span(target, size_bytes)[:] = arena.span(source, size_bytes)
+        _copy(arena.span(target, size_bytes), arena.span(source, size_bytes))
 
     def zero(self, start: int, size_bytes: int) -> None:
         """See `Stage`."""
@@ -151,6 +157,11 @@ class CpuStage:
         if self._ground is None:
             raise DeviceLost("The driver is not open.")
         return self._ground
+
+
+def _copy(target: memoryview, source: memoryview) -> None:
+    """Without Python's lock: steps go on meanwhile."""
+    np.copyto(np.frombuffer(target, np.uint8), np.frombuffer(source, np.uint8))
 
 
 def _only(files: ModelFiles, idxs: Sequence[int]) -> ModelFiles:

@@ -21,16 +21,17 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # see `drivers.cpu`
 
 import msgspec
 import torch
-from crc32c import crc32c
 
 from drivers.contract import Capabilities, CopyTimes, InspectSpec, LoadedModel, LoadSpec, ModelSpec, OpenSpec, Plan, RowResult, StepResult
+from drivers.copier import Copier
 from drivers.drafting import MOST_STEP_TOKENS, Drafter
 from drivers.errors import DeviceLost, PlanRejected, UnknownModel
 from drivers.hostmem import HostMemory
 from drivers.ops.table import fused_table
 from drivers.plan_check import check_rows
 from drivers.rows import RowTable, StepRows
-from drivers.split.loading import load_model
+from drivers.split.images import Places, park_bundles
+from drivers.split.loading import Tiers, load_model
 from drivers.split.memory import SplitMemory
 from drivers.split.model import SplitModel
 from drivers.split.options import SplitOptions
@@ -41,7 +42,6 @@ from drivers.split.stage import Stage
 from drivers.split.stages import make_stage
 from drivers.stepping import answer_rows
 from drivers.tails import clear_ahead, clear_opened
-from drivers.weight_image import check_images
 
 VERSION = "1"
 NO_OPTIONS: Mapping[str, str] = {}
@@ -56,6 +56,7 @@ class Opened:
     mover: SplitMover
     rows: RowTable
     drafter: Drafter
+    copier: Copier  # of weights, to and from the host tier
 
 
 class SplitDriver:
@@ -66,7 +67,8 @@ class SplitDriver:
         self._make = make
         self._options = options
         self._device: Opened | None = None
-        self._stages = tuple(make(part) for part in SplitOptions.read(options).parts)  # that `probe` speaks of until others are opened
+        self._chosen = SplitOptions.read(options)
+        self._stages = tuple(make(part) for part in self._chosen.parts)  # that `probe` speaks of until others are opened
         self._models: Mapping[int, SplitModel] = {}
         self._spaces: Mapping[int, SplitFrame] = {}  # those of unloaded models stay: their pages may still be moved
         self._publishing = threading.Lock()  # two writers at most: a load in its thread, an unload in the worker's
@@ -78,7 +80,7 @@ class SplitDriver:
             driver="split",
             version="+".join((VERSION, *(f"{each.driver} {each.version}" for each in told))),
             device_name=" + ".join(each.device_name for each in told),
-            memory_bytes=sum({each.device_name: each.memory_bytes for each in told}.values()),
+            memory_bytes=sum({device: each.memory_bytes for device, each in zip(self._chosen.devices, told, strict=True)}.values()),
             dtypes=_common(each.dtypes for each in told),
             ops=tuple(sorted({op for each in told for op in each.ops})),
             quantizations=_common(each.quantizations for each in told),
@@ -86,7 +88,7 @@ class SplitDriver:
             batch_invariant=all(each.batch_invariant for each in told),
             gives_back=all(each.gives_back for each in told),
             drafts=True,
-            isa=told[0].isa,
+            isa=next((each.isa for each in told if each.isa), ""),
         )
 
     def open(self, spec: OpenSpec, host_fd: int | None) -> None:
@@ -94,28 +96,18 @@ class SplitDriver:
         if self._device is not None:
             raise PlanRejected("The driver is open already.")
         options = SplitOptions.read({**self._options, **spec.options})
-        if spec.granule_bytes <= 0 or spec.slab_bytes <= 0 or spec.slab_bytes % spec.granule_bytes or spec.num_slabs <= 0:
-            raise PlanRejected(f"The arena needs slabs of whole granules; they are of {spec.slab_bytes} and {spec.granule_bytes} bytes.")
-        try:
-            shares = Shares.of(options.shares, spec.granule_bytes)
-        except ValueError as error:
-            raise PlanRejected(f"A granule of {spec.granule_bytes} bytes is too small: {error}") from error
-        slab_granules = spec.slab_bytes // spec.granule_bytes
+        shares = _shares(spec, options)
         stages = tuple(self._make(part) for part in options.parts)
-        memory = SplitMemory(stages, shares, spec.num_slabs * slab_granules)
+        memory = SplitMemory(stages, shares, spec.num_slabs * (spec.slab_bytes // spec.granule_bytes))
         try:
-            for stage, granule, own in zip(stages, shares.granule_bytes, options.options, strict=True):
-                mine = msgspec.structs.replace(
-                    spec, slab_bytes=slab_granules * granule, granule_bytes=granule, host_bytes=0, options=dict(own)
-                )
-                stage.open(mine)
+            _open_stages(spec, options, memory)
             host = None if host_fd is None or spec.host_bytes == 0 else HostMemory(host_fd, spec.host_bytes, spec.granule_bytes)
         except BaseException:
             memory.close()
             raise
         rows = RowTable(spec.max_rows, spec.max_step_tokens, spec.page_tokens)
-        self._stages = stages
-        self._device = Opened(memory, host, SplitMover(memory, host), rows, Drafter(dict, spec.granule_bytes))
+        self._chosen, self._stages = options, stages
+        self._device = Opened(memory, host, SplitMover(memory, host), rows, Drafter(dict, spec.granule_bytes), Copier())
 
     def inspect(self, spec: InspectSpec) -> ModelSpec:
         """Read config and headers of a model, and share its layers out. Raises: ModelUnsupported, ModelCorrupt."""
@@ -129,7 +121,7 @@ class SplitDriver:
         if spec.model_id in self._models or not taken.isdisjoint(spec.space_ids):
             raise PlanRejected(f"Model {spec.model_id} or one of its spaces {spec.space_ids} is in use already.")
         with torch.inference_mode():
-            model, told = load_model(self._plan(spec.source), spec, (device.memory, device.host), progress)
+            model, told = load_model(self._plan(spec.source), spec, Tiers(device.memory, device.host, device.copier), progress)
         with self._publishing:  # invariant 2
             self._spaces = {**self._spaces, **dict(zip(spec.space_ids, model.frames, strict=True))}
             self._models = {**self._models, spec.model_id: model}
@@ -147,13 +139,7 @@ class SplitDriver:
         device, model = self._opened(), self._model(model_id)
         if device.host is None:
             raise PlanRejected("The driver was opened without a host tier.")
-        check_images(model.plan.sizes, host_offsets, device.host)
-        checksums: list[int] = []
-        for offset, size, start in zip(model.offsets, model.plan.sizes, host_offsets, strict=True):
-            image = device.host.span(start, size)
-            device.memory.save(offset // device.memory.granule_bytes, image)
-            checksums.append(crc32c(image))
-        return tuple(checksums)
+        return park_bundles(Places(model.plan.sizes, model.offsets, host_offsets), device.memory, device.host, device.copier)
 
     def give_back(self, slabs: tuple[int, ...]) -> None:
         """Let the devices have the memory of free slabs. Raises: PlanRejected."""
@@ -182,7 +168,7 @@ class SplitDriver:
         device, began = self._opened(), time.perf_counter()
         results: list[RowResult] = []
         num_tokens = 0
-        with torch.inference_mode():
+        with torch.inference_mode(), device.copier.pacer.step():
             for share in device.rows.take(step_idx, device.drafter.guess, MOST_STEP_TOKENS):
                 num_tokens += len(share.tokens)
                 results += self._run(share, device)
@@ -226,6 +212,32 @@ class SplitDriver:
         if self._device is None:
             raise DeviceLost("The driver is not open.")
         return self._device
+
+
+def _shares(spec: OpenSpec, options: SplitOptions) -> Shares:
+    """How granules are shared out. Raises: PlanRejected."""
+    if spec.granule_bytes <= 0 or spec.slab_bytes <= 0 or spec.slab_bytes % spec.granule_bytes or spec.num_slabs <= 0:
+        raise PlanRejected(f"The arena needs slabs of whole granules; they are of {spec.slab_bytes} and {spec.granule_bytes} bytes.")
+    try:
+        return Shares.of(options.shares, spec.granule_bytes)
+    except ValueError as error:
+        raise PlanRejected(f"A granule of {spec.granule_bytes} bytes cannot be shared out: {error}") from error
+
+
+def _open_stages(spec: OpenSpec, options: SplitOptions, memory: SplitMemory) -> None:
+    """Open each with its share. Where some are kept to certain processors, this thread, which computes for all, is kept to those of any."""
+    everywhere, chosen = os.sched_getaffinity(0), set[int]()
+    slab_granules = spec.slab_bytes // spec.granule_bytes
+    try:
+        for stage, granule, own in zip(memory.stages, memory.shares.granule_bytes, options.options, strict=True):
+            size_bytes = slab_granules * granule
+            stage.open(msgspec.structs.replace(spec, slab_bytes=size_bytes, granule_bytes=granule, host_bytes=0, options=dict(own)))
+            mine = os.sched_getaffinity(0)
+            if mine != everywhere:
+                chosen |= mine
+                os.sched_setaffinity(0, everywhere)  # the next may have others
+    finally:
+        os.sched_setaffinity(0, chosen or everywhere)
 
 
 def _common(offers: Iterable[tuple[str, ...]]) -> tuple[str, ...]:

@@ -1,43 +1,47 @@
-"""Weights on their way to the stages of a split device: bundle by bundle from the host tier, part by part from files.
-
-An image of a bundle is its bytes on all stages, one behind the other, under one checksum.
-"""
+"""Weights on their way to the stages of a split device: bundle by bundle from the host tier, part by part from files."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
-
-from crc32c import crc32c
+from typing import NamedTuple
 
 from drivers.contract import LoadedModel, LoadSpec
+from drivers.copier import Copier
 from drivers.errors import PlanRejected
 from drivers.hostmem import HostMemory
 from drivers.rows import GroupLimit, ModelLimit
+from drivers.split.images import Places, bring_bundles
 from drivers.split.memory import SplitMemory
 from drivers.split.model import SplitModel
 from drivers.split.pages import SplitFrame
 from drivers.split.plan import SplitPlan
 from drivers.split.stage import PartPlaces, StageModel
-from drivers.weight_image import check_images
 
 Progress = Callable[[int, int], None]
 
 
-def load_model(
-    plan: SplitPlan, spec: LoadSpec, tiers: tuple[SplitMemory, HostMemory | None], progress: Progress
-) -> tuple[SplitModel, LoadedModel]:
+class Tiers(NamedTuple):
+    """Memory that weights are copied to and from, and who copies."""
+
+    memory: SplitMemory
+    host: HostMemory | None  # None: the driver was opened without
+    copier: Copier
+
+
+def load_model(plan: SplitPlan, spec: LoadSpec, tiers: Tiers, progress: Progress) -> tuple[SplitModel, LoadedModel]:
     """Copy a model into place and make it; answers what is told of it too.
 
     Raises: PlanRejected, if its places do not fit; ModelUnsupported, ModelCorrupt, DeviceOutOfMemory.
     """
-    memory, host = tiers
+    memory, host, copier = tiers
     began = time.perf_counter()
     _check_places(plan, spec, memory)
+    missing: Sequence[int] = range(len(plan.bundles))
+    if host is not None and spec.host_offsets:
+        missing = bring_bundles(Places(plan.sizes, spec.offsets, spec.host_offsets), spec.checksums, memory, host, copier)
     _clear_gaps(plan, spec.offsets, memory)
-    every = range(len(plan.bundles))
-    missing = every if host is None or not spec.host_offsets else _bring(plan, spec, memory, host)
     parts = _parts(plan, spec, memory, missing, progress)
     told, page_tokens = plan.specs[0].model, plan.page_tokens
     groups = zip(plan.frames, zip(*(part.pages for part in parts), strict=True), strict=True)
@@ -78,20 +82,6 @@ def _clear_gaps(plan: SplitPlan, offsets: Sequence[int], memory: SplitMemory) ->
             stage.zero(start + used, size - used)
 
 
-def _bring(plan: SplitPlan, spec: LoadSpec, memory: SplitMemory, host: HostMemory) -> list[int]:
-    """Copy images to the bundles of a load; answers those that do not hold their checksum. Raises: PlanRejected."""
-    check_images(plan.sizes, spec.host_offsets, host)
-    bad: list[int] = []
-    images = zip(spec.offsets, plan.sizes, spec.host_offsets, spec.checksums, strict=True)
-    for idx, (offset, size, start, checksum) in enumerate(images):
-        image = host.span(start, size)
-        if crc32c(image) == checksum:
-            memory.restore(offset // memory.granule_bytes, image)
-        else:
-            bad.append(idx)
-    return bad
-
-
 def _parts(plan: SplitPlan, spec: LoadSpec, memory: SplitMemory, missing: Sequence[int], progress: Progress) -> tuple[StageModel, ...]:
     """Read the bundles `missing` from files, and make the part on each stage."""
     sizes = [sum(part.segment_bytes) for part in plan.specs]
@@ -100,11 +90,11 @@ def _parts(plan: SplitPlan, spec: LoadSpec, memory: SplitMemory, missing: Sequen
         for idx, (stage, part) in enumerate(zip(memory.stages, plan.parts, strict=True)):
             told = partial(_behind, progress, sum(sizes[:idx]), sum(sizes))
             models.append(stage.load(part, _places(plan, spec.offsets, idx, missing), told))
+        progress(sum(sizes), sum(sizes))
     except BaseException:
         for model in models:
             model.close()
         raise
-    progress(sum(sizes), sum(sizes))
     return tuple(models)
 
 

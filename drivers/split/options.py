@@ -24,6 +24,11 @@ class SplitOptions:
     shares: tuple[int, ...]
     options: tuple[Mapping[str, str], ...]  # of each part
 
+    @property
+    def devices(self) -> tuple[tuple[str, str], ...]:
+        """Which device each part is on: the driver, and the number that it has there. Parts may share one."""
+        return tuple((part, own.get("device", "0")) for part, own in zip(self.parts, self.options, strict=True))
+
     @classmethod
     def read(cls, options: Mapping[str, str]) -> SplitOptions:
         """Raises: OptionUnknown, for one that there is not, and for a value that it does not take."""

@@ -27,9 +27,11 @@ class Shares:
     def of(cls, weights: Sequence[int], granule_bytes: int) -> Shares:
         """Share a granule out by weights, the largest remainders up; a device with any weight gets a unit at least.
 
-        Raises: ValueError, if there are more devices than units.
+        Raises: ValueError, if there are more devices than units, or a granule is not whole units.
         """
-        units = granule_bytes // ALIGN_BYTES
+        units, rest = divmod(granule_bytes, ALIGN_BYTES)
+        if rest:
+            raise ValueError(f"{granule_bytes} is not a multiple of {ALIGN_BYTES}.")
         return cls(tuple(ALIGN_BYTES * num for num in _apportioned(units, weights)))
 
     @property

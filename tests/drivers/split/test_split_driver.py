@@ -11,10 +11,11 @@ import pytest
 
 from drivers.conformance_bench import open_spec
 from drivers.contract import InspectSpec, LoadSpec, RowResult, Sampling
+from drivers.cpu_runners import NativeRunner
 from drivers.errors import DeviceOutOfMemory, ModelUnsupported, OptionUnknown, PlanRejected
-from drivers.split.cpu_stage import CpuStage
+from drivers.split.cpu_stage import CpuStage, CpuStageModel
 from drivers.split.driver import SplitDriver
-from drivers.split.stage import Stage
+from drivers.split.stage import Part, PartPlaces, Progress
 from tests.drivers.cpu_rig import CpuRig, save_model
 
 NO_NATIVE = {"0.native": "off", "1.native": "off"}
@@ -104,8 +105,14 @@ def test_options_that_cannot_be_are_refused(options: dict[str, str], word: str) 
 
 
 def test_granules_too_small_to_share_are_refused() -> None:
-    with pytest.raises(PlanRejected, match="too small"):
+    with pytest.raises(PlanRejected, match="1 cannot be shared out between 2"):
         SplitDriver().open(msgspec.structs.replace(open_spec(4), granule_bytes=64), None)
+
+
+def test_granules_that_are_not_whole_units_are_refused() -> None:
+    odd = msgspec.structs.replace(open_spec(4), granule_bytes=4096 + 32, slab_bytes=(4096 + 32) * 64)
+    with pytest.raises(PlanRejected, match="4128 is not a multiple of 64"):
+        SplitDriver().open(odd, None)
 
 
 def test_fewer_layers_than_parts_are_refused(tmp_path: Path) -> None:
@@ -147,15 +154,79 @@ class Poor(CpuStage):
         raise DeviceOutOfMemory(1 << 20, 0)
 
 
-def test_slabs_are_taken_on_all_parts_or_on_none() -> None:
-    stages: list[CpuStage] = []
+class Watched(CpuStage):
+    """A part that keeps the models that it made."""
 
-    def make(_name: str) -> Stage:
-        stages.append(CpuStage() if len(stages) % 2 == 0 else Poor())
-        return stages[-1]
+    def __init__(self, made: list[CpuStageModel]) -> None:
+        super().__init__()
+        self._made = made
 
-    driver = SplitDriver(make)
+    def load(self, part: Part, places: PartPlaces, progress: Progress) -> CpuStageModel:
+        self._made.append(super().load(part, places, progress))
+        return self._made[-1]
+
+
+def test_a_load_that_is_cut_short_leaves_nothing_behind(tmp_path: Path) -> None:
+    save_model(tmp_path, "Llama")
+    made: list[CpuStageModel] = []
+    rig = CpuRig(tmp_path, driver=SplitDriver(lambda _name: Watched(made)))
+    made.clear()
+
+    def progress(done: int, total: int) -> None:
+        if done == total:
+            raise ConnectionResetError
+
+    offsets = tuple(itertools.accumulate((each.size_bytes for each in rig.spec.segments[:-1]), initial=4 << 20))
+    with pytest.raises(ConnectionResetError):
+        rig.driver.load(LoadSpec(2, InspectSpec(str(tmp_path)), (20,), offsets), progress)
+    assert made
+    assert all(is_closed(model) for model in made)
+    rig.driver.load(LoadSpec(2, InspectSpec(str(tmp_path)), (20,), offsets), lambda _done, _total: None)
+
+
+def is_closed(model: CpuStageModel) -> bool:
+    """Whether native code has forgotten it."""
+    assert isinstance(model.runner, NativeRunner)
+    return model.runner._model._program is None
+
+
+class Keen(CpuStage):
+    """A part that gives no slab back, and would take any."""
+
+    def give_back(self, slabs: tuple[int, ...]) -> None:
+        raise PlanRejected("It needs them.")
+
+    def take(self, slabs: tuple[int, ...]) -> None:
+        pass
+
+
+def beside_a_processor(kind: type[CpuStage]) -> SplitDriver:
+    """Open, the second of two parts being of a kind."""
+    kinds = iter((CpuStage, CpuStage, CpuStage, kind))  # two for `probe`
+    driver = SplitDriver(lambda _name: next(kinds)())
     driver.open(open_spec(4), None)
+    return driver
+
+
+def test_slabs_are_given_back_on_all_parts_or_on_none() -> None:
+    driver = beside_a_processor(Keen)
+    with pytest.raises(PlanRejected, match="It needs them"):
+        driver.give_back((1,))
+    with pytest.raises(PlanRejected, match="held already"):
+        driver.take((1,))
+    driver.close()
+
+
+def test_a_device_whose_parts_of_a_slab_are_not_whole_pages_gives_none_back() -> None:
+    driver = SplitDriver()
+    assert driver.probe().gives_back
+    driver.open(msgspec.structs.replace(open_spec(4), slab_bytes=8 << 10, granule_bytes=4 << 10, options={"shares": "1,3"}), None)
+    assert not driver.probe().gives_back
+    driver.close()
+
+
+def test_slabs_are_taken_on_all_parts_or_on_none() -> None:
+    driver = beside_a_processor(Poor)
     driver.give_back((1, 2))
     with pytest.raises(DeviceOutOfMemory):
         driver.take((1,))
