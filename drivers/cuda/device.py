@@ -63,13 +63,21 @@ def translated(uuid: str, wanted_bytes: int = 0) -> Iterator[None]:
         yield
     except torch.OutOfMemoryError as error:
         detail = f"{str(error).splitlines()[0]} {others(uuid)}".strip()
-        raise DeviceOutOfMemory(wanted_bytes, torch.cuda.mem_get_info()[0], detail) from error
+        raise DeviceOutOfMemory(wanted_bytes, _free_bytes(), detail) from error
     except torch.AcceleratorError as error:
         raise DeviceLost(f"{str(error).splitlines()[0]} {health(uuid)}".strip()) from error
     except RuntimeError as error:
         if not str(error).startswith("Triton Error [CUDA]"):
             raise
         raise DeviceLost(f"{error} {health(uuid)}".strip()) from error
+
+
+def _free_bytes() -> int:
+    """What the device says is left; 0, if it says nothing."""
+    try:
+        return torch.cuda.mem_get_info()[0]
+    except (RuntimeError, AssertionError):
+        return 0
 
 
 class CudaEvent:

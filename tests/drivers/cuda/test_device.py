@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from drivers.cuda.device import check_device, translated
-from drivers.errors import DeviceLost, DriverUnavailable
+from drivers.errors import DeviceLost, DeviceOutOfMemory, DriverUnavailable
 
 ERRORS = (torch.AcceleratorError("CUDA error: illegal address\nand so on"), RuntimeError("Triton Error [CUDA]: misaligned"))
 
@@ -15,6 +15,13 @@ ERRORS = (torch.AcceleratorError("CUDA error: illegal address\nand so on"), Runt
 def test_an_error_of_the_device_means_that_it_is_lost(error: RuntimeError) -> None:
     with pytest.raises(DeviceLost, match=str(error).splitlines()[0].replace("[", r"\[")), translated("GPU-0"):
         raise error
+
+
+def test_memory_that_is_not_there_is_told_and_leaves_the_device_whole() -> None:
+    with pytest.raises(DeviceOutOfMemory, match="Tried to allocate 2 GiB") as told, translated("GPU-0", 2 << 30):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB.\nand so on")
+
+    assert told.value.needed_bytes == 2 << 30
 
 
 def test_a_mistake_of_ours_stays_what_it_is() -> None:
