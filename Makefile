@@ -42,7 +42,7 @@ format: setup-dev  ## put the sources into the one format
 	$(BIN)/ruff format .
 
 bench: setup-dev  ## answer every question in bench/, as tables and JSON
-	set -e; for question in engine batch_invariant sampling attention start limits verbs rpc cli plan_cost scheduler_cost books oversubscription swap prefix weights streaming fragmentation adapters token_gap fairness simulation perplexity; do $(BIN)/python -m bench.$$question --json bench/results/$$question.json; done
+	set -e; for question in engine batch_invariant split sampling attention start limits verbs rpc cli plan_cost scheduler_cost books oversubscription swap prefix weights streaming fragmentation adapters token_gap fairness simulation perplexity; do $(BIN)/python -m bench.$$question --json bench/results/$$question.json; done
 	$(BIN)/python -m bench.report bench/results
 
 bench-gpu: setup-dev  ## what one NVIDIA device does with our kernels, in less than twenty minutes
