@@ -1,7 +1,7 @@
 """What does it cost to lie on several devices? 135M shape in bf16, on the host's processor as one device and as two halves, in turn.
 
-Both halves compute on the same threads, one after the other, so what is seen is the price of hidden states that go round and of calls that are
-cut in two. Goal: at most 1.1 times as long.
+Both halves compute on the same threads, one after the other, so what is seen is the price of hidden states that go round and of calls that
+are cut in two. Goal: at most 1.1 times as long.
 """
 
 from __future__ import annotations
