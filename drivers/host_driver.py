@@ -6,7 +6,8 @@ An author derives from `HostDriver` and writes three methods:
     describe  what a model needs: which of its files are read, how large its pages are         (`Described`)
     build     from the weights in their places, what computes a step                           (`HostModel`)
 
-Arena and host tier, moves, loading, parking, row slots, draws, scores and refusals are here. No adapters, no drafts, nothing streamed.
+Arena and host tier, moves, loading, parking, row slots, draws, scores and refusals are here; what `probe` does not state is refused before
+`describe` is asked. No adapters, no drafts, nothing streamed.
 
 Invariant
 1. `_models` and `_frames` are replaced, never changed: a load in another thread is seen by steps wholly or not at all.
@@ -28,7 +29,7 @@ from drivers.arena import Arena, FrameShape
 from drivers.arrival import Parts, Tiers, bring_weights, check_places
 from drivers.contract import Capabilities, CopyTimes, InspectSpec, LoadedModel, LoadSpec, ModelSpec, OpenSpec, Plan, RowResult, StepResult
 from drivers.copier import Copier
-from drivers.errors import DeviceLost, OptionUnknown, PlanRejected, UnknownModel
+from drivers.errors import DeviceLost, ModelUnsupported, OptionUnknown, PlanRejected, UnknownModel
 from drivers.hostmem import HostMemory
 from drivers.models.loader import ModelFiles, PageShape, Target
 from drivers.ops.table import OpTable
@@ -109,6 +110,8 @@ class HostDriver(ABC):
         if spec.options or spec.dtype not in known.dtypes:
             options = ", ".join(spec.options) or "none"
             raise OptionUnknown(f"The {known.driver} driver takes no options ({options} given) and computes in {', '.join(known.dtypes)}.")
+        if spec.batch_invariant and not known.batch_invariant:
+            raise OptionUnknown(f"batch_invariant is true; the {known.driver} driver cannot promise it.")
         if spec.threads:
             torch.set_num_threads(spec.threads)
         arena = Arena(spec.num_slabs * spec.slab_bytes, spec.granule_bytes, spec.slab_bytes)
@@ -119,13 +122,13 @@ class HostDriver(ABC):
 
     def inspect(self, spec: InspectSpec) -> ModelSpec:
         """What a model needs. Raises: ModelUnsupported, ModelCorrupt."""
-        return self.describe(spec, self._opened().pages).told
+        return self._described(spec).told
 
     def load(self, spec: LoadSpec, progress: Callable[[int, int], None]) -> LoadedModel:
         """Copy the weights into place. Raises: ModelUnsupported, ModelCorrupt, PlanRejected."""
         began = time.perf_counter()
         device = self._opened()
-        described = self.describe(spec.source, device.pages)
+        described = self._described(spec.source)
         taken = {space_id for loaded in self._models.values() for space_id in loaded.space_ids}
         if spec.model_id in self._models or not taken.isdisjoint(spec.space_ids):
             raise PlanRejected(f"Model {spec.model_id} or one of its spaces {spec.space_ids} is in use already.")
@@ -211,6 +214,15 @@ class HostDriver(ABC):
             device.arena.close()
             if device.host is not None:
                 device.host.close()
+
+    def _described(self, source: InspectSpec) -> Described:
+        pages, known = self._opened().pages, self.probe()
+        if source.base:
+            raise ModelUnsupported(f"The {known.driver} driver runs no adapters; leave base out.")
+        for name, asked, offered in (("quant", source.quant, known.quantizations), ("kv_quant", source.kv_quant, known.kv_quantizations)):
+            if asked and asked not in offered:
+                raise ModelUnsupported(f"{name} is {asked!r}; of those the {known.driver} driver has {', '.join(offered) or 'none'}.")
+        return self.describe(source, pages)
 
     def _opened(self) -> _Opened:
         if self._device is None:

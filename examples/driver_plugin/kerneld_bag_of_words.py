@@ -78,8 +78,6 @@ class BagDriver(HostDriver):
 
     def describe(self, source: InspectSpec, pages: PageShape) -> Described:
         """The first and the last segment of a model are read, the embedding and the head; a page is one layer of embedding rows."""
-        if source.base or source.quant or source.kv_quant:
-            raise ModelUnsupported("The bag driver knows no adapters and quantizes nothing; leave base, quant and kv_quant out.")
         files = open_model(source, pages.dtype)
         hidden = files.config.hidden_size
         if files.quant or hidden % 2:
