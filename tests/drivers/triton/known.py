@@ -1,4 +1,4 @@
-"""What models that there are would launch, and the space of launches (`tests.drivers.triton.space`) lacks: `... known ARCHITECTURE`.
+"""What models that there are would launch, and the space of launches lacks: `python -m tests.drivers.triton.known`.
 
 One line for each configuration or feature that is not in the space, and for each kernel that models with `batch_invariant` run in one step
 as another binary than in another; none is as it should be.
@@ -6,15 +6,17 @@ as another binary than in another; none is as it should be.
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
 from functools import partial
+from multiprocessing import get_context
 
 import torch
 
 from drivers.cuda.driver import DTYPES, kv_quants_of
 from drivers.cuda.model import CudaModel
 from drivers.models.storage import Kind, Storage
+from tests.drivers.triton.ahead import ARCHITECTURES
 from tests.drivers.triton.launch import recorded
 from tests.drivers.triton.meta_runtime import MetaRuntime
 from tests.drivers.triton.space import FAMILIES, MIXTURES, Model, launched, launches, of_kind, ready, run_step
@@ -63,20 +65,23 @@ def differing(model: Model, runtime: MetaRuntime) -> set[str]:
     return {found[idx][key] for idx in range(len(STEPS)) for key in found[idx] if any(key not in other for other in found)}
 
 
-def main(architecture: int) -> None:
-    """Compare."""
-    runtime = MetaRuntime(architecture)
+def lacking(architecture: int) -> list[str]:
+    """What is not as it should be on one architecture."""
+    runtime, found = MetaRuntime(architecture), list[str]()
     space = list(launches(architecture))
     known = {launch.configuration() for launch in space} | {feature for launch in space for feature in launch.features}
     for model in models(kv_quants_of(runtime)):
         for launch in launched(model, runtime, MAX_ROWS):
             for part in sorted({launch.configuration(), *launch.features} - known):
                 known.add(part)
-                print(f"{model.config.get('architectures', 'LlamaForCausalLM')}: {part}")  # noqa: T201
+                found.append(f"{architecture}, {model.config.get('architectures', 'LlamaForCausalLM')}: {part}")
     for model in (model for model in models(kv_quants_of(runtime)) if model.batch_invariant):
         for name in sorted(differing(model, runtime)):
-            print(f"{model.config['architectures']}, batch_invariant: {name} is not the same in every step")  # noqa: T201
+            found.append(f"{architecture}, {model.config['architectures']}, batch_invariant: {name} is not the same in every step")
+    return found
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]))
+    with ProcessPoolExecutor(2, mp_context=get_context("spawn")) as pool:
+        for lines in pool.map(lacking, ARCHITECTURES):
+            print(*lines, sep="\n", end="\n" if lines else "")  # noqa: T201
