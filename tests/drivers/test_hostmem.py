@@ -123,6 +123,17 @@ def test_scan_finds_exactly_the_pages_that_still_hold(writes: list[tuple[int, in
     memory.close()
 
 
+def test_a_frame_whose_page_could_not_be_filled_holds_none(tier: HostMemory) -> None:
+    tier.write_page(3, PAYLOAD, KEY, 16, SPACE)
+
+    def fail(_payload: memoryview) -> None:
+        raise OSError
+
+    with pytest.raises(OSError):
+        tier.fill_page(3, len(PAYLOAD), fail, (KEY, SPACE, 16))
+    assert tier.peek(3) is None  # invariant 1
+
+
 def test_scan_ignores_a_header_that_is_part_of_a_payload(tier: HostMemory) -> None:
     tier.write_page(40, PAYLOAD, KEY, 16, SPACE)
     forged = os.pread(tier.fd, HEADER_BYTES, 40 * GRANULE)

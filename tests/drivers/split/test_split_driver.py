@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import msgspec
 import pytest
 
 from drivers.conformance_bench import open_spec
-from drivers.contract import InspectSpec, LoadSpec, RowResult, Sampling
+from drivers.contract import InspectSpec, LoadSpec, RowResult, RowStart, Sampling
 from drivers.cpu_runners import NativeRunner
 from drivers.errors import DeviceOutOfMemory, ModelUnsupported, OptionUnknown, PlanRejected
 from drivers.split.cpu_stage import CpuStage, CpuStageModel
 from drivers.split.driver import SplitDriver
 from drivers.split.stage import Part, PartPlaces, Progress
-from tests.drivers.cpu_rig import CpuRig, save_model
+from drivers.tails import ArenaTails
+from tests.drivers.cpu_rig import GRANULE_BYTES, CpuRig, save_model
 
 NO_NATIVE = {"0.native": "off", "1.native": "off"}
 TOLD = Sampling(temperature=0.0, num_logprobs=5)
@@ -72,6 +73,42 @@ def test_three_parts_are_one_device_too(tmp_path: Path) -> None:
     alone, split = CpuRig(tmp_path), CpuRig(tmp_path, options={"parts": "cpu,cpu,cpu"}, driver=SplitDriver())
     prompt = tuple(range(3, 40))
     assert told(split, prompt) == told(alone, prompt)
+
+
+IN_TORCH = {"first part": {"0.native": "off"}, "second part": {"1.native": "off"}, "both": NO_NATIVE}
+
+
+def spoil(driver: SplitDriver, frames: Iterable[int], num_tokens: int = 0) -> None:
+    """Make everything behind the first tokens of pages not finite."""
+    for part in driver._spaces[10].parts:
+        assert isinstance(part, ArenaTails)
+        for view in part.arena.token_views(part.shape):
+            view[list(frames), :, :, num_tokens:] = float("nan")
+
+
+@pytest.mark.parametrize("where", IN_TORCH)
+def test_what_frames_held_before_does_not_matter(tmp_path: Path, where: str) -> None:
+    save_model(tmp_path, "Llama")
+    driver, prompt = SplitDriver(), tuple(range(3, 40))
+    clean, spoilt = (
+        CpuRig(tmp_path, options=IN_TORCH[where], driver=SplitDriver()),
+        CpuRig(tmp_path, options=IN_TORCH[where], driver=driver),
+    )
+    spoil(driver, spoilt.free)
+    assert told(spoilt, prompt) == told(clean, prompt)
+
+
+@pytest.mark.parametrize("where", IN_TORCH)
+def test_a_row_that_comes_back_into_a_page_sees_nothing_behind_it(tmp_path: Path, where: str) -> None:
+    save_model(tmp_path, "Llama")
+    driver, tokens = SplitDriver(), tuple(range(3, 23))
+    rig = CpuRig(tmp_path, options=IN_TORCH[where], driver=driver)
+    [frames] = tables = rig.tables(30)
+    [before] = rig.run([(0, 20)], starts=(RowStart(0, 1, 0, tokens, tables, TOLD),))
+    rig.run([], 0, clears=(0,))
+    spoil(driver, frames[1:], num_tokens=3)
+    [after] = rig.run([(0, 1)], starts=(RowStart(0, 1, 19, tokens[19:], tables, TOLD),))
+    assert after[0].tokens == before[0].tokens
 
 
 def test_a_model_of_another_split_has_other_numerics(tmp_path: Path) -> None:
@@ -134,6 +171,15 @@ def test_a_load_off_its_granules_is_refused(tmp_path: Path) -> None:
     offsets = tuple(64 for _ in rig.spec.segments)
     with pytest.raises(PlanRejected, match="not on a granule"):
         rig.driver.load(LoadSpec(2, InspectSpec(str(tmp_path)), (20,), offsets), lambda _done, _total: None)
+
+
+def test_a_frame_that_leaves_the_arena_is_refused(tmp_path: Path) -> None:
+    save_model(tmp_path, "Llama")
+    rig = CpuRig(tmp_path, driver=SplitDriver())
+    last = (rig.num_slabs * (1 << 20) - rig.spec.groups[0].frame_bytes) // GRANULE_BYTES
+    assert rig.run([(0, 3)], starts=(RowStart(0, 1, 0, (1, 2, 3), ((last,),), TOLD),))
+    with pytest.raises(PlanRejected, match="a frame outside"):
+        rig.run([(1, 3)], starts=(RowStart(1, 1, 0, (1, 2, 3), ((last + 1,),), TOLD),))
 
 
 def test_each_part_tells_the_ops_of_its_own_layers(tmp_path: Path) -> None:
