@@ -12,6 +12,7 @@ from drivers import registry
 from drivers.conformance_bench import open_spec
 from drivers.contract import OpenSpec
 from drivers.errors import HostTierInvalid, OptionUnknown
+from drivers.hostmem import HostMemory
 from drivers.split.cpu_stage import CpuStage
 from drivers.split.cuda_stage import CudaStage
 from drivers.split.driver import SplitDriver
@@ -60,6 +61,17 @@ def test_an_open_that_fails_half_way_leaves_a_driver_that_can_be_opened() -> Non
     driver.open(open_spec(4), None)
     driver.close()
     driver.close()
+
+
+@pytest.mark.parametrize("name", ["cpu", "split"])
+def test_the_descriptor_of_the_host_tier_is_closed_with_the_driver(name: str) -> None:
+    host = HostMemory.create(1 << 20, open_spec(1).granule_bytes)
+    driver, descriptor = registry.create(name), os.dup(host.fd)
+    driver.open(open_spec(4, host.size_bytes), descriptor)
+    driver.close()
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        os.fstat(descriptor)
+    host.close()
 
 
 class Ended(CpuStage):
