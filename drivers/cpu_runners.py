@@ -104,7 +104,7 @@ class TorchRunner:
     def logits(self, hidden: Tensor, tokens: Sequence[int]) -> Tensor:
         """See `Runner`."""
         chosen = hidden if len(tokens) == hidden.shape[0] else hidden[list(tokens)]
-        return self._runs.logits(chosen)
+        return self._runs.logits(chosen.to(self.decoder.dtype))
 
     def draw(self, _hidden: Tensor, _tokens: Sequence[int], _asked: Sequence[Asked]) -> list[Pick] | None:
         """See `Runner`: logits are all that torch makes."""

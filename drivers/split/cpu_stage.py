@@ -47,7 +47,7 @@ class CpuStageModel:
     def run_layers(self, share: StepRows, hidden: Tensor | None) -> Tensor:
         """See `StageModel`."""
         with self.ground.copier.pacer.step():  # a load rests meanwhile
-            return self.runner.run_layers(share, self.runner.first(share) if hidden is None else hidden, self.layers)
+            return self.runner.run_layers(share, self.runner.first(share) if hidden is None else hidden, self.layers).float()
 
     def logits(self, hidden: Tensor, tokens: Sequence[int]) -> Tensor:
         """See `StageModel`."""

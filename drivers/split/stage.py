@@ -1,8 +1,8 @@
 """What the split driver asks of a device: memory of its own, and some layers of each model over it.
 
 A stage knows nothing of other stages, of rows between steps, or of the host tier. Bytes are named by where they lie in its own memory.
-Every method blocks until what it asks for has happened; hidden states `[num_tokens, hidden]` come and go in host memory, and a stage turns
-them into the dtype that it computes in. Errors are those of `drivers.errors`.
+Every method blocks until what it asks for has happened; hidden states `[num_tokens, hidden] f32` come and go in host memory, and a stage
+turns them into the dtype that it computes in. Errors are those of `drivers.errors`.
 """
 
 from __future__ import annotations

@@ -110,6 +110,14 @@ def test_a_model_that_goes_under_a_plan_is_named(driver: HostDriver, tmp_path: P
         driver.step(0)
 
 
+@pytest.mark.parametrize("start", [RowStart(0, 9, 0, (11,), ((0,),), GREEDY), RowStart(0, 1, 0, (11,), ((1 << 20,),), GREEDY)])
+def test_a_plan_that_names_what_is_not_there_is_refused(driver: HostDriver, tmp_path: Path, start: RowStart) -> None:
+    load(driver, tmp_path, model_id=1, space_id=10)
+    with pytest.raises(PlanRejected):
+        driver.apply(Plan(1, 1, starts=(start,), runs=(RowRun(0, 1),), num_steps=1))
+    assert likeliest(driver, 1, frame=1024)
+
+
 def test_slots_are_refused(driver: HostDriver, tmp_path: Path) -> None:
     with pytest.raises(PlanRejected, match="streams no segments"):
         driver.load(LoadSpec(1, InspectSpec(str(tmp_path)), (10,), (0, MIB), slots=(2 * MIB,)), lambda _done, _total: None)

@@ -99,15 +99,25 @@ def test_what_frames_held_before_does_not_matter(tmp_path: Path, where: str) -> 
 
 
 @pytest.mark.parametrize("where", IN_TORCH)
+def test_parts_hand_on_what_others_take_in_every_dtype(tmp_path: Path, where: str) -> None:
+    save_model(tmp_path, "Llama")
+    alone = CpuRig(tmp_path, dtype="bfloat16")
+    split = CpuRig(tmp_path, dtype="bfloat16", options=IN_TORCH[where], driver=SplitDriver())
+    [[one], [other]] = ([row.logprobs for row in told(rig, tuple(range(3, 40))) if row.logprobs][:1] for rig in (alone, split))
+    assert other[0].logprob == pytest.approx(one[0].logprob, abs=0.2)
+
+
+@pytest.mark.parametrize("where", IN_TORCH)
 def test_a_row_that_comes_back_into_a_page_sees_nothing_behind_it(tmp_path: Path, where: str) -> None:
     save_model(tmp_path, "Llama")
     driver, tokens = SplitDriver(), tuple(range(3, 23))
     rig = CpuRig(tmp_path, options=IN_TORCH[where], driver=driver)
     [frames] = tables = rig.tables(30)
-    [before] = rig.run([(0, 20)], starts=(RowStart(0, 1, 0, tokens, tables, TOLD),))
+    longer = rig.start(1, range(5, 45), TOLD, room=8)  # pages of the shorter one are padded to its length
+    [before] = rig.run([(0, 20), (1, 40)], starts=(RowStart(0, 1, 0, tokens, tables, TOLD), longer))
     rig.run([], 0, clears=(0,))
     spoil(driver, frames[1:], num_tokens=3)
-    [after] = rig.run([(0, 1)], starts=(RowStart(0, 1, 19, tokens[19:], tables, TOLD),))
+    [after] = rig.run([(0, 1), (1, 1)], starts=(RowStart(0, 1, 19, tokens[19:], tables, TOLD),))
     assert after[0].tokens == before[0].tokens
 
 
