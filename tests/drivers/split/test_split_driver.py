@@ -237,7 +237,10 @@ def test_a_load_that_is_cut_short_leaves_nothing_behind(tmp_path: Path) -> None:
         rig.driver.load(LoadSpec(2, InspectSpec(str(tmp_path)), (20,), offsets), progress)
     assert made
     assert all(is_closed(model) for model in made)
+    made.clear()
     rig.driver.load(LoadSpec(2, InspectSpec(str(tmp_path)), (20,), offsets), lambda _done, _total: None)
+    rig.driver.unload(2)
+    assert [is_closed(model) for model in made] == [True, True]
 
 
 def is_closed(model: CpuStageModel) -> bool:
