@@ -204,7 +204,10 @@ def test_each_part_tells_the_ops_of_its_own_layers(tmp_path: Path) -> None:
 
 
 class Poor(CpuStage):
-    """A part that can give slabs back, and never has them again."""
+    """A part that would give any slab back, and never has one again."""
+
+    def give_back(self, slabs: tuple[int, ...]) -> None:
+        pass
 
     def take(self, slabs: tuple[int, ...]) -> None:
         raise DeviceOutOfMemory(1 << 20, 0)
