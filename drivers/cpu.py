@@ -55,7 +55,7 @@ from drivers.plan_check import check_rows
 from drivers.rows import RowTable, StepRows
 from drivers.stepping import answer_rows, fail_row
 from drivers.tails import clear_ahead, clear_opened
-from drivers.trial import prefill_pace
+from drivers.trial import Pages, prefill_pace
 from drivers.weight_image import park_segments
 
 VERSION = "2"
@@ -129,7 +129,8 @@ class CpuDriver:
                 return adapter.loaded(spec.model_id, time.perf_counter() - began)
             model = load_model(ground.ops.decide(spec.source), spec, ground, progress)
             if model.stream is None and spec.source not in self._paces:
-                self._paces[spec.source] = prefill_pace(model, ground.ops.pages.granule_bytes)
+                pages = Pages(model.frames, ground.ops.pages.granule_bytes, model.limit.max_positions, model.limit.vocab_size)
+                self._paces[spec.source] = prefill_pace(model.runner, pages, lambda trial, share: trial.forward(share))
         with self._publishing:
             self._loaded = self._loaded.with_model(spec.model_id, model)  # invariant 2
         sizes = [segment.size_bytes for segment in model.decision.files.segments]

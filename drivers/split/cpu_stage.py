@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 
 import msgspec
 import numpy as np
+import torch
 from torch import Tensor
 
 from drivers.contract import Capabilities, OpenSpec, OpReport
@@ -16,7 +17,7 @@ from drivers.cpu_ground import Ground, open_ground
 from drivers.cpu_model import make_runner, told_of
 from drivers.cpu_ops import Decision
 from drivers.cpu_report import op_reports, runs_on
-from drivers.cpu_runners import NativeRunner, TorchRunner
+from drivers.cpu_runners import NativeRunner, Runner, TorchRunner
 from drivers.cpu_shapes import Held, frames_of
 from drivers.errors import DeviceLost, ModelUnsupported
 from drivers.models.decoder import DecoderWeights, Layer
@@ -26,6 +27,7 @@ from drivers.rows import StepRows
 from drivers.sampling import Asked, Pick
 from drivers.split.stage import Part, PartPlaces, PartSpec, Progress
 from drivers.tails import ArenaTails
+from drivers.trial import Pages, prefill_pace
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +40,7 @@ class CpuStageModel:
     segments: tuple[int, ...]
     decision: Decision
     ground: Ground
+    prefill_s: float
 
     @property
     def needs_clean_pages(self) -> bool:
@@ -75,6 +78,7 @@ class CpuStage:
 
     def __init__(self) -> None:
         self._ground: Ground | None = None
+        self._paces: dict[Part, float] = {}  # tried with the first load of each
 
     def probe(self) -> Capabilities:
         """See `Stage`; what is not whole pages of the machine cannot be given back."""
@@ -113,14 +117,12 @@ class CpuStage:
         parts = {idx: segment_views(files.segments[idx], target, offset) for idx, offset in found.items()}
         offsets = tuple(found.get(idx, 0) for idx in range(len(files.segments)))
         frames = frames_of(files, ground.ops.pages, held)
-        return CpuStageModel(
-            make_runner(decision, ground, _weights(parts, offsets), offsets, held),
-            tuple(ArenaTails(ground.arena, frame) for frame in frames),
-            part.layers,
-            segments,
-            decision,
-            ground,
-        )
+        runner = make_runner(decision, ground, _weights(parts, offsets), offsets, held)
+        if part not in self._paces:
+            pages = Pages(frames, ground.ops.pages.granule_bytes, files.config.max_positions, files.config.vocab_size)
+            self._paces[part] = _pace(runner, part, files.config.hidden_size, pages)
+        tails = tuple(ArenaTails(ground.arena, frame) for frame in frames)
+        return CpuStageModel(runner, tails, part.layers, segments, decision, ground, self._paces[part])
 
     def read(self, start: int, target: memoryview) -> None:
         """See `Stage`."""
@@ -162,6 +164,15 @@ class CpuStage:
 def _copy(target: memoryview, source: memoryview) -> None:
     """Without Python's lock: steps go on meanwhile."""
     np.copyto(np.frombuffer(target, np.uint8), np.frombuffer(source, np.uint8))
+
+
+def _pace(runner: NativeRunner | TorchRunner, part: Part, width: int, pages: Pages) -> float:
+    def through(trial: Runner, share: StepRows) -> None:
+        assert isinstance(trial, NativeRunner | TorchRunner), "a runner in another arena is of the same kind"
+        hidden = trial.first(share) if part.has_ends else torch.zeros(len(share.tokens), width)
+        trial.run_layers(share, hidden, part.layers)
+
+    return prefill_pace(runner, pages, through)
 
 
 def _only(files: ModelFiles, idxs: Sequence[int]) -> ModelFiles:

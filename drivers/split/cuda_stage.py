@@ -6,6 +6,7 @@ of, and graphs would be of half a step. Never run on a device yet.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
@@ -18,12 +19,12 @@ from drivers.contract import Capabilities, OpenSpec, OpReport
 from drivers.copier import Copier
 from drivers.cuda.decoder import CudaDecoder
 from drivers.cuda.driver import COPY_THREADS, DTYPES, CudaDriver, check_open, kv_quants_of, nvidia_runtime
-from drivers.cuda.loading import idle_step, op_reports, sizes_of
+from drivers.cuda.loading import TRIAL_TOKENS, idle_step, op_reports, sizes_of
 from drivers.cuda.model import CudaFiles, FrameForm, build_decoder, only, open_files
 from drivers.cuda.runtime import DeviceArena, Runtime
 from drivers.cuda.steps import step_of
 from drivers.cuda.weights import WeightCourier
-from drivers.errors import DeviceLost, OptionUnknown, PlanRejected
+from drivers.errors import DeviceLost, OptionUnknown
 from drivers.models.loader import PageShape
 from drivers.rows import StepRows
 from drivers.sampling import Asked, Pick
@@ -77,6 +78,7 @@ class CudaStageModel:
     part: Part
     files: CudaFiles
     nobody: DeviceRows  # of a pass that has no rows
+    prefill_s: float
 
     @property
     def needs_clean_pages(self) -> bool:
@@ -191,10 +193,10 @@ class CudaStage:
         box: list[CudaDecoder] = []
         ground.done(lambda: box.append(build_decoder(files, offsets, ground.arena, ground.runtime, part.layers)))
         [decoder] = box
-        self._warm_up(decoder, part, (min(ground.max_tokens, config.max_positions), config.hidden_size))
+        pace = self._warm_up(decoder, part, (min(ground.max_tokens, config.max_positions), config.hidden_size))
         none: list[DeviceRows] = []
         ground.done(lambda: none.append(self._idle(decoder, 1)))
-        return CudaStageModel(decoder, ground, tuple(CudaTails(ground, form) for form in files.frames), part, files, none[0])
+        return CudaStageModel(decoder, ground, tuple(CudaTails(ground, form) for form in files.frames), part, files, none[0], pace)
 
     def read(self, start: int, target: memoryview) -> None:
         """See `Stage`."""
@@ -219,17 +221,11 @@ class CudaStage:
 
     def give_back(self, slabs: tuple[int, ...]) -> None:
         """See `Stage`."""
-        memory = self._opened().arena.memory
-        if memory is None:
-            raise PlanRejected("This device's arena is of one piece; its slabs cannot be given back.")
-        memory.give_back(slabs)
+        self._opened().arena.give_back(slabs)
 
     def take(self, slabs: tuple[int, ...]) -> None:
         """See `Stage`."""
-        memory = self._opened().arena.memory
-        if memory is None:
-            raise PlanRejected("This device's arena is of one piece; its slabs were never given back.")
-        memory.take(slabs)
+        self._opened().arena.take(slabs)
 
     def close(self) -> None:
         """See `Stage`."""
@@ -246,11 +242,15 @@ class CudaStage:
         tables = tuple(runtime.sent(np.zeros((1, num_tokens), dtype=np.int32)) for _ in range(groups))
         return idle_step(runtime, decoder.heads.num_queries_per_kv, num_tokens, (0, tables))
 
-    def _warm_up(self, decoder: CudaDecoder, part: Part, most: tuple[int, int]) -> None:
-        """Have kernels built, and memory for the longest step, `most` being its tokens and their width."""
+    def _warm_up(self, decoder: CudaDecoder, part: Part, most: tuple[int, int]) -> float:
+        """Have kernels built, and memory for the longest step, `most` being its tokens and their width; answers seconds per token."""
         most_tokens, width = most
         for num_tokens in sizes_of(decoder, most_tokens):
             self._opened().done(lambda num_tokens=num_tokens: self._pass(decoder, part, (num_tokens, width)))  # type: ignore[misc]
+        trial = min(TRIAL_TOKENS, most_tokens)
+        began = time.perf_counter()
+        self._opened().done(lambda: self._pass(decoder, part, (trial, width)))
+        return (time.perf_counter() - began) / trial
 
     def _pass(self, decoder: CudaDecoder, part: Part, shape: tuple[int, int]) -> None:
         step = self._idle(decoder, shape[0])

@@ -57,6 +57,7 @@ def load_model(plan: SplitPlan, spec: LoadSpec, tiers: Tiers, progress: Progress
         host_bytes=sum(size for idx, size in enumerate(plan.sizes) if idx not in missing),
         copy_s=seconds,
         num_corrupt=len(missing) if spec.host_offsets and host is not None else 0,
+        prefill_s=model.prefill_s,
         runs_on=model.runs_on(),
         ops=model.ops(),
     )

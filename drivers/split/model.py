@@ -36,6 +36,12 @@ class SplitModel:
         """Of each KV group, where what lies behind a row's last token has to be zero (`drivers.tails`)."""
         return self.frames if any(model.needs_clean_pages for model in self.models) else ()
 
+    @property
+    def prefill_s(self) -> float:
+        """Seconds per token of a short input; 0, if a part does not say."""
+        paces = [model.prefill_s for model in self.models]
+        return sum(paces) if all(paces) else 0.0
+
     def forward(self, share: StepRows) -> Tensor:
         """Compute the step's tokens and write their keys and values; answers hidden states `[num_tokens, hidden]`."""
         first, *others = self.models
@@ -54,8 +60,11 @@ class SplitModel:
 
     def runs_on(self) -> str:
         """Which part computes what, in a few words."""
-        pairs = zip(self.plan.parts, self.models, strict=True)
-        return "; ".join(f"layers {part.layers.start} to {part.layers.stop - 1}: {model.runs_on()}" for part, model in pairs)
+        shares, told = self.plan.shares, []
+        for part, granule, model in zip(self.plan.parts, shares.granule_bytes, self.models, strict=True):
+            layers = f"layers {part.layers.start} to {part.layers.stop - 1}"
+            told.append(f"{layers} on {100 * granule / shares.total_bytes:.0f} % of the memory: {model.runs_on()}")
+        return "; ".join(told)
 
     def ops(self) -> tuple[OpReport, ...]:
         """What runs each op, part by part."""

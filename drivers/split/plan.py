@@ -14,6 +14,8 @@ from drivers.split.bundles import Bundle, packed
 from drivers.split.shares import Shares
 from drivers.split.stage import Part, PartSpec, Stage
 
+MOST_WASTE = 3  # times the bytes of its weights that a model may take
+
 
 @dataclass(frozen=True, slots=True)
 class SplitPlan:
@@ -56,4 +58,17 @@ def plan_of(source: InspectSpec, stages: Sequence[Stage], shares: Shares, page_t
     parts = tuple(Part(source, layers, idx == 0) for idx, layers in enumerate(shares.layers(config.num_layers)))
     specs = tuple(stage.inspect(part) for stage, part in zip(stages, parts, strict=True))
     frames = tuple(max(1, shares.num_granules(sizes)) for sizes in zip(*(spec.page_bytes for spec in specs), strict=True))
-    return SplitPlan(parts, specs, packed([spec.segment_bytes for spec in specs], shares), frames, page_tokens, shares)
+    plan = SplitPlan(parts, specs, packed([spec.segment_bytes for spec in specs], shares), frames, page_tokens, shares)
+    _check_waste(plan)
+    return plan
+
+
+def _check_waste(plan: SplitPlan) -> None:
+    """Whether shares are near enough to what the parts need. Raises: ModelUnsupported."""
+    needed, taken = [sum(spec.segment_bytes) for spec in plan.specs], sum(plan.sizes)
+    if taken > MOST_WASTE * sum(needed):
+        fitting = ",".join(str(max(1, round(100 * size / sum(needed)))) for size in needed)
+        raise ModelUnsupported(
+            f"Its weights are {sum(needed)} bytes and would take {taken}: the parts of this device are too unlike what they hold of it. "
+            f'Shares near "{fitting}" fit it (drivers.options, shares), or a device of one part.'
+        )

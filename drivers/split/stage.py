@@ -61,6 +61,10 @@ class StageModel(Protocol):
         """Its part of the pages of each KV group; good when the model is unloaded too."""
 
     @property
+    def prefill_s(self) -> float:
+        """Seconds per token of a short input through the part, as it was tried; 0: it is not known."""
+
+    @property
     def needs_clean_pages(self) -> bool:
         """Whether what lies behind a row's last token in its page has to be zero (`drivers.tails`)."""
 

@@ -26,6 +26,7 @@ WAYS: dict[str, tuple[str, Mapping[str, str], str, str]] = {
     "bfloat16": ("bfloat16", {}, "", ""),
     "int8": ("bfloat16", {}, "int8", ""),
     "int4, int8 pages": ("bfloat16", {}, "int4", "int8"),
+    "fp8 pages": ("bfloat16", {}, "", "fp8"),
     "torch": ("float32", NO_NATIVE, "", ""),
 }
 SHARES = ("1,1", "1,3", "5,1")
@@ -168,6 +169,14 @@ def test_fewer_layers_than_parts_are_refused(tmp_path: Path) -> None:
         CpuRig(tmp_path, options={"parts": "cpu,cpu,cpu"}, driver=SplitDriver())
 
 
+def test_shares_unlike_what_the_parts_hold_are_refused_with_better_ones(tmp_path: Path) -> None:
+    save_model(tmp_path, "Llama", num_hidden_layers=4)
+    with pytest.raises(ModelUnsupported, match=r'Shares near "[0-9]+,[0-9]+" fit it') as refusal:
+        CpuRig(tmp_path, options={"shares": "1,30"}, driver=SplitDriver())
+    shares = str(refusal.value).partition('Shares near "')[2].partition('"')[0]
+    assert CpuRig(tmp_path, options={"shares": shares}, driver=SplitDriver()).generate(range(3, 9), 4)
+
+
 def test_adapters_are_refused(tmp_path: Path) -> None:
     save_model(tmp_path, "Llama")
     rig = CpuRig(tmp_path, driver=SplitDriver())
@@ -200,7 +209,8 @@ def test_each_part_tells_the_ops_of_its_own_layers(tmp_path: Path) -> None:
     attention = [report for report in loaded.ops if "paged_attention" in report.covers]
     assert [(report.num_calls, report.why[:6]) for report in attention] == [(1, "part 0"), (3, "part 1")]
     assert sum(report.num_calls for report in loaded.ops if "embed" in report.covers) == 1
-    assert loaded.runs_on.startswith("layers 0 to 0: native")
+    assert loaded.runs_on.startswith("layers 0 to 0 on 25 % of the memory: native")
+    assert loaded.prefill_s > 0.0
 
 
 class Poor(CpuStage):
