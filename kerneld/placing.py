@@ -5,8 +5,9 @@
                   else, of the copies of its model, the one where it is expected to be done first; without any, as for a load
 
 Where it can be, and how well, says `kerneld.weights.prospects`; of equal prospects the device counts that would compute a token first, with
-as many others at work as there are now. How fast a device computes a model is taken from what its steps took, else from the trial of its
-load, else from models of other sizes, else by guess: an accelerator before a processor, more threads before fewer.
+as many others at work as there are now. One from which idle models would have to leave is taken only if it is more than twice as fast. How
+fast a device computes a model is taken from what its steps took, else from the trial of its load, else from models of other sizes, else by
+guess: an accelerator before a processor, more threads before fewer.
 
 Invariants
 1. A model gets a second copy only by a load that names another device, or for a context that fits none of those that there are.
@@ -35,6 +36,8 @@ from memory.errors import NeverFits
 _ONE_TOKEN: Final = StepWork(1, 1, 0)
 _THREAD_RATE: Final = 1e9  # bytes of weights per second and thread of a processor, for a guess
 _ACCELERATOR_RATE: Final = 1e12
+_ROOM: Final = {Prospect.FREE, Prospect.FITS}
+_EVICTING: Final = 2.0  # a device counts as so many times as slow where idle models would have to leave it
 
 Speed = Callable[[DeviceParts, Model], float]  # seconds per token; 0: unknown
 
@@ -165,10 +168,12 @@ class Placer:
     def _best(self, able: dict[DeviceParts, Prospect], name: str) -> DeviceParts:
         """Of the devices with the best prospects the one that would be done first; one without a worker only if all are."""
         best = min(able.values())
-        equal = [device for device, prospect in able.items() if prospect is best]
+        alike = _ROOM if best in _ROOM else {best}
+        equal = [device for device, prospect in able.items() if prospect in alike]
         devices = [device for device in equal if device.is_running] or equal
         speeds = self._token_seconds(devices, name)
-        return min(devices, key=lambda device: speeds[device] * (1 + device.num_requests))
+        prices = {device: _EVICTING if able[device] is Prospect.FITS else 1.0 for device in devices}
+        return min(devices, key=lambda device: prices[device] * speeds[device] * (1 + device.num_requests))
 
     def _token_seconds(self, devices: Sequence[DeviceParts], name: str) -> dict[DeviceParts, float]:
         """Seconds per token of a model on each device, all by the best figure that there is of each of them."""
@@ -214,6 +219,6 @@ def _by_others(device: DeviceParts, model: Model) -> float:
 
 def _by_guess(device: DeviceParts, model: Model) -> float:
     drivers = device.config.drivers
-    is_processor = drivers.use == "cpu"
+    is_processor = drivers.use == "cpu" or (drivers.use == "split" and "cuda" not in drivers.options.get("parts", ""))
     rate = (drivers.threads or os.cpu_count() or 1) * _THREAD_RATE if is_processor else _ACCELERATOR_RATE
     return max(model.size_bytes, 1) / rate

@@ -16,10 +16,11 @@ class Prospect(IntEnum):
     """How a model would come to be on a device: the less, the better."""
 
     THERE = 0  # or on its way
-    FITS = 1  # once idle models and pages have left
-    CROWDED = 2  # once models that are in use have left
-    STREAMED = 3  # it is larger than the device
-    NEVER = 4
+    FREE = 1  # beside the models that are there
+    FITS = 2  # once idle models have left
+    CROWDED = 3  # once models that are in use have left
+    STREAMED = 4  # it is larger than the device
+    NEVER = 5
 
 
 def prospect_of(model: Model, models: ModelTable, placement: Placement, demand: Callable[[Model], int], device: Device | None) -> Prospect:
@@ -34,6 +35,8 @@ def prospect_of(model: Model, models: ModelTable, placement: Placement, demand: 
         return Prospect.NEVER
     if places != model.segment_sizes:
         return Prospect.STREAMED
+    if placement.fits(places):
+        return Prospect.FREE
     mobile = [each for each in models if each.is_resident and each.name not in models.pinned() and each.name != model.base]
     if placement.fits(places, [each.name for each in mobile if not demand(each)]):
         return Prospect.FITS

@@ -44,10 +44,11 @@ def where(rig: Rig, context_id: str) -> str:
     return rig.stat(context_id).device
 
 
-def equals_of(folder: Path, **sizes: int) -> Rig:
+def equals_of(folder: Path, *, num_slabs: int | None = None, **sizes: int) -> Rig:
     """Two devices that are alike."""
     rig = Rig(folder, Sizes(**sizes))
-    rig.devices = tuple(DeviceConfig(name=name, driver="fake", options=FAST) for name in ("a", "b"))
+    device_bytes = None if num_slabs is None else num_slabs * SLAB
+    rig.devices = tuple(DeviceConfig(name=name, driver="fake", options=FAST, device_bytes=device_bytes) for name in ("a", "b"))
     return rig
 
 
@@ -72,6 +73,26 @@ async def test_a_model_goes_where_it_fits_and_a_small_one_where_it_is_fast(tmp_p
 
         assert (await rig.load("big")).device == "slow"
         assert (await rig.load("m")).device == "fast"
+
+
+@in_loop
+async def test_a_model_goes_where_nobody_has_to_leave_for_it(tmp_path: Path) -> None:
+    async with running(equals_of(tmp_path, num_slabs=16), loads=False) as rig:
+        for name in ("one", "two"):
+            rig.add_model(name, FakeModel(weights_bytes=10 * SLAB, seed=len(name)))
+        assert [(await rig.load(name)).device for name in ("one", "two")] == ["a", "b"]
+        assert rig.kernel.stat_model(ADMIN, "one").state is ModelState.RESIDENT
+
+
+@in_loop
+async def test_idle_models_leave_a_device_that_is_much_faster(tmp_path: Path) -> None:
+    async with running(rig_of(tmp_path), loads=False) as rig:
+        rig.add_model("probe", replace_seed(3))
+        for device in ("fast", "slow"):  # so that it is known how fast they are
+            await rig.load("probe", device)
+        for name in ("one", "two"):
+            rig.add_model(name, FakeModel(weights_bytes=9 * SLAB, seed=len(name)))
+        assert [(await rig.load(name)).device for name in ("one", "two")] == ["fast", "fast"]
 
 
 @in_loop
@@ -244,8 +265,12 @@ async def test_prospects_tell_what_stands_between_a_model_and_a_device(tmp_path:
         assert [residency.prospect(models.get(name)) for name in ("m", "big")] == [Prospect.THERE, Prospect.NEVER]
         rig.add_model("half", FakeModel(weights_bytes=13 * SLAB, seed=9))
         await rig.load("half", "slow")
+        assert residency.prospect(models.get("half")) is Prospect.FREE
+        rig.add_model("most", FakeModel(weights_bytes=14 * SLAB, seed=11))
+        await rig.load("most", "slow")
+        assert residency.prospect(models.get("most")) is Prospect.FITS
         await rig.kernel.pin_model(ADMIN, "m")
-        assert residency.prospect(models.get("half")) is Prospect.FITS
+        assert residency.prospect(models.get("most")) is Prospect.NEVER
         await rig.infer(small, prompt_of(1, 9), 2)
         assert big
 
