@@ -13,6 +13,7 @@ import click
 from cli.findings import Level, show_findings
 from cli.render import Format, Printer
 from kerneld.config import Config, ConfigError
+from kerneld.configcheck import check_drivers
 from kerneld.settings import load_config, quoted, render_config
 
 EXIT_ERROR = 1
@@ -41,6 +42,16 @@ def read_config(options: dict[str, Any]) -> Config:
         raise click.UsageError(str(error)) from error
 
 
+def read_runnable(options: dict[str, Any]) -> Config:
+    """The same, of which the drivers are there. Raises: click.UsageError."""
+    found = read_config(options)
+    try:
+        check_drivers(found)
+    except ConfigError as error:
+        raise click.UsageError(str(error)) from error
+    return found
+
+
 def assignments_of(options: dict[str, Any]) -> Iterator[str]:
     """All options as `section.key=value`, those of --set last."""
     for option, name in (("state", "kerneld.state_dir"), ("socket", "syscalls.socket")):
@@ -66,7 +77,7 @@ def cli() -> None:
 @config_options
 def serve(**options: Any) -> None:
     """Serve until SIGTERM. Exit codes: 0 stopped in order, 1 error, 2 the configuration is wrong."""
-    config = read_config(options)
+    config = read_runnable(options)
     from cli.serve import serve as serve_until_stopped
 
     sys.exit(serve_until_stopped(config))
@@ -88,7 +99,7 @@ def show(**options: Any) -> None:
 @config_options
 def check(**options: Any) -> None:
     """Say whether the configuration can be used; exit code 2 if not."""
-    read_config(options)
+    read_runnable(options)
     click.echo("The configuration is good.")
 
 

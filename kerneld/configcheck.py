@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 from drivers import registry
 from drivers.config import DeviceConfig, DriversConfig
 from drivers.errors import OptionUnknown
@@ -45,6 +47,17 @@ def _check_sizes(config: Config) -> None:
         raise ConfigError(
             f"kerneld.max_step_tokens ({kernel.max_step_tokens}) gives kerneld.max_rows ({kernel.max_rows}) rows less than a token each."
         )
+
+
+def check_drivers(config: Config) -> None:
+    """Check that there are drivers of the names that are given, for whoever is to run them. Raises: ConfigError."""
+    known = [name for name, _origin in registry.available()]
+    for each in config_by_device(config).values():
+        if each.drivers.use not in known:
+            raise ConfigError(
+                f"drivers.use is {each.drivers.use!r}, and there is no such driver: there are {', '.join(known)}. "
+                f"One of another distribution is installed with pip into the environment of {sys.executable}."
+            )
 
 
 def _check_options(drivers: DriversConfig) -> None:

@@ -177,3 +177,11 @@ def test_the_doctor_looks_whether_the_page_file_has_room(tmp_path: Path) -> None
 def test_a_disk_tier_without_a_host_tier_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="host_bytes"):
         config_of(tmp_path, "memory.page_file_bytes=1GiB", "memory.host_bytes=0")
+
+
+@pytest.mark.parametrize("command", [("serve",), ("config", "check")])
+def test_a_driver_that_nobody_has_is_refused_before_anything_starts(command: tuple[str, ...], tmp_path: Path) -> None:
+    refused = kerneld(*command, "--state", f"{tmp_path}/state", "--set", "drivers.use=nosuch")
+    assert refused.exit_code == 2
+    assert "drivers.use is 'nosuch', and there is no such driver: there are cpu, cuda," in refused.stderr
+    assert not (tmp_path / "state").exists()
