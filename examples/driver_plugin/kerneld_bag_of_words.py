@@ -3,9 +3,10 @@
 It runs any Llama-like directory on the host CPU, of which it uses the two tables alone. What it keeps of a token is its embedding row, in
 the frames that the kernel names; what a row says next is
 
-    logits = head @ sum of (0.7 ** age) * embedding[token]     over its last 64 tokens, read back through its page table
+    logits = head @ sum of weight(age) * embedding[token]     over its last 64 tokens, read back through its page table
 
-That is no language model worth the name. All the rest is real: pages, moves to the host tier, chunks, batches, draws, scores, parking.
+where weight is 0.9 ** age, but below zero for the last eight: so it says words that it has heard, and none twice in a row. That is no
+language model worth the name. All the rest is real: pages, moves to the host tier, chunks, batches, draws, scores, parking.
 `python -P -m drivers.conformance bag` holds it to the contract.
 """
 
@@ -28,16 +29,18 @@ from drivers.rows import StepRows
 from drivers.sampling import Asked, Pick
 
 VERSION = "1.0"
-FADING = 0.7
-MEMORY = 64  # tokens; what is older weighs less than a millionth of a millionth
+FADING = 0.9
+JUST_SAID = 8  # tokens that count against being said again
+MEMORY = 64  # tokens; it has forgotten what is older
+LOUDNESS = 20.0  # of logits
 
 
 @dataclass(frozen=True, slots=True)
 class Bag:
     """A loaded model, see `drivers.host_driver.HostModel`."""
 
-    embedding: Tensor  # [vocab, hidden]
-    head: Tensor  # [vocab, hidden]
+    embedding: Tensor  # [vocab, hidden], rows of length 1
+    head: Tensor  # [vocab, hidden], rows of length `LOUDNESS`
     pages: Tensor  # [frames, page_tokens, hidden], all of the arena
     runs_on: str = "a bag of words"
 
@@ -62,7 +65,8 @@ class Bag:
     def _bag(self, table: Tensor, last: int) -> Tensor:
         first = max(0, last + 1 - MEMORY)
         words = self.pages[self._places(table, first, last + 1)]
-        return (words * FADING ** torch.arange(last - first, -1, -1).unsqueeze(1)).sum(0)
+        age = torch.arange(last - first, -1, -1).unsqueeze(1)
+        return (words * torch.where(age < JUST_SAID, -(FADING**age), FADING**age)).sum(0)
 
     def _places(self, table: Tensor, first: int, end: int) -> tuple[Tensor, Tensor]:
         """Frames of the positions [first, end), and where in them."""
@@ -85,13 +89,12 @@ class BagDriver(HostDriver):
         files = replace(files, segments=(files.segments[0], files.segments[-1]))
         granules = -(-pages.page_tokens * hidden * pages.dtype.itemsize // pages.granule_bytes)
         group = KvGroupSpec(num_layers=1, frame_bytes=granules * pages.granule_bytes)
-        told = msgspec.structs.replace(
-            model_spec(files, pages), groups=(group,), numerics=f"bag {VERSION}/{FADING}/{MEMORY}/{pages.page_tokens}"
-        )
+        told = msgspec.structs.replace(model_spec(files, pages), groups=(group,), numerics=f"bag {VERSION}/{pages.page_tokens}")
         return Described(told, files, (FrameShape(1, pages.page_tokens, 1, hidden // 2, group.frame_bytes, pages.dtype),))
 
     def build(self, described: Described, weights: Parts, arena: Arena) -> Bag:
         embedding, head = weights[0]["embedding"], weights[-1].get("head", weights[0]["embedding"])
         assert isinstance(embedding, Tensor), "quantized weights were refused"
         assert isinstance(head, Tensor), "and so was a quantized head"
-        return Bag(embedding, head, arena.token_views(described.frames[0])[0][:, 0, 0])
+        tables = torch.nn.functional.normalize(embedding), LOUDNESS * torch.nn.functional.normalize(head)
+        return Bag(*tables, arena.token_views(described.frames[0])[0][:, 0, 0])
