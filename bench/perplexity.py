@@ -47,6 +47,7 @@ BASE = Kept("float32")
 OTHERS = (
     Kept("bfloat16", most_percent=0.1),
     Kept("bfloat16", "", "int8", most_percent=0.2),
+    Kept("bfloat16", "", "fp8", most_percent=0.5),
     Kept("bfloat16", "int8", most_percent=0.5),
     Kept("bfloat16", "int8", "int8", most_percent=0.5),
     Kept("bfloat16", "int4", most_percent=5.0),

@@ -39,7 +39,7 @@ class FrameShape:
     num_kv_heads: int
     head_dim: int
     size_bytes: int  # whole granules
-    dtype: torch.dtype  # uint8: eight-bit integers, with a scale for each token and head
+    dtype: torch.dtype  # uint8: eight bits a value, with a scale for each token and head
     is_in_lanes: bool = False
 
     @property

@@ -16,6 +16,8 @@ from drivers.native.program import ELSEWHERE, KvGroupShape, ModelShape, RotaryTa
 from drivers.ops.implementation import Shapes
 from drivers.ops.ragged import HeadShape
 
+KV_KINDS = {"int8": Kind.INT8, "fp8": Kind.FLOAT8}
+
 
 @dataclass(frozen=True, slots=True)
 class Held:
@@ -74,7 +76,7 @@ def native_shape(files: ModelFiles, pages: PageShape, held: Held) -> ModelShape:
         max_positions=config.max_positions,
         page_tokens=pages.page_tokens,
         granule_bytes=pages.granule_bytes,
-        kv_kind=Kind.INT8 if files.runtime.kv_quant else KINDS[pages.dtype],
+        kv_kind=KV_KINDS.get(files.runtime.kv_quant) or KINDS[pages.dtype],
         groups=tuple(KvGroupShape(frame.size_bytes, group.window) for frame, group in zip(frames, config.groups, strict=True)),
         layer_bytes=tuple(place.get(layer, ELSEWHERE) for layer in range(config.num_layers)),
         rotary=tuple(

@@ -32,7 +32,7 @@ from drivers.models.stored import Stored
 from drivers.models.weight import KINDS, Weight, view_part
 
 LAYOUT_VERSION = "page-layer-token-kv-head.1"  # changes with anything about how a page is laid out or computed
-KV_BYTES = {"": 0, "int8": 1}  # of one value; 0: as the compute dtype
+KV_BYTES = {"": 0, "int8": 1, "fp8": 1}  # of one value; 0: as the compute dtype
 KV_SCALE_BYTES = 4  # of one token and head
 
 

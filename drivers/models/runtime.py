@@ -23,7 +23,7 @@ from drivers.models.storage import GROUP_UNIT, Kind, Storage
 from drivers.models.weight import KINDS
 
 QUANTIZATIONS = ("int8", "int4")
-KV_QUANTIZATIONS = ("int8",)
+KV_QUANTIZATIONS = ("int8", "fp8")
 FLOAT_PARTS = ("router", "position_embedding")
 TABLES = ("embedding", "head")  # whose rows are tokens
 

@@ -43,9 +43,10 @@ class Kind(Enum):
     FLOAT16 = "float16"
     INT8 = "int8"
     INT4 = "int4"
+    FLOAT8 = "float8"  # OCP's e4m3; of pages alone
 
 
-BITS = {Kind.FLOAT32: 32, Kind.BFLOAT16: 16, Kind.FLOAT16: 16, Kind.INT8: 8, Kind.INT4: 4}
+BITS = {Kind.FLOAT32: 32, Kind.BFLOAT16: 16, Kind.FLOAT16: 16, Kind.INT8: 8, Kind.INT4: 4, Kind.FLOAT8: 8}
 COLUMNS_AT_ONCE = {Kind.FLOAT32: 1, Kind.BFLOAT16: 2, Kind.INT8: 4, Kind.INT4: 8}  # in panels
 
 

@@ -18,7 +18,7 @@ from torch import Tensor
 from drivers.native.build import cpu_library
 from drivers.ops.ragged import HeadShape, RowSpan
 
-KINDS = {torch.float32: 0, torch.bfloat16: 1, torch.int8: 2}  # enum Kind in cpu/kernels.h
+KINDS = {torch.float32: 0, torch.bfloat16: 1, torch.int8: 2, torch.float8_e4m3fn: 4}  # enum Kind in cpu/kernels.h
 WORD_BYTES = 4
 
 
@@ -97,7 +97,7 @@ class LayerPages:
     granule_bytes: int
     page_tokens: int
     heads: HeadShape
-    dtype: torch.dtype  # float32, bfloat16; int8: with float32 scales by token and head
+    dtype: torch.dtype  # float32, bfloat16; int8, float8_e4m3fn: with float32 scales by token and head
     layer_bytes: int = 0
 
     def record(self) -> Pages:
@@ -109,7 +109,7 @@ class LayerPages:
 def layer_part_bytes(dtype: torch.dtype, page_tokens: int, heads: HeadShape) -> int:
     """Bytes of one layer in one page: `layer_part_bytes` in cpu/kv.cc."""
     slots = 2 * page_tokens * heads.num_kv_heads
-    return slots * heads.head_dim * dtype.itemsize + (slots * WORD_BYTES if dtype is torch.int8 else 0)
+    return slots * heads.head_dim * dtype.itemsize + (slots * WORD_BYTES if dtype.itemsize == 1 else 0)
 
 
 class NativeAttention:

@@ -18,8 +18,9 @@ from drivers.ops.fusion import Cover
 from drivers.ops.implementation import Shapes
 from drivers.ops.ragged import HeadShape
 
-# The largest error over the largest value. Inputs of a linear are rounded to what its weights are multiplied in.
-TOLERANCES = {Kind.FLOAT32: 1e-4, Kind.BFLOAT16: 3e-2, Kind.INT8: 5e-2, Kind.INT4: 5e-2}
+# The largest error over the largest value. Inputs of a linear are rounded to what its weights are multiplied in. A key or value of e4m3 is
+# half a step of three bits from what it was, 1/16 of itself at most; over 17 families' shapes attention was 0.024 off, of int8 0.005.
+TOLERANCES = {Kind.FLOAT32: 1e-4, Kind.BFLOAT16: 3e-2, Kind.INT8: 5e-2, Kind.INT4: 5e-2, Kind.FLOAT8: 2**-4}
 ATTENTION = {"head_norm", "rope", "kv_write", "paged_attention"}
 ROWS = 32
 NUM_EXPERTS, TOP_K = 6, 3  # at most

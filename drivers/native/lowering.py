@@ -61,7 +61,7 @@ def _check_shape(shape: ModelShape) -> None:
         raise NotCovered(f"head_dim is {shape.head_dim}, not a multiple of {PANEL_ROWS} up to {MAX_HEAD_DIM}")
     if shape.num_heads % shape.num_kv_heads:
         raise NotCovered(f"{shape.num_heads} query heads do not share {shape.num_kv_heads} KV heads evenly")
-    if shape.kv_kind not in (Kind.FLOAT32, Kind.BFLOAT16, Kind.INT8):
+    if shape.kv_kind not in (Kind.FLOAT32, Kind.BFLOAT16, Kind.INT8, Kind.FLOAT8):
         raise NotCovered(f"pages of {shape.kv_kind.value}")
 
 
@@ -270,7 +270,7 @@ class _Lowering:
 def layer_part_bytes(shape: ModelShape) -> int:
     """Keys and values of one layer in one page (`cpu/kernels.h`, Pages)."""
     slots = shape.page_tokens * shape.num_kv_heads
-    scales = 8 * slots if shape.kv_kind is Kind.INT8 else 0
+    scales = 8 * slots if BITS[shape.kv_kind] == 8 else 0
     return 2 * slots * shape.head_dim * BITS[shape.kv_kind] // 8 + scales
 
 

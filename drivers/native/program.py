@@ -44,7 +44,7 @@ class ModelShape:
     max_positions: int
     page_tokens: int
     granule_bytes: int
-    kv_kind: Kind  # FLOAT32, BFLOAT16 or INT8
+    kv_kind: Kind  # FLOAT32, BFLOAT16, INT8 or FLOAT8
     groups: tuple[KvGroupShape, ...]
     layer_bytes: tuple[int, ...]  # of each layer: where its part begins in a frame of its group, or ELSEWHERE
     rotary: tuple[RotaryTable, ...] = ()

@@ -47,7 +47,7 @@ class Epilogue(IntEnum):
     ACT_MUL = 3
 
 
-KINDS = {Kind.FLOAT32: 0, Kind.BFLOAT16: 1, Kind.INT8: 2, Kind.INT4: 3}
+KINDS = {Kind.FLOAT32: 0, Kind.BFLOAT16: 1, Kind.INT8: 2, Kind.INT4: 3, Kind.FLOAT8: 4}
 ACTIVATIONS = {Activation.SILU: 0, Activation.GELU: 1, Activation.GELU_TANH: 2}
 
 

@@ -16,14 +16,12 @@ namespace kd {
 
 namespace {
 
-constexpr int DIGIT = 256;
-constexpr float MOST_DIGITS = 127 * DIGIT + 127;  // the upper digit has to fit into eight bits, with its sign
-
 // An item's scratch: everything is indexed by query, token by token, in each of them head by head.
 struct Work {
   uint32_t* words;   // of all tiles one behind the other
   float* factors;
   int32_t* offsets;
+  uint16_t* wide;    // f8: of one block
   Sums part, whole;
 
   Work(void* memory, int num_queries, int head_dim) {
@@ -40,6 +38,7 @@ struct Work {
     whole.most = take(num_queries), whole.total = take(num_queries);
     factors = take(num_queries);
     offsets = reinterpret_cast<int32_t*>(take(2 * size_t(num_queries)));
+    wide = reinterpret_cast<uint16_t*>(at);
   }
 };
 
@@ -49,13 +48,17 @@ struct Item {
   const AttentionRow& row;
   const AttentionItem& cut;
   const AttentionValues& values;
-  BlockShape shape;
+  Kind kind;         // of blocks when they are attended
+  BlockShape shape;  // then
+  BlockShape kept;   // in pages
   int group, num_queries, num_tiles;
 
   Item(const Pages& p, const AttentionSettings& s, const AttentionRow& r, const AttentionItem& i, const AttentionValues& v)
       : pages(p), settings(s), row(r), cut(i), values(v) {
     const int item = item_bytes(p.kind);
-    shape = {p.head_dim, p.head_dim * item / 4, size_t(p.page_tokens) * 4, size_t(p.head_dim) * item};
+    shape = kept = {p.head_dim, p.head_dim * item / 4, size_t(p.page_tokens) * 4, size_t(p.head_dim) * item};
+    kind = p.kind;
+    if (p.kind == Kind::f8) kind = Kind::bf16, shape = {p.head_dim, p.head_dim / 2, GROUP_KEYS * 4, size_t(p.head_dim) * 2};
     group = s.num_heads / p.kv_heads;
     num_queries = i.num_tokens * group;
     num_tiles = (num_queries + TILE_QUERIES - 1) / TILE_QUERIES;
@@ -72,49 +75,15 @@ struct Item {
   }
 };
 
-// Sixteen bits by query, so that little is lost but what the keys have lost: 32639 steps from zero to the greatest.
-void pack_digits(const float* x, int head_dim, uint32_t* at, int step, int part, float* factor, int32_t* offsets) {
-  Ints bits = all_ints(0);  // of which NaN are the greatest
-  for (int d = 0; d < head_dim; d += LANES) bits = larger(bits, magnitude_bits(load(x + d)));
-  const int32_t most_bits = largest_of(bits);
-  float most;
-  std::memcpy(&most, &most_bits, 4);
-  const Floats inverse = all(most > 0.0f && most < INFINITE ? MOST_DIGITS / most : 0.0f);
-  *factor *= most / MOST_DIGITS;
-  Floats highs = all(0.0f), lows = all(0.0f);
-  for (int d = 0; d < head_dim; d += LANES) {
-    const Floats scaled = load(x + d) * inverse, whole = nearest(select(is_nan(scaled), all(0.0f), scaled));
-    const Floats high = nearest(fma(whole, all(1.0f / DIGIT), all(1.0f / (4 * DIGIT)))), low = fma(high, all(-DIGIT), whole);
-    int8_t digits[2][LANES];  // the lower ones in [-128, 127]: halves go up
-    store_bytes(digits[0], nearest_ints(high)), store_bytes(digits[1], nearest_ints(low));
-    highs = highs + high, lows = lows + low;
-    for (int w = 0; w < LANES / 4; w++)
-      for (int p = 0; p < 2; p++) std::memcpy(at + ((d / 4 + w) * 2 + p) * step, digits[p] + 4 * w, 4);
-  }
-  offsets[0] = -128 * int32_t(sum(highs)), offsets[part] = -128 * int32_t(sum(lows));  // keys are taken 128 too large
-}
-
-// A query as words of one tile: `at` is the first, `step` from one to the next, `part` from the upper digits to the lower.
-void pack_query(Kind kind, const float* x, int head_dim, uint32_t* at, int step, int part, float* factor, int32_t* offsets) {
-  if (kind == Kind::u8) return pack_digits(x, head_dim, at, step, part, factor, offsets);
-  if (kind == Kind::f32) {
-    for (int d = 0; d < head_dim; d++) std::memcpy(at + d * step, x + d, 4);
-  } else {
-    alignas(64) uint16_t halves[MOST_HEAD_DIM];
-    for (int d = 0; d < head_dim; d += LANES) store_bf16(halves + d, load(x + d));
-    for (int w = 0; w < head_dim / 2; w++) std::memcpy(at + w * step, halves + 2 * w, 4);
-  }
-}
-
 void pack_queries(const Item& item, const Work& work) {
-  const int parts = item.pages.kind == Kind::u8 ? 2 : 1;
+  const int parts = item.kind == Kind::u8 ? 2 : 1;
   for (int tile = 0; tile < item.num_tiles; tile++) {
     const int first = item.tile_start(tile), count = item.tile_start(tile + 1) - first;
     uint32_t* words = work.words + size_t(first) * item.shape.num_words * parts;
     for (int q = 0; q < count; q++) {
       const float* x = item.values.queries + item.token(first + q) * item.values.q_stride + item.head(first + q) * item.pages.head_dim;
       work.factors[first + q] = item.settings.scale;
-      pack_query(item.pages.kind, x, item.pages.head_dim, words + q, count, count, work.factors + first + q, work.offsets + 2 * first + q);
+      pack_query(item.kind, x, item.pages.head_dim, words + q, count, count, work.factors + first + q, work.offsets + 2 * first + q);
     }
   }
 }
@@ -128,7 +97,7 @@ Block block_at(const Item& item, int begin) {
   for (int g = first; g <= last; g++) {
     const HeadOfPage place = head_of_page(item.pages, item.row.frames[page], item.cut.kv_head);
     block.keys[g] = place.keys + slot * 4;
-    block.values[g] = place.values + slot * item.shape.value_stride;
+    block.values[g] = place.values + slot * item.kept.value_stride;
     block.key_scales[g] = place.key_scales + slot;
     block.value_scales[g] = place.value_scales + slot;
     slot += GROUP_KEYS;
@@ -144,7 +113,7 @@ Block block_at(const Item& item, int begin) {
 }
 
 void attend_tiles(const Item& item, const Work& work, int begin, const Block& block, const Block* next) {
-  const int parts = item.pages.kind == Kind::u8 ? 2 : 1;
+  const int parts = item.kind == Kind::u8 ? 2 : 1;
   for (int tile = 0; tile < item.num_tiles; tile++) {
     const int first = item.tile_start(tile), count = item.tile_start(tile + 1) - first;
     Seen seen[TILE_QUERIES];
@@ -157,7 +126,7 @@ void attend_tiles(const Item& item, const Work& work, int begin, const Block& bl
     const TileQueries queries{work.words + size_t(first) * item.shape.num_words * parts, work.factors + first, work.offsets + 2 * first,
                               item.settings.softcap};
     const Sums sums{work.part.most + first, work.part.total + first, work.part.mixed + size_t(first) * item.shape.head_dim};
-    attend_block(item.pages.kind, item.shape, queries, count, seen, block, tile == 0 ? next : nullptr, sums);
+    attend_block(item.kind, item.shape, queries, count, seen, block, tile == 0 ? next : nullptr, sums);
   }
 }
 
@@ -172,8 +141,8 @@ class Walk {
  public:
   Walk(const Item& item, int begin) : item_(item) {
     here_ = block_at(item, begin);
-    for (int w = 0; w < item.shape.num_words; w++)
-      for (int g = 0; g < GROUPS; g++) __builtin_prefetch(here_.keys[g] + w * item.shape.word_stride);
+    for (int w = 0; w < item.kept.num_words; w++)
+      for (int g = 0; g < GROUPS; g++) __builtin_prefetch(here_.keys[g] + w * item.kept.word_stride);
     for (int g = 0; g < GROUPS; g++) __builtin_prefetch(here_.key_scales[g]), __builtin_prefetch(here_.value_scales[g]);
   }
 
@@ -182,7 +151,10 @@ class Walk {
     Block& here = is_swapped_ ? there_ : here_;
     Block& there = is_swapped_ ? here_ : there_;
     if (behind >= 0) there = block_at(item_, behind);
-    attend_tiles(item_, work, begin, here, behind >= 0 ? &there : nullptr);
+    if (item_.pages.kind == Kind::f8)
+      attend_tiles(item_, work, begin, widen(item_.kept, here, behind >= 0 ? there : here, work.wide), nullptr);
+    else
+      attend_tiles(item_, work, begin, here, behind >= 0 ? &there : nullptr);
     is_swapped_ = !is_swapped_;
   }
 

@@ -59,6 +59,12 @@ inline int item_tokens(int num_heads, int kv_heads) { return ITEM_QUERIES * kv_h
 // The keys that the token at `position` sees: [first, position].
 inline int first_seen(int position, int window) { return window > 0 && position >= window ? position - window + 1 : 0; }
 
+// A query as words of one tile: `at` is the first, `step` from one to the next, `part` from the upper digits to the lower.
+void pack_query(Kind kind, const float* x, int head_dim, uint32_t* at, int step, int part, float* factor, int32_t* offsets);
+
+// A block of f8 as one of bf16, in `room`, [2][BLOCK_KEYS][head_dim]; `next`: the block that will be widened after it, or the same.
+Block widen(const BlockShape& kept, const Block& block, const Block& next, uint16_t* room);
+
 // One block for the queries of one tile; `next`: the block that will be attended after it, or null.
 void attend_block(Kind kind, const BlockShape& shape, const TileQueries& queries, int num_queries, const Seen* seen, const Block& block,
                   const Block* next, const Sums& sums);

@@ -13,7 +13,7 @@
 
 namespace kd {
 
-enum class Kind : int32_t { f32 = 0, bf16 = 1, u8 = 2, u4 = 3 };
+enum class Kind : int32_t { f32 = 0, bf16 = 1, u8 = 2, u4 = 3, f8 = 4 };  // f8, OCP's e4m3: of pages alone
 
 // A matrix in panels. `rows` is the true number; panels are padded to a multiple of 16 rows.
 struct Matrix {
@@ -44,12 +44,12 @@ void read_row(const Matrix& matrix, int row, float* out);
 // --- attention (attention.cc) ------------------------------------------------------------------------------------------------------------
 
 // One layer's part of a page holds, from `layer_bytes` on behind the frame's start, for P = page_tokens (a multiple of 16), J kv heads, D:
-//   keys    f32 [J][D][P]     bf16 [J][D / 2][P][2]     u8 (int8 values) [J][D / 4][P][4]
+//   keys    f32 [J][D][P]     bf16 [J][D / 2][P][2]     u8 (int8 values), f8 [J][D / 4][P][4]
 //   values  [J][P][D]
-//   scales  u8 only: float32 [J][P] of keys, then [J][P] of values
+//   scales  u8 and f8: float32 [J][P] of keys, then [J][P] of values
 // so that one vector holds one dimension, or a few, of sixteen keys.
 struct Pages {
-  Kind kind;  // f32, bf16, u8 (signed 8 bit, symmetric by token and head)
+  Kind kind;  // f32, bf16, u8 (signed 8 bit, symmetric by token and head), f8 (likewise)
   int32_t page_tokens, kv_heads, head_dim;
   int64_t granule_bytes;
   uint8_t* arena;       // frame f starts at arena + f * granule_bytes

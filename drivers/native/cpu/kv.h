@@ -7,13 +7,15 @@ namespace kd {
 
 constexpr int MOST_HEAD_DIM = 256;
 
+inline bool has_scales(Kind kind) { return kind == Kind::u8 || kind == Kind::f8; }
+
 inline int item_bytes(Kind kind) { return kind == Kind::f32 ? 4 : kind == Kind::bf16 ? 2 : 1; }
 
 // One KV head's part of one layer's part of a frame.
 struct HeadOfPage {
   uint8_t* keys;
   uint8_t* values;
-  float* key_scales;  // u8 only
+  float* key_scales;  // where the kind has them
   float* value_scales;
 };
 

@@ -38,6 +38,17 @@ KD_INLINE void store_bf16(uint16_t* p, Floats a) {
   const __m256i words = _mm256_packus_epi32(bf16_bits(a.low), bf16_bits(a.high));
   _mm256_storeu_si256((__m256i*)p, _mm256_permute4x64_epi64(words, 0xd8));
 }
+KD_INLINE void store_pairs(uint16_t* p, Floats even, Floats odd) {  // even[0], odd[0], even[1], ...
+  __m256i* at = reinterpret_cast<__m256i*>(p);
+  _mm256_storeu_si256(at, _mm256_or_si256(bf16_bits(even.low), _mm256_slli_epi32(bf16_bits(odd.low), 16)));
+  _mm256_storeu_si256(at + 1, _mm256_or_si256(bf16_bits(even.high), _mm256_slli_epi32(bf16_bits(odd.high), 16)));
+}
+KD_INLINE __m256 e4m3_bits(__m256i words, int byte) {
+  const __m256i moved = _mm256_srai_epi32(_mm256_slli_epi32(words, 24 - 8 * byte), 4);
+  return _mm256_castsi256_ps(_mm256_and_si256(moved, _mm256_set1_epi32(int(0x87f00000))));
+}
+// The e4m3 in that byte of each word, times 2^-120.
+KD_INLINE Floats e4m3_bits(Raw words, int byte) { return {e4m3_bits(words.low, byte), e4m3_bits(words.high, byte)}; }
 
 KD_INLINE Ints all_ints(int32_t x) { return {_mm256_set1_epi32(x), _mm256_set1_epi32(x)}; }
 KD_INLINE Ints operator+(Ints a, Ints b) { return {_mm256_add_epi32(a.low, b.low), _mm256_add_epi32(a.high, b.high)}; }
@@ -68,6 +79,10 @@ KD_INLINE void store_bytes(int8_t* p, Ints a) {
 KD_INLINE Raw load_raw(const void* p) {
   const __m256i* words = static_cast<const __m256i*>(p);
   return {_mm256_loadu_si256(words), _mm256_loadu_si256(words + 1)};
+}
+KD_INLINE Raw load_bytes(const void* p) {  // each in a word
+  const __m128i bytes = _mm_loadu_si128(static_cast<const __m128i*>(p));
+  return {_mm256_cvtepu8_epi32(bytes), _mm256_cvtepu8_epi32(_mm_srli_si128(bytes, 8))};
 }
 KD_INLINE __m256 even_bf16(__m256i raw) { return _mm256_castsi256_ps(_mm256_slli_epi32(raw, 16)); }
 KD_INLINE __m256 odd_bf16(__m256i raw) { return _mm256_castsi256_ps(_mm256_and_si256(raw, _mm256_set1_epi32(int(0xffff0000)))); }

@@ -37,6 +37,15 @@ KD_INLINE void store_bf16(uint16_t* p, Floats a) {  // to nearest, ties to even;
   const SixteenHalves halves = __builtin_convertvector((quiet & is_nan) | (to_nearest & ~is_nan), SixteenHalves);
   std::memcpy(p, &halves, sizeof halves);
 }
+KD_INLINE void store_pairs(uint16_t* p, Floats even, Floats odd) {  // even[0], odd[0], even[1], ...
+  uint16_t halves[2][LANES];
+  store_bf16(halves[0], even), store_bf16(halves[1], odd);
+  for (int i = 0; i < LANES; i++) p[2 * i] = halves[0][i], p[2 * i + 1] = halves[1][i];
+}
+// The e4m3 in that byte of each word, times 2^-120.
+KD_INLINE Floats e4m3_bits(Raw words, int byte) {
+  return {(SixteenFloats)((SixteenInts)(words.v << (24 - 8 * byte)) >> 4 & int32_t(0x87f00000))};
+}
 
 KD_INLINE Ints all_ints(int32_t x) { return {SixteenInts{} + x}; }
 KD_INLINE Ints operator+(Ints a, Ints b) { return {(SixteenInts)((SixteenWords)a.v + (SixteenWords)b.v)}; }  // modulo 2^32
@@ -60,6 +69,10 @@ KD_INLINE void store_bytes(int8_t* p, Ints a) {
 }
 
 KD_INLINE Raw load_raw(const void* p) { return {copied_from<SixteenWords>(p)}; }
+KD_INLINE Raw load_bytes(const void* p) {  // each in a word
+  typedef uint8_t Bytes __attribute__((vector_size(16)));
+  return {__builtin_convertvector(copied_from<Bytes>(p), SixteenWords)};
+}
 KD_INLINE Pairs pairs_of(Raw raw) { return {{(SixteenFloats)(raw.v << 16)}, {(SixteenFloats)(raw.v & 0xffff0000u)}}; }
 KD_INLINE Quads bytes_of(SixteenWords words, uint32_t mask) {
   Quads quads;

@@ -97,25 +97,27 @@ def test_how_a_model_is_run_is_part_of_its_numerics(path: Path) -> None:
         Runtime(torch.bfloat16, is_native=True),
         Runtime(torch.bfloat16, is_native=True, quant="int8"),
         Runtime(torch.bfloat16, is_native=True, kv_quant="int8"),
+        Runtime(torch.bfloat16, is_native=True, kv_quant="fp8"),
     ]
     specs = [model_spec(open_files(path, runtime), pages) for runtime in runtimes]
     assert len({spec.numerics for spec in specs}) == len(runtimes)
-    assert [(spec.quant, spec.kv_quant) for spec in specs] == [("", ""), ("", ""), ("int8", ""), ("", "int8")]
+    assert [(spec.quant, spec.kv_quant) for spec in specs] == [("", ""), ("", ""), ("int8", ""), ("", "int8"), ("", "fp8")]
 
 
-def test_pages_of_int8_take_half_and_their_scales(path: Path) -> None:
+@pytest.mark.parametrize("kv_quant", ["int8", "fp8"])
+def test_pages_of_eight_bits_take_half_and_their_scales(kv_quant: str, path: Path) -> None:
     config = read_checkpoint(InspectSpec(str(path))).config
     pages = PageShape(16, 64, torch.bfloat16)
     assert frame_bytes(config, 1, pages) == 16 * 2 * 2 * 32 * 2
-    assert frame_bytes(config, 1, pages, "int8") == 16 * 2 * 2 * (32 + 4)
+    assert frame_bytes(config, 1, pages, kv_quant) == 16 * 2 * 2 * (32 + 4)
 
 
 @pytest.mark.parametrize(
     ("runtime", "message"),
     [
         (Runtime(torch.float32, quant="int2"), "quant is 'int2'; supported are int8, int4"),
-        (Runtime(torch.float32, is_native=True, kv_quant="fp8"), "kv_quant is 'fp8'"),
-        (Runtime(torch.float32, kv_quant="int8"), "kv_quant is 'int8'.*native"),
+        (Runtime(torch.float32, is_native=True, kv_quant="int2"), "kv_quant is 'int2'; supported are int8, fp8"),
+        (Runtime(torch.float32, kv_quant="fp8"), "kv_quant is 'fp8'.*native"),
     ],
 )
 def test_what_there_is_not_is_refused(path: Path, runtime: Runtime, message: str) -> None:

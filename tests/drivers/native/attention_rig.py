@@ -82,8 +82,8 @@ class Bed:
 
     def exact(self, context: Context, position: int, queries: Tensor) -> tuple[Tensor, Tensor]:
         """The same by definition, in float64, with keys, values and queries as the kernel has them."""
-        keys, values = (self._held(part).repeat(1, self.heads.num_queries_per_kv, 1) for part in (context.keys, context.values))
-        asked = (queries.bfloat16() if self.dtype is torch.bfloat16 else queries).double()
+        keys, values = (self.held(part).repeat(1, self.heads.num_queries_per_kv, 1) for part in (context.keys, context.values))
+        asked = (queries.bfloat16() if self.dtype in (torch.bfloat16, torch.float8_e4m3fn) else queries).double()
         scores = torch.einsum("qhd,khd->hqk", asked, keys) * self.settings.scale
         if self.softcap:
             scores = self.softcap * torch.tanh(scores / self.softcap)
@@ -94,8 +94,12 @@ class Bed:
         scores = scores.masked_fill(hidden, -float("inf"))
         return torch.einsum("hqk,khd->qhd", scores.softmax(-1), values), scores.logsumexp(-1).T
 
-    def _held(self, part: Tensor) -> Tensor:
+    def held(self, part: Tensor) -> Tensor:
+        """Keys or values as they are in pages, in float64."""
         if self.dtype is torch.int8:
             scale = part.abs().amax(-1, keepdim=True) / 127
             return (part * (1 / scale)).round().double() * scale.double()
+        if self.dtype is torch.float8_e4m3fn:
+            most = part.abs().amax(-1, keepdim=True)
+            return ((part * (448 / most)).to(self.dtype).float() * (most / 448)).bfloat16().double()
         return part.to(self.dtype).double()

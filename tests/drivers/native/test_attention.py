@@ -15,11 +15,11 @@ from drivers.native.attention import NativeAttention, layer_part_bytes, native_a
 from drivers.native.build import cpu_library
 from drivers.native.isa import AVX512, levels
 from drivers.ops.ragged import HeadShape, RowSpan
-from tests.drivers.native.attention_rig import Bed
+from tests.drivers.native.attention_rig import Bed, Context
 
-KINDS = (torch.float32, torch.bfloat16, torch.int8)
+KINDS = (torch.float32, torch.bfloat16, torch.int8, torch.float8_e4m3fn)
 # Of the exact result over the same rounded keys. int8: queries are rounded to 16 bits, and a quotient at .5 may go either way.
-TOLERANCE = {torch.float32: 3e-6, torch.bfloat16: 3e-6, torch.int8: 2e-3}
+TOLERANCE = {torch.float32: 3e-6, torch.bfloat16: 3e-6, torch.int8: 2e-3, torch.float8_e4m3fn: 3e-6}
 ROUNDED_WEIGHTS = 6e-3  # bfloat16 at level avx512, where weights are bfloat16, too
 LITTLE = HeadShape(6, 2, 32)
 
@@ -36,7 +36,7 @@ def loaded(level: str) -> NativeAttention:
 
 
 def tolerance(native: NativeAttention, dtype: torch.dtype) -> float:
-    are_rounded = dtype is torch.bfloat16 and AVX512 in levels() and native is loaded(AVX512)
+    are_rounded = dtype in (torch.bfloat16, torch.float8_e4m3fn) and AVX512 in levels() and native is loaded(AVX512)
     return ROUNDED_WEIGHTS if are_rounded else TOLERANCE[dtype]
 
 
@@ -118,14 +118,15 @@ def test_how_a_step_is_cut_and_in_which_order_changes_no_bit(native: NativeAtten
             assert torch.equal(found[1], wanted[1])
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float8_e4m3fn])
 @pytest.mark.parametrize("level", levels())
-def test_threads_that_share_a_long_row_find_the_bits_of_one(level: str) -> None:
+def test_threads_that_share_a_long_row_find_the_bits_of_one(level: str, dtype: torch.dtype) -> None:
     """The last of them merges; ten times, as their order is another each time."""
     library = cpu_library(level).library
     assert library is not None
     native = NativeAttention(library, num_threads=3)
     try:
-        bed = Bed(native, torch.bfloat16, LITTLE, num_frames=400)
+        bed = Bed(native, dtype, LITTLE, num_frames=400)
         step = [(bed.context(5000), 4990, bed.queries(10)), (bed.context(40), 39, bed.queries(1))]
         bed.native = loaded(level)
         expected = bed.attend(step)
@@ -180,7 +181,7 @@ def test_equal_values_mix_to_themselves_however_weights_are_rounded(native: Nati
     native.write(bed.pages, [RowSpan(0, 1500, 0, context.frames)], context.keys, value.expand(1500, -1, -1).contiguous())
     out, _ = bed.attend([(context, 1490, bed.queries(10))])[0]
     step = value.abs().amax() / 127 if dtype is torch.int8 else 0.0
-    torch.testing.assert_close(out, value.repeat(10, 3, 1), rtol=0, atol=1e-5 + float(step))
+    torch.testing.assert_close(out.double(), bed.held(value).repeat(10, 3, 1), rtol=0, atol=1e-5 + float(step))
 
 
 def test_int8_pages_keep_half_a_step_of_the_greatest_of_a_head(native: NativeAttention) -> None:
@@ -196,8 +197,45 @@ def test_int8_pages_keep_half_a_step_of_the_greatest_of_a_head(native: NativeAtt
         assert ((lse - score).abs() <= bound).all()
 
 
-def test_int8_pages_of_zeros_are_zeros(native: NativeAttention) -> None:
-    bed = Bed(native, torch.int8, LITTLE)
+def e4m3_page(native: NativeAttention, values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """One token of one head of 256 values: its bytes in a page, and what a query finds."""
+    bed = Bed(native, torch.float8_e4m3fn, HeadShape(1, 1, 256), layer_bytes=0)
+    native.write(bed.pages, [RowSpan(0, 1, 0, np.array([0]))], bed.numbers(1, 1, 256), values.view(1, 1, 256))
+    out = bed.attend([(Context(values, values, np.array([0])), 0, bed.queries(1))])[0][0]
+    return bed.pages.arena[16 * 256 :][:256], out.view(256)
+
+
+def test_every_e4m3_value_is_kept_as_it_is(native: NativeAttention) -> None:
+    """Where the greatest of a head is 448 its scale is one: normal and subnormal numbers, and both zeros."""
+    codes = torch.arange(256, dtype=torch.uint8)
+    codes[[0x7F, 0xFF]] = 0  # NaN
+    values = codes.view(torch.float8_e4m3fn).float()
+    kept, found = e4m3_page(native, values)
+    assert torch.equal(kept, codes)
+    assert torch.equal(found, values)
+
+
+def test_e4m3_is_rounded_to_nearest_and_ties_to_even(native: NativeAttention) -> None:
+    codes = torch.arange(0x7E, dtype=torch.uint8)
+    below, above = codes.view(torch.float8_e4m3fn).float(), (codes + 1).view(torch.float8_e4m3fn).float()
+    halves = torch.cat([(below + above) / 2, -(below + above) / 2, torch.tensor([448.0, 1e-9, -1e-9, 2.0**-10])])
+    random = torch.Generator().manual_seed(5)
+    sizes = 448 * 2 ** (-20 * torch.rand(256, generator=random))
+    for values in (halves, halves * (1 + 2**-22), halves * (1 - 2**-22), sizes * torch.randn(256, generator=random).sign()):
+        values[-4] = 448.0
+        assert torch.equal(e4m3_page(native, values)[0], values.to(torch.float8_e4m3fn).view(torch.uint8))
+
+
+@pytest.mark.parametrize("size", [1e-42, 1e-30, 1e-3, 1e5, 1e38])
+def test_e4m3_pages_have_a_scale_for_every_size(native: NativeAttention, size: float) -> None:
+    values = size * (1 + torch.rand(256, generator=torch.Generator().manual_seed(6))) / 2
+    found = e4m3_page(native, values)[1]
+    assert ((found - values).abs() <= 0.065 * values + 2**-100).all()
+
+
+@pytest.mark.parametrize("dtype", [torch.int8, torch.float8_e4m3fn])
+def test_scaled_pages_of_zeros_are_zeros(native: NativeAttention, dtype: torch.dtype) -> None:
+    bed = Bed(native, dtype, LITTLE)
     context = bed.context(1)
     native.write(bed.pages, [RowSpan(0, 1, 0, context.frames)], torch.zeros(1, 2, 32), torch.zeros(1, 2, 32))
     out, lse = bed.attend([(context, 0, bed.queries(1))])[0]

@@ -20,7 +20,7 @@ from drivers.ops.calls import Call
 from drivers.ops.running import Parts, Pass, Run
 from tests.drivers.family_rig import save_family
 
-FORMS = [("float32", "", ""), ("bfloat16", "", ""), ("bfloat16", "int8", "int8"), ("float32", "int4", "")]
+FORMS = [("float32", "", ""), ("bfloat16", "", ""), ("bfloat16", "int8", "int8"), ("float32", "int4", ""), ("float32", "", "fp8")]
 FAMILIES = ("gemma2", "mixtral", "gpt2", "phi3-window-partial")
 
 
@@ -63,10 +63,13 @@ def off(right: Run) -> Run:
     return run
 
 
-@pytest.mark.parametrize("op", ["embed", "rms_norm", "linear", "rope", "paged_attention", "add", "act_mul", "experts"])
-def test_what_is_a_tenth_off_is_found(op: str, engine: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+OPS = ("embed", "rms_norm", "linear", "rope", "paged_attention", "add", "act_mul", "experts")
+
+
+@pytest.mark.parametrize(("op", "kv_quant"), [*((op, "") for op in OPS), ("paged_attention", "int8"), ("paged_attention", "fp8")])
+def test_what_is_a_tenth_off_is_found(op: str, kv_quant: str, engine: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     save_family(tmp_path, "mixtral")
-    cases = cases_of(engine, tmp_path, ("bfloat16", "", ""))
+    cases = cases_of(engine, tmp_path, ("bfloat16", "", kv_quant))
     if op == "act_mul":
         save_family(tmp_path / "dense", "gemma2")
         cases = cases_of(engine, tmp_path / "dense", ("bfloat16", "", ""))

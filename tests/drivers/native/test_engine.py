@@ -23,9 +23,11 @@ FORMS: dict[str, tuple[Storage, Kind]] = {
     "bfloat16": (BFLOAT16, Kind.BFLOAT16),
     "int8": (INT8, Kind.INT8),
     "int4": (INT4, Kind.BFLOAT16),
+    "float8": (BFLOAT16, Kind.FLOAT8),
 }
-# Of the greatest number: bfloat16 rounds inputs to 8 bits, int8 to 7 and a sign. Gemma's caps and norms behind blocks make errors larger.
-TOLERANCES = {"float32": 1e-5, "bfloat16": 0.04, "int8": 0.12, "int4": 0.12}
+# Of the greatest number: bfloat16 rounds inputs to 8 bits, int8 to 7 and a sign, float8 keys and values to 4. Gemma's caps and norms behind
+# blocks make errors larger.
+TOLERANCES = {"float32": 1e-5, "bfloat16": 0.04, "int8": 0.12, "int4": 0.12, "float8": 0.2}
 LENGTH = 70  # tokens: more than four pages, and more than the window of those that have one
 EVERYTHING = [(model, form) for model in MODELS for form in FORMS if form == "float32" or model not in ("experts", "odd")]
 

@@ -87,7 +87,7 @@ def numbers_of(source: str, name: str) -> dict[str, int]:
         ("cpu/program.h", "Norm", {each.name.lower(): each.value for each in records.Norm}),
         ("cpu/program.h", "Epilogue", {each.name.lower(): each.value for each in records.Epilogue}),
         ("cpu/kernels.h", "Activation", {each.name.lower(): number for each, number in records.ACTIVATIONS.items()}),
-        ("cpu/kernels.h", "Kind", dict(zip(("f32", "bf16", "u8", "u4"), records.KINDS.values(), strict=True))),
+        ("cpu/kernels.h", "Kind", dict(zip(("f32", "bf16", "u8", "u4", "f8"), records.KINDS.values(), strict=True))),
         ("cpu/calls.cc", "RowOp", {name: idx for idx, name in enumerate(rows.OPS)}),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
@@ -97,8 +97,8 @@ def test_enumerations_have_the_same_numbers(source: str, name: str, ours: dict[s
 
 
 def test_pages_have_the_kinds_of_matrices() -> None:
-    assert list(records.KINDS) == [Kind.FLOAT32, Kind.BFLOAT16, Kind.INT8, Kind.INT4]
-    assert list(attention.KINDS.items()) == [(torch.float32, 0), (torch.bfloat16, 1), (torch.int8, 2)]
+    assert list(records.KINDS) == [Kind.FLOAT32, Kind.BFLOAT16, Kind.INT8, Kind.INT4, Kind.FLOAT8]
+    assert list(attention.KINDS.items()) == [(torch.float32, 0), (torch.bfloat16, 1), (torch.int8, 2), (torch.float8_e4m3fn, 4)]
 
 
 def test_an_adapter_has_as_many_blocks_and_bytes() -> None:
