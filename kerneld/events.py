@@ -327,7 +327,7 @@ class WorkerStarted(Event):
     device: str
     driver: str
     pid: int
-    seconds: float
+    seconds: float  # since it was started, or waited for
 
 
 @dataclass(frozen=True, slots=True)

@@ -121,7 +121,7 @@ class Lodging:
     def running(self, worker: WorkerClient) -> None:
         """A worker is ready: run on it, as soon as there is something to run (rule 1)."""
         machine, hello = self.machine, worker.hello
-        machine.events.publish(WorkerStarted(hello.device, hello.driver, hello.pid, machine.clock() - machine.started_at))
+        machine.events.publish(WorkerStarted(hello.device, hello.driver, hello.pid, time.monotonic() - self.parts.supervisor.awaited_since))
         if machine.is_recovered:
             self._serve(worker)
         else:

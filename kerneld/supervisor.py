@@ -25,6 +25,7 @@ import logging
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum
@@ -118,6 +119,7 @@ class Supervisor:
         self._child_fd = -1  # pidfd of the process, while it is watched
         self._is_received = False  # the latest worker came in: its connection tells of its end
         self._running_since = 0.0
+        self.awaited_since = 0.0  # of the monotonic clock: the worker that comes in, or came in last
         self._timer: asyncio.TimerHandle | None = None
 
     @property
@@ -132,7 +134,7 @@ class Supervisor:
 
     def start(self) -> None:
         """Wait for a worker of an earlier front, else start one."""
-        self.state = WorkerState.STARTING
+        self.state, self.awaited_since = WorkerState.STARTING, time.monotonic()
         if not self.command.spawn:
             return
         if _is_worker_alive(self.command.pid_file):
@@ -215,7 +217,7 @@ class Supervisor:
         environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
         self._process = subprocess.Popen(self.command.argv(), stdin=subprocess.DEVNULL, env=environment, start_new_session=True)
         self.command.pid_file.write_text(str(self._process.pid))
-        self.state = WorkerState.STARTING
+        self.state, self.awaited_since = WorkerState.STARTING, time.monotonic()
         self._after(HELLO_TIMEOUT_S + self.command.check_limit_s, self._hello_missed)
         self._child_fd = os.pidfd_open(self._process.pid)
         asyncio.get_running_loop().add_reader(self._child_fd, self._child_ended)

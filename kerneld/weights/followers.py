@@ -11,6 +11,8 @@ from kerneld.calls import LoadProgress, ModelState
 from kerneld.models import Model
 from kerneld.weights.presence import Presence
 
+MEASURABLE_S = 0.02  # a rate over less would be of a few pieces, and of the clock
+
 
 class Followers:
     """Everybody who follows a load."""
@@ -27,7 +29,7 @@ class Followers:
         if stage != model.progress.stage or not done:
             self._copying_since[model.name] = now
         elapsed_s = now - self._copying_since.get(model.name, now)
-        rate = done / elapsed_s if done and elapsed_s > 0 else 0.0
+        rate = done / elapsed_s if done and elapsed_s > MEASURABLE_S else 0.0
         model.progress = LoadProgress(stage, done, total, source, rate)
         self.wake()
 
