@@ -180,14 +180,17 @@ def test_threads_run_where_they_are_told(model: Path) -> None:
     assert seen == [{cpu}, CpuRig(model).generate(prompt_of(20), 4)]
 
 
-MODES: list[tuple[str, str, Mapping[str, str], bool]] = [
-    ("bfloat16", "", {}, False),
-    ("bfloat16", "int8", {}, False),
-    ("bfloat16", "int4", {}, False),
-    ("float32", "", {}, False),
-    ("bfloat16", "", {"isa": "generic"}, False),
-    ("bfloat16", "", TORCH, True),
-    ("float16", "", {}, True),
+MODES: list[tuple[str, dict[str, str], Mapping[str, str], bool]] = [
+    ("bfloat16", {}, {}, False),
+    ("bfloat16", {"quant": "int8"}, {}, False),
+    ("bfloat16", {"quant": "int4"}, {}, False),
+    ("bfloat16", {"kv_quant": "int8"}, {}, False),
+    ("bfloat16", {"kv_quant": "fp8"}, {}, False),
+    ("float32", {"kv_quant": "fp8"}, {"isa": "generic"}, False),
+    ("float32", {}, {}, False),
+    ("bfloat16", {}, {"isa": "generic"}, False),
+    ("bfloat16", {}, TORCH, True),
+    ("float16", {}, {}, True),
 ]
 
 
@@ -210,11 +213,11 @@ def scored(rig: CpuRig, prompts: Sequence[Sequence[int]], chunk: int) -> list[li
     return found
 
 
-@pytest.mark.parametrize(("dtype", "quant", "options", "is_asked"), MODES)
+@pytest.mark.parametrize(("dtype", "kept", "options", "is_asked"), MODES)
 def test_a_continuation_has_the_same_bits_whatever_it_is_beside(
-    dtype: str, quant: str, options: Mapping[str, str], is_asked: bool, model: Path
+    dtype: str, kept: dict[str, str], options: Mapping[str, str], is_asked: bool, model: Path
 ) -> None:
-    rig = CpuRig(model, dtype=dtype, quant=quant, options=options, is_batch_invariant=is_asked)
+    rig = CpuRig(model, dtype=dtype, options=options, is_batch_invariant=is_asked, **kept)
     prompts = [prompt_of(length, length) for length in (70, 20, 33, 1, 5)]
     alone = [scored(rig, [prompt], chunk=len(prompt))[0] for prompt in prompts]
     assert scored(rig, prompts, chunk=7) == alone
