@@ -21,7 +21,7 @@ struct Work {
   uint32_t* words;   // of all tiles one behind the other
   float* factors;
   int32_t* offsets;
-  uint16_t* wide;    // f8: of one block
+  Wide* wide;        // f8: of one block
   Sums part, whole;
 
   Work(void* memory, int num_queries, int head_dim) {
@@ -38,7 +38,7 @@ struct Work {
     whole.most = take(num_queries), whole.total = take(num_queries);
     factors = take(num_queries);
     offsets = reinterpret_cast<int32_t*>(take(2 * size_t(num_queries)));
-    wide = reinterpret_cast<uint16_t*>(at);
+    wide = reinterpret_cast<Wide*>(at);
   }
 };
 
@@ -55,10 +55,10 @@ struct Item {
 
   Item(const Pages& p, const AttentionSettings& s, const AttentionRow& r, const AttentionItem& i, const AttentionValues& v)
       : pages(p), settings(s), row(r), cut(i), values(v) {
-    const int item = item_bytes(p.kind);
+    const int item = item_bytes(p.kind), wide = sizeof(Wide);
     shape = kept = {p.head_dim, p.head_dim * item / 4, size_t(p.page_tokens) * 4, size_t(p.head_dim) * item};
-    kind = p.kind;
-    if (p.kind == Kind::f8) kind = Kind::bf16, shape = {p.head_dim, p.head_dim / 2, GROUP_KEYS * 4, size_t(p.head_dim) * 2};
+    kind = p.kind == Kind::f8 ? WIDE : p.kind;
+    if (p.kind == Kind::f8) shape = {p.head_dim, p.head_dim * wide / 4, GROUP_KEYS * 4, size_t(p.head_dim) * wide};
     group = s.num_heads / p.kv_heads;
     num_queries = i.num_tokens * group;
     num_tiles = (num_queries + TILE_QUERIES - 1) / TILE_QUERIES;

@@ -20,6 +20,15 @@ constexpr int TILE_QUERIES = 6;  // whose sums fill the registers: 6 x 4 of 32
 constexpr int TILE_QUERIES = 4;
 #endif
 
+// What f8 is attended as.
+#if KD_AVX512
+using Wide = uint16_t;
+constexpr Kind WIDE = Kind::bf16;
+#else
+using Wide = float;
+constexpr Kind WIDE = Kind::f32;
+#endif
+
 // Keys of a block and their values, in groups. A group that no query of the item sees is an alias of one that is seen.
 struct Block {
   const uint8_t* keys[GROUPS];
@@ -62,8 +71,8 @@ inline int first_seen(int position, int window) { return window > 0 && position 
 // A query as words of one tile: `at` is the first, `step` from one to the next, `part` from the upper digits to the lower.
 void pack_query(Kind kind, const float* x, int head_dim, uint32_t* at, int step, int part, float* factor, int32_t* offsets);
 
-// A block of f8 as one of bf16, in `room`, [2][BLOCK_KEYS][head_dim]; `next`: the block that will be widened after it, or the same.
-Block widen(const BlockShape& kept, const Block& block, const Block& next, uint16_t* room);
+// A block of f8 as one of WIDE, in `room`, [2][BLOCK_KEYS][head_dim]; `next`: the block that will be widened after it, or the same.
+Block widen(const BlockShape& kept, const Block& block, const Block& next, Wide* room);
 
 // One block for the queries of one tile; `next`: the block that will be attended after it, or null.
 void attend_block(Kind kind, const BlockShape& shape, const TileQueries& queries, int num_queries, const Seen* seen, const Block& block,

@@ -39,7 +39,7 @@ AttentionRoom attention_room(const Pages& pages, const AttentionSettings& settin
   room.partial_bytes = MOST_PARTIALS * (head + RECORD_EXTRA * int64_t(sizeof(float)));
   room.counter_bytes = int64_t(PARTS_PER_THREAD) * num_threads * sizeof(int32_t);
   room.thread_bytes = queries * (3 * head + 8 * int64_t(sizeof(float))) + 1024;  // and what is lost between one and the next
-  if (pages.kind == Kind::f8) room.thread_bytes += BLOCK_KEYS * head;  // widened keys and values, two bytes each
+  if (pages.kind == Kind::f8) room.thread_bytes += 2 * BLOCK_KEYS * int64_t(pages.head_dim) * sizeof(Wide);
   return room;
 }
 

@@ -38,11 +38,6 @@ KD_INLINE void store_bf16(uint16_t* p, Floats a) {
   const __m256i words = _mm256_packus_epi32(bf16_bits(a.low), bf16_bits(a.high));
   _mm256_storeu_si256((__m256i*)p, _mm256_permute4x64_epi64(words, 0xd8));
 }
-KD_INLINE void store_pairs(uint16_t* p, Floats even, Floats odd) {  // even[0], odd[0], even[1], ...
-  __m256i* at = reinterpret_cast<__m256i*>(p);
-  _mm256_storeu_si256(at, _mm256_or_si256(bf16_bits(even.low), _mm256_slli_epi32(bf16_bits(odd.low), 16)));
-  _mm256_storeu_si256(at + 1, _mm256_or_si256(bf16_bits(even.high), _mm256_slli_epi32(bf16_bits(odd.high), 16)));
-}
 KD_INLINE __m256 e4m3_bits(__m256i words, int byte) {
   const __m256i moved = _mm256_srai_epi32(_mm256_slli_epi32(words, 24 - 8 * byte), 4);
   return _mm256_castsi256_ps(_mm256_and_si256(moved, _mm256_set1_epi32(int(0x87f00000))));

@@ -37,11 +37,6 @@ KD_INLINE void store_bf16(uint16_t* p, Floats a) {  // to nearest, ties to even;
   const SixteenHalves halves = __builtin_convertvector((quiet & is_nan) | (to_nearest & ~is_nan), SixteenHalves);
   std::memcpy(p, &halves, sizeof halves);
 }
-KD_INLINE void store_pairs(uint16_t* p, Floats even, Floats odd) {  // even[0], odd[0], even[1], ...
-  uint16_t halves[2][LANES];
-  store_bf16(halves[0], even), store_bf16(halves[1], odd);
-  for (int i = 0; i < LANES; i++) p[2 * i] = halves[0][i], p[2 * i + 1] = halves[1][i];
-}
 // The e4m3 in that byte of each word, times 2^-120.
 KD_INLINE Floats e4m3_bits(Raw words, int byte) {
   return {(SixteenFloats)((SixteenInts)(words.v << (24 - 8 * byte)) >> 4 & int32_t(0x87f00000))};

@@ -9,7 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from drivers.native.attention import AttentionSettings, LayerPages, NativeAttention, layer_part_bytes
+from drivers.native.attention import AttentionSettings, LayerPages, NativeAttention, layer_part_bytes, native_attention
+from drivers.native.isa import AVX512, levels
 from drivers.ops.ragged import HeadShape, RowSpan
 
 GRANULE_BYTES = 1024
@@ -45,6 +46,11 @@ class Bed:
         arena = torch.full((self.num_frames * self.granules * GRANULE_BYTES,), 0xFF, dtype=torch.uint8)
         self.pages = LayerPages(arena, GRANULE_BYTES, self.page_tokens, self.heads, self.dtype, self.layer_bytes)
         self._free = (torch.randperm(self.num_frames, generator=self.random).numpy() * self.granules).tolist()
+
+    @property
+    def is_rounded(self) -> bool:
+        """Whether eight-bit floats are widened to sixteen bits, and no further."""
+        return self.dtype is torch.float8_e4m3fn and AVX512 in levels() and self.native is native_attention(AVX512)
 
     @property
     def settings(self) -> AttentionSettings:
@@ -83,7 +89,7 @@ class Bed:
     def exact(self, context: Context, position: int, queries: Tensor) -> tuple[Tensor, Tensor]:
         """The same by definition, in float64, with keys, values and queries as the kernel has them."""
         keys, values = (self.held(part).repeat(1, self.heads.num_queries_per_kv, 1) for part in (context.keys, context.values))
-        asked = (queries.bfloat16() if self.dtype in (torch.bfloat16, torch.float8_e4m3fn) else queries).double()
+        asked = (queries.bfloat16() if self.is_rounded or self.dtype is torch.bfloat16 else queries).double()
         scores = torch.einsum("qhd,khd->hqk", asked, keys) * self.settings.scale
         if self.softcap:
             scores = self.softcap * torch.tanh(scores / self.softcap)
@@ -101,5 +107,6 @@ class Bed:
             return (part * (1 / scale)).round().double() * scale.double()
         if self.dtype is torch.float8_e4m3fn:
             most = part.abs().amax(-1, keepdim=True)
-            return ((part * (448 / most)).to(self.dtype).float() * (most / 448)).bfloat16().double()
+            values = (part * (448 / most)).to(self.dtype).float() * (most / 448)
+            return (values.bfloat16() if self.is_rounded else values).double()
         return part.to(self.dtype).double()
