@@ -233,6 +233,12 @@ def test_e4m3_pages_have_a_scale_for_every_size(native: NativeAttention, size: f
     assert ((found - values).abs() <= 0.065 * values + 2**-100).all()
 
 
+@pytest.mark.parametrize("size", [1e-42, 1e-36])
+def test_e4m3_of_heads_next_to_nothing_is_zeros(native: NativeAttention, size: float) -> None:
+    """448 over the greatest would be no number."""
+    assert not e4m3_page(native, torch.full((256,), size))[0].any()
+
+
 @pytest.mark.parametrize("dtype", [torch.int8, torch.float8_e4m3fn])
 def test_scaled_pages_of_zeros_are_zeros(native: NativeAttention, dtype: torch.dtype) -> None:
     bed = Bed(native, dtype, LITTLE)
