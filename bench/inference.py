@@ -19,7 +19,7 @@ import os
 import statistics
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -59,6 +59,8 @@ GOALS = (
 )
 PEERS = ("openvino int8", "openvino bf16", "vllm bf16", "llama.cpp q8_0", "llama.cpp q4_0")
 FOR_COMPARISON = ("llama.cpp bf16", "transformers bf16")  # without a goal, on the smaller shape
+Shape = tuple[Callable[[Path], Path], tuple[str, ...]]  # what writes the model, and who runs it beside us
+SHAPES: dict[str, Shape] = {"135m": (make_135m, (*PEERS, *FOR_COMPARISON)), "360m": (make_360m, PEERS)}
 
 
 def goals_with(peers: Sequence[str]) -> list[Peers]:
@@ -164,28 +166,30 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--json", type=Path, help="file to write the figures to")
     parser.add_argument("--peers", default=",".join((*PEERS, *FOR_COMPARISON)), help="the peers to start")
+    parser.add_argument("--shape", choices=tuple(SHAPES), help="one of them alone  [default: all]")
     asked = parser.parse_args()
     wanted = [name.strip() for name in asked.peers.split(",")]
     if unknown := set(wanted) - {*PEERS, *FOR_COMPARISON}:
         parser.error(f"there is no peer {', '.join(sorted(unknown))}; there are {', '.join((*PEERS, *FOR_COMPARISON))}")
     is_without_vllm = not is_installed("vllm")
     chosen = [name for name in wanted if not (is_without_vllm and name.startswith("vllm"))]
-    figures = measured(chosen)
+    shapes = {asked.shape: SHAPES[asked.shape]} if asked.shape else SHAPES
+    figures = measured(chosen, shapes)
     if is_without_vllm:
         print("vLLM is not installed: compared without it", file=sys.stderr)
         figures = [replace(figure, note="without vLLM") if ": bf16, " in figure.what else figure for figure in figures]
-    publish("inference", "Generation beside other engines", figures, asked.json)
+    publish("inference", "Generation beside other engines" + (f", {asked.shape} shape" if asked.shape else ""), figures, asked.json)
 
 
-def measured(chosen: Sequence[str]) -> list[Figure]:
-    """All figures, beside the chosen peers."""
+def measured(chosen: Sequence[str], shapes: Mapping[str, Shape]) -> list[Figure]:
+    """All figures of some shapes, beside the chosen peers."""
     figures: list[Figure] = []
     goals = goals_with(chosen)
     with tempfile.TemporaryDirectory(prefix="kerneld-bench-") as name:
         folder = Path(name)
         settings = ["drivers.dtype=bfloat16", "memory.device_bytes=4GiB", "memory.host_bytes=512MiB"]
         with running_daemon(folder, *settings) as socket:
-            for make, peers in ((make_135m, (*PEERS, *FOR_COMPARISON)), (make_360m, PEERS)):
+            for make, peers in shapes.values():
                 model = make(folder)
                 with ExitStack() as stack:
                     engines = {f"kerneld {goal.quant or 'bf16'}": ours(socket, model, goal.quant) for goal in goals}

@@ -1,5 +1,7 @@
 """What do quantized weights and pages cost in quality? Bits per byte of the shipped model on files that it was not trained on.
 
+It is quantized while it is loaded, or comes in the formats of quantized checkpoints, rounded to the nearest (`bench.checkpoints`).
+
 Each file stands alone, in windows of 1023 tokens that move by 512 (`examples.demo_model.evaluation`), scored by the CPU driver as a daemon
 would score them. The text is the held-out part of the standard library of the Python that runs this; that of 3.11.7 is what the model's
 own figure, 0.724, was measured on. `--bytes` takes fewer of the files.
@@ -9,12 +11,14 @@ from __future__ import annotations
 
 import argparse
 import math
+import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from tokenizers import Tokenizer
 
+from bench.checkpoints import FORMATS, GGUF_TYPES, write_format, write_gguf
 from bench.report import Figure, at_most, publish
 from drivers.contract import InspectSpec, LoadSpec, OpenSpec, Plan, RowRun, RowStart, Sampling
 from drivers.cpu import CpuDriver
@@ -36,10 +40,14 @@ class Kept:
     quant: str = ""
     kv_quant: str = ""
     most_percent: float = 0.0  # that perplexity may rise by; 0: no goal
+    form: str = ""  # of a checkpoint; "": as it is shipped
+    path: Path = MODEL
 
     @property
     def name(self) -> str:
         """As the table shows it."""
+        if self.form:
+            return f"checkpoint in {self.form}"
         return f"weights {self.quant or self.dtype}, pages {self.kv_quant or self.dtype}"
 
 
@@ -54,6 +62,21 @@ OTHERS = (
 )
 
 
+FORM_GOALS = {
+    "FP8 in blocks of 128": 1.0, "FP8 by row": 1.0, "FP8 by tensor": 1.0, "compressed-tensors W8A8": 0.5, "compressed-tensors W4A16": 5.0,
+    "GPTQ int4": 5.0, "AWQ int4": 5.0, "GGUF Q8_0": 0.5, "GGUF Q6_K": 1.0, "GGUF Q4_K": 5.0, "GGUF Q4_0": 5.0,
+}  # fmt: skip
+
+
+def checkpoints(folder: Path) -> Iterator[Kept]:
+    """The shipped model in every format of a checkpoint, written there."""
+    for idx, form in enumerate(FORMATS):
+        yield Kept("bfloat16", most_percent=FORM_GOALS[form], form=form, path=write_format(MODEL, form, folder / str(idx)))
+    for kind in GGUF_TYPES:
+        form = f"GGUF {kind.name}"
+        yield Kept("bfloat16", most_percent=FORM_GOALS[form], form=form, path=write_gguf(MODEL, kind, folder / kind.name))
+
+
 class Scorer:
     """The shipped model in a driver of its own."""
 
@@ -61,7 +84,7 @@ class Scorer:
         """Open and load."""
         self._driver = CpuDriver()
         self._driver.open(OpenSpec(NUM_SLABS, SLAB_BYTES, GRANULE_BYTES, PAGE_TOKENS, 1, CONTEXT + 1, dtype=kept.dtype), None)
-        source = InspectSpec(str(MODEL), quant=kept.quant, kv_quant=kept.kv_quant)
+        source = InspectSpec(str(kept.path), quant=kept.quant, kv_quant=kept.kv_quant)
         model = self._driver.inspect(source)
         offsets, end = [], 0
         for segment in model.segments:
@@ -128,11 +151,12 @@ def main() -> None:
     num_tokens = sum(len(tokens) - first for tokens, first in windows)
     base = nats_of(BASE, windows)
     figures = [Figure(f"{BASE.name}, {size} bytes", base / math.log(2) / size, "bits/byte")]
-    for kept in OTHERS:
-        nats = nats_of(kept, windows)
-        figures.append(Figure(kept.name, nats / math.log(2) / size, "bits/byte"))
-        change = 100 * math.expm1((nats - base) / num_tokens)
-        figures.append(at_most(f"  perplexity over {BASE.name}", change, kept.most_percent, "%"))
+    with tempfile.TemporaryDirectory(prefix="kerneld-bench-") as folder:
+        for kept in (*OTHERS, *checkpoints(Path(folder))):
+            nats = nats_of(kept, windows)
+            figures.append(Figure(kept.name, nats / math.log(2) / size, "bits/byte"))
+            change = 100 * math.expm1((nats - base) / num_tokens)
+            figures.append(at_most(f"  perplexity over {BASE.name}", change, kept.most_percent, "%"))
     publish("perplexity", "Quality of quantized weights and pages, the shipped model on held-out files", figures, options.json)
 
 
