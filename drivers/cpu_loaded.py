@@ -16,6 +16,7 @@ from drivers.cpu_ground import Ground
 from drivers.cpu_model import CpuModel
 from drivers.cpu_runners import StepLora
 from drivers.errors import PlanRejected, UnknownModel
+from drivers.load_check import check_ids
 from drivers.models.adapter import AdapterWeights, LoraBatch, load_adapter, open_adapter, view_adapter
 from drivers.models.loader import Target
 from drivers.models.storage import ALIGN_BYTES
@@ -56,13 +57,7 @@ class Loaded:
 
     def check_free(self, spec: LoadSpec) -> None:
         """Whether the ids of a load are free, and the base of an adapter is there. Raises: PlanRejected, UnknownModel."""
-        taken = {space_id for model in self.models.values() for space_id in model.space_ids}
-        if spec.model_id in self.models or spec.model_id in self.adapters or not taken.isdisjoint(spec.space_ids):
-            raise PlanRejected(f"Model {spec.model_id} or one of its spaces {spec.space_ids} is in use already.")
-        if bool(spec.base_id) != bool(spec.source.base):
-            raise PlanRejected(f"Model {spec.model_id}: an adapter comes with the id and the path of its base, a model with neither.")
-        if spec.base_id and spec.base_id not in self.models:
-            raise UnknownModel(f"It has id {spec.base_id}, and is the base of adapter {spec.model_id}.")
+        check_ids(spec, {model_id: model.space_ids for model_id, model in self.models.items()}, self.adapters)
 
     def with_model(self, model_id: int, model: CpuModel) -> Loaded:
         """The same with one model more."""

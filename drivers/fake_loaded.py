@@ -18,6 +18,7 @@ from drivers.contract import LoadSpec, ModelSpec, OpenSpec, SegmentSpec
 from drivers.errors import DeviceLost, PlanRejected, UnknownModel
 from drivers.fake_memory import FakeSpace
 from drivers.fake_model import FakeAdapter, FakeModel
+from drivers.load_check import check_ids
 from drivers.rows import GroupLimit, ModelLimit, Row, StepRows
 
 Patterns = tuple[tuple[int, np.ndarray], ...]  # (offset in the arena, bytes)
@@ -80,18 +81,12 @@ class FakeLoaded:
     def check(self, spec: LoadSpec, told: ModelSpec) -> None:
         """Whether a load fits what is there. Raises: PlanRejected, UnknownModel."""
         shelves, arena_bytes = self._shelves, self._memory.num_slabs * self._memory.slab_bytes
-        taken = {space_id for loaded in shelves.models.values() for space_id in loaded.spaces}
-        if spec.model_id in shelves.models or spec.model_id in shelves.adapters or not taken.isdisjoint(spec.space_ids):
-            raise PlanRejected(f"Model {spec.model_id} or one of its spaces {spec.space_ids} is in use already.")
+        check_ids(spec, {model_id: loaded.spaces for model_id, loaded in shelves.models.items()}, shelves.adapters)
         if len(spec.offsets) != len(told.segments) or len(spec.space_ids) != len(told.groups):
             raise PlanRejected(f"It has {len(told.segments)} segments and {len(told.groups)} groups.")
         for segment, offset in zip(told.segments, spec.offsets, strict=True):
             if offset < 0 or offset + segment.size_bytes > arena_bytes:
                 raise PlanRejected(f"Segment {segment.name} lies outside the arena.")
-        if bool(spec.base_id) != bool(spec.source.base):
-            raise PlanRejected(f"Model {spec.model_id}: an adapter comes with the id and the path of its base, a model with neither.")
-        if spec.base_id and spec.base_id not in shelves.models:
-            raise UnknownModel(f"It has id {spec.base_id}, and is the base of adapter {spec.model_id}.")
 
     def add(self, spec: LoadSpec, told: ModelSpec, patterns: Patterns) -> None:
         """A load is done."""

@@ -31,6 +31,7 @@ from drivers.contract import Capabilities, CopyTimes, InspectSpec, LoadedModel, 
 from drivers.copier import Copier
 from drivers.errors import DeviceLost, ModelUnsupported, OptionUnknown, PlanRejected, UnknownModel
 from drivers.hostmem import HostMemory
+from drivers.load_check import check_ids
 from drivers.models.loader import ModelFiles, PageShape, Target
 from drivers.ops.table import OpTable
 from drivers.pages import PageMover
@@ -129,9 +130,7 @@ class HostDriver(ABC):
         began = time.perf_counter()
         device = self._opened()
         described = self._described(spec.source)
-        taken = {space_id for loaded in self._models.values() for space_id in loaded.space_ids}
-        if spec.model_id in self._models or not taken.isdisjoint(spec.space_ids):
-            raise PlanRejected(f"Model {spec.model_id} or one of its spaces {spec.space_ids} is in use already.")
+        check_ids(spec, {model_id: loaded.space_ids for model_id, loaded in self._models.items()})
         if spec.slots:
             raise PlanRejected(f"Model {spec.model_id}: the {self.probe().driver} driver streams no segments.")
         told, segments = described.told, described.files.segments

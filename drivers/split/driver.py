@@ -27,6 +27,7 @@ from drivers.copier import Copier
 from drivers.drafting import MOST_STEP_TOKENS, Drafter
 from drivers.errors import DeviceLost, PlanRejected, UnknownModel
 from drivers.hostmem import HostMemory
+from drivers.load_check import check_ids
 from drivers.ops.table import fused_table
 from drivers.plan_check import check_rows
 from drivers.rows import RowTable, StepRows
@@ -117,9 +118,7 @@ class SplitDriver:
     def load(self, spec: LoadSpec, progress: Callable[[int, int], None]) -> LoadedModel:
         """Copy the weights into place on every part. Raises: ModelUnsupported, ModelCorrupt, PlanRejected, DeviceOutOfMemory."""
         device = self._opened()
-        taken = {space_id for model in self._models.values() for space_id in model.space_ids}
-        if spec.model_id in self._models or not taken.isdisjoint(spec.space_ids):
-            raise PlanRejected(f"Model {spec.model_id} or one of its spaces {spec.space_ids} is in use already.")
+        check_ids(spec, {model_id: model.space_ids for model_id, model in self._models.items()})
         with torch.inference_mode():
             model, told = load_model(self._plan(spec.source), spec, Tiers(device.memory, device.host, device.copier), progress)
         with self._publishing:  # invariant 2
